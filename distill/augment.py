@@ -1,0 +1,237 @@
+"""Differentiable Siamese augmentation (Zhao and Bilen, "Dataset Condensation with Differentiable Siamese Augmentation", ICML 2021).
+
+A strategy is written as transform names joined by ``_``, for example ``color_crop_flip``. Each call picks one of them, with equal chances.
+The prefix ``dc_`` takes the ranges of the evaluation augmentation of "Dataset Condensation" (Zhao, Mopuri and Bilen, ICLR 2021) instead.
+`draw` makes explicit `Parameters`, `apply` is a pure function of images and parameters: the same parameters on real and synthetic images are
+the Siamese augmentation. Every transform treats each image by itself, so a batch may be cut into chunks, and is twice differentiable.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distill.errors import InputError, unknown_name
+from distill.spec import DataSpec
+
+DSA = "color_crop_cutout_flip_scale_rotate"
+DSA_DIGITS = "color_crop_cutout_scale_rotate"
+
+_DSA_NAMES = ("color", "crop", "cutout", "flip", "scale", "rotate")
+_DC_NAMES = ("crop", "scale", "rotate", "noise")
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """How far each transform may go. The defaults are DSA's."""
+
+    brightness: float = 0.5  # added, between minus and plus this
+    saturation: tuple[float, float] = (0.0, 2.0)  # factor about the mean of a pixel's channels
+    contrast: tuple[float, float] = (0.5, 1.5)  # factor about the image's mean
+    crop: float = 0.125  # largest shift, as a fraction of the side
+    cutout: float = 0.5  # side of the hole, as a fraction of the side
+    flip: float = 0.5  # probability
+    scale: tuple[float, float] = (1 / 1.2, 1.2)  # step between sampled pixels; above 1 the image shrinks
+    rotate: float = 15.0  # degrees, between minus and plus this
+    noise: float = 0.0  # standard deviation
+    mean_pad: bool = False  # crop and rotate fill with the image's channel means instead of zeros
+
+
+DSA_RANGES = Ranges()
+DC_RANGES = Ranges(scale=(0.8, 1.2), rotate=45.0, noise=0.001, mean_pad=True)
+
+
+@dataclass(frozen=True)
+class Strategy:
+    transforms: tuple[str, ...]
+    ranges: Ranges = DSA_RANGES
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """One transform and its numbers: ``values`` is (1, P), shared by all images, or (N, P), a row for each image.
+
+    Columns: color (brightness, saturation, contrast); crop (rows, columns) of the shift; cutout (top, left, height, width); flip (1 or 0);
+    scale (vertical, horizontal step); rotate (degrees); noise (standard deviation; the noise itself comes from ``noise_seed``).
+    """
+
+    transform: str
+    values: Tensor
+    mean_pad: bool = False
+    noise_seed: int = 0
+
+
+def strategy(text: str) -> Strategy:
+    """Reads ``"none"``, ``""``, ``"color_crop"``, ``"dc_crop_noise"``. Raises `InputError` for an unknown or repeated transform."""
+    if text in ("none", ""):
+        return Strategy(())
+    if not isinstance(text, str):
+        raise InputError(f"augmentation is a {type(text).__name__}; give a text such as {DSA!r} or 'none'.")
+    old = text.startswith("dc_")
+    transforms = tuple(text.removeprefix("dc_").split("_"))
+    for name in transforms:
+        if name not in (allowed := _DC_NAMES if old else _DSA_NAMES):
+            raise unknown_name("dc_ augmentation" if old else "augmentation", name, allowed)
+    if len(set(transforms)) < len(transforms):
+        raise InputError(f"augmentation {text[:80]!r} names a transform twice; name each at most once.")
+    return Strategy(transforms, DC_RANGES if old else DSA_RANGES)
+
+
+def for_data(spec: DataSpec) -> str:
+    """DSA's strategy for a data set: digits are not flipped (ICML 2021)."""
+    return DSA_DIGITS if spec.name.lower() in ("digits", "mnist", "svhn", "usps") else DSA
+
+
+def draw(strategy: Strategy, generator: torch.Generator, height: int, width: int, count: int | None = None) -> Parameters:
+    """Picks one transform and draws its parameters, for images of ``height`` x ``width``.
+
+    ``count=None``: one row, shared by every image they are applied to. ``count=N``: one row for each of N images. Which transform it is must
+    be known on the host, so with a generator on a GPU this waits for the GPU once; draw on a CPU generator to avoid that.
+    """
+    if not strategy.transforms:
+        return Parameters("none", torch.zeros(1, 0))
+    device, ranges, rows = generator.device, strategy.ranges, 1 if count is None else count
+    choice, noise_seed = torch.randint(2**62, (2,), generator=generator, device=device).tolist()
+    transform = strategy.transforms[choice % len(strategy.transforms)]
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(rows, generator=generator, device=device, dtype=torch.float32)
+
+    def whole(low: int, high: int) -> Tensor:
+        return torch.randint(low, high + 1, (rows,), generator=generator, device=device).to(torch.float32)
+
+    if transform == "color":
+        columns = [uniform(-ranges.brightness, ranges.brightness), uniform(*ranges.saturation), uniform(*ranges.contrast)]
+    elif transform == "crop":
+        columns = [whole(-most, most) for most in (_part(ranges.crop, height), _part(ranges.crop, width))]
+    elif transform == "cutout":
+        hole = _part(ranges.cutout, height), _part(ranges.cutout, width)
+        # The centre of an even hole lies between pixels, so it has one more place; the hole may hang over the border.
+        corners = [whole(0, side - cut % 2) - cut // 2 for side, cut in zip((height, width), hole, strict=True)]
+        columns = [*corners, *(torch.full((rows,), float(cut), device=device) for cut in hole)]
+    elif transform == "flip":
+        columns = [(uniform(0.0, 1.0) < ranges.flip).to(torch.float32)]
+    elif transform == "scale":
+        columns = [uniform(*ranges.scale), uniform(*ranges.scale)]
+    elif transform == "rotate":
+        columns = [uniform(-ranges.rotate, ranges.rotate)]
+    else:
+        columns = [torch.full((rows,), ranges.noise, device=device)]
+    return Parameters(transform, torch.stack(columns, dim=1), ranges.mean_pad, noise_seed)
+
+
+def _part(fraction: float, side: int) -> int:
+    return int(fraction * side + 0.5)
+
+
+def apply(images: Tensor, parameters: Parameters) -> Tensor:
+    """The transformed images, (N, C, H, W) like ``images`` and on their device; affine in them, so differentiable to any order.
+
+    Raises `InputError` when the images are not (N, C, H, W) floats or when there are parameters for another number of images.
+    """
+    if images.dim() != 4 or not images.is_floating_point():
+        raise InputError(f"augmentation needs float images (N, C, H, W); got {images.dtype} of shape {tuple(images.shape)}.")
+    if parameters.transform == "none":
+        return images
+    if len(parameters.values) not in (1, len(images)):
+        raise InputError(f"augmentation parameters are for {len(parameters.values)} images, but {len(images)} images were given.")
+    # Coordinates keep float32 precision when the images have less.
+    values = parameters.values.to(images.device, torch.promote_types(images.dtype, torch.float32))
+    if parameters.transform == "color":
+        return _color(images, values.to(images.dtype))
+    if parameters.transform in ("crop", "rotate"):
+        move = _crop if parameters.transform == "crop" else _rotate
+        if not parameters.mean_pad:
+            return move(images, values)
+        mean = images.mean((2, 3), keepdim=True)
+        return move(images - mean, values) + mean
+    if parameters.transform == "cutout":
+        return _cutout(images, values)
+    if parameters.transform == "flip":
+        return torch.where(values.view(-1, 1, 1, 1) > 0, images.flip(3), images)
+    if parameters.transform == "scale":
+        return _scale(images, values)
+    if parameters.transform == "noise":
+        return _noise(images, values.to(images.dtype), parameters.noise_seed)
+    raise unknown_name("transform", parameters.transform, {*_DSA_NAMES, *_DC_NAMES, "none"})
+
+
+def augment(images: Tensor, strategy: Strategy, generator: torch.Generator) -> Tensor:
+    """For learners: one transform for the batch, its parameters drawn for each image; images (N, C, H, W)."""
+    height, width = images.shape[-2:]
+    return apply(images, draw(strategy, generator, height, width, count=len(images)))
+
+
+def _color(images: Tensor, values: Tensor) -> Tensor:
+    brightness, saturation, contrast = values.view(-1, 3, 1, 1, 1).unbind(1)
+    images = images + brightness
+    grey = images.mean(1, keepdim=True)
+    images = grey + saturation * (images - grey)
+    level = images.mean((1, 2, 3), keepdim=True)
+    return level + contrast * (images - level)
+
+
+def _crop(images: Tensor, values: Tensor) -> Tensor:
+    """Output pixel (i, j) is input pixel (i + rows, j + columns), or zero outside."""
+    count, channels, height, width = images.shape
+    shifts = values.long()
+    rows = torch.arange(height, device=images.device) + shifts[:, :1]
+    columns = torch.arange(width, device=images.device) + shifts[:, 1:]
+    inside = _between(rows, height)[:, None, :, None] & _between(columns, width)[:, None, None, :]
+    moved = images.gather(2, rows.clamp(0, height - 1)[:, None, :, None].expand(count, channels, height, width))
+    moved = moved.gather(3, columns.clamp(0, width - 1)[:, None, None, :].expand(count, channels, height, width))
+    return torch.where(inside, moved, 0.0)
+
+
+def _cutout(images: Tensor, values: Tensor) -> Tensor:
+    top, left, tall, wide = values.unsqueeze(2).unbind(1)
+    rows = _between(torch.arange(images.shape[2], device=images.device) - top, tall)
+    columns = _between(torch.arange(images.shape[3], device=images.device) - left, wide)
+    return torch.where(rows[:, None, :, None] & columns[:, None, None, :], 0.0, images)
+
+
+def _scale(images: Tensor, values: Tensor) -> Tensor:
+    down, right = _centred(images, values)
+    return _sample(images, down * values[:, 0].view(-1, 1, 1), right * values[:, 1].view(-1, 1, 1))
+
+
+def _rotate(images: Tensor, values: Tensor) -> Tensor:
+    down, right = _centred(images, values)
+    angle = torch.deg2rad(values).view(-1, 1, 1)
+    sine, cosine = angle.sin(), angle.cos()
+    return _sample(images, sine * right + cosine * down, cosine * right - sine * down)
+
+
+def _noise(images: Tensor, values: Tensor, seed: int) -> Tensor:
+    generator = torch.Generator(images.device).manual_seed(seed)
+    shape = (len(values), *images.shape[1:])
+    return images + values.view(-1, 1, 1, 1) * torch.randn(shape, generator=generator, device=images.device, dtype=images.dtype)
+
+
+def _between(position: Tensor, end: Tensor | int) -> Tensor:
+    return (position >= 0) & (position < end)
+
+
+def _centred(images: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Each pixel's place measured from the image's centre, in pixels: (1, H, 1) downwards and (1, 1, W) to the right."""
+    down, right = (torch.arange(side, device=like.device, dtype=like.dtype) - (side - 1) / 2 for side in images.shape[2:])
+    return down.view(1, -1, 1), right.view(1, 1, -1)
+
+
+def _sample(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
+    """Bilinear interpolation at (1 or N, H, W) places measured from the centre, zero outside.
+
+    The values are `torch.nn.functional.grid_sample`'s; that function has no second derivative and no deterministic gradient on a GPU.
+    """
+    count, channels, height, width = images.shape
+    rows, columns = torch.broadcast_tensors(down + (height - 1) / 2, right + (width - 1) / 2)
+    top, left = rows.floor(), columns.floor()
+    flat = images.flatten(2)
+    total = torch.zeros_like(flat)
+    for row, row_weight in ((top, top + 1 - rows), (top + 1, rows - top)):
+        for column, column_weight in ((left, left + 1 - columns), (left + 1, columns - left)):
+            weight = row_weight * column_weight * (_between(row, height) & _between(column, width))
+            place = row.clamp(0, height - 1).long() * width + column.clamp(0, width - 1).long()
+            picked = flat.gather(2, place.flatten(1)[:, None].expand(count, channels, -1))
+            total = total + picked * weight.flatten(1)[:, None].to(images.dtype)
+    return total.view_as(images)

@@ -1,0 +1,289 @@
+"""`CondensedSet`: the one value that travels between all rooms and between parties, and its file format."""
+
+import dataclasses
+import json
+import math
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import pydantic
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from distill.augment import strategy
+from distill.errors import InputError
+from distill.records import write_whole
+from distill.spec import DataSpec
+
+FORMAT = 1
+MAX_FILE_BYTES = 1 << 30
+MAX_HEADER_BYTES = 4 << 20
+_DTYPES = {"F32": 4, "U8": 1, "I64": 8}
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
+class Provenance:
+    """Where a set comes from: enough to make it again, and its privacy statement if there is one.
+
+    ``dp`` is None, or what a private statistics object states about its releases; it is never invented or merged by the core.
+    """
+
+    method: str
+    config: dict[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    fingerprint: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    seconds: Annotated[float, pydantic.Field(ge=0)] = 0.0
+    dp: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class CondensedSet:
+    """A handful of images that stand for a data set.
+
+    Shapes: ``images`` (N, C, H, W) float32 in normalised space; ``labels`` (N,) int64, or (N, K) float32 soft labels (K classes).
+    ``lr`` is a learned step size for training on the set (MTT) or None; ``augmentation`` names the strategy a learner should use (see
+    `distill.augment.strategy`) or is None; ``quantisation`` is one (low, step) pair per channel when the images lie on a grid of 256
+    values, in which case the file holds uint8. Raises `InputError` on construction when anything does not fit.
+    """
+
+    images: Tensor
+    labels: Tensor
+    spec: DataSpec
+    lr: float | None = None
+    augmentation: str | None = None
+    provenance: Provenance = field(default_factory=lambda: Provenance("given"))
+    quantisation: tuple[tuple[float, float], ...] | None = None
+
+    def __post_init__(self) -> None:
+        images, labels, classes = self.images, self.labels, self.spec.num_classes
+        if images.dtype != torch.float32 or images.ndim != 4 or tuple(images.shape[1:]) != self.spec.shape or len(images) == 0:
+            expected = ", ".join(map(str, self.spec.shape))
+            raise InputError(f"images are {_short(images)}; allowed: float32 of shape (N, {expected}) with N at least 1.")
+        if labels.dtype == torch.int64:
+            if labels.shape != images.shape[:1]:
+                raise InputError(f"labels are {_short(labels)}; allowed: int64 of shape ({len(images)},) for {len(images)} images.")
+            if bool((labels < 0).any()) or bool((labels >= classes).any()):
+                raise InputError(f"labels lie in {int(labels.min())}..{int(labels.max())}; allowed: 0..{classes - 1}.")
+        elif labels.dtype != torch.float32 or labels.shape != (len(images), classes):
+            raise InputError(f"labels are {_short(labels)}; allowed: int64 (N,) or float32 (N, {classes}).")
+        for name, tensor in (("images", images), ("labels", labels)):
+            if not bool(torch.isfinite(tensor).all()):
+                raise InputError(f"{name} hold values that are not finite; allowed: finite numbers only.")
+        if self.lr is not None and not (isinstance(self.lr, float) and math.isfinite(self.lr) and self.lr > 0):
+            raise InputError(f"lr is {self.lr!r}; allowed: a positive finite float, or None.")
+        if self.augmentation is not None:
+            strategy(self.augmentation)
+        if self.quantisation is not None:
+            good = len(self.quantisation) == self.spec.channels
+            if not (good and all(math.isfinite(low) and math.isfinite(step) and step > 0 for low, step in self.quantisation)):
+                raise InputError(f"quantisation is {str(self.quantisation)[:80]}; allowed: a finite low and a positive step per channel.")
+
+    # What is in it
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def hard_labels(self) -> Tensor:
+        """(N,) int64: the labels, or the most likely class of soft labels."""
+        return self.labels if self.labels.dtype == torch.int64 else self.labels.argmax(1)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Images per class (K,)."""
+        return tuple(torch.bincount(self.hard_labels, minlength=self.spec.num_classes).tolist())
+
+    @property
+    def ipc(self) -> int:
+        """Images per class; of an uneven set the largest count (`counts` has them all)."""
+        return max(self.counts)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of images and labels as `save` stores them (uint8 images when quantised)."""
+        per_value = 1 if self.quantisation else 4
+        return self.images.numel() * per_value + self.labels.numel() * self.labels.element_size() + 8 * len(self.quantisation or ())
+
+    def pixels(self) -> Tensor:
+        """Images (N, C, H, W) in [0, 1], clipped: for eyes, not for training."""
+        return self.spec.denormalise(self.images)
+
+    # New sets from this one
+
+    def to(self, device: torch.device | str) -> "CondensedSet":
+        return dataclasses.replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def subset(self, classes: Iterable[int]) -> "CondensedSet":
+        """Only the images of these classes; label numbers and spec stay. `InputError` when nothing is left."""
+        wanted = sorted(set(classes))
+        keep = torch.isin(self.hard_labels, torch.tensor(wanted, device=self.labels.device))
+        if not bool(keep.any()):
+            present = [c for c, count in enumerate(self.counts) if count]
+            raise InputError(f"subset of classes {wanted} is empty; allowed: some of {present}.")
+        return dataclasses.replace(self, images=self.images[keep], labels=self.labels[keep])
+
+    @staticmethod
+    def concat(sets: Sequence["CondensedSet"]) -> "CondensedSet":
+        """The union, in order. Shape, classes and normalisation must agree; hard labels become one-hot where any set has soft ones.
+
+        The provenance names its parts. A privacy statement is not merged: how releases compose is for the accountant to say.
+        """
+        if not sets:
+            raise InputError("concat was given no sets; allowed: one or more.")
+        first = sets[0]
+        for other in sets[1:]:
+            for name in ("channels", "height", "width", "classes", "mean", "std"):
+                ours, theirs = getattr(first.spec, name), getattr(other.spec, name)
+                if ours != theirs:
+                    raise InputError(f"concat: {name} differ ({str(ours)[:60]} and {str(theirs)[:60]}); sets must agree on their spec.")
+        soft = any(s.labels.dtype != torch.int64 for s in sets)
+        labels = [
+            torch.nn.functional.one_hot(s.labels, s.spec.num_classes).float() if soft and s.labels.dtype == torch.int64 else s.labels for s in sets
+        ]
+        parts = [{"method": s.provenance.method, "seed": s.provenance.seed, "dp": s.provenance.dp} for s in sets]
+        return CondensedSet(
+            images=torch.cat([s.images for s in sets]),
+            labels=torch.cat(labels),
+            spec=first.spec,
+            lr=first.lr if len({s.lr for s in sets}) == 1 else None,
+            augmentation=first.augmentation if len({s.augmentation for s in sets}) == 1 else None,
+            provenance=Provenance("union", {"parts": parts}, seconds=sum(s.provenance.seconds for s in sets)),
+        )
+
+    def quantised(self) -> "CondensedSet":
+        """The same set with each channel rounded to 256 evenly spaced values, stored as uint8: a quarter of the bytes."""
+        low = self.images.amin((0, 2, 3)).double()
+        step = ((self.images.amax((0, 2, 3)).double() - low) / 255).clamp_min(1e-12)
+        grid = tuple(zip(low.tolist(), step.tolist(), strict=True))
+        return dataclasses.replace(self, images=_decode(_encode(self.images, grid), grid), quantisation=grid)
+
+    # The file
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file (never pickle), whole or not at all."""
+        write_whole(Path(path), self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The file's content: tensors ``images`` and ``labels``, and a JSON header under the metadata key ``distill``."""
+        header = {
+            "format": FORMAT,
+            "spec": dataclasses.asdict(self.spec),
+            "lr": self.lr,
+            "augmentation": self.augmentation,
+            "provenance": dataclasses.asdict(self.provenance),
+            "quantisation": self.quantisation,
+        }
+        images = _encode(self.images, self.quantisation) if self.quantisation else self.images
+        tensors = {"images": images.detach().cpu().contiguous(), "labels": self.labels.detach().cpu().contiguous()}
+        return safetensors.torch.save(tensors, {"distill": json.dumps(header, allow_nan=False, sort_keys=True)})
+
+    @staticmethod
+    def load(path: str | Path, max_bytes: int = MAX_FILE_BYTES) -> "CondensedSet":
+        """Read a file that may come from anybody. `InputError`, one line, names the file and what is wrong with it."""
+        path = Path(path)
+        try:
+            size = path.stat().st_size
+            if not path.is_file():
+                raise InputError(f"{path}: is not a file; give a condensed set's .safetensors file.")
+            if size > max_bytes:
+                raise InputError(f"{path}: {size} bytes; allowed: at most {max_bytes}.")
+            with path.open("rb") as file:
+                data = file.read(max_bytes + 1)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
+        try:
+            return CondensedSet.from_bytes(data, max_bytes)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+
+    @staticmethod
+    def from_bytes(data: bytes, max_bytes: int = MAX_FILE_BYTES) -> "CondensedSet":
+        """The set in ``data``, checked before anything of the claimed size is allocated."""
+        _check_layout(data, max_bytes)
+        try:
+            tensors = safetensors.torch.load(data)
+            with_metadata = json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])["__metadata__"]["distill"]
+            header = pydantic.TypeAdapter(_Header).validate_json(with_metadata)
+        except pydantic.ValidationError as error:
+            first = error.errors(include_url=False, include_context=False)[0]
+            where = ".".join(map(str, first["loc"])) or "it"
+            raise InputError(f"the header does not fit: {where}: {first['msg']} (given {str(first['input'])[:60]!r}).") from None
+        except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError, RuntimeError) as error:
+            raise InputError(f"not a condensed set: {str(error)[:120]}.") from None
+        if header.format != FORMAT:
+            raise InputError(f"format {header.format}; allowed: {FORMAT} (made by another version of this toolkit).")
+        spec = DataSpec(**dataclasses.asdict(header.spec))
+        images = tensors["images"]
+        if (images.dtype == torch.uint8) != (header.quantisation is not None):
+            raise InputError("images are uint8 without a quantisation grid, or float32 with one.")
+        if header.quantisation is not None and images.ndim == 4 and len(header.quantisation) == images.shape[1]:
+            images = _decode(images, header.quantisation)
+        return CondensedSet(images, tensors["labels"], spec, header.lr, header.augmentation, header.provenance, header.quantisation)
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True))
+class _SpecHeader:
+    name: str
+    channels: int
+    height: int
+    width: int
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True))
+class _Header:
+    format: int
+    spec: _SpecHeader
+    lr: float | None
+    augmentation: str | None
+    provenance: Provenance
+    quantisation: tuple[tuple[float, float], ...] | None
+
+
+def _check_layout(data: bytes, max_bytes: int) -> None:
+    """Header length, tensor names, dtypes and sizes, before safetensors allocates anything."""
+    if len(data) > max_bytes:
+        raise InputError(f"{len(data)} bytes; allowed: at most {max_bytes}.")
+    length = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else 0
+    if not 2 <= length <= MAX_HEADER_BYTES or 8 + length > len(data):
+        raise InputError("not a condensed set: no safetensors header, or the file is cut off.")
+    try:
+        header = json.loads(data[8 : 8 + length])
+        metadata = header.pop("__metadata__")["distill"]
+        names, body = sorted(header), len(data) - 8 - length
+        if not isinstance(metadata, str) or names != ["images", "labels"]:
+            raise InputError(f"holds the tensors {str(names)[:80]}; allowed: images and labels, with a 'distill' header.")
+        for name in names:
+            dtype, shape = header[name]["dtype"], header[name]["shape"]
+            if dtype not in _DTYPES or len(shape) > 4 or not all(type(n) is int and 0 <= n <= body for n in shape) or math.prod(shape) * _DTYPES[dtype] > body:
+                raise InputError(f"tensor {name} claims {str(dtype)[:20]} {str(shape)[:60]}, which the file cannot hold.")
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"not a condensed set: damaged header ({type(error).__name__}: {str(error)[:80]}).") from None
+
+
+def _encode(images: Tensor, grid: Sequence[tuple[float, float]]) -> Tensor:
+    low, step = _grid(images, grid)
+    return ((images.double() - low) / step).round().clamp(0, 255).to(torch.uint8)
+
+
+def _decode(codes: Tensor, grid: Sequence[tuple[float, float]]) -> Tensor:
+    low, step = _grid(codes, grid)
+    return (low + step * codes.double()).float()
+
+
+def _grid(like: Tensor, grid: Sequence[tuple[float, float]]) -> tuple[Tensor, Tensor]:
+    pairs = torch.tensor(grid, dtype=torch.float64, device=like.device)
+    return pairs[:, 0].view(1, -1, 1, 1), pairs[:, 1].view(1, -1, 1, 1)
+
+
+def _short(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"

@@ -1,0 +1,112 @@
+"""Plain values in, a frozen config dataclass out; each mistake is one line that names the key, what was given and what is allowed."""
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import annotated_types
+import pydantic
+
+from distill.errors import InputError, unknown_name
+
+T = TypeVar("T")
+
+
+def configure(kind: type[T], values: Mapping[str, Any], where: str) -> T:
+    """An instance of the pydantic dataclass ``kind`` from a (nested) mapping, checked strictly.
+
+    ``where`` opens the message, for example ``"study.toml: [method]"``. Raises `InputError`.
+    """
+    try:
+        # Through JSON: there strict mode takes a list for a tuple, which is all that TOML has, and still no "3" for 3.
+        return pydantic.TypeAdapter(kind).validate_json(json.dumps(dict(values), default=_refuse))
+    except pydantic.ValidationError as error:
+        raise _one_line(kind, error, where) from None
+    except (TypeError, RecursionError, ValueError) as error:
+        raise InputError(f"{where}: {str(error)[:200]}") from None
+
+
+def _refuse(value: object) -> None:
+    raise TypeError(f"a value of type {type(value).__name__} ({str(value)[:60]!r}) is not allowed; use numbers, text, true/false or lists.")
+
+
+def _one_line(kind: type[Any], error: pydantic.ValidationError, where: str) -> InputError:
+    first = error.errors(include_url=False, include_context=False)[0]
+    path = [part for part in first["loc"] if isinstance(part, str | int)]
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        owner = _owner(kind, path[:-1])
+        at = ".".join(map(str, path[:-1]))
+        return unknown_name(f"{where}{': ' + at if at else ''}: key", path[-1], [f.name for f in dataclasses.fields(owner)])
+    names = [part for part in path if _is_field(kind, part)] or path
+    key = ".".join(map(str, names))
+    allowed = allowed_values(kind, [str(part) for part in names])
+    if first["type"] in ("missing", "missing_argument"):
+        return InputError(f"{where}: key {key!r} is missing; allowed: {allowed}.")
+    given = json.dumps(first["input"], default=str)[:80]
+    if first["type"] == "literal_error" and isinstance(first["input"], str):
+        options = [part.strip().strip("'") for part in allowed.split(",")]
+        return unknown_name(f"{where}: key {key!r}: value", first["input"], options)
+    return InputError(f"{where}: key {key!r} is {given}; allowed: {allowed}.")
+
+
+def _is_field(kind: type[Any], part: object) -> bool:
+    return isinstance(part, str) and not part.startswith(("function-", "constrained-", "nullable", "tuple[", "literal["))
+
+
+def _owner(kind: type[Any], path: list[str | int]) -> type[Any]:
+    """The dataclass that a path of field names leads to."""
+    for part in path:
+        hints = typing.get_type_hints(kind)
+        for option in _options(hints.get(str(part))):
+            if dataclasses.is_dataclass(option):
+                kind = typing.cast(type[Any], option)
+    return kind
+
+
+def allowed_values(kind: type[Any], path: list[str]) -> str:
+    """A short text of what a field takes: ``a whole number of 1 or more, or nothing``."""
+    owner = _owner(kind, list(path[:-1]))
+    hint = typing.get_type_hints(owner, include_extras=True).get(path[-1]) if path else None
+    return " or ".join(dict.fromkeys(_describe(option) for option in _options(hint, extras=True))) if hint is not None else "a value of another kind"
+
+
+def _options(hint: Any, extras: bool = False) -> list[Any]:
+    if typing.get_origin(hint) is typing.Annotated and not extras:
+        hint = typing.get_args(hint)[0]
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return [option for part in typing.get_args(hint) for option in _options(part, extras)]
+    return [hint]
+
+
+_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "nothing (leave it out)"}
+
+
+def _describe(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Annotated:
+        base, *extras = typing.get_args(hint)
+        limits = [text for extra in extras for text in _limits(extra)]
+        return _describe(base) + (" " + " and ".join(limits) if limits else "")
+    if typing.get_origin(hint) is typing.Literal:
+        return ", ".join(repr(value) for value in typing.get_args(hint))
+    if typing.get_origin(hint) in (tuple, list):
+        inner = [part for part in typing.get_args(hint) if part is not Ellipsis]
+        return "a list of " + " and ".join(dict.fromkeys(_describe(part) for part in inner))
+    if typing.get_origin(hint) is dict or dataclasses.is_dataclass(hint):
+        return "a table"
+    return _NAMES.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _limits(extra: Any) -> list[str]:
+    parts = list(extra.metadata) if isinstance(extra, pydantic.fields.FieldInfo) else [extra]
+    words = {annotated_types.Ge: "of at least", annotated_types.Gt: "above", annotated_types.Le: "of at most", annotated_types.Lt: "below"}
+    found = []
+    for part in parts:
+        for constraint, word in words.items():
+            if isinstance(part, constraint):
+                found.append(f"{word} {next(iter(dataclasses.asdict(part).values()))}")
+        if isinstance(part, annotated_types.MinLen):
+            found.append(f"with at least {part.min_length}")
+    return found

@@ -1,0 +1,23 @@
+"""The one error for wrong input, and the sentence that offers the nearest allowed name."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """What the user (or another party) gave is wrong.
+
+    The message is one line: what was given, what is allowed, what to do. The command line prints it and exits with 2.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+def unknown_name(what: str, given: object, allowed: Iterable[str]) -> InputError:
+    """The error for a name that is not in a list: names the list and the nearest entry."""
+    names = sorted(allowed)
+    text = str(given)[:80]
+    near = difflib.get_close_matches(text, names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return InputError(f"{what} {text!r} is not known{hint} Allowed: {', '.join(names)}." if hint else f"{what} {text!r} is not known. Allowed: {', '.join(names)}.")

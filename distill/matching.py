@@ -1,0 +1,43 @@
+"""The losses that methods minimise: pure functions of what real data and synthetic images give."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from distill.errors import unknown_name
+
+GRADIENT_DISTANCES = ("layerwise", "mse", "cosine")
+
+
+def gradient_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor], distance: str = "layerwise") -> Tensor:
+    """How far two network gradients are apart (scalar).
+
+    - ``layerwise``: Zhao et al., ICLR 2021, eq. 9 and appendix: for each weight tensor one minus the cosine of each output row,
+      summed over rows and layers; biases and norm parameters (one-dimensional) do not count.
+    - ``mse``: squared Euclidean distance of all parameters' gradients; ``cosine``: one minus the cosine of the two whole vectors.
+
+    ``real`` and ``synthetic`` hold one tensor per parameter, in the same order.
+    """
+    if distance == "layerwise":
+        rows = [_row_distance(r, s) for r, s in zip(real, synthetic, strict=True) if r.ndim > 1]
+        return torch.stack(rows).sum()
+    if distance not in GRADIENT_DISTANCES:
+        raise unknown_name("gradient distance", distance, GRADIENT_DISTANCES)
+    a = torch.cat([r.flatten() for r in real])
+    b = torch.cat([s.flatten() for s in synthetic])
+    if distance == "mse":
+        return (a - b).square().sum()
+    return 1 - (a * b).sum() / (a.norm() * b.norm() + 1e-6)
+
+
+def _row_distance(real: Tensor, synthetic: Tensor) -> Tensor:
+    # A three-dimensional weight is a layer norm over (C, H, W): each channel is a row, as in the authors' code.
+    a, b = real.flatten(1), synthetic.flatten(1)
+    cosine = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-6)
+    return (1 - cosine).sum()
+
+
+def mean_distance(real: Tensor, synthetic: Tensor) -> Tensor:
+    """Zhao and Bilen, WACV 2023, eq. 6: squared distance of class means (K, D), summed over features and classes (scalar)."""
+    return (real - synthetic).square().sum()

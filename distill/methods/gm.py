@@ -1,0 +1,127 @@
+"""GM, gradient matching (also called DC): make the network gradients that synthetic images give those of real images.
+
+Zhao, Mopuri and Bilen, "Dataset Condensation with Gradient Matching", ICLR 2021. DSA is the same with Siamese augmentation (dsa.py).
+"""
+
+from typing import Annotated, Literal
+
+import numpy as np
+import pydantic
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from distill.augment import apply, draw, for_data, strategy
+from distill.condensed import CondensedSet
+from distill.matching import gradient_distance
+from distill.methods.siamese import shared_draws
+from distill.networks import Factory, has_batchnorm, renew
+from distill.statistics import RealStatistics, mean_gradient
+from distill.synthetic import Initial, Synthetic
+
+# The authors' table of image updates per network (ipc: inner epochs between them); the number of image updates is ipc itself.
+# 100 is their answer to a user's question.
+INNER_EPOCHS = {1: 1, 10: 50, 20: 25, 30: 20, 40: 15, 50: 10, 100: 2}
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
+class GMConfig:
+    """Defaults are those of the paper's code. ``outer_steps`` (image updates per network) and ``inner_epochs`` (network training on the
+    synthetic set between two of them) follow the authors' table by IPC when None: outer_steps = ipc, inner_epochs interpolated."""
+
+    iterations: Annotated[int, Field(ge=1)] = 1000
+    outer_steps: Annotated[int, Field(ge=1)] | None = None
+    inner_epochs: Annotated[int, Field(ge=0)] | None = None
+    lr_img: Annotated[float, Field(gt=0)] = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    lr_net: Annotated[float, Field(gt=0)] = 0.01
+    batch_real: Annotated[int, Field(ge=1)] = 256
+    batch_train: Annotated[int, Field(ge=1)] = 256
+    distance: Literal["layerwise", "mse", "cosine"] = "layerwise"
+    network: str = "ConvNet"
+    augmentation: str = "none"
+    initial: Initial = "noise"
+
+
+def loops(config: GMConfig, ipc: int) -> tuple[int, int]:
+    """(outer_steps, inner_epochs) of a configuration at this IPC."""
+    outer = config.outer_steps or ipc
+    table = np.interp(ipc, list(INNER_EPOCHS), list(INNER_EPOCHS.values()))
+    return outer, round(float(table)) if config.inner_epochs is None else config.inner_epochs
+
+
+class GM:
+    """One step: one image update; every ``outer_steps`` of them a new random network, trained on the images in between."""
+
+    def __init__(self, config: GMConfig, initial: CondensedSet, network: Factory | None = None) -> None:
+        self.config = config
+        self.synthetic = Synthetic.start(initial)
+        self.factory: Factory = network or config.network
+        self.network: nn.Module | None = None
+        self.augmentation = for_data(initial.spec) if config.augmentation == "auto" else config.augmentation
+        self.strategy = strategy(self.augmentation)
+        self.outer_steps, self.inner_epochs = loops(config, initial.ipc)
+        self.total_steps = config.iterations * self.outer_steps
+        self.steps_done = 0
+
+    @property
+    def condensed(self) -> CondensedSet:
+        return self.synthetic.to_set(self.augmentation)
+
+    def step(self, statistics: RealStatistics, generator: torch.Generator) -> dict[str, Tensor]:
+        """One pass of algorithm 1's inner block; returns ``loss``, summed over classes (0-dimensional)."""
+        place = self.steps_done % self.outer_steps
+        if place == 0:
+            self.network = renew(self.factory, self.network, statistics.spec, generator, statistics.device)
+        assert self.network is not None
+        network = self.network.train()
+        if has_batchnorm(network):
+            statistics.warm_batchnorm(network, 16, generator)
+
+        augment = shared_draws(self.strategy, statistics, generator)
+        real = statistics.class_gradients(network, self.config.batch_real, augment, generator)
+        parameters = [p for p in network.parameters() if p.requires_grad]
+        losses, gradients = [], []
+        for position, (images, labels) in enumerate(self.synthetic.per_class()):
+            loss = F.cross_entropy(network(augment(images, position)), labels)
+            synthetic = torch.autograd.grad(loss, parameters, create_graph=True)
+            distance = gradient_distance(real[position], synthetic, self.config.distance)
+            gradients += torch.autograd.grad(distance, [images])
+            losses.append(distance.detach())
+        self.synthetic.descend(gradients, self.config.lr_img, self.config.momentum)
+
+        self.steps_done += 1
+        # The published loop does not train the network after its last image update: that network is thrown away.
+        if place < self.outer_steps - 1:
+            self._train(network.train(), generator)
+        return {"loss": torch.stack(losses).sum()}
+
+    def _train(self, network: nn.Module, generator: torch.Generator) -> None:
+        """``inner_epochs`` of plain SGD (no momentum) on the synthetic images."""
+        images, labels = self.synthetic.images, self.synthetic.labels
+        _, height, width = images.shape[1:]
+        parameters = [p for p in network.parameters() if p.requires_grad]
+        for _ in range(self.inner_epochs):
+            order = torch.randperm(len(images), generator=generator, device=generator.device).to(images.device)
+            for batch in order.split(self.config.batch_train):
+                part = images[batch]
+                if self.strategy.transforms:
+                    part = apply(part, draw(self.strategy, generator, height, width, len(part)))
+                found = mean_gradient(network, part, labels[batch])
+                with torch.no_grad():
+                    for parameter, gradient in zip(parameters, found, strict=True):
+                        parameter.sub_(gradient, alpha=self.config.lr_net)
+
+    def state(self) -> dict[str, Tensor]:
+        network = {f"network.{name}": value for name, value in self.network.state_dict().items()} if self.network else {}
+        return {**self.synthetic.state(), "steps_done": torch.tensor(self.steps_done), **network}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self.synthetic.load_state(state)
+        self.steps_done = int(state["steps_done"])
+        saved = {name.removeprefix("network."): value for name, value in state.items() if name.startswith("network.")}
+        if saved:  # stopped between two image updates of one network; any fresh one of the same shape takes its weights
+            device = self.synthetic.images.device
+            self.network = renew(self.factory, None, self.synthetic.template.spec, torch.Generator(device), device)
+            self.network.load_state_dict(saved)

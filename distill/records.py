@@ -1,0 +1,116 @@
+"""What a run leaves on disk: whole files or none, one JSON line per event, and the facts of the machine."""
+
+import contextlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import resource
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill.errors import InputError
+
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "safetensors", "distill-apps")
+
+
+def write_whole(path: Path, data: bytes | str) -> None:
+    """Write to a temporary file beside ``path``, flush it to the disk, rename: a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON with sorted keys and no NaN (a NaN becomes null, so that every reader can parse it)."""
+    write_whole(path, json.dumps(_plain(value), indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The parsed file; `InputError` when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is not valid JSON ({error}).") from None
+
+
+def append_line(path: Path, event: dict[str, Any]) -> None:
+    """Append one flat JSON object as a line of its own."""
+    with path.open("a") as file:
+        file.write(json.dumps(_plain(event), allow_nan=False) + "\n")
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON-lines file; a last line that was cut off by a kill is left out."""
+    if not path.exists():
+        return
+    with path.open() as file:
+        for line in file:
+            with contextlib.suppress(ValueError):
+                value = json.loads(line)
+                if line.endswith("\n") and isinstance(value, dict):
+                    yield value
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident size this process has had, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Versions and hardware, so that a figure can be read later."""
+    cuda = torch.cuda.get_device_name(0) if device.startswith("cuda") else None
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(terse=True),
+        "processor": _processor(),
+        "cores": os.cpu_count() or 1,
+        "torch_threads": torch.get_num_threads(),
+        "device": device,
+        "gpu": cuda,
+        "packages": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that numbers depend on."""
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, torch.Tensor):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

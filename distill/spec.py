@@ -1,0 +1,80 @@
+"""`DataSpec`: what every room must know about a data set without seeing its pixels."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distill.errors import InputError
+
+# Limits for specs that come from other parties; far above every data set this toolkit is meant for.
+MAX_CHANNELS = 64
+MAX_SIDE = 4096
+MAX_CLASSES = 100_000
+MAX_NAME = 200
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Shape, class names and normalisation of a data set.
+
+    ``mean`` and ``std`` are per channel, for pixels scaled to [0, 1]. Raises `InputError` when a field is out of range.
+    """
+
+    name: str
+    channels: int
+    height: int
+    width: int
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        def check(good: bool, field: str, allowed: str) -> None:
+            if not good:
+                raise InputError(f"data spec: {field} is {str(getattr(self, field))[:80]!r}; allowed: {allowed}.")
+
+        check(isinstance(self.name, str) and 0 < len(self.name) <= MAX_NAME, "name", f"1 to {MAX_NAME} characters")
+        check(_whole(self.channels) and 1 <= self.channels <= MAX_CHANNELS, "channels", f"1 to {MAX_CHANNELS}")
+        check(_whole(self.height) and 1 <= self.height <= MAX_SIDE, "height", f"1 to {MAX_SIDE}")
+        check(_whole(self.width) and 1 <= self.width <= MAX_SIDE, "width", f"1 to {MAX_SIDE}")
+        check(1 <= len(self.classes) <= MAX_CLASSES, "classes", f"1 to {MAX_CLASSES} names")
+        check(all(isinstance(c, str) and len(c) <= MAX_NAME for c in self.classes), "classes", f"names of at most {MAX_NAME} characters")
+        for field in ("mean", "std"):
+            numbers = getattr(self, field)
+            check(len(numbers) == self.channels and all(_finite(v) for v in numbers), field, f"{self.channels} finite numbers")
+        check(all(1e-6 <= v <= 1e6 for v in self.std), "std", "numbers from 1e-6 to 1e6")
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        return self.channels, self.height, self.width
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 (0 to 255) or float (0 to 1) images (N, C, H, W) to normalised float32."""
+        scaled = images.to(torch.float32) / 255.0 if images.dtype == torch.uint8 else images.to(torch.float32)
+        mean, std = self._columns(scaled)
+        return (scaled - mean) / std
+
+    def denormalise(self, images: Tensor) -> Tensor:
+        """Normalised images (N, C, H, W) back to pixels in [0, 1], clipped."""
+        mean, std = self._columns(images)
+        return (images * std + mean).clamp(0.0, 1.0)
+
+    def _columns(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        mean = torch.tensor(self.mean, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
+        std = torch.tensor(self.std, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
+        return mean, std
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

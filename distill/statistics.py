@@ -1,0 +1,159 @@
+"""`RealStatistics`: the only window through which a matching method sees real data, and its exact form."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distill.data import ImageData
+from distill.networks import has_batchnorm
+from distill.spec import DataSpec
+
+# Augments a batch of one class: (images (n, C, H, W), position of the class in `classes`) -> images.
+Augment = Callable[[Tensor, int], Tensor]
+# Maps normalised images (n, C, H, W) to features (n, D).
+Embed = Callable[[Tensor], Tensor]
+
+
+class RealStatistics(Protocol):
+    """What a matching method may ask about real data. A method that asks nothing else can be made private from outside.
+
+    ``classes`` are the class ids that have images; lists and first dimensions below follow their order. ``privacy`` is None or the
+    statement that goes into the provenance of a set made from these statistics.
+    """
+
+    @property
+    def spec(self) -> DataSpec: ...
+    @property
+    def classes(self) -> tuple[int, ...]: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def fingerprint(self) -> str | None: ...
+    @property
+    def privacy(self) -> dict[str, Any] | None: ...
+
+    def class_means(self, embed: Embed, batch_size: int, augment: Augment | None, generator: torch.Generator, joint: bool = False) -> Tensor:
+        """(number of classes, D): the mean feature of a random batch of each class. ``joint`` embeds all classes as one batch (BatchNorm)."""
+        ...
+
+    def class_gradients(self, network: nn.Module, batch_size: int, augment: Augment | None, generator: torch.Generator) -> list[list[Tensor]]:
+        """For each class, the gradient of the mean cross-entropy of a random batch, one tensor per trainable parameter."""
+        ...
+
+    def warm_batchnorm(self, network: nn.Module, per_class: int, generator: torch.Generator) -> None:
+        """Set a network's BatchNorm running statistics from a small real batch, then put its BatchNorm layers in evaluation mode."""
+        ...
+
+    def initial_images(self, kind: str, ipc: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Normalised real images (n, C, H, W) and labels (n,) to start from; ``kind`` is "real" or a coreset's name."""
+        ...
+
+
+class ExactStatistics:
+    """Statistics computed from the images themselves, without noise."""
+
+    def __init__(self, data: ImageData) -> None:
+        self.data = data
+        self.privacy: dict[str, Any] | None = None
+
+    @property
+    def spec(self) -> DataSpec:
+        return self.data.spec
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        return self.data.classes
+
+    @property
+    def device(self) -> torch.device:
+        return self.data.device
+
+    @property
+    def fingerprint(self) -> str:
+        return self.data.fingerprint
+
+    def batch(self, position: int, size: int, generator: torch.Generator) -> Tensor:
+        """Up to ``size`` normalised images of one class, drawn without replacement (all of them when there are fewer)."""
+        indices = self.data.class_indices(self.classes[position])
+        order = torch.randperm(len(indices), generator=generator, device=generator.device)[:size]
+        return self.data.normalised("train", indices[order.to(indices.device)])
+
+    def class_means(self, embed: Embed, batch_size: int, augment: Augment | None, generator: torch.Generator, joint: bool = False) -> Tensor:
+        with torch.no_grad():
+            batches = []
+            means = []
+            for position in range(len(self.classes)):
+                images = self.batch(position, batch_size, generator)
+                images = augment(images, position) if augment else images
+                if joint:
+                    batches.append(images)
+                else:
+                    means.append(_chunked_sum(embed, images) / len(images))
+            if joint:
+                features = embed(torch.cat(batches))
+                means = [part.mean(0) for part in features.split([len(b) for b in batches])]
+            return torch.stack(means)
+
+    def class_gradients(self, network: nn.Module, batch_size: int, augment: Augment | None, generator: torch.Generator) -> list[list[Tensor]]:
+        gradients = []
+        for position, label in enumerate(self.classes):
+            images = self.batch(position, batch_size, generator)
+            images = augment(images, position) if augment else images
+            labels = torch.full((len(images),), label, device=images.device)
+            gradients.append(mean_gradient(network, images, labels))
+        return gradients
+
+    def warm_batchnorm(self, network: nn.Module, per_class: int, generator: torch.Generator) -> None:
+        images = torch.cat([self.batch(position, per_class, generator) for position in range(len(self.classes))])
+        network.train()
+        with torch.no_grad():
+            network(images)
+        for module in network.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+    def initial_images(self, kind: str, ipc: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        from distill.coresets import select  # here, because coresets need data that a private statistics object never shows
+
+        chosen = select(self.data, kind, ipc, generator)
+        return chosen.images, chosen.labels
+
+
+def mean_gradient(network: nn.Module, images: Tensor, labels: Tensor) -> list[Tensor]:
+    """Gradient of the mean cross-entropy, one tensor per trainable parameter; summed over chunks that stay in the processor's cache.
+
+    Exact, because gradients add up; networks with BatchNorm in training mode see the batch whole.
+    """
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    total: list[Tensor] | None = None
+    for part, target in chunks(images, labels, whole=network.training and has_batchnorm(network)):
+        loss = F.cross_entropy(network(part), target, reduction="sum") / len(images)
+        found = torch.autograd.grad(loss, parameters)
+        total = list(found) if total is None else [a.add_(b) for a, b in zip(total, found, strict=True)]
+    assert total is not None
+    return total
+
+
+def chunks(images: Tensor, labels: Tensor, whole: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+    """Split a batch into pieces whose activations stay in a CPU's cache (2.0 x measured on a ConvNet-3 of width 128); whole on a GPU."""
+    size = len(images) if whole else chunk_size(images)
+    yield from zip(images.split(size), labels.split(size), strict=True)
+
+
+def chunk_size(images: Tensor) -> int:
+    """About 20 images of 32 x 32 on a CPU: 10 MB of first-layer activations at width 128."""
+    if images.device.type != "cpu":
+        return 2048
+    return max(4, 20 * 1024 // (images.shape[-1] * images.shape[-2]))
+
+
+def _chunked_sum(embed: Embed, images: Tensor) -> Tensor:
+    total: Tensor | None = None
+    for part in images.split(chunk_size(images)):
+        found = embed(part).sum(0)
+        total = found if total is None else total + found
+    assert total is not None
+    return total

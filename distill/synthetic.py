@@ -1,0 +1,92 @@
+"""The images that a method learns: where they start, how they step, and the set they make."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from distill.condensed import CondensedSet, Provenance
+from distill.errors import InputError
+from distill.statistics import RealStatistics
+
+Initial = Literal["real", "noise", "herding", "kcenter", "kmeans", "class_mean"]
+
+
+@dataclass
+class Synthetic:
+    """Learnable images with the momentum of plain SGD (the optimiser of every published method).
+
+    Shapes: images and velocity (N, C, H, W) float32, labels (N,) or (N, K). Images of one class lie together, classes in rising order.
+    """
+
+    images: Tensor
+    labels: Tensor
+    velocity: Tensor
+    template: CondensedSet
+
+    @staticmethod
+    def start(initial: CondensedSet) -> "Synthetic":
+        """Own copies of a set's images, sorted by class."""
+        order = torch.argsort(initial.hard_labels, stable=True)
+        images = initial.images[order].detach().clone()
+        return Synthetic(images, initial.labels[order].clone(), torch.zeros_like(images), dataclasses.replace(initial, quantisation=None))
+
+    def __post_init__(self) -> None:
+        hard = self.labels if self.labels.dtype == torch.int64 else self.labels.argmax(1)
+        self.classes, counts = (t.tolist() for t in hard.unique(sorted=True, return_counts=True))
+        self.counts: list[int] = counts
+
+    def per_class(self) -> list[tuple[Tensor, Tensor]]:
+        """(images, labels) of each class as leaves that ask for gradients; their gradients go to `descend` in the same order."""
+        images = self.images.detach().split(self.counts)
+        return [(part.clone().requires_grad_(True), target) for part, target in zip(images, self.labels.split(self.counts), strict=True)]
+
+    def descend(self, gradients: list[Tensor], lr: float, momentum: float) -> None:
+        """One step of SGD with momentum, in place."""
+        self.velocity.mul_(momentum).add_(torch.cat(gradients))
+        self.images.sub_(self.velocity, alpha=lr)
+
+    def to_set(self, augmentation: str | None) -> CondensedSet:
+        """A detached snapshot."""
+        return dataclasses.replace(self.template, images=self.images.detach().clone(), labels=self.labels.clone(), augmentation=augmentation)
+
+    def state(self) -> dict[str, Tensor]:
+        return {"images": self.images, "velocity": self.velocity}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self.images.copy_(state["images"])
+        self.velocity.copy_(state["velocity"])
+
+
+def check_classes(statistics: RealStatistics, synthetic: Synthetic) -> None:
+    """The set and the data must hold the same classes, or matching class by class has no meaning."""
+    if list(statistics.classes) != synthetic.classes:
+        raise InputError(
+            f"the initial set holds the classes {synthetic.classes} and the data {list(statistics.classes)}; "
+            "they must be the same: give another initial set, or take subset(classes) of one of them."
+        )
+
+
+def initial_set(statistics: RealStatistics, kind: str | CondensedSet, ipc: int, generator: torch.Generator) -> CondensedSet:
+    """The images to start from: "real", "noise" (standard normal), a coreset's name, or a given set.
+
+    "real" draws without replacement; a class with fewer than ``ipc`` images gives all of them and then repeats with a little noise, so
+    that the copies can part.
+    """
+    if isinstance(kind, CondensedSet):
+        return kind.to(statistics.device)
+    spec, device = statistics.spec, statistics.device
+    labels = torch.tensor(statistics.classes, device=device).repeat_interleave(ipc)
+    shape = (len(labels), *spec.shape)
+    images = torch.randn(shape, generator=generator, device=generator.device).to(device)
+    if kind != "noise":
+        real, real_labels = statistics.initial_images("random" if kind == "real" else kind, ipc, generator)
+        for label in statistics.classes:
+            source, places = real[real_labels == label], (labels == label).nonzero().squeeze(1)
+            repeats = torch.arange(ipc, device=device)
+            copied = source[repeats % len(source)]
+            copied[len(source) :] += 0.1 * images[places[len(source) :]]
+            images[places] = copied
+    return CondensedSet(images, labels, spec, provenance=Provenance(f"initial:{kind}", fingerprint=statistics.fingerprint))
