@@ -2,8 +2,8 @@
 
 A strategy is written as transform names joined by ``_``, for example ``color_crop_flip``. Each call picks one of them, with equal chances.
 The prefix ``dc_`` takes the ranges of the evaluation augmentation of "Dataset Condensation" (Zhao, Mopuri and Bilen, ICLR 2021) instead.
-`draw` makes explicit `Parameters`, `apply` is a pure function of images and parameters: the same parameters on real and synthetic images are
-the Siamese augmentation. Every transform treats each image by itself, so a batch may be cut into chunks, and is twice differentiable.
+`draw` makes explicit `Parameters`; `apply` is a pure function of images and parameters. The same parameters on real and synthetic images
+are the Siamese augmentation. Every transform is twice differentiable and treats each image by itself, so a batch may be cut into chunks.
 """
 
 from dataclasses import dataclass
@@ -85,8 +85,8 @@ def for_data(spec: DataSpec) -> str:
 def draw(strategy: Strategy, generator: torch.Generator, height: int, width: int, count: int | None = None) -> Parameters:
     """Picks one transform and draws its parameters, for images of ``height`` x ``width``.
 
-    ``count=None``: one row, shared by every image they are applied to. ``count=N``: one row for each of N images. Which transform it is must
-    be known on the host, so with a generator on a GPU this waits for the GPU once; draw on a CPU generator to avoid that.
+    ``count=None``: one row, shared by all images they are applied to. ``count=N``: a row for each of N images. The choice of transform must
+    be known on the host, so with a generator on a GPU this waits for the GPU once; a CPU generator avoids that.
     """
     if not strategy.transforms:
         return Parameters("none", torch.zeros(1, 0))
@@ -224,7 +224,8 @@ def _sample(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
     The values are `torch.nn.functional.grid_sample`'s; that function has no second derivative and no deterministic gradient on a GPU.
     """
     count, channels, height, width = images.shape
-    rows, columns = torch.broadcast_tensors(down + (height - 1) / 2, right + (width - 1) / 2)
+    shape = (max(len(down), len(right)), height, width)
+    rows, columns = (down + (height - 1) / 2).expand(shape), (right + (width - 1) / 2).expand(shape)
     top, left = rows.floor(), columns.floor()
     flat = images.flatten(2)
     total = torch.zeros_like(flat)

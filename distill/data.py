@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.errors import InputError
+from distill.errors import InputError, unknown_name
 from distill.randomness import generator
-from distill.spec import DataSpec
+from distill.spec import MAX_CLASSES, DataSpec
+
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,11 +29,14 @@ class Split:
             raise InputError(f"images are {self.images.dtype} {tuple(self.images.shape)}; allowed: uint8 or float32 of shape (N, C, H, W).")
         if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
             raise InputError(f"labels are {self.labels.dtype} {tuple(self.labels.shape)}; allowed: int64 ({len(self.images)},).")
+        if self.images.device != self.labels.device:
+            raise InputError(f"images are on {self.images.device} and labels on {self.labels.device}; move both to one device.")
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def at(self, indices: Tensor) -> "Split":
+        """The images and labels at these positions (n,), or where a mask (N,) is true."""
         return Split(self.images[indices], self.labels[indices])
 
 
@@ -45,13 +50,16 @@ class ImageData:
     test: Split
 
     def __post_init__(self) -> None:
-        for name in ("train", "validation", "test"):
+        for name in SPLITS:
             split: Split = getattr(self, name)
             if len(split) and tuple(split.images.shape[1:]) != self.spec.shape:
                 raise InputError(f"{name} images are {tuple(split.images.shape[1:])}; the data spec says {self.spec.shape}.")
             if len(split) and not 0 <= int(split.labels.min()) <= int(split.labels.max()) < self.spec.num_classes:
                 low, high = int(split.labels.min()), int(split.labels.max())
                 raise InputError(f"{name} labels lie in {low}..{high}; allowed: 0..{self.spec.num_classes - 1}.")
+            theirs, ours = (split.images.dtype, split.images.device), (self.train.images.dtype, self.device)
+            if theirs != ours:
+                raise InputError(f"{name} images are {theirs[0]} on {theirs[1]} and train images {ours[0]} on {ours[1]}; make them alike.")
         if not len(self.train):
             raise InputError(f"data {self.spec.name!r} has no training images; allowed: at least one.")
 
@@ -64,17 +72,19 @@ class ImageData:
         """Training images of each class (K,)."""
         return tuple(torch.bincount(self.train.labels, minlength=self.spec.num_classes).tolist())
 
-    @property
+    @functools.cached_property
     def classes(self) -> tuple[int, ...]:
         """The class ids that have training images."""
         return tuple(label for label, count in enumerate(self.counts) if count)
 
     @functools.cached_property
     def _by_class(self) -> tuple[Tensor, ...]:
-        return torch.argsort(self.train.labels, stable=True).split(list(self.counts))
+        return torch.split(torch.argsort(self.train.labels, stable=True), list(self.counts))
 
     def class_indices(self, label: int) -> Tensor:
-        """Positions in the training split of one class's images, rising."""
+        """Positions (n,) in the training split of one class's images, rising, on the data's device."""
+        if not 0 <= label < self.spec.num_classes:
+            raise InputError(f"class {label} is not in data {self.spec.name!r}; allowed: 0..{self.spec.num_classes - 1}.")
         return self._by_class[label]
 
     @functools.cached_property
@@ -86,26 +96,50 @@ class ImageData:
         return digest.hexdigest()
 
     def normalised(self, split: str, indices: Tensor) -> Tensor:
-        """Normalised float32 images (n, C, H, W) of one split."""
-        chosen: Split = getattr(self, split)
-        return self.spec.normalise(chosen.images[indices])
+        """Normalised float32 images (n, C, H, W) of one split ("train", "validation" or "test")."""
+        if split not in SPLITS:
+            raise unknown_name("split", split, SPLITS)
+        images: Tensor = getattr(self, split).images
+        return self.spec.normalise(images[indices.to(images.device)])
 
     def to(self, device: torch.device | str) -> "ImageData":
-        if torch.device(device) == self.device:
-            return self
-        moved = {n: Split(getattr(self, n).images.to(device), getattr(self, n).labels.to(device)) for n in ("train", "validation", "test")}
-        return replace(self, **moved)
+        """The same data on another device. Raises `InputError` when that device does not exist here or is full."""
+        try:
+            if torch.device(device) == self.device:
+                return self
+            moved = {n: Split(getattr(self, n).images.to(device), getattr(self, n).labels.to(device)) for n in SPLITS}
+        except (RuntimeError, AssertionError) as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise InputError(f"data {self.spec.name!r} cannot go to device {str(device)[:40]!r} ({reason[:120]}); try 'cpu'.") from None
+        return ImageData(self.spec, **moved)
 
     def subset(self, classes: Iterable[int]) -> "ImageData":
         """Only the images of these classes, in all splits; label numbers and spec stay."""
-        wanted = torch.tensor(sorted(set(classes)), device=self.device)
-        kept = {n: getattr(self, n).at(torch.isin(getattr(self, n).labels, wanted)) for n in ("train", "validation", "test")}
-        if not len(kept["train"]):
-            raise InputError(f"subset of classes {wanted.tolist()} is empty; allowed: some of {list(self.classes)}.")
-        return replace(self, **kept)
+        wanted = sorted({int(label) for label in classes})
+        if not wanted or wanted[0] < 0 or wanted[-1] >= self.spec.num_classes:
+            raise InputError(f"classes {str(wanted)[:80]} were asked for; allowed: at least one of 0..{self.spec.num_classes - 1}.")
+        if not any(self.counts[label] for label in wanted):
+            raise InputError(f"classes {str(wanted)[:80]} have no training images; allowed: some of {str(list(self.classes))[:80]}.")
+        keep = torch.zeros(self.spec.num_classes, dtype=torch.bool, device=self.device)
+        keep[torch.tensor(wanted, device=self.device)] = True
+        return ImageData(self.spec, **{n: getattr(self, n).at(keep[getattr(self, n).labels]) for n in SPLITS})
 
-    @staticmethod
+    def hold_out(self, fraction: float, seed: int = 0) -> "ImageData":
+        """Moves a fraction of train to the empty validation split, class by class: at least one image where the class has two.
+
+        A fraction of 0 changes nothing. Train and validation keep their order and together are exactly the old train.
+        """
+        check_fraction(fraction)
+        if not fraction:
+            return self
+        if len(self.validation):
+            raise InputError(f"data {self.spec.name!r} already has {len(self.validation)} validation images; leave validation at 0.")
+        kept, held = carve(self.train.labels.cpu(), fraction, generator(seed, "validation"))
+        return replace(self, train=self.train.at(kept.to(self.device)), validation=self.train.at(held.to(self.device)))
+
+    @classmethod
     def from_arrays(
+        cls,
         name: str,
         x_train: Any,
         y_train: Any,
@@ -119,86 +153,102 @@ class ImageData:
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> "ImageData":
-        """A data set from arrays.
+        """A data set from arrays, which are copied.
 
-        Images: numpy arrays N x H x W or N x H x W x C, or torch tensors N x C x H x W; uint8, or float in [0, 1]. Labels: whole numbers
-        (N,). ``mean`` and ``std`` (per channel) are computed from the training images when not given. ``validation`` is the fraction of
-        train that becomes the validation split, drawn class by class with ``seed``.
+        Images: numpy arrays N x H x W or N x H x W x C, or torch tensors N x H x W or N x C x H x W (channels first only for tensors);
+        uint8, or float in [0, 1]. Labels: whole numbers (N,). ``classes`` are "0" up to the highest label when not given. ``mean`` and
+        ``std`` (per channel, of pixels in [0, 1]) are computed from all of x_train when not given, so they do not depend on ``seed``.
+        ``validation`` is the fraction of train that becomes the validation split (see `hold_out`). Raises `InputError` when an array
+        does not fit.
         """
-        if not 0 <= validation < 1:
-            raise InputError(f"validation is {validation}; allowed: 0 up to, not including, 1.")
-        images, labels = _images(x_train, f"{name}: x_train"), _labels(y_train, f"{name}: y_train")
-        test = Split(_images(x_test, f"{name}: x_test"), _labels(y_test, f"{name}: y_test"))
-        for part, (x, y) in {"train": (images, labels), "test": (test.images, test.labels)}.items():
-            if len(x) != len(y):
-                raise InputError(f"{name}: x_{part} has {len(x)} images and y_{part} {len(y)} labels; they must be as many.")
-        highest = max([int(y.max()) for y in (labels, test.labels) if len(y)], default=0)
+        check_fraction(validation)
+        train, test = to_split(x_train, y_train, name, "train"), to_split(x_test, y_test, name, "test")
+        if not len(train):
+            raise InputError(f"{name}: x_train holds no images; allowed: at least one.")
+        highest = max(int(split.labels.max()) for split in (train, test) if len(split))
         names = tuple(classes) if classes is not None else tuple(str(label) for label in range(highest + 1))
         if mean is None or std is None:
-            mean, std = _moments(images)
-        spec = DataSpec(name, *images.shape[1:], classes=names, mean=tuple(map(float, mean)), std=tuple(map(float, std)))
-        kept, held = _carve(labels, validation, seed)
-        train = Split(images, labels)
-        data = ImageData(spec, train.at(kept), train.at(held), test)
-        return data.to(device)
+            computed = _moments(train.images)
+            mean, std = (given if given is not None else own for given, own in zip((mean, std), computed, strict=True))
+        for field, numbers in (("mean", mean), ("std", std)):
+            if not isinstance(numbers, Sequence) or len(numbers) != train.images.shape[1]:
+                raise InputError(f"{name}: {field} is {str(numbers)[:80]}; allowed: a number for each of {train.images.shape[1]} channels.")
+        channels, height, width = train.images.shape[1:]
+        spec = DataSpec(name, channels, height, width, names, tuple(map(float, mean)), tuple(map(float, std)))
+        nothing = train.at(torch.zeros(0, dtype=torch.int64))
+        return cls(spec, train, nothing, test).hold_out(validation, seed).to(device)
 
 
-def _carve(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """(train, validation) positions, rising: a fraction of each class, at least one image where the class has two."""
-    held = []
-    draws = generator(seed, "validation")
-    for label in labels.unique().tolist():
-        places = (labels == label).nonzero().squeeze(1)
-        count = min(max(1, round(fraction * len(places))), len(places) - 1) if fraction else 0
-        held.append(places[torch.randperm(len(places), generator=draws)[:count]])
+def check_fraction(fraction: float) -> None:
+    if not isinstance(fraction, int | float) or not 0 <= fraction < 1:
+        raise InputError(f"validation is {str(fraction)[:40]}; allowed: a fraction from 0 up to, not including, 1.")
+
+
+def carve(labels: Tensor, fraction: float, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(kept, held) positions, rising: a fraction of each class is held, at least one image where the class has two, never all."""
     mask = torch.zeros(len(labels), dtype=torch.bool)
-    if held:
-        mask[torch.cat(held)] = True
+    for places in torch.split(torch.argsort(labels, stable=True), torch.bincount(labels).tolist()):
+        if len(places):
+            count = min(max(1, round(fraction * len(places))), len(places) - 1)
+            mask[places[torch.randperm(len(places), generator=draws)[:count]]] = True
     return (~mask).nonzero().squeeze(1), mask.nonzero().squeeze(1)
 
 
+def to_split(images: Any, labels: Any, name: str, part: str) -> Split:
+    """A checked copy of arrays in the layouts of `ImageData.from_arrays`; errors call them ``x_part`` and ``y_part`` of data ``name``."""
+    x, y = _images(images, f"{name}: x_{part}"), _labels(labels, f"{name}: y_{part}")
+    if len(x) != len(y):
+        raise InputError(f"{name}: x_{part} has {len(x)} images and y_{part} {len(y)} labels; they must be as many.")
+    return Split(x, y)
+
+
 def _images(array: Any, what: str) -> Tensor:
+    channels_first = isinstance(array, Tensor)
     if isinstance(array, Tensor):
-        images = array.detach().cpu()
+        array = (array.detach().float() if array.is_floating_point() else array.detach()).cpu().numpy()
+    if not isinstance(array, np.ndarray) or array.ndim not in (3, 4) or not (array.dtype == np.uint8 or array.dtype.kind == "f"):
+        given = f"{getattr(array, 'dtype', type(array).__name__)} {getattr(array, 'shape', '')}"
+        raise InputError(f"{what} is {given}; allowed: uint8 (0 to 255) or float (0 to 1), numpy N x H x W (x C) or torch N (x C) x H x W.")
+    shape = array.shape
+    if array.ndim == 3:
+        array = array[:, None]
     else:
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in "uf" or array.ndim not in (3, 4):
-            given = f"{getattr(array, 'dtype', type(array).__name__)} {getattr(array, 'shape', '')}"
-            raise InputError(f"{what} is {given}; allowed: uint8 or float arrays, N x H x W or N x H x W x C.")
-        images = torch.from_numpy(np.ascontiguousarray(array[:, None] if array.ndim == 3 else array.transpose(0, 3, 1, 2)))
-    if images.ndim != 4 or 0 in images.shape[1:]:
-        raise InputError(f"{what} has the shape {tuple(images.shape)}; allowed: images of at least one pixel and one channel.")
-    if images.dtype == torch.uint8:
-        return images
-    if not images.dtype.is_floating_point:
-        raise InputError(f"{what} is {images.dtype}; allowed: uint8 (0 to 255), or floats from 0 to 1.")
-    images = images.float()
-    if images.numel() and not (bool(torch.isfinite(images).all()) and float(images.min()) >= 0 and float(images.max()) <= 1):
+        here, there = (shape[1], shape[3]) if channels_first else (shape[3], shape[1])
+        if here > 4 and there in (1, 3):
+            raise InputError(f"{what} has the shape {shape}: channels go last in a numpy array and first in a torch tensor; permute it.")
+        array = array if channels_first else np.moveaxis(array, 3, 1)
+    if 0 in array.shape[1:]:
+        raise InputError(f"{what} has the shape {shape}; allowed: images of at least one pixel and one channel.")
+    # Not-a-number fails both comparisons.
+    if array.dtype != np.uint8 and array.size and not (array.min() >= 0 and array.max() <= 1):
         raise InputError(f"{what} holds floats outside 0 to 1 (or not finite); scale them, or give uint8.")
-    return images
+    return torch.from_numpy(np.array(array, dtype=np.uint8 if array.dtype == np.uint8 else np.float32, order="C"))
 
 
 def _labels(array: Any, what: str) -> Tensor:
     labels = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
     if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu" or labels.ndim != 1:
         given = f"{getattr(labels, 'dtype', type(labels).__name__)} {getattr(labels, 'shape', '')}"
-        raise InputError(f"{what} is {given}; allowed: whole numbers of shape (N,).")
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < 100_000:
-        raise InputError(f"{what} lies in {labels.min()}..{labels.max()}; allowed: class numbers 0..99999.")
+        raise InputError(f"{what} is {given}; allowed: an array or tensor of whole numbers of shape (N,).")
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < MAX_CLASSES:
+        raise InputError(f"{what} lies in {labels.min()}..{labels.max()}; allowed: class numbers 0..{MAX_CLASSES - 1}.")
     return torch.from_numpy(labels.astype(np.int64))
 
 
 def _moments(images: Tensor) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel of pixels in [0, 1], in chunks so that memory stays small."""
-    if not len(images):
-        raise InputError("there are no training images to compute a mean and std from; give at least one.")
-    total = torch.zeros(images.shape[1], dtype=torch.float64)
+    """Mean and standard deviation per channel of pixels in [0, 1], in chunks so that memory stays small.
+
+    uint8 pixels are summed as whole numbers, so every machine finds the same bits.
+    """
+    whole = images.dtype == torch.uint8
+    total = torch.zeros(images.shape[1], dtype=torch.int64 if whole else torch.float64)
     squares = torch.zeros_like(total)
-    for part in images.split(2048):
-        values = part.double() / (255 if images.dtype == torch.uint8 else 1)
+    for part in torch.split(images, max(1, (1 << 22) // images[0].numel())):
+        values = part.to(total.dtype)
         total += values.sum((0, 2, 3))
         squares += values.square().sum((0, 2, 3))
-    count = images.numel() / images.shape[1]
-    mean = total / count
+    count, scale = images.numel() / images.shape[1], 255.0 if whole else 1.0
+    mean = total.double() / count
+    std = (squares.double() / count - mean.square()).clamp_min(0).sqrt() / scale
     # A constant channel has no spread; 1 leaves it as it is.
-    std = (squares / count - mean.square()).clamp_min(0).sqrt()
-    return mean.tolist(), torch.where(std > 1e-4, std, torch.ones_like(std)).tolist()
+    return (mean / scale).tolist(), torch.where(std > 1e-4, std, torch.ones_like(std)).tolist()

@@ -1,37 +1,80 @@
 """Where data sets come from: built-in digits, npz files, torchvision's files, image folders, MHIST. `load` is the one way in."""
 
-import csv
 import math
 import os
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from distill.data import ImageData
+from distill.data import ImageData, check_fraction
+from distill.data_folders import MAX_ARRAY_BYTES, read_folder, read_mhist
 from distill.errors import InputError, unknown_name
 from distill.randomness import generator
+from distill.spec import MAX_CLASSES, MAX_SIDE
 
-DIGITS = tuple("0123456789")
-_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+class _Known(NamedTuple):
+    title: str
+    classes: tuple[str, ...]
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    torchvision: str  # the class in torchvision.datasets
+    files: tuple[str, ...]  # where that class looks under its root
+
+
+_DIGITS = tuple("0123456789")
 _FASHION = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
-# name: (class names, mean, std, torchvision's class). CIFAR-10's std is the one that the condensation papers use (the mean over images of
-# each image's std), not that of all pixels, so that their step sizes mean the same here.
-KNOWN: dict[str, tuple[tuple[str, ...] | None, tuple[float, ...] | None, tuple[float, ...] | None, str]] = {
-    "mnist": (DIGITS, (0.1307,), (0.3081,), "MNIST"),
-    "fashion-mnist": (_FASHION, (0.2861,), (0.3530,), "FashionMNIST"),
-    "cifar10": (_CIFAR10, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), "CIFAR10"),
-    "cifar100": (None, (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762), "CIFAR100"),
-    "svhn": (DIGITS, (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), "SVHN"),
-    "usps": (DIGITS, None, None, "USPS"),
+_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_CIFAR100 = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle caterpillar
+cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl
+hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom
+oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road
+rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank
+telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+"""
+_IDX = ("train-images-idx3-ubyte", "t10k-images-idx3-ubyte")
+# CIFAR-10's std is the one that the condensation papers use (the mean over images of each image's std), not that of all pixels, so that
+# their step sizes mean the same here.
+_KNOWN = {
+    "mnist": _Known("70,000 handwritten digits", _DIGITS, (0.1307,), (0.3081,), "MNIST", tuple(f"MNIST/raw/{f}" for f in _IDX)),
+    "fashion-mnist": _Known(
+        "70,000 pieces of clothing", _FASHION, (0.2861,), (0.3530,), "FashionMNIST", tuple(f"FashionMNIST/raw/{f}" for f in _IDX)
+    ),
+    "cifar10": _Known(
+        "60,000 photographs, 10 classes",
+        _CIFAR10,
+        (0.4914, 0.4822, 0.4465),
+        (0.2023, 0.1994, 0.2010),
+        "CIFAR10",
+        ("cifar-10-batches-py/data_batch_1", "cifar-10-batches-py/test_batch"),
+    ),
+    "cifar100": _Known(
+        "60,000 photographs, 100 classes",
+        tuple(_CIFAR100.split()),
+        (0.5071, 0.4866, 0.4409),
+        (0.2673, 0.2564, 0.2762),
+        "CIFAR100",
+        ("cifar-100-python/train", "cifar-100-python/test"),
+    ),
+    "svhn": _Known(
+        "99,289 house-number digits",
+        _DIGITS,
+        (0.4377, 0.4438, 0.4728),
+        (0.1980, 0.2010, 0.1970),
+        "SVHN",
+        ("train_32x32.mat", "test_32x32.mat"),
+    ),
+    "usps": _Known("9,298 handwritten postcode digits", _DIGITS, None, None, "USPS", ("usps.bz2", "usps.t.bz2")),
 }
-NAMES = ("digits", *KNOWN)
-MAX_ARRAY_BYTES = 16 << 30
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+NAMES = ("digits", *_KNOWN)
+_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
 
 def data_root(root: str | Path | None = None) -> Path:
@@ -48,44 +91,53 @@ def load(
     device: torch.device | str = "cpu",
     size: int | None = None,
 ) -> ImageData:
-    """A data set by name: ``digits``, a name of `NAMES`, any ``<root>/<name>.npz``, ``folder:PATH`` or ``mhist:PATH``.
+    """A data set by name: one of `NAMES`, the name of any ``<root>/<name>.npz``, ``folder:PATH`` or ``mhist:PATH``.
 
     ``validation`` is the fraction of the training images kept apart, drawn with ``seed``; the test images are never touched. ``size``
-    resizes the images of folders and MHIST. Raises `InputError` when the name is unknown or the files are missing or damaged.
+    (pixels) resizes the images of folders and MHIST. Raises `InputError` when the name is unknown or the files are missing or damaged.
     """
-    options: dict[str, Any] = {"validation": validation, "seed": seed, "device": device}
-    kind, _, path = name.partition(":")
-    if kind in ("folder", "mhist") and path:
-        return (_folder if kind == "folder" else _mhist)(Path(path).expanduser(), size, options)
-    if size is not None:
-        raise InputError(f"size was given for data {name!r}; allowed: only with folder:PATH and mhist:PATH.")
-    if name == "digits":
-        return _digits(options)
-    where = data_root(root)
-    file = where / f"{name}.npz"
-    if "/" not in name and file.is_file():
-        return _npz(name, file, options)
-    if name not in KNOWN:
-        found = [p.stem for p in where.glob("*.npz")] if where.is_dir() else []
-        raise unknown_name("data", name, {*NAMES, *found, "folder:PATH", "mhist:PATH"})
-    return _torchvision(name, where, options)
+    check_fraction(validation)
+    kind, _, path = str(name).partition(":")
+    reads_files = kind in ("folder", "mhist") and path != ""
+    if size is not None and (not reads_files or isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= MAX_SIDE):
+        raise InputError(f"size is {size!r} for data {name!r}; allowed: 1 to {MAX_SIDE} pixels, with folder:PATH and mhist:PATH only.")
+    if reads_files:
+        place = Path(path).expanduser()
+        data = read_folder(place, size, seed) if kind == "folder" else read_mhist(place, size)
+    else:
+        data = _by_name(str(name), data_root(root))
+    return data.hold_out(validation, seed).to(device)
 
 
 def describe(root: str | Path | None = None) -> list[tuple[str, str, bool]]:
-    """(name, one line, whether it is there now) of every data set that `load` knows; loads and downloads nothing."""
+    """(name, one line, whether its files are there now) of every data set that `load` knows; loads and downloads nothing."""
     where = data_root(root)
-    rows = [("digits", "1,797 real handwritten digits, 16 x 16 grey, built in", True)]
-    for name in KNOWN:
-        there = (where / f"{name}.npz").is_file() or (where / "torchvision").is_dir()
-        rows.append((name, f"{where / name}.npz, or torchvision's files under {where / 'torchvision'}", there))
-    if where.is_dir():
-        rows += [(p.stem, str(p), True) for p in sorted(where.glob("*.npz")) if p.stem not in KNOWN]
+    rows = [("digits", "1,797 handwritten digits, 16 x 16 grey, built in", True)]
+    for name, known in _KNOWN.items():
+        there = (where / f"{name}.npz").is_file() or all((where / "torchvision" / f).is_file() for f in known.files)
+        rows.append((name, f"{known.title}: {where / name}.npz, or torchvision's files under {where / 'torchvision'}", there))
+    rows += [(stem, f"your arrays: {where / stem}.npz", True) for stem in _own_files(where)]
     rows.append(("folder:PATH", "an image folder, PATH/<class>/* or PATH/train/<class>/* and PATH/test/<class>/*", True))
     rows.append(("mhist:PATH", "MHIST: PATH/annotations.csv and PATH/images/*", True))
     return rows
 
 
-def _digits(options: dict[str, Any]) -> ImageData:
+def _own_files(where: Path) -> list[str]:
+    return sorted(p.stem for p in where.glob("*.npz") if p.stem not in NAMES) if where.is_dir() else []
+
+
+def _by_name(name: str, where: Path) -> ImageData:
+    if name == "digits":
+        return _digits()
+    # A name is never a path: scenario files may come from others.
+    if re.fullmatch(r"\w[\w.-]{0,199}", name) and (where / f"{name}.npz").is_file():
+        return _npz(name, where / f"{name}.npz")
+    if name not in _KNOWN:
+        raise unknown_name("data", name, {*NAMES, *_own_files(where), "folder:PATH", "mhist:PATH"})
+    return _torchvision(name, where)
+
+
+def _digits() -> ImageData:
     """scikit-learn's digits, 8 x 8 in 17 greys, enlarged to 16 x 16; always the same 50 test images a class."""
     from sklearn.datasets import load_digits
 
@@ -93,178 +145,101 @@ def _digits(options: dict[str, Any]) -> ImageData:
     small = torch.from_numpy(bunch.images).float()[:, None] / 16
     images = (F.interpolate(small, size=(16, 16), mode="bilinear", align_corners=False) * 255).round().to(torch.uint8)
     labels = torch.from_numpy(bunch.target).long()
-    draws = generator(0, "digits", "test split")
-    order = torch.randperm(len(labels), generator=draws)
-    test = torch.cat([order[labels[order] == label][:50] for label in range(10)]).sort().values
-    train = torch.ones(len(labels), dtype=torch.bool)
-    train[test] = False
-    return ImageData.from_arrays(
-        "digits", images[train], labels[train], images[test], labels[test], classes=DIGITS, **options
-    )
+    order = torch.randperm(len(labels), generator=generator(0, "digits", "test split"))
+    test = torch.zeros(len(labels), dtype=torch.bool)
+    for label in range(10):
+        test[order[labels[order] == label][:50]] = True
+    return ImageData.from_arrays("digits", images[~test], labels[~test], images[test], labels[test], classes=_DIGITS)
 
 
-def _npz(name: str, file: Path, options: dict[str, Any]) -> ImageData:
-    arrays = {}
+def _npz(name: str, file: Path) -> ImageData:
     try:
-        with zipfile.ZipFile(file) as archive:
-            members = {info.filename: info for info in archive.infolist()}
-            for key in ("x_train", "y_train", "x_test", "y_test"):
-                if f"{key}.npy" not in members:
-                    raise InputError(f"{file}: has no array {key!r}; needed: x_train, y_train, x_test, y_test.")
-                arrays[key] = _member(archive, members[f"{key}.npy"], file)
-            names = _member(archive, members["class_names.npy"], file) if "class_names.npy" in members else None
-    except (OSError, zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{file}: cannot be read as an npz file ({str(error)[:120]}).") from None
-    known, mean, std, _ = KNOWN.get(name, (None, None, None, ""))
-    if names is not None and known is None:
-        known = tuple(n.decode("utf-8", "replace") if isinstance(n, bytes) else str(n) for n in names.tolist())
+        arrays = _read_npz(file)
+    except InputError:
+        raise
+    except Exception as error:  # damaged bytes make zipfile, zlib, struct, ast and numpy raise a dozen types
+        raise InputError(f"{file}: cannot be read as an npz file ({type(error).__name__}: {str(error)[:120]}); make it again.") from None
+    classes, known = arrays.pop("class_names", None), _KNOWN.get(name)
     try:
-        return ImageData.from_arrays(name, **arrays, classes=known, mean=mean, std=std, **options)
+        data = ImageData.from_arrays(
+            name,
+            **arrays,
+            classes=known.classes if known else classes,
+            mean=known.mean if known else None,
+            std=known.std if known else None,
+        )
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
+    return data
 
 
-def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, file: Path) -> np.ndarray[Any, Any]:
-    """One array, after its header was checked: no pickle, and no more bytes than the header's shape says."""
+def _read_npz(file: Path) -> dict[str, Any]:
+    with zipfile.ZipFile(file) as archive:
+        members = {info.filename: info for info in archive.infolist()}
+        missing = [key for key in _ARRAYS if f"{key}.npy" not in members]
+        if missing:
+            raise InputError(f"{file}: has no array {missing[0]!r}; needed: {', '.join(_ARRAYS)}.")
+        keys = [*_ARRAYS, "class_names"] if "class_names.npy" in members else list(_ARRAYS)
+        # All headers before the first array: nothing large is allocated for a file that will be refused.
+        total = sum(_checked_bytes(archive, members[f"{key}.npy"], key, file) for key in keys)
+        if total > MAX_ARRAY_BYTES:
+            raise InputError(f"{file}: its arrays would take {total} bytes; allowed: up to {MAX_ARRAY_BYTES}.")
+        arrays: dict[str, Any] = {}
+        for key in keys:
+            with archive.open(members[f"{key}.npy"]) as stream:
+                arrays[key] = np.lib.format.read_array(stream, allow_pickle=False)
+                stream.read(1)  # reaching the end makes zipfile compare the checksum
+    if "class_names" in arrays:
+        texts = [text.decode() if isinstance(text, bytes) else str(text) for text in arrays["class_names"].tolist()]
+        arrays["class_names"] = tuple(text.encode().decode() for text in texts)  # refuses half characters, which no file could store
+    return arrays
+
+
+def _checked_bytes(archive: zipfile.ZipFile, info: zipfile.ZipInfo, key: str, file: Path) -> int:
+    """Bytes of an array, from its header alone: no Python objects, and as many bytes as the header's shape and the archive say."""
+    what, file_bytes = f"{file}: {key}", file.stat().st_size
+    packed = info.compress_size * (1032 if info.compress_type == zipfile.ZIP_DEFLATED else 1)  # 1032: the most that deflate can expand
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.compress_size > file_bytes or info.file_size > packed:
+        raise InputError(f"{what} says {info.file_size} bytes in {info.compress_size} packed ones; allowed: what numpy.savez writes.")
     with archive.open(info) as stream:
         version = np.lib.format.read_magic(stream)
-        reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
-        if reader is None:
-            raise InputError(f"{file}: {info.filename} has the npy format {version}; allowed: 1.0 or 2.0.")
-        shape, _, dtype = reader(stream)
-        header = stream.tell()
+        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+        if header is None:
+            raise InputError(f"{what} has the npy format {version}; allowed: 1.0 or 2.0.")
+        shape, _, dtype = header(stream)
+        start = stream.tell()
     if dtype.hasobject:
-        raise InputError(f"{file}: {info.filename} holds Python objects, which are never unpacked; allowed: numbers.")
-    size = math.prod(shape) * dtype.itemsize
-    if size > MAX_ARRAY_BYTES or info.file_size != header + size:
-        raise InputError(f"{file}: {info.filename} claims {size} bytes and has {info.file_size - header}; the file is damaged or too large.")
-    with archive.open(info) as stream:
-        return np.lib.format.read_array(stream, allow_pickle=False)  # type: ignore[no-any-return]
+        raise InputError(f"{what} holds Python objects (pickle), which are never unpacked; allowed: numbers.")
+    if key == "class_names" and (dtype.kind not in "US" or len(shape) != 1 or shape[0] > MAX_CLASSES):
+        raise InputError(f"{what} is {dtype} {shape}; allowed: text of shape (K,), K up to {MAX_CLASSES}.")
+    size: int = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or info.file_size != start + size:
+        raise InputError(f"{what} has {info.file_size - start} bytes, its shape {str(shape)[:80]} of {dtype} needs {size}: damaged.")
+    return size
 
 
-def _torchvision(name: str, where: Path, options: dict[str, Any]) -> ImageData:
-    import torchvision
-
-    classes, mean, std, kind = KNOWN[name]
-    folder = where / "torchvision"
-    download = os.environ.get("DISTILL_DOWNLOAD") == "1"
-    make: Callable[..., Any] = getattr(torchvision.datasets, kind)
-    try:
-        if name == "svhn":
-            train, test = (make(str(folder), split=split, download=download) for split in ("train", "test"))
-        else:
-            train, test = (make(str(folder), train=flag, download=download) for flag in (True, False))
-    except (RuntimeError, OSError) as error:
+def _torchvision(name: str, where: Path) -> ImageData:
+    known, folder = _KNOWN[name], where / "torchvision"
+    download = os.environ.get("DISTILL_DOWNLOAD") == "1"  # torchvision asks the network only for files that are missing or damaged
+    if not download and not all((folder / f).is_file() for f in known.files):
         raise InputError(
-            f"data {name!r}: neither {where / name}.npz nor torchvision's files under {folder} are there ({str(error)[:80]}); put one of "
-            "them there, name another --data-root, or set DISTILL_DOWNLOAD=1 to let torchvision download them."
-        ) from None
-    arrays = []
-    for split in (train, test):
-        images = np.asarray(split.data)
-        if name == "svhn":  # the only one that torchvision keeps channels first
-            images = images.transpose(0, 2, 3, 1)
-        arrays += [images, np.asarray(split.labels if name == "svhn" else split.targets).astype(np.int64)]
-    names = classes or tuple(train.classes)
-    return ImageData.from_arrays(name, *arrays, classes=names, mean=mean, std=std, **options)
+            f"data {name!r}: neither {where / name}.npz nor torchvision's {known.files[0]} under {folder} is there; put one of them there, "
+            "name another data root (--data-root or DISTILL_DATA), or set DISTILL_DOWNLOAD=1 to let torchvision download it."
+        )
+    from torchvision import datasets
 
-
-def _folder(path: Path, size: int | None, options: dict[str, Any]) -> ImageData:
-    """PATH/train and PATH/test (or PATH/val) of class folders, or PATH of class folders with a fifth of each class as test."""
-    if not path.is_dir():
-        raise InputError(f"folder:{path}: is not a folder.")
-    parts = {kind: path / kind for kind in ("train", "test", "val") if (path / kind).is_dir()}
-    held = parts.get("test", parts.get("val"))
-    if "train" in parts and held is None:
-        raise InputError(f"folder:{path}: has train/ but no test/ or val/; add one, or put the class folders directly under PATH.")
-    top = parts.get("train", path)
-    classes = sorted(p.name for p in top.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if not classes:
-        raise InputError(f"folder:{path}: {top} has no class folders; expected {top}/<class>/<image>.")
-    train, labels = _folder_files(top, classes)
-    if held is not None:
-        extra = sorted(p.name for p in held.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name not in classes)
-        if extra:
-            raise unknown_name(f"folder:{path}: {held.name}/ has a class that train/ lacks:", extra[0], classes)
-        test, test_labels = _folder_files(held, classes)
-    else:
-        draws = generator(options["seed"], "folder", "test split")
-        picked = []
-        for label in range(len(classes)):
-            places = (labels == label).nonzero()[0]
-            order = torch.randperm(len(places), generator=draws).numpy()
-            picked += places[order[: len(places) // 5]].tolist()
-        inside = np.isin(np.arange(len(labels)), picked)
-        test, test_labels = [f for f, t in zip(train, inside, strict=True) if t], labels[inside]
-        train, labels = [f for f, t in zip(train, inside, strict=True) if not t], labels[~inside]
-    images = _read_images([*train, *test], size, f"folder:{path}")
-    name = path.name or "folder"
-    return ImageData.from_arrays(name, images[: len(train)], labels, images[len(train) :], test_labels, classes=classes, **options)
-
-
-def _folder_files(top: Path, classes: list[str]) -> tuple[list[Path], np.ndarray[Any, Any]]:
-    files, labels = [], []
-    for label, name in enumerate(classes):
-        inside = sorted(p for p in (top / name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()) if (top / name).is_dir() else []
-        files += inside
-        labels += [label] * len(inside)
-    return files, np.array(labels, dtype=np.int64)
-
-
-def _mhist(path: Path, size: int | None, options: dict[str, Any]) -> ImageData:
-    """MHIST (Wei et al., 2021): annotations.csv with a Partition column, images of 224 x 224, classes HP and SSA by majority vote."""
-    table = path / "annotations.csv"
-    classes = ("HP", "SSA")
-    files: dict[str, list[Path]] = {"train": [], "test": []}
-    labels: dict[str, list[int]] = {"train": [], "test": []}
+    make: Callable[..., Any] = getattr(datasets, known.torchvision)
+    arrays: list[Any] = []
     try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            for column in ("Image Name", "Majority Vote Label", "Partition"):
-                if column not in (rows.fieldnames or []):
-                    raise InputError(f"{table}: has no column {column!r}; found: {', '.join(map(str, rows.fieldnames or []))[:200]}.")
-            for row in rows:
-                label, part, image = (str(row[c]).strip() for c in ("Majority Vote Label", "Partition", "Image Name"))
-                if label not in classes:
-                    raise unknown_name(f"{table} line {rows.line_num}: label", label, classes)
-                if part not in files:
-                    raise unknown_name(f"{table} line {rows.line_num}: partition", part, files)
-                if Path(image).name != image or not (path / "images" / image).is_file():
-                    raise InputError(f"{table} line {rows.line_num}: image {image[:80]!r} is not in {path / 'images'}.")
-                files[part].append(path / "images" / image)
-                labels[part].append(classes.index(label))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"mhist:{path}: {table} cannot be read ({error}).") from None
-    images = _read_images([*files["train"], *files["test"]], size, f"mhist:{path}")
-    cut = len(files["train"])
-    y_train, y_test = (np.array(labels[part], dtype=np.int64) for part in ("train", "test"))
-    return ImageData.from_arrays("mhist", images[:cut], y_train, images[cut:], y_test, classes=classes, **options)
-
-
-def _read_images(files: list[Path], size: int | None, what: str) -> np.ndarray[Any, Any]:
-    """uint8 N x H x W when all are grey, else N x H x W x 3; with ``size`` the shorter side is resized and the centre cut out."""
-    from PIL import Image
-    from torchvision.transforms import functional
-
-    if size is not None and size < 1:
-        raise InputError(f"{what}: size is {size}; allowed: 1 or more pixels.")
-    pictures: list[np.ndarray[Any, Any]] = []
-    for file in files:
-        try:
-            with Image.open(file) as opened:
-                picture = opened.convert("L" if opened.mode in ("1", "L", "I;16") else "RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise InputError(f"{what}: {file} cannot be read as an image ({str(error)[:80]}).") from None
-        if size is not None:
-            picture = functional.center_crop(functional.resize(picture, size), [size, size])
-        pictures.append(np.asarray(picture))
-        if pictures[-1].shape[:2] != pictures[0].shape[:2]:
-            first, other = pictures[0].shape[:2], pictures[-1].shape[:2]
-            raise InputError(f"{what}: images differ in size ({files[0].name} {first}, {file.name} {other}); give a size to resize them.")
-    if not pictures:
-        raise InputError(f"{what}: holds no images; expected files ending in {', '.join(IMAGE_SUFFIXES[:4])}.")
-    if all(p.ndim == 2 for p in pictures):
-        return np.stack(pictures)
-    return np.stack([p if p.ndim == 3 else np.repeat(p[:, :, None], 3, 2) for p in pictures])
+        for part in ("train", "test"):
+            made = make(str(folder), download=download, **({"split": part} if name == "svhn" else {"train": part == "train"}))
+            images = np.asarray(made.data)
+            # SVHN is the only one that torchvision keeps channels first.
+            arrays += [images.transpose(0, 2, 3, 1), made.labels] if name == "svhn" else [images, np.asarray(made.targets)]
+    except Exception as error:  # damaged files and failed downloads raise many types
+        doing = "download" if download else "read"
+        reason = f"{type(error).__name__}: {str(error)[:120]}"
+        raise InputError(
+            f"data {name!r}: torchvision could not {doing} its files under {folder} ({reason}); delete them, try again."
+        ) from None
+    return ImageData.from_arrays(name, *arrays, classes=known.classes, mean=known.mean, std=known.std)

@@ -66,6 +66,11 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                     yield value
 
 
+def write_json_lines(path: Path, events: list[dict[str, Any]]) -> None:
+    """Replace a JSON-lines file, whole or not at all."""
+    write_whole(path, "".join(json.dumps(_plain(event), allow_nan=False) + "\n" for event in events))
+
+
 def peak_memory_bytes() -> int:
     """The largest resident size this process has had, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

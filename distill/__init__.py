@@ -1,0 +1,59 @@
+"""Dataset distillation: a data set's knowledge in a handful of synthetic images.
+
+Names are imported when first used, so that ``import distill`` and the command line's help do not wait for torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from distill.condensed import CondensedSet as CondensedSet
+    from distill.coresets import CORESETS as CORESETS
+    from distill.coresets import select as select
+    from distill.data import ImageData as ImageData
+    from distill.data_sources import load as load
+    from distill.errors import InputError as InputError
+    from distill.evaluation import Accuracy as Accuracy
+    from distill.evaluation import Evaluation as Evaluation
+    from distill.evaluation import evaluate as evaluate
+    from distill.methods import METHODS as METHODS
+    from distill.run import distil as distil
+    from distill.spec import DataSpec as DataSpec
+    from distill.statistics import ExactStatistics as ExactStatistics
+    from distill.statistics import RealStatistics as RealStatistics
+    from distill.train import PROTOCOLS as PROTOCOLS
+    from distill.train import Recipe as Recipe
+    from distill.train import train_on as train_on
+
+_HOMES = {
+    "CondensedSet": "condensed",
+    "CORESETS": "coresets",
+    "select": "coresets",
+    "ImageData": "data",
+    "load": "data_sources",
+    "InputError": "errors",
+    "Accuracy": "evaluation",
+    "Evaluation": "evaluation",
+    "evaluate": "evaluation",
+    "METHODS": "methods",
+    "distil": "run",
+    "DataSpec": "spec",
+    "ExactStatistics": "statistics",
+    "RealStatistics": "statistics",
+    "PROTOCOLS": "train",
+    "Recipe": "train",
+    "train_on": "train",
+}
+__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'distill' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"distill.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

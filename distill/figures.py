@@ -1,0 +1,77 @@
+"""Pictures of sets and runs, as PNG bytes."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from distill.condensed import CondensedSet
+from distill.evaluation import Accuracy
+
+MAX_COLUMNS = 20
+MAX_CLASSES = 20
+
+
+def image_grid(condensed: CondensedSet) -> bytes:
+    """One row a class (one row in all at one image a class), pixels as they are; long sets show their first images."""
+    pixels = condensed.pixels().cpu().permute(0, 2, 3, 1).numpy()
+    labels = condensed.hard_labels.cpu().numpy()
+    shown = [c for c, count in enumerate(condensed.counts) if count][:MAX_CLASSES]
+    rows = [pixels[labels == c][:MAX_COLUMNS] for c in shown]
+    single = all(len(row) == 1 for row in rows)
+    names = [condensed.spec.classes[c] for c in shown]
+    down, across = (1, len(rows)) if single else (len(rows), max(map(len, rows)))
+    figure = Figure(figsize=(0.9 * across + (0 if single else 0.9), 0.9 * down + 0.3), dpi=110)
+    axes = np.asarray(figure.subplots(down, across, squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.05}))
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row):
+            axis = axes[0, i] if single else axes[i, j]
+            axis.imshow(image[..., 0] if image.shape[-1] == 1 else image[..., :3], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            if single:
+                axis.set_title(names[i][:12], fontsize=8)
+            elif j == 0:
+                axis.text(-0.15, 0.5, names[i][:12], transform=axis.transAxes, ha="right", va="center", fontsize=8)
+    return _png(figure)
+
+
+def accuracy_bars(rows: dict[str, Accuracy], title: str) -> bytes:
+    """Mean accuracy of each set with its 95 % interval."""
+    figure = Figure(figsize=(5.5, 0.45 * len(rows) + 1.0), dpi=110)
+    axis = figure.subplots()
+    for place, (name, found) in enumerate(rows.items()):
+        error = found.half_width if len(found.values) > 1 else 0
+        axis.barh(place, found.mean, xerr=error, color="#4878a8" if place == 0 else "#b8c4d0", capsize=3)
+        axis.text(1, place, f"{found}", va="center", fontsize=8, color="white" if place == 0 else "black")
+    axis.set_yticks(range(len(rows)), list(rows))
+    axis.invert_yaxis()
+    axis.set_xlim(0, 100)
+    axis.set_xlabel("test accuracy, % (mean and 95 % interval)")
+    axis.set_title(title, fontsize=10)
+    axis.spines[["top", "right"]].set_visible(False)
+    return _png(figure)
+
+
+def loss_curve(curves: dict[str, tuple[Sequence[int], Sequence[float]]]) -> bytes:
+    """Matching loss against steps, one line a set."""
+    figure = Figure(figsize=(5.5, 3.2), dpi=110)
+    axis = figure.subplots()
+    for name, (steps, losses) in curves.items():
+        axis.plot(steps, losses, label=name, linewidth=1)
+    if all(loss > 0 for _, losses in curves.values() for loss in losses):
+        axis.set_yscale("log")
+    axis.set_xlabel("step")
+    axis.set_ylabel("matching loss")
+    if curves:
+        axis.legend(frameon=False, fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    # No date or version in the file: the same run gives the same bytes.
+    figure.savefig(buffer, format="png", bbox_inches="tight", metadata={"Software": None})
+    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""The top floor: declarative studies, the command line, reports."""

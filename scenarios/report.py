@@ -1,0 +1,82 @@
+"""Reports: the numbers of a record as text, and one self-contained HTML page of one or more run folders."""
+
+import base64
+import html
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from distill.errors import InputError
+from distill.records import read_json, write_whole
+
+_STYLE = """
+:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
+body { max-width: 60rem; margin: 0 auto; padding: 1rem; }
+img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .2rem .8rem .2rem 0; text-align: right; border-bottom: 1px solid #8884; }
+th:first-child, td:first-child { text-align: left; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; }
+"""
+
+
+def shown(row: dict[str, Any]) -> str:
+    """An accuracy of a record as ``89.2 ± 0.6``."""
+    if row.get("high") is None:
+        return f"{row['mean']:.1f}"
+    return f"{row['mean']:.1f} ± {(row['high'] - row['low']) / 2:.1f}"
+
+
+def accuracy_table(record: dict[str, Any]) -> list[list[str]]:
+    """Header and rows: one row a set, one column an IPC (and network, where there are several)."""
+    columns: dict[str, dict[str, str]] = {}
+    for key, part in record["results"].items():
+        if not key.startswith("ipc"):
+            continue
+        tables = part.get("cross_architecture") or ({"": part["accuracy"]} if "accuracy" in part else {})
+        for network, rows in tables.items():
+            columns[f"ipc {key[3:]} {network}".strip()] = {name: shown(row) for name, row in rows.items()}
+    names = list(dict.fromkeys(name for rows in columns.values() for name in rows))
+    return [["set", *columns], *([name, *(rows.get(name, "") for rows in columns.values())] for name in names)] if columns else []
+
+
+def answer(record: dict[str, Any]) -> str:
+    """The record in one sentence."""
+    parts = []
+    for key, part in record["results"].items():
+        rows = part.get("accuracy") if key.startswith("ipc") else None
+        if rows:
+            method = next(iter(rows))
+            others = ", ".join(f"{name} {shown(row)}" for name, row in rows.items() if name != method)
+            parts.append(f"{key[3:]} image{'s' if key != 'ipc1' else ''} a class by {method} train a network to {shown(rows[method])} % ({others})")
+    return ("; ".join(parts) + ".") if parts else f"Condensed sets were made; nothing was judged. Status: {record['status']}."
+
+
+def write_report(folders: Sequence[Path], out: Path) -> None:
+    """One HTML file with everything inside; run folders one after the other."""
+    body = "".join(_section(folder) for folder in folders)
+    page = f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'><title>distill report</title>"
+    write_whole(out, f"{page}<style>{_STYLE}</style><body>{body}</body></html>\n")
+
+
+def _section(folder: Path) -> str:
+    record, config = read_json(folder / "record.json"), read_json(folder / "config.json")
+    if not isinstance(record, dict) or record.get("schema") != 1 or not isinstance(record.get("results"), dict):
+        raise InputError(f"{folder / 'record.json'}: is not a record of schema 1.")
+    escape = html.escape
+    rows = accuracy_table(record)
+    cells = "".join(
+        "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) + "</tr>" for row, tag in zip(rows, ["th"] + ["td"] * len(rows), strict=False)
+    )
+    figures = "".join(
+        f"<figure><img alt='{escape(path.stem)}' src='data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}'></figure>"
+        for path in sorted((folder / "figures").glob("*.png"))
+    )
+    facts = f"{record['seconds']:.0f} s, peak memory {record['peak_memory_bytes'] / 1e9:.2f} GB, {record['environment']['processor']}, seed {record['seed']}"
+    return (
+        f"<h1>{escape(str(record.get('title') or record['scenario']))}</h1><p>{escape(answer(record))}</p>"
+        f"<div class=wide><table>{cells}</table></div><p>Test accuracy in percent: mean and 95 % interval over networks, last epoch, one recipe "
+        f"for all sets.</p>{figures}<p>{escape(facts)}</p><details><summary>Configuration</summary><pre>{escape(json.dumps(config, indent=1))}</pre></details>"
+    )

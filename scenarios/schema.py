@@ -1,0 +1,196 @@
+"""Scenario files: TOML, mapped strictly onto frozen dataclasses; a mistake is one line with file, key, given, allowed, nearest name."""
+
+import hashlib
+import json
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field
+
+from distill.augment import strategy
+from distill.configure import configure
+from distill.errors import InputError, unknown_name
+from distill.evaluation import BASELINES
+from distill.methods import METHODS
+from distill.networks import check_name
+from distill.train import PROTOCOLS, Recipe
+
+KINDS = ("condense", "federated", "continual", "privacy", "nas", "pipeline")
+READY = ("condense",)
+MAX_BYTES = 1 << 20
+HERE = Path(__file__).parent
+_STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+class DataTable:
+    """``[data]``: what `distill.load` takes."""
+
+    name: str
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    size: Annotated[int, Field(ge=1)] | None = None
+    classes: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+class EvaluationTable:
+    """``[evaluation]``: how sets are judged. ``[evaluation.recipe]`` replaces the protocol by a recipe of one's own."""
+
+    protocol: str = "laptop"
+    recipe: Recipe | None = None
+    networks: Annotated[tuple[str, ...], Field(min_length=1)] = ("ConvNet",)
+    seeds: Annotated[int, Field(ge=1)] = 5
+    baselines: tuple[str, ...] = ("random",)
+    split: Literal["test", "validation"] = "test"
+
+
+@dataclass(frozen=True)
+class CondenseStudy:
+    """``kind = "condense"``: condense a data set at each IPC and judge the sets."""
+
+    name: str
+    title: str
+    data: DataTable
+    method: str
+    ipc: tuple[int, ...]
+    settings: Any  # the method's config dataclass
+    evaluation: EvaluationTable | None
+    merged: dict[str, Any]  # plain values, defaults filled in: enough to repeat the run
+
+    @property
+    def hash(self) -> str:
+        return hashlib.sha256(json.dumps(self.merged, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def shipped() -> dict[str, Path]:
+    """The scenarios that come with the package."""
+    return {path.stem: path for path in sorted(HERE.glob("*.toml"))}
+
+
+def read_scenario(given: str) -> tuple[str, dict[str, Any]]:
+    """(name, tables) of a scenario file or of a shipped scenario's bare name."""
+    path = Path(given)
+    if not path.is_file():
+        if "/" in given or given.endswith(".toml"):
+            raise InputError(f"scenario {given!r}: there is no such file; give a .toml file or one of: {', '.join(shipped())}.")
+        if given not in shipped():
+            raise unknown_name("scenario", given, shipped())
+        path = shipped()[given]
+    return path.stem, parse(path)
+
+
+def parse(path: Path) -> dict[str, Any]:
+    """The file's tables, or `InputError`."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path}: {path.stat().st_size} bytes; a scenario file has at most {MAX_BYTES}.")
+        return tomllib.loads(path.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: is not valid TOML ({str(error)[:120]}).") from None
+
+
+def override(tables: dict[str, Any], settings: list[str]) -> dict[str, Any]:
+    """Put ``key.path=value`` settings over the tables; values are read as TOML, else as text."""
+    merged: dict[str, Any] = json.loads(json.dumps(tables, default=str))
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        parts = key.strip().split(".")
+        if not equals or not all(parts):
+            raise InputError(f"--set {setting[:80]!r}: allowed: key.path=value, for example method.ipc=10.")
+        table = merged
+        for part in parts[:-1]:
+            table = table.setdefault(part, {})
+            if not isinstance(table, dict):
+                raise InputError(f"--set {setting[:80]!r}: {part!r} is a value, not a table.")
+        table[parts[-1]] = plain_value(value.strip())
+    return merged
+
+
+def plain_value(text: str) -> Any:
+    """``3``, ``0.5``, ``true``, ``[1, 10]`` or ``"text"`` as TOML reads it; anything else is text."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"] if "\n" not in text else text
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return text
+
+
+def study(name: str, tables: dict[str, Any], source: str) -> CondenseStudy:
+    """Check a scenario's tables and make the study they describe; ``source`` opens every message."""
+    tables = dict(tables)
+    kind = tables.pop("kind", None)
+    if kind is None:
+        raise InputError(f"{source}: key 'kind' is missing; allowed: {', '.join(KINDS)}.")
+    if kind not in KINDS:
+        raise unknown_name(f"{source}: kind", kind, KINDS)
+    if kind not in READY:
+        raise InputError(f"{source}: kind {kind!r} is planned but not built in this version; ready: {', '.join(READY)}.")
+    title = tables.pop("title", name)
+    if not isinstance(title, str):
+        raise InputError(f"{source}: key 'title' is {json.dumps(title, default=str)[:80]}; allowed: text.")
+    for key in tables:
+        if key not in ("data", "method", "evaluation"):
+            raise unknown_name(f"{source}: key", key, ("kind", "title", "data", "method", "evaluation"))
+    for key in ("data", "method", *(["evaluation"] if "evaluation" in tables else [])):
+        if not isinstance(tables.get(key), dict):
+            raise InputError(f"{source}: table [{key}] is {'missing' if key not in tables else 'not a table'}; a condense study needs it.")
+    data = configure(DataTable, tables["data"], f"{source}: [data]")
+    method, ipc, settings = _method(dict(tables["method"]), f"{source}: [method]")
+    evaluation = _evaluation(tables["evaluation"], f"{source}: [evaluation]") if "evaluation" in tables else None
+    merged = {
+        "kind": kind,
+        "data": _plain(data),
+        "method": {"name": method, "ipc": list(ipc), **_plain(settings)},
+        "evaluation": _plain(evaluation) if evaluation else None,
+    }
+    return CondenseStudy(name, title, data, method, ipc, settings, evaluation, merged)
+
+
+def _method(table: dict[str, Any], where: str) -> tuple[str, tuple[int, ...], Any]:
+    name, ipc = table.pop("name", "dm"), table.pop("ipc", 1)
+    if name not in METHODS:
+        raise unknown_name(f"{where}: key 'name': method", name, METHODS)
+    numbers = tuple(ipc) if isinstance(ipc, list) else (ipc,)
+    if not numbers or len(set(map(str, numbers))) != len(numbers) or not all(type(n) is int and n >= 1 for n in numbers):
+        raise InputError(f"{where}: key 'ipc' is {json.dumps(ipc, default=str)[:80]}; allowed: a whole number of 1 or more, or a list of different ones.")
+    kind = METHODS[name][0]
+    allowed = {"name", "ipc", *kind.__dataclass_fields__}
+    for key in table:
+        if key not in allowed:
+            raise unknown_name(f"{where}: key", key, allowed)
+    settings = configure(kind, table, where)
+    _checked(where, "network", lambda: check_name(settings.network))
+    _checked(where, "augmentation", lambda: strategy("" if settings.augmentation == "auto" else settings.augmentation))
+    return name, numbers, settings
+
+
+def _evaluation(table: dict[str, Any], where: str) -> EvaluationTable:
+    made = configure(EvaluationTable, table, where)
+    if made.protocol not in PROTOCOLS:
+        raise unknown_name(f"{where}: key 'protocol': value", made.protocol, PROTOCOLS)
+    for name in made.baselines:
+        if name not in BASELINES:
+            raise unknown_name(f"{where}: key 'baselines': value", name, BASELINES)
+    for name in made.networks:
+        _checked(where, "networks", lambda name=name: check_name(name))
+    if made.recipe is not None:
+        text = made.recipe.augmentation
+        _checked(where, "recipe.augmentation", lambda: strategy("" if text == "auto" else text))
+    return made
+
+
+def _checked(where: str, key: str, check: Any) -> None:
+    try:
+        check()
+    except InputError as error:
+        raise InputError(f"{where}: key {key!r}: {error}") from None
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    return pydantic.TypeAdapter(type(value)).dump_python(value, mode="json")  # type: ignore[no-any-return]
