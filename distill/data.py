@@ -174,7 +174,7 @@ class ImageData:
             if not isinstance(numbers, Sequence) or len(numbers) != train.images.shape[1]:
                 raise InputError(f"{name}: {field} is {str(numbers)[:80]}; allowed: a number for each of {train.images.shape[1]} channels.")
         channels, height, width = train.images.shape[1:]
-        spec = DataSpec(name, channels, height, width, names, tuple(map(float, mean)), tuple(map(float, std)))
+        spec = DataSpec(name, channels, height, width, names, tuple(mean), tuple(std))
         nothing = train.at(torch.zeros(0, dtype=torch.int64))
         return cls(spec, train, nothing, test).hold_out(validation, seed).to(device)
 

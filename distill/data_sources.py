@@ -188,7 +188,6 @@ def _read_npz(file: Path) -> dict[str, Any]:
         for key in keys:
             with archive.open(members[f"{key}.npy"]) as stream:
                 arrays[key] = np.lib.format.read_array(stream, allow_pickle=False)
-                stream.read(1)  # reaching the end makes zipfile compare the checksum
     if "class_names" in arrays:
         texts = [text.decode() if isinstance(text, bytes) else str(text) for text in arrays["class_names"].tolist()]
         arrays["class_names"] = tuple(text.encode().decode() for text in texts)  # refuses half characters, which no file could store

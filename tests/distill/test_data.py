@@ -152,6 +152,7 @@ BAD = {
     "other test size": ({"x_test": np.zeros((6, 5, 4, 3), np.uint8)}, r"test images are \(3, 5, 4\); the data spec says \(3, 4, 4\)"),
     "other test type": ({"x_test": np.zeros((6, 4, 4, 3))}, "test images are torch.float32 .* train images torch.uint8"),
     "short mean": ({"mean": (0.5,)}, r"mean is \(0.5,\); allowed: a number for each of 3 channels"),
+    "text as mean": ({"mean": ("a", "b", "c")}, "mean is .* allowed: 3 finite numbers"),
     "scalar std": ({"std": 0.5}, "std is 0.5; allowed"),
     "zero std": ({"std": (0, 1, 1)}, "std"),
     "fraction": ({"validation": 1.0}, "validation is 1.0; allowed: a fraction from 0"),

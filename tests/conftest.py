@@ -1,0 +1,54 @@
+"""Shared small things for tests: a tiny synthetic data set and a guard on the global random state."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from distill.data import ImageData
+
+
+def toy_arrays(seed: int = 0, classes: int = 3, per_class: int = 12, side: int = 8, channels: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Images whose class is a bright square in a place of its own, with noise."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(classes), per_class)
+    images = rng.integers(0, 90, (len(labels), side, side, channels), dtype=np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        row, column = divmod(int(label), 2)
+        image[row * side // 2 : row * side // 2 + side // 2, column * side // 2 : column * side // 2 + side // 2] += 120
+    return images, labels
+
+
+def toy(seed: int = 0, **options: int) -> ImageData:
+    train, test = toy_arrays(seed, **options), toy_arrays(seed + 1000, **options)
+    return ImageData.from_arrays("toy", *train, *test)
+
+
+@pytest.fixture
+def toy_data() -> ImageData:
+    return toy()
+
+
+@pytest.fixture(scope="session")
+def digits() -> ImageData:
+    from distill.data_sources import load
+
+    return load("digits")
+
+
+@pytest.fixture(autouse=True)
+def _global_random_state_is_left_alone():
+    """Nothing in the project may draw from or seed a global generator."""
+    before, before_numpy = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    yield
+    assert torch.equal(before, torch.get_rng_state()), "a test moved torch's global random state"
+    assert np.array_equal(before_numpy, np.random.get_state()[1]), "a test moved numpy's global random state"  # noqa: NPY002
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
+        if "real_data" in item.keywords and not os.environ.get("DISTILL_DATA"):
+            item.add_marker(pytest.mark.skip(reason="DISTILL_DATA is not set"))

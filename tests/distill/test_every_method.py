@@ -1,0 +1,204 @@
+"""What every entry of METHODS must do. A new method is finished when this file is green for it."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill.condensed import CondensedSet
+from distill.coresets import select
+from distill.data import ImageData
+from distill.errors import InputError
+from distill.evaluation import Accuracy, accuracy
+from distill.methods import METHODS
+from distill.randomness import generator
+from distill.run import distil, load_checkpoint, save_checkpoint
+from distill.statistics import ExactStatistics
+from distill.synthetic import initial_set
+from distill.train import Recipe, train_network
+from tests.conftest import toy
+
+METHOD = pytest.mark.parametrize("method", METHODS)
+SMALL = {"network": "ConvNetD1W32", "batch_real": 8}
+# Steps are cheap or dear by method; each entry is what the tests below need on a laptop. Digits: enough to beat random images.
+DIGITS = {
+    "dm": {"iterations": 60, "lr_img": 5.0},
+    "gm": {"iterations": 60, "initial": "real"},
+    "dsa": {"iterations": 60},
+}
+
+
+def make(method: str, data: ImageData, ipc: int = 2, seed: int = 0, **settings: object):
+    config, kind = METHODS[method]
+    made = config(**{**SMALL, "iterations": 3, **settings})
+    statistics = ExactStatistics(data)
+    return kind(made, initial_set(statistics, made.initial, ipc, generator(seed, "initial"))), statistics
+
+
+@METHOD
+def test_images_are_finite_and_shape_and_labels_are_kept(method: str, toy_data: ImageData) -> None:
+    tiny = distil(toy_data, method, ipc=2, iterations=3, **SMALL)
+    assert tiny.images.shape == (6, 1, 8, 8)
+    assert tiny.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert bool(torch.isfinite(tiny.images).all())
+    assert tiny.provenance.method == method
+    assert tiny.provenance.config["iterations"] == 3
+    assert tiny.provenance.fingerprint == toy_data.fingerprint
+
+
+@METHOD
+@pytest.mark.parametrize("seed", [0, 1])
+def test_same_seed_same_bits_and_other_seed_other_bits(method: str, seed: int) -> None:
+    data = toy()
+    first, again, other = (distil(data, method, ipc=2, seed=s, iterations=3, **SMALL) for s in (seed, seed, seed + 7))
+    assert torch.equal(first.images, again.images)
+    assert not torch.equal(first.images, other.images)
+
+
+@METHOD
+def test_real_data_are_untouched(method: str, toy_data: ImageData) -> None:
+    before = toy_data.train.images.clone()
+    distil(toy_data, method, iterations=3, **SMALL)
+    assert torch.equal(before, toy_data.train.images)
+
+
+@METHOD
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_loss_falls(method: str, seed: int) -> None:
+    """From noise, without augmentation: the mean loss of the last steps is below that of the first."""
+    distiller, statistics = make(method, toy(), ipc=1, seed=seed, iterations=40, initial="noise", augmentation="none")
+    draws = generator(seed, "steps")
+    losses = [float(distiller.step(statistics, draws)["loss"]) for _ in range(40)]
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+
+
+@METHOD
+@pytest.mark.parametrize("kind", ["real", "noise", "herding", "kmeans", "given"])
+def test_every_initialisation(method: str, kind: str, toy_data: ImageData) -> None:
+    start = select(toy_data, "class_mean", 2, generator(3, "start"))
+    tiny = distil(toy_data, method, ipc=2, iterations=1, initial=start if kind == "given" else kind, **SMALL)  # type: ignore[arg-type]
+    assert tiny.counts == (2, 2, 2)
+    if kind == "given":
+        # One step of a small size stays near its start, which is sorted by class already.
+        assert float((tiny.images - start.images).abs().mean()) < 0.5 * float(start.images.abs().mean())
+
+
+@METHOD
+@pytest.mark.parametrize("ipc", [1, 3])
+def test_a_checkpoint_at_every_step_continues_to_the_same_bits(method: str, ipc: int, tmp_path: Path) -> None:
+    data = toy()
+    settings = {"iterations": 2, "outer_steps": 2, "inner_epochs": 2} if method != "dm" else {"iterations": 4}
+    whole, statistics = make(method, data, ipc, **settings)
+    draws = generator(0, "steps")
+    for _ in range(whole.total_steps):
+        whole.step(statistics, draws)
+    assert whole.total_steps == 4
+    for stop in range(1, 4):
+        before, _ = make(method, data, ipc, **settings)
+        draws = generator(0, "steps")
+        for _ in range(stop):
+            before.step(statistics, draws)
+        save_checkpoint(tmp_path / "c.safetensors", "key", before, draws, stop, 1.5)
+        after, _ = make(method, data, ipc, **settings)
+        draws = generator(99, "other")
+        assert load_checkpoint(tmp_path / "c.safetensors", "key", after, draws) == (stop, 1.5)
+        for _ in range(stop, 4):
+            after.step(statistics, draws)
+        assert torch.equal(after.condensed.images, whole.condensed.images)
+
+
+@METHOD
+def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(method: str, toy_data: ImageData, tmp_path: Path) -> None:
+    distiller, _ = make(method, toy_data)
+    path = tmp_path / "c.safetensors"
+    save_checkpoint(path, "key", distiller, generator(0, "a"), 1, 0.0)
+    with pytest.raises(InputError, match="other settings, data or seed"):
+        load_checkpoint(path, "another", distiller, generator(0, "a"))
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(InputError, match="damaged"):
+        load_checkpoint(path, "key", distiller, generator(0, "a"))
+
+
+@METHOD
+def test_save_and_load(method: str, toy_data: ImageData, tmp_path: Path) -> None:
+    tiny = distil(toy_data, method, iterations=1, **SMALL)
+    tiny.save(tmp_path / "tiny.safetensors")
+    back = CondensedSet.load(tmp_path / "tiny.safetensors")
+    assert torch.equal(back.images, tiny.images)
+    assert torch.equal(back.labels, tiny.labels)
+    assert back.provenance == tiny.provenance
+    assert back.spec == tiny.spec
+
+
+@METHOD
+def test_uneven_classes_and_an_absent_one(method: str) -> None:
+    """A class of 2 images (fewer than the batch and than ipc), one of 12, one without any, labels 0, 1, 3 of 4."""
+    data = toy(classes=4)
+    keep = (data.train.labels != 2) & ~((data.train.labels == 1) & (torch.arange(len(data.train)) % 6 != 0))
+    data = dataclasses.replace(data, train=data.train.at(keep.nonzero().squeeze(1)))
+    assert data.counts == (12, 2, 0, 12)
+    tiny = distil(data, method, ipc=5, iterations=2, **SMALL)
+    assert tiny.counts == (5, 5, 0, 5)
+    assert len(torch.unique(tiny.images[tiny.labels == 1], dim=0)) == 5
+
+
+@METHOD
+def test_batchnorm_and_a_network_of_ones_own(method: str, toy_data: ImageData) -> None:
+    settings = {"ipc": 2, "iterations": 2, "batch_real": 8}
+    first, again = (distil(toy_data, method, **{**settings, "network": "ConvNetD1W32BN"}) for _ in range(2))
+    assert torch.equal(first.images, again.images)
+
+    def own(spec):
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.Tanh(), torch.nn.Linear(16, spec.num_classes))
+
+    first, again = (distil(toy_data, method, network=own, ipc=2, iterations=2, batch_real=8) for _ in range(2))
+    assert torch.equal(first.images, again.images)
+    assert first.provenance.config["network"] == "given: own"
+
+
+@METHOD
+def test_wrong_settings_are_one_line(method: str, toy_data: ImageData) -> None:
+    for settings, text in (
+        ({"iteration": 3}, "did you mean 'iterations'"),
+        ({"iterations": 0}, "a whole number of at least 1"),
+        ({"iterations": 2.5}, "a whole number"),
+        ({"lr_img": -1.0}, "above 0"),
+        ({"network": "ConvNett"}, "ConvNet"),
+        ({"ipc": 0}, "1 or more"),
+        ({"initial": "kmean"}, "did you mean 'kmeans'"),
+    ):
+        with pytest.raises(InputError) as caught:
+            distil(toy_data, method, **{**SMALL, **settings})
+        assert text in str(caught.value)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="classes"):
+        distil(toy_data, method, initial=select(toy_data.subset([0, 1]), "random", 1, generator(0, "x")), **SMALL)
+
+
+@METHOD
+def test_beats_random_images_on_digits(method: str, digits: ImageData) -> None:
+    """IPC 1, three networks each; the condensed set's interval lies above that of random images."""
+    tiny = distil(digits, method, ipc=1, network="ConvNetD2W32", batch_real=64, **DIGITS[method])
+    recipe = Recipe(max_steps=80, batch_size=16, lr=0.02, schedule="cosine")
+
+    def judge(source) -> Accuracy:
+        return Accuracy(tuple(accuracy(train_network(source(s), "ConvNetD2W32", recipe, s), digits) for s in range(3)))
+
+    ours, random = judge(lambda s: tiny), judge(lambda s: select(digits, "random", 1, generator(s, "rival")))
+    assert ours.low > random.mean + 3
+
+
+@pytest.mark.gpu
+@METHOD
+def test_runs_on_cuda_and_agrees_with_the_cpu(method: str, toy_data: ImageData) -> None:
+    """The same start and the same random numbers give the same step to float32 accuracy."""
+    start = select(toy_data, "random", 2, generator(0, "start"))
+    results = []
+    for device in ("cpu", "cuda"):
+        config, kind = METHODS[method]
+        distiller = kind(config(**{**SMALL, "augmentation": "none", "batch_real": 100}), start.to(device))
+        draws = generator(0, "steps")  # drawn on the CPU for both
+        distiller.step(ExactStatistics(toy_data.to(device)), draws)
+        results.append(distiller.condensed.images.cpu())
+    assert torch.allclose(results[0], results[1], atol=1e-3)

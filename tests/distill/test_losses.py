@@ -1,0 +1,186 @@
+"""GM, DSA and DM against slow definitions written out here: Python loops, float64, autograd one image at a time."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from distill.augment import apply, draw, strategy
+from distill.condensed import CondensedSet
+from distill.matching import gradient_distance, mean_distance
+from distill.methods.dm import DM, DMConfig
+from distill.methods.dsa import DSA, DSAConfig
+from distill.methods.gm import GM, INNER_EPOCHS, GMConfig, loops
+from distill.networks import create
+from distill.randomness import generator
+from distill.statistics import ExactStatistics, mean_gradient
+from tests.conftest import toy
+
+
+def slow_layerwise(real: list[torch.Tensor], synthetic: list[torch.Tensor]) -> float:
+    total = 0.0
+    for r, s in zip(real, synthetic, strict=True):
+        if r.ndim == 1:
+            continue
+        for row_r, row_s in zip(r.reshape(len(r), -1).tolist(), s.reshape(len(s), -1).tolist(), strict=True):
+            dot = sum(a * b for a, b in zip(row_r, row_s, strict=True))
+            norms = math.sqrt(sum(a * a for a in row_r)) * math.sqrt(sum(b * b for b in row_s))
+            total += 1 - dot / (norms + 1e-6)
+    return total
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_gradient_distances(seed: int) -> None:
+    draws = generator(seed, "distance")
+    shapes = [(4, 3, 3, 3), (4,), (5, 2, 2), (6, 7), (6,)]
+    real, synthetic = ([torch.randn(s, generator=draws, dtype=torch.float64) for s in shapes] for _ in range(2))
+    assert float(gradient_distance(real, synthetic)) == pytest.approx(slow_layerwise(real, synthetic), rel=1e-12)
+    a = [v for r in real for v in r.flatten().tolist()]
+    b = [v for s in synthetic for v in s.flatten().tolist()]
+    mse = sum((x - y) ** 2 for x, y in zip(a, b, strict=True))
+    cosine = 1 - sum(x * y for x, y in zip(a, b, strict=True)) / (math.hypot(*a) * math.hypot(*b) + 1e-6)
+    assert float(gradient_distance(real, synthetic, "mse")) == pytest.approx(mse, rel=1e-12)
+    assert float(gradient_distance(real, synthetic, "cosine")) == pytest.approx(cosine, rel=1e-12)
+    # Of equal gradients only the small constant beside the norms is left, one a row.
+    assert float(gradient_distance(real, real)) == pytest.approx(0.0, abs=1e-5)
+    assert float(gradient_distance(real, [-r for r in real])) == pytest.approx(2 * (4 + 5 + 6), rel=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_mean_distance(seed: int) -> None:
+    real, synthetic = torch.randn(2, 4, 9, generator=generator(seed, "means"), dtype=torch.float64)
+    slow = sum((float(real[k, d]) - float(synthetic[k, d])) ** 2 for k in range(4) for d in range(9))
+    assert float(mean_distance(real, synthetic)) == pytest.approx(slow, rel=1e-12)
+
+
+NET = "ConvNetD2W32"
+
+
+def start(ipc: int = 2) -> tuple[ExactStatistics, CondensedSet]:
+    """A toy whose batches are the whole class, so that the only chance left is network and augmentation."""
+    statistics = ExactStatistics(toy())
+    labels = torch.arange(3).repeat_interleave(ipc)
+    images = torch.randn(len(labels), 1, 8, 8, generator=generator(1, "start"))
+    return statistics, CondensedSet(images, labels, statistics.spec)
+
+
+def replay(seed: int, statistics: ExactStatistics, text: str) -> tuple[torch.nn.Module, list[object]]:
+    """The network and the augmentation parameters that a step with this seed draws, drawn again with the public functions."""
+    draws = generator(seed, "steps")
+    network = create(NET, statistics.spec, draws).double()
+    return network, [draw(strategy(text), draws, 8, 8, None) for _ in statistics.classes]
+
+
+@pytest.mark.parametrize("augmentation", ["none", "color_crop_cutout_scale_rotate"])
+@pytest.mark.parametrize("seed", range(4))
+def test_dm_step(seed: int, augmentation: str) -> None:
+    """Loss and image update of one DM step, against one image at a time in float64."""
+    statistics, initial = start()
+    method = DM(DMConfig(network=NET, augmentation=augmentation, batch_real=100, lr_img=0.3), initial)
+    loss = float(method.step(statistics, generator(seed, "steps"))["loss"])
+
+    network, parameters = replay(seed, statistics, augmentation)
+    images = initial.images.double().requires_grad_(True)
+    total = torch.zeros((), dtype=torch.float64)
+    for c in range(3):
+        real = statistics.data.normalised("train", statistics.data.class_indices(c)).double()
+        real_mean = sum(network.embed(apply(x[None], parameters[c])).detach()[0] for x in real) / len(real)
+        synthetic = [network.embed(apply(images[i : i + 1], parameters[c]))[0] for i in (2 * c, 2 * c + 1)]
+        total = total + ((real_mean - sum(synthetic) / 2) ** 2).sum()
+    (gradient,) = torch.autograd.grad(total, images)
+    assert loss == pytest.approx(float(total), rel=1e-4)
+    update = (initial.images - method.condensed.images).double() / 0.3
+    assert torch.allclose(update, gradient, atol=1e-4 * float(gradient.abs().max()))
+
+
+@pytest.mark.parametrize("method_name", ["gm", "dsa"])
+@pytest.mark.parametrize("seed", range(4))
+def test_gm_and_dsa_step(seed: int, method_name: str) -> None:
+    """Loss and image update of one matching step, with gradients summed over single images in float64."""
+    statistics, initial = start()
+    text = "none" if method_name == "gm" else "color_crop_cutout_scale_rotate"
+    made = {"gm": (GMConfig, GM), "dsa": (DSAConfig, DSA)}[method_name]
+    config = made[0](network=NET, batch_real=100, lr_img=0.3, outer_steps=1, augmentation=text)
+    method = made[1](config, initial)
+    loss = float(method.step(statistics, generator(seed, "steps"))["loss"])
+
+    network, parameters = replay(seed, statistics, text)
+    weights = list(network.parameters())
+    images = initial.images.double().requires_grad_(True)
+    total = torch.zeros((), dtype=torch.float64)
+    for c in range(3):
+        real = statistics.data.normalised("train", statistics.data.class_indices(c)).double()
+        target = torch.tensor([c])
+        sums = [torch.zeros_like(w) for w in weights]
+        for x in real:
+            one = torch.autograd.grad(F.cross_entropy(network(apply(x[None], parameters[c])), target), weights)
+            sums = [s + g / len(real) for s, g in zip(sums, one, strict=True)]
+        single = [F.cross_entropy(network(apply(images[i : i + 1], parameters[c])), target) for i in (2 * c, 2 * c + 1)]
+        found = torch.autograd.grad(sum(single) / 2, weights, create_graph=True)
+        for r, s in zip(sums, found, strict=True):
+            if r.ndim > 1:
+                for row_r, row_s in zip(r.reshape(len(r), -1), s.reshape(len(s), -1), strict=True):
+                    total = total + 1 - (row_r * row_s).sum() / (row_r.norm() * row_s.norm() + 1e-6)
+    (gradient,) = torch.autograd.grad(total, images)
+    assert loss == pytest.approx(float(total), rel=1e-3)
+    update = (initial.images - method.condensed.images).double() / 0.3
+    assert torch.allclose(update, gradient, atol=1e-3 * float(gradient.abs().max()))
+
+
+def test_momentum_is_sgds() -> None:
+    """Two updates against torch.optim.SGD with momentum 0.5."""
+    statistics, initial = start(1)
+    method = DM(DMConfig(network=NET, augmentation="none", batch_real=100, lr_img=0.3), initial)
+    reference = initial.images.clone().requires_grad_(True)
+    optimiser = torch.optim.SGD([reference], lr=0.3, momentum=0.5)
+    draws, again = generator(0, "steps"), generator(0, "steps")
+    for _ in range(3):
+        method.step(statistics, draws)
+        network = create(NET, statistics.spec, again)
+        for _ in range(3):  # what the step spent on drawing batches
+            torch.randperm(12, generator=again)
+        real = [statistics.data.normalised("train", statistics.data.class_indices(c)) for c in range(3)]
+        loss = sum(((network.embed(r).mean(0).detach() - network.embed(reference[c : c + 1])[0]) ** 2).sum() for c, r in enumerate(real))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert torch.allclose(method.condensed.images, reference, atol=1e-4)
+
+
+def test_gm_trains_its_network_between_image_updates() -> None:
+    """Plain SGD on the synthetic images: after one image update the network has moved by lr times the epochs' gradients."""
+    statistics, initial = start()
+    config = GMConfig(network=NET, batch_real=100, outer_steps=2, inner_epochs=3, lr_net=0.05)
+    method = GM(config, initial)
+    method.step(statistics, generator(0, "steps"))
+    network = create(NET, statistics.spec, generator(0, "steps"))
+    now = method.condensed
+    for _ in range(3):  # the whole set is one batch: its order does not matter
+        loss = F.cross_entropy(network(now.images), now.labels)
+        for weight, gradient in zip(network.parameters(), torch.autograd.grad(loss, list(network.parameters())), strict=True):
+            weight.data -= 0.05 * gradient
+    for ours, theirs in zip(method.network.parameters(), network.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_the_loop_table() -> None:
+    for ipc, inner in INNER_EPOCHS.items():
+        assert loops(GMConfig(), ipc) == (ipc, inner)
+    assert loops(GMConfig(), 15) == (15, 38)
+    assert loops(GMConfig(), 500) == (500, 2)
+    assert loops(GMConfig(outer_steps=3, inner_epochs=0), 10) == (3, 0)
+
+
+@pytest.mark.parametrize("count", [1, 7, 50, 333])
+def test_chunks_do_not_change_gradients(count: int) -> None:
+    """A batch cut into pieces gives the gradient of the whole; with BatchNorm in training mode it is not cut."""
+    data = toy(side=16)
+    draws = generator(0, "chunks")
+    images = torch.randn(count + 1, 1, 16, 16, generator=draws)
+    labels = torch.randint(3, (count + 1,), generator=draws)
+    for name in (NET, NET + "BN"):
+        network = create(name, data.spec, generator(0, "net"))
+        whole = torch.autograd.grad(F.cross_entropy(network(images), labels), list(network.parameters()))
+        for ours, theirs in zip(mean_gradient(network, images, labels), whole, strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-5)
