@@ -121,7 +121,7 @@ class CondensedSet:
     def subset(self, classes: Iterable[int]) -> "CondensedSet":
         """Only the images of these classes; label numbers and spec stay. `InputError` when nothing is left."""
         wanted = sorted(set(classes))
-        keep = torch.isin(self.hard_labels, torch.tensor(wanted, device=self.labels.device))
+        keep = torch.isin(self.hard_labels, torch.tensor(wanted, dtype=torch.int64, device=self.labels.device))
         if not bool(keep.any()):
             present = [c for c, count in enumerate(self.counts) if count]
             raise InputError(f"subset of classes {wanted} is empty; allowed: some of {present}.")
@@ -143,7 +143,8 @@ class CondensedSet:
                     raise InputError(f"concat: {name} differ ({str(ours)[:60]} and {str(theirs)[:60]}); sets must agree on their spec.")
         soft = any(s.labels.dtype != torch.int64 for s in sets)
         labels = [
-            torch.nn.functional.one_hot(s.labels, s.spec.num_classes).float() if soft and s.labels.dtype == torch.int64 else s.labels for s in sets
+            torch.nn.functional.one_hot(s.labels, s.spec.num_classes).float() if soft and s.labels.dtype == torch.int64 else s.labels
+            for s in sets
         ]
         parts = [{"method": s.provenance.method, "seed": s.provenance.seed, "dp": s.provenance.dp} for s in sets]
         return CondensedSet(
@@ -209,14 +210,17 @@ class CondensedSet:
             tensors = safetensors.torch.load(data)
             with_metadata = json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])["__metadata__"]["distill"]
             header = pydantic.TypeAdapter(_Header).validate_json(with_metadata)
+            json.dumps(dataclasses.asdict(header.provenance), allow_nan=False)  # what was read can be saved again
         except pydantic.ValidationError as error:
             first = error.errors(include_url=False, include_context=False)[0]
-            where = ".".join(map(str, first["loc"])) or "it"
-            raise InputError(f"the header does not fit: {where}: {first['msg']} (given {str(first['input'])[:60]!r}).") from None
+            where = ".".join(map(str, first["loc"]))[:80] or "it"
+            raise InputError(
+                f"the header does not fit: {where}: {first['msg'][:100]} (given {ascii(str(first['input'])[:60])[:80]})."
+            ) from None
         except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError, RuntimeError) as error:
             raise InputError(f"not a condensed set: {str(error)[:120]}.") from None
         if header.format != FORMAT:
-            raise InputError(f"format {header.format}; allowed: {FORMAT} (made by another version of this toolkit).")
+            raise InputError(f"format {str(header.format)[:20]}; allowed: {FORMAT} (made by another version of this toolkit).")
         spec = DataSpec(**dataclasses.asdict(header.spec))
         images = tensors["images"]
         if (images.dtype == torch.uint8) != (header.quantisation is not None):
@@ -262,7 +266,12 @@ def _check_layout(data: bytes, max_bytes: int) -> None:
             raise InputError(f"holds the tensors {str(names)[:80]}; allowed: images and labels, with a 'distill' header.")
         for name in names:
             dtype, shape = header[name]["dtype"], header[name]["shape"]
-            if dtype not in _DTYPES or len(shape) > 4 or not all(type(n) is int and 0 <= n <= body for n in shape) or math.prod(shape) * _DTYPES[dtype] > body:
+            if (
+                dtype not in _DTYPES
+                or len(shape) > 4
+                or not all(type(n) is int and 0 <= n <= body for n in shape)
+                or math.prod(shape) * _DTYPES[dtype] > body
+            ):
                 raise InputError(f"tensor {name} claims {str(dtype)[:20]} {str(shape)[:60]}, which the file cannot hold.")
     except InputError:
         raise

@@ -22,11 +22,19 @@ def configure(kind: type[T], values: Mapping[str, Any], where: str) -> T:
     """
     try:
         # Through JSON: there strict mode takes a list for a tuple, which is all that TOML has, and still no "3" for 3.
-        return pydantic.TypeAdapter(kind).validate_json(json.dumps(dict(values), default=_refuse))
+        return pydantic.TypeAdapter(kind).validate_json(_as_json(values, where))
     except pydantic.ValidationError as error:
         raise _one_line(kind, error, where) from None
-    except (TypeError, RecursionError, ValueError) as error:
-        raise InputError(f"{where}: {str(error)[:200]}") from None
+
+
+def _as_json(values: Mapping[str, Any], where: str) -> str:
+    parts = {}
+    for key, value in values.items():
+        try:
+            parts[json.dumps(key)] = json.dumps(value, default=_refuse)
+        except (TypeError, RecursionError, ValueError) as error:
+            raise InputError(f"{where}: key {str(key)[:80]!r}: {str(error)[:200]}") from None
+    return "{" + ", ".join(f"{key}: {text}" for key, text in parts.items()) + "}"
 
 
 def _refuse(value: object) -> None:
@@ -40,6 +48,8 @@ def _one_line(kind: type[Any], error: pydantic.ValidationError, where: str) -> I
         owner = _owner(kind, path[:-1])
         at = ".".join(map(str, path[:-1]))
         return unknown_name(f"{where}{': ' + at if at else ''}: key", path[-1], [f.name for f in dataclasses.fields(owner)])
+    if not path:  # text that is not Unicode, or nested too deeply
+        return InputError(f"{where}: {first['msg'][:200]}; use plain text, numbers, true/false or lists.")
     names = [part for part in path if _is_field(kind, part)] or path
     key = ".".join(map(str, names))
     allowed = allowed_values(kind, [str(part) for part in names])
@@ -70,7 +80,11 @@ def allowed_values(kind: type[Any], path: list[str]) -> str:
     """A short text of what a field takes: ``a whole number of 1 or more, or nothing``."""
     owner = _owner(kind, list(path[:-1]))
     hint = typing.get_type_hints(owner, include_extras=True).get(path[-1]) if path else None
-    return " or ".join(dict.fromkeys(_describe(option) for option in _options(hint, extras=True))) if hint is not None else "a value of another kind"
+    return (
+        " or ".join(dict.fromkeys(_describe(option) for option in _options(hint, extras=True)))
+        if hint is not None
+        else "a value of another kind"
+    )
 
 
 def _options(hint: Any, extras: bool = False) -> list[Any]:
@@ -101,12 +115,17 @@ def _describe(hint: Any) -> str:
 
 def _limits(extra: Any) -> list[str]:
     parts = list(extra.metadata) if isinstance(extra, pydantic.fields.FieldInfo) else [extra]
-    words = {annotated_types.Ge: "of at least", annotated_types.Gt: "above", annotated_types.Le: "of at most", annotated_types.Lt: "below"}
+    words = {
+        (annotated_types.Ge, "ge"): "of at least",
+        (annotated_types.Gt, "gt"): "above",
+        (annotated_types.Le, "le"): "of at most",
+        (annotated_types.Lt, "lt"): "below",
+    }
     found = []
     for part in parts:
-        for constraint, word in words.items():
+        for (constraint, limit), word in words.items():
             if isinstance(part, constraint):
-                found.append(f"{word} {next(iter(dataclasses.asdict(part).values()))}")
+                found.append(f"{word} {getattr(part, limit)}")
         if isinstance(part, annotated_types.MinLen):
             found.append(f"with at least {part.min_length}")
     return found

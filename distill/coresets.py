@@ -29,7 +29,9 @@ def select(data: ImageData, name: str, ipc: int, generator: torch.Generator, emb
         if name == "class_mean":
             chosen = _group_means(pool, ipc, generator)
         else:
-            picks = {"random": _random, "herding": _herding, "kcenter": _kcenter, "kmeans": _kmeans}[name](features, min(ipc, len(pool)), generator)
+            picks = {"random": _random, "herding": _herding, "kcenter": _kcenter, "kmeans": _kmeans}[name](
+                features, min(ipc, len(pool)), generator
+            )
             chosen = pool[picks.to(pool.device)]
         images.append(chosen)
         labels += [label] * len(chosen)

@@ -20,4 +20,8 @@ def unknown_name(what: str, given: object, allowed: Iterable[str]) -> InputError
     text = str(given)[:80]
     near = difflib.get_close_matches(text, names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return InputError(f"{what} {text!r} is not known{hint} Allowed: {', '.join(names)}." if hint else f"{what} {text!r} is not known. Allowed: {', '.join(names)}.")
+    return InputError(
+        f"{what} {text!r} is not known{hint} Allowed: {', '.join(names)}."
+        if hint
+        else f"{what} {text!r} is not known. Allowed: {', '.join(names)}."
+    )

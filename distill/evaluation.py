@@ -96,7 +96,13 @@ def learner_set(name: str, condensed: CondensedSet, data: ImageData, seed: int) 
 
 
 def accuracies(
-    condensed: CondensedSet, data: ImageData, names: Sequence[str], network: Factory, recipe: Recipe | str, seeds: Sequence[int], split: str = "test"
+    condensed: CondensedSet,
+    data: ImageData,
+    names: Sequence[str],
+    network: Factory,
+    recipe: Recipe | str,
+    seeds: Sequence[int],
+    split: str = "test",
 ) -> Iterator[tuple[str, int, float]]:
     """(set, seed, accuracy) one by one as networks finish; the name "condensed" is the set itself, the others are baselines."""
     for name in names:
@@ -148,6 +154,11 @@ def check_fit(condensed: CondensedSet, data: ImageData) -> None:
     for name in ("channels", "height", "width", "classes"):
         ours, theirs = getattr(condensed.spec, name), getattr(data.spec, name)
         if ours != theirs:
-            raise InputError(f"the set's {name} are {str(ours)[:80]} and those of data {data.spec.name!r} {str(theirs)[:80]}; give the data it was made from.")
+            raise InputError(
+                f"the set's {name} are {str(ours)[:80]} and those of data {data.spec.name!r} {str(theirs)[:80]}; "
+                "give the data it was made from."
+            )
     if not np.allclose([*condensed.spec.mean, *condensed.spec.std], [*data.spec.mean, *data.spec.std], atol=1e-3):
-        raise InputError(f"the set is normalised with mean {condensed.spec.mean} and std {condensed.spec.std}; data {data.spec.name!r} with others.")
+        raise InputError(
+            f"the set is normalised with mean {condensed.spec.mean} and std {condensed.spec.std}; data {data.spec.name!r} with others."
+        )

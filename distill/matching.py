@@ -28,13 +28,14 @@ def gradient_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor], dista
     b = torch.cat([s.flatten() for s in synthetic])
     if distance == "mse":
         return (a - b).square().sum()
-    return 1 - (a * b).sum() / (a.norm() * b.norm() + 1e-6)
+    cosine: Tensor = (a * b).sum() / (a.norm() * b.norm() + 1e-6)
+    return 1 - cosine
 
 
 def _row_distance(real: Tensor, synthetic: Tensor) -> Tensor:
     # A three-dimensional weight is a layer norm over (C, H, W): each channel is a row, as in the authors' code.
     a, b = real.flatten(1), synthetic.flatten(1)
-    cosine = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-6)
+    cosine: Tensor = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-6)
     return (1 - cosine).sum()
 
 

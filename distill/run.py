@@ -217,11 +217,20 @@ def _bar(title: str, total: int, done: int, wanted: bool | None) -> Iterator[Any
     if not (console.is_terminal if wanted is None else wanted):
         yield lambda step, numbers: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(title, total=total, completed=done, note="")
 
         def advance(step: int, numbers: dict[str, float]) -> None:
-            bar.update(task, completed=step, **({"note": "  ".join(f"{k} {v:.4g}" for k, v in numbers.items())} if numbers else {}))
+            bar.update(task, completed=step)
+            if numbers:
+                bar.update(task, note="  ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
 
         yield advance

@@ -35,11 +35,18 @@ class RealStatistics(Protocol):
     @property
     def privacy(self) -> dict[str, Any] | None: ...
 
-    def class_means(self, embed: Embed, batch_size: int, augment: Augment | None, generator: torch.Generator, joint: bool = False) -> Tensor:
-        """(number of classes, D): the mean feature of a random batch of each class. ``joint`` embeds all classes as one batch (BatchNorm)."""
+    def class_means(
+        self, embed: Embed, batch_size: int, augment: Augment | None, generator: torch.Generator, joint: bool = False
+    ) -> Tensor:
+        """(number of classes, D): the mean feature of a random batch of each class.
+
+        ``joint`` embeds all classes as one batch, as BatchNorm needs it.
+        """
         ...
 
-    def class_gradients(self, network: nn.Module, batch_size: int, augment: Augment | None, generator: torch.Generator) -> list[list[Tensor]]:
+    def class_gradients(
+        self, network: nn.Module, batch_size: int, augment: Augment | None, generator: torch.Generator
+    ) -> list[list[Tensor]]:
         """For each class, the gradient of the mean cross-entropy of a random batch, one tensor per trainable parameter."""
         ...
 
@@ -81,7 +88,9 @@ class ExactStatistics:
         order = torch.randperm(len(indices), generator=generator, device=generator.device)[:size]
         return self.data.normalised("train", indices[order.to(indices.device)])
 
-    def class_means(self, embed: Embed, batch_size: int, augment: Augment | None, generator: torch.Generator, joint: bool = False) -> Tensor:
+    def class_means(
+        self, embed: Embed, batch_size: int, augment: Augment | None, generator: torch.Generator, joint: bool = False
+    ) -> Tensor:
         with torch.no_grad():
             batches = []
             means = []
@@ -97,7 +106,9 @@ class ExactStatistics:
                 means = [part.mean(0) for part in features.split([len(b) for b in batches])]
             return torch.stack(means)
 
-    def class_gradients(self, network: nn.Module, batch_size: int, augment: Augment | None, generator: torch.Generator) -> list[list[Tensor]]:
+    def class_gradients(
+        self, network: nn.Module, batch_size: int, augment: Augment | None, generator: torch.Generator
+    ) -> list[list[Tensor]]:
         gradients = []
         for position, label in enumerate(self.classes):
             images = self.batch(position, batch_size, generator)

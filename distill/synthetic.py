@@ -50,7 +50,9 @@ class Synthetic:
 
     def to_set(self, augmentation: str | None) -> CondensedSet:
         """A detached snapshot."""
-        return dataclasses.replace(self.template, images=self.images.detach().clone(), labels=self.labels.clone(), augmentation=augmentation)
+        return dataclasses.replace(
+            self.template, images=self.images.detach().clone(), labels=self.labels.clone(), augmentation=augmentation
+        )
 
     def state(self) -> dict[str, Tensor]:
         return {"images": self.images, "velocity": self.velocity}

@@ -170,7 +170,9 @@ def _study(made: Any, out: Path, seed: int, device: str, data_root: Path | None,
         rows = accuracy_table(record)
         widths = [max(len(row[i]) for row in rows) + 2 for i in range(len(rows[0]))] if rows else []
         for row in rows:
-            typer.echo("".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))))
+            typer.echo(
+                "".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+            )
         typer.echo(answer(record))
         typer.echo(f"{record['seconds']:.0f} s, peak memory {record['peak_memory_bytes'] / 1e9:.2f} GB; everything is in {folder}")
 
@@ -202,26 +204,43 @@ def _printable(text: str) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 wrong input (one line), 1 our fault (traceback), 130 interrupted."""
     from distill.errors import InputError
+    from distill.memory import keep_freed_memory
 
+    keep_freed_memory()
     given = sys.argv[1:] if arguments is None else arguments
     try:
         code = app(args=given, prog_name="distill", standalone_mode=False)
     except InputError as error:
         _fail(f"error: {_printable(str(error))}", 2)
     except KeyboardInterrupt:
-        resumable = given[:1] in (["run"], ["condense"])
-        again = shlex.join(["distill", *given, *([] if "--resume" in given else ["--resume"])])
-        _fail(f"interrupted; continue with: {again}" if resumable else "interrupted", 130)
+        code = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
         # typer's own complaints about options (whichever click it carries) know how to say themselves.
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-            _fail(f"error: {' '.join(error.format_message().split())} (see: distill --help)", 2)
+            _fail(f"error: {_printable(_complaint(error))} (see: distill --help)", 2)
         traceback.print_exc()
         sys.exit(1)
+    if code == 130:  # typer turns Ctrl-C into this number
+        resumable = given[:1] in (["run"], ["condense"])
+        again = shlex.join(["distill", *given, *([] if "--resume" in given else ["--resume"])])
+        _fail(f"interrupted; continue with: {again}" if resumable else "interrupted", 130)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complaint(error: Any) -> str:
+    """What typer says about a command line, with the names that are allowed."""
+    from distill.errors import unknown_name
+
+    text = " ".join(error.format_message().split())
+    command = getattr(getattr(error, "ctx", None), "command", None)
+    if text.startswith("No such command"):
+        return str(unknown_name("command", text.removeprefix("No such command ").partition(". ")[0].strip("'\"."), command.commands))
+    if text.startswith("No such option"):
+        return str(unknown_name("option", error.option_name, [name for option in command.params for name in option.opts if name[0] == "-"]))
+    return text or "no command was given"
 
 
 def _fail(text: str, code: int) -> None:

@@ -181,7 +181,9 @@ def _check_classes(study: CondenseStudy, data: ImageData) -> None:
         create(name, data.spec, generator(0, "check"))
     split = study.evaluation.split if study.evaluation else "train"
     if not len(getattr(data, split)):
-        raise InputError(f"the study judges on the {split} split, which data {data.spec.name!r} does not have; set data.validation, or add images.")
+        raise InputError(
+            f"the study judges on the {split} split, which data {data.spec.name!r} does not have; set data.validation, or add images."
+        )
 
 
 def _figures(folder: Path, results: dict[str, Any], study: CondenseStudy) -> None:

@@ -50,14 +50,16 @@ def answer(record: dict[str, Any]) -> str:
         if rows:
             method = next(iter(rows))
             others = ", ".join(f"{name} {shown(row)}" for name, row in rows.items() if name != method)
-            parts.append(f"{key[3:]} image{'s' if key != 'ipc1' else ''} a class by {method} train a network to {shown(rows[method])} % ({others})")
+            parts.append(
+                f"{key[3:]} image{'s' if key != 'ipc1' else ''} a class by {method} train a network to {shown(rows[method])} % ({others})"
+            )
     return ("; ".join(parts) + ".") if parts else f"Condensed sets were made; nothing was judged. Status: {record['status']}."
 
 
 def write_report(folders: Sequence[Path], out: Path) -> None:
     """One HTML file with everything inside; run folders one after the other."""
     body = "".join(_section(folder) for folder in folders)
-    page = f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'><title>distill report</title>"
+    page = "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'><title>distill report</title>"
     write_whole(out, f"{page}<style>{_STYLE}</style><body>{body}</body></html>\n")
 
 
@@ -68,15 +70,19 @@ def _section(folder: Path) -> str:
     escape = html.escape
     rows = accuracy_table(record)
     cells = "".join(
-        "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) + "</tr>" for row, tag in zip(rows, ["th"] + ["td"] * len(rows), strict=False)
+        "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) + "</tr>"
+        for row, tag in zip(rows, ["th"] + ["td"] * len(rows), strict=False)
     )
     figures = "".join(
         f"<figure><img alt='{escape(path.stem)}' src='data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}'></figure>"
         for path in sorted((folder / "figures").glob("*.png"))
     )
-    facts = f"{record['seconds']:.0f} s, peak memory {record['peak_memory_bytes'] / 1e9:.2f} GB, {record['environment']['processor']}, seed {record['seed']}"
+    gigabytes, processor = record["peak_memory_bytes"] / 1e9, record["environment"]["processor"]
+    facts = f"{record['seconds']:.0f} s, peak memory {gigabytes:.2f} GB, {processor}, seed {record['seed']}"
     return (
         f"<h1>{escape(str(record.get('title') or record['scenario']))}</h1><p>{escape(answer(record))}</p>"
-        f"<div class=wide><table>{cells}</table></div><p>Test accuracy in percent: mean and 95 % interval over networks, last epoch, one recipe "
-        f"for all sets.</p>{figures}<p>{escape(facts)}</p><details><summary>Configuration</summary><pre>{escape(json.dumps(config, indent=1))}</pre></details>"
+        f"<div class=wide><table>{cells}</table></div>"
+        "<p>Test accuracy in percent: mean and 95 % interval over networks, last epoch, one recipe for all sets.</p>"
+        f"{figures}<p>{escape(facts)}</p>"
+        f"<details><summary>Configuration</summary><pre>{escape(json.dumps(config, indent=1))}</pre></details>"
     )

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from distill.train import PROTOCOLS, Recipe
 KINDS = ("condense", "federated", "continual", "privacy", "nas", "pipeline")
 READY = ("condense",)
 MAX_BYTES = 1 << 20
+MAX_PARTS = 32
+MAX_IPC = 100_000
 HERE = Path(__file__).parent
 _STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -87,7 +90,11 @@ def parse(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path}: {path.stat().st_size} bytes; a scenario file has at most {MAX_BYTES}.")
-        return tomllib.loads(path.read_bytes().decode("utf-8"))
+        text = path.read_bytes().decode("utf-8")
+        # The parser takes quadratic time for a long dotted key.
+        if any(sum(map(bool, map(str.strip, part.split(".")))) > MAX_PARTS for part in re.split(r"[\n=,{[]", text)):
+            raise InputError(f"{path}: is not valid TOML for a scenario (a key of more than {MAX_PARTS} parts).")
+        return tomllib.loads(text)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
@@ -98,7 +105,7 @@ def parse(path: Path) -> dict[str, Any]:
 
 def override(tables: dict[str, Any], settings: list[str]) -> dict[str, Any]:
     """Put ``key.path=value`` settings over the tables; values are read as TOML, else as text."""
-    merged: dict[str, Any] = json.loads(json.dumps(tables, default=str))
+    merged = dict(tables)
     for setting in settings:
         key, equals, value = setting.partition("=")
         parts = key.strip().split(".")
@@ -106,9 +113,11 @@ def override(tables: dict[str, Any], settings: list[str]) -> dict[str, Any]:
             raise InputError(f"--set {setting[:80]!r}: allowed: key.path=value, for example method.ipc=10.")
         table = merged
         for part in parts[:-1]:
-            table = table.setdefault(part, {})
-            if not isinstance(table, dict):
-                raise InputError(f"--set {setting[:80]!r}: {part!r} is a value, not a table.")
+            inner = table.get(part, {})
+            if not isinstance(inner, dict):
+                raise InputError(f"--set {setting[:80]!r}: {part[:80]!r} is a value, not a table.")
+            table[part] = dict(inner)  # the given tables stay as they are
+            table = table[part]
         table[parts[-1]] = plain_value(value.strip())
     return merged
 
@@ -117,7 +126,7 @@ def plain_value(text: str) -> Any:
     """``3``, ``0.5``, ``true``, ``[1, 10]`` or ``"text"`` as TOML reads it; anything else is text."""
     try:
         return tomllib.loads(f"value = {text}")["value"] if "\n" not in text else text
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return text
 
 
@@ -128,12 +137,12 @@ def study(name: str, tables: dict[str, Any], source: str) -> CondenseStudy:
     if kind is None:
         raise InputError(f"{source}: key 'kind' is missing; allowed: {', '.join(KINDS)}.")
     if kind not in KINDS:
-        raise unknown_name(f"{source}: kind", kind, KINDS)
+        raise unknown_name(f"{source}: kind", _text(kind), KINDS)
     if kind not in READY:
         raise InputError(f"{source}: kind {kind!r} is planned but not built in this version; ready: {', '.join(READY)}.")
     title = tables.pop("title", name)
     if not isinstance(title, str):
-        raise InputError(f"{source}: key 'title' is {json.dumps(title, default=str)[:80]}; allowed: text.")
+        raise InputError(f"{source}: key 'title' is {_text(title)}; allowed: text.")
     for key in tables:
         if key not in ("data", "method", "evaluation"):
             raise unknown_name(f"{source}: key", key, ("kind", "title", "data", "method", "evaluation"))
@@ -154,11 +163,11 @@ def study(name: str, tables: dict[str, Any], source: str) -> CondenseStudy:
 
 def _method(table: dict[str, Any], where: str) -> tuple[str, tuple[int, ...], Any]:
     name, ipc = table.pop("name", "dm"), table.pop("ipc", 1)
-    if name not in METHODS:
-        raise unknown_name(f"{where}: key 'name': method", name, METHODS)
+    if not isinstance(name, str) or name not in METHODS:
+        raise unknown_name(f"{where}: key 'name': method", _text(name), METHODS)
     numbers = tuple(ipc) if isinstance(ipc, list) else (ipc,)
-    if not numbers or len(set(map(str, numbers))) != len(numbers) or not all(type(n) is int and n >= 1 for n in numbers):
-        raise InputError(f"{where}: key 'ipc' is {json.dumps(ipc, default=str)[:80]}; allowed: a whole number of 1 or more, or a list of different ones.")
+    if not numbers or not all(type(n) is int and 1 <= n <= MAX_IPC for n in numbers) or len(set(numbers)) != len(numbers):
+        raise InputError(f"{where}: key 'ipc' is {_text(ipc)}; allowed: a whole number from 1 to {MAX_IPC}, or a list of different ones.")
     kind = METHODS[name][0]
     allowed = {"name", "ipc", *kind.__dataclass_fields__}
     for key in table:
@@ -190,6 +199,16 @@ def _checked(where: str, key: str, check: Any) -> None:
         check()
     except InputError as error:
         raise InputError(f"{where}: key {key!r}: {error}") from None
+
+
+def _text(value: Any) -> str:
+    """A value of any kind for a message."""
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, default=str)[:80]
+    except (ValueError, RecursionError):  # a number of thousands of digits, a table in a table in a table
+        return "too long to show"
 
 
 def _plain(value: Any) -> dict[str, Any]:

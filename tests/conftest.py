@@ -40,10 +40,10 @@ def digits() -> ImageData:
 @pytest.fixture(autouse=True)
 def _global_random_state_is_left_alone():
     """Nothing in the project may draw from or seed a global generator."""
-    before, before_numpy = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    before, before_numpy = torch.get_rng_state(), np.random.get_state()[1].copy()
     yield
     assert torch.equal(before, torch.get_rng_state()), "a test moved torch's global random state"
-    assert np.array_equal(before_numpy, np.random.get_state()[1]), "a test moved numpy's global random state"  # noqa: NPY002
+    assert np.array_equal(before_numpy, np.random.get_state()[1]), "a test moved numpy's global random state"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -66,7 +66,8 @@ class DM:
         # and a GPU wants few large kernels.
         together = joint or statistics.device.type != "cpu"
         groups = [range(len(images))] if together else [range(c, c + 1) for c in range(len(images))]
-        losses, gradients = [], []
+        losses: list[Tensor] = []
+        gradients: list[Tensor] = []
         for group in groups:
             batch = torch.cat([augment(images[c], c) for c in group])
             means = torch.stack([part.mean(0) for part in features(batch).split([len(images[c]) for c in group])])

@@ -82,7 +82,8 @@ class GM:
         augment = shared_draws(self.strategy, statistics, generator)
         real = statistics.class_gradients(network, self.config.batch_real, augment, generator)
         parameters = [p for p in network.parameters() if p.requires_grad]
-        losses, gradients = [], []
+        losses: list[Tensor] = []
+        gradients: list[Tensor] = []
         for position, (images, labels) in enumerate(self.synthetic.per_class()):
             loss = F.cross_entropy(network(augment(images, position)), labels)
             synthetic = torch.autograd.grad(loss, parameters, create_graph=True)

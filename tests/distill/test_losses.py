@@ -89,7 +89,7 @@ def test_dm_step(seed: int, augmentation: str) -> None:
         synthetic = [network.embed(apply(images[i : i + 1], parameters[c]))[0] for i in (2 * c, 2 * c + 1)]
         total = total + ((real_mean - sum(synthetic) / 2) ** 2).sum()
     (gradient,) = torch.autograd.grad(total, images)
-    assert loss == pytest.approx(float(total), rel=1e-4)
+    assert loss == pytest.approx(total.item(), rel=1e-4)
     update = (initial.images - method.condensed.images).double() / 0.3
     assert torch.allclose(update, gradient, atol=1e-4 * float(gradient.abs().max()))
 
@@ -123,7 +123,7 @@ def test_gm_and_dsa_step(seed: int, method_name: str) -> None:
                 for row_r, row_s in zip(r.reshape(len(r), -1), s.reshape(len(s), -1), strict=True):
                     total = total + 1 - (row_r * row_s).sum() / (row_r.norm() * row_s.norm() + 1e-6)
     (gradient,) = torch.autograd.grad(total, images)
-    assert loss == pytest.approx(float(total), rel=1e-3)
+    assert loss == pytest.approx(total.item(), rel=1e-3)
     update = (initial.images - method.condensed.images).double() / 0.3
     assert torch.allclose(update, gradient, atol=1e-3 * float(gradient.abs().max()))
 
