@@ -29,11 +29,11 @@ def image_grid(condensed: CondensedSet) -> bytes:
     for i, row in enumerate(rows):
         for j, image in enumerate(row):
             axis = axes[0, i] if single else axes[i, j]
-            axis.imshow(image[..., 0] if image.shape[-1] == 1 else image[..., :3], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axis.imshow(image[..., :3] if image.shape[-1] >= 3 else image[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             if single:
-                axis.set_title(names[i][:12], fontsize=8)
+                axis.set_title(_drawable(names[i][:12]), fontsize=8)
             elif j == 0:
-                axis.text(-0.15, 0.5, names[i][:12], transform=axis.transAxes, ha="right", va="center", fontsize=8)
+                axis.text(-0.15, 0.5, _drawable(names[i][:12]), transform=axis.transAxes, ha="right", va="center", fontsize=8)
     return _png(figure)
 
 
@@ -45,11 +45,11 @@ def accuracy_bars(rows: dict[str, Accuracy], title: str) -> bytes:
         error = found.half_width if len(found.values) > 1 else 0
         axis.barh(place, found.mean, xerr=error, color="#4878a8" if place == 0 else "#b8c4d0", capsize=3)
         axis.text(1, place, f"{found}", va="center", fontsize=8, color="white" if place == 0 else "black")
-    axis.set_yticks(range(len(rows)), list(rows))
+    axis.set_yticks(range(len(rows)), [_drawable(name) for name in rows])
     axis.invert_yaxis()
     axis.set_xlim(0, 100)
     axis.set_xlabel("test accuracy, % (mean and 95 % interval)")
-    axis.set_title(title, fontsize=10)
+    axis.set_title(_drawable(title[:80]), fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)
     return _png(figure)
 
@@ -68,6 +68,11 @@ def loss_curve(curves: dict[str, tuple[Sequence[int], Sequence[float]]]) -> byte
         axis.legend(frameon=False, fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     return _png(figure)
+
+
+def _drawable(text: str) -> str:
+    """Names come from elsewhere: only characters that the font has, and a dollar sign that starts no formula."""
+    return "".join(char if char.isprintable() and char <= "\u04ff" else "?" for char in text).replace("$", r"\$")
 
 
 def _png(figure: Figure) -> bytes:
