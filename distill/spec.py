@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distill.errors import InputError
+from distill.errors import InputError, clipped
 
 # Limits for specs that come from other parties; far above every data set this toolkit is meant for.
 MAX_CHANNELS = 64
@@ -33,7 +33,7 @@ class DataSpec:
     def __post_init__(self) -> None:
         def check(good: bool, field: str, allowed: str) -> None:
             if not good:
-                raise InputError(f"data spec: {field} is {str(getattr(self, field))[:80]!r}; allowed: {allowed}.")
+                raise InputError(f"data spec: {field} is {clipped(getattr(self, field))!r}; allowed: {allowed}.")
 
         check(isinstance(self.name, str) and 0 < len(self.name) <= MAX_NAME, "name", f"1 to {MAX_NAME} characters")
         check(_whole(self.channels) and 1 <= self.channels <= MAX_CHANNELS, "channels", f"1 to {MAX_CHANNELS}")

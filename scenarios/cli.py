@@ -101,6 +101,7 @@ def show(
 ) -> None:
     """Print what a set is and where it comes from, and draw its images."""
     from distill.condensed import CondensedSet
+    from distill.errors import clipped
     from distill.figures import image_grid
     from distill.records import write_whole
 
@@ -117,7 +118,7 @@ def show(
         f"privacy guarantee: {origin.dp or 'none'}",
         f"picture: {picture}",
     ]
-    typer.echo("\n".join(_printable(line) for line in lines))
+    typer.echo("\n".join(clipped(line, 2000) for line in lines))
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import math
 import time
 from collections.abc import Iterator
@@ -44,7 +45,8 @@ def run_condense(study: CondenseStudy, options: Options) -> tuple[Path, dict[str
     Raises `InputError` when the folder holds an unfinished run and ``resume`` is off, or another process is at work in it.
     """
     folder = options.out / f"{study.name}-{study.hash}-s{options.seed}"
-    say = (lambda text: None) if options.quiet else Console(stderr=True, highlight=False).print
+    console = Console(stderr=True, highlight=False, quiet=options.quiet)
+    say = functools.partial(console.print, soft_wrap=True, markup=False)
     earlier = read_json(folder / "record.json") if (folder / "record.json").exists() else None
     if earlier and earlier.get("status") == "done":
         say(f"{folder} is done already; showing its record. Delete the folder to run it again.")

@@ -64,6 +64,15 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
 
 
 def _section(folder: Path) -> str:
+    try:
+        return _described(folder)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{folder / 'record.json'}: is not a whole record ({type(error).__name__}: {error}).") from None
+
+
+def _described(folder: Path) -> str:
     record, config = read_json(folder / "record.json"), read_json(folder / "config.json")
     if not isinstance(record, dict) or record.get("schema") != 1 or not isinstance(record.get("results"), dict):
         raise InputError(f"{folder / 'record.json'}: is not a record of schema 1.")

@@ -1,7 +1,7 @@
 """Figures that are kept: records become `scenarios/expected/*.csv`, and those become the README's table.
 
-    python -m scenarios.tables RUN_DIR [RUN_DIR ...]     write scenarios/expected/<scenario>.csv and the README's table
-    python -m scenarios.tables                           write the README's table only
+python -m scenarios.tables RUN_DIR [RUN_DIR ...]     write scenarios/expected/<scenario>.csv and the README's table
+python -m scenarios.tables                           write the README's table only
 """
 
 import csv
