@@ -1,0 +1,1 @@
+"""Speed only: nothing here is a test."""
