@@ -2,7 +2,7 @@
 
 import statistics as numbers
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.stats
@@ -17,7 +17,7 @@ from distill.errors import InputError, unknown_name
 from distill.networks import Factory
 from distill.randomness import generator
 from distill.statistics import chunk_size
-from distill.train import Recipe, train_network
+from distill.train import Recipe, protocol, train_network
 
 BASELINES = (*CORESETS, "whole")
 
@@ -59,8 +59,8 @@ class Evaluation:
     """Accuracies by set and network: ``rows["condensed"]["ConvNet"]``. Prints itself as a table."""
 
     rows: dict[str, dict[str, Accuracy]]
-    split: str = "test"
-    recipe: Recipe = field(default_factory=Recipe)
+    split: str
+    recipe: Recipe
 
     def __str__(self) -> str:
         names = list(next(iter(self.rows.values())))
@@ -128,6 +128,7 @@ def evaluate(
     Raises `InputError` when the set does not fit the data.
     """
     check_fit(condensed, data)
+    recipe = protocol(recipe, data.spec) if isinstance(recipe, str) else recipe
     list_of = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if not list_of:
         raise InputError("seeds is empty; allowed: one or more.")
@@ -145,8 +146,7 @@ def evaluate(
                 found[name].setdefault(label, []).append(value)
                 if progress is not False:
                     status.update(f"evaluating: {label} on {name}, seed {seed}: {value:.1f} %")
-    used = recipe if isinstance(recipe, Recipe) else Recipe()
-    return Evaluation({n: {k: Accuracy(tuple(v)) for k, v in row.items()} for n, row in found.items()}, split, used)
+    return Evaluation({n: {k: Accuracy(tuple(v)) for k, v in row.items()} for n, row in found.items()}, split, recipe)
 
 
 def check_fit(condensed: CondensedSet, data: ImageData) -> None:

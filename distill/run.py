@@ -4,8 +4,8 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -192,7 +192,8 @@ def _stop_signals(wanted: bool) -> Iterator[threading.Event]:
 
     def request(number: int, frame: FrameType | None) -> None:
         stop.set()
-        print("stopping after this step; press Ctrl-C again to stop at once", file=sys.stderr)
+        # A handler may run inside a print; the plain system call is safe there.
+        os.write(2, b"stopping after this step; press Ctrl-C again to stop at once\n")
         signal.signal(number, before[signal.Signals(number)] or signal.SIG_DFL)
 
     for number in before:

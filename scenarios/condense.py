@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import functools
 import math
 import time
 from collections.abc import Iterator
@@ -46,10 +45,9 @@ def run_condense(study: CondenseStudy, options: Options) -> tuple[Path, dict[str
     """
     folder = options.out / f"{study.name}-{study.hash}-s{options.seed}"
     console = Console(stderr=True, highlight=False, quiet=options.quiet)
-    say = functools.partial(console.print, soft_wrap=True, markup=False)
     earlier = read_json(folder / "record.json") if (folder / "record.json").exists() else None
     if earlier and earlier.get("status") == "done":
-        say(f"{folder} is done already; showing its record. Delete the folder to run it again.")
+        _say(console, f"{folder} is done already; showing its record. Delete the folder to run it again.")
         return folder, earlier
     if folder.exists() and any(folder.iterdir()) and not options.resume:
         raise InputError(f"{folder} holds an unfinished run; add --resume to continue it, or delete the folder.")
@@ -71,9 +69,10 @@ def run_condense(study: CondenseStudy, options: Options) -> tuple[Path, dict[str
             "peak_memory_bytes": earlier["peak_memory_bytes"] if earlier else 0,
             "environment": environment(options.device),
         }
+        write_json(folder / "record.json", record)
         try:
             with _clock(folder, record):
-                _fill(study, options, data, folder, record["results"], say)
+                _fill(study, options, data, folder, record["results"], console)
                 record["status"] = "done"
         except KeyboardInterrupt:
             record["status"] = "interrupted"
@@ -88,23 +87,27 @@ def run_condense(study: CondenseStudy, options: Options) -> tuple[Path, dict[str
     return folder, record
 
 
-def _fill(study: CondenseStudy, options: Options, data: ImageData, folder: Path, results: dict[str, Any], say: Any) -> None:
+def _fill(study: CondenseStudy, options: Options, data: ImageData, folder: Path, results: dict[str, Any], console: Console) -> None:
     metrics = folder / "metrics.jsonl"
     results["data"] = {"name": data.spec.name, "train": len(data.train), "test": len(data.test), "fingerprint": data.fingerprint}
     for ipc in study.ipc:
         condensed = _condense(study, options, data, folder, ipc)
-        say(f"{study.method} at ipc {ipc}: {len(condensed)} images, {condensed.provenance.seconds:.0f} s")
+        _say(console, f"{study.method} at ipc {ipc}: {len(condensed)} images, {condensed.provenance.seconds:.0f} s")
         part: dict[str, Any] = {"images": len(condensed), "bytes": condensed.nbytes, "distil_seconds": condensed.provenance.seconds}
         losses = [line["loss"] for line in read_lines(metrics) if line.get("stage") == "distil" and line.get("ipc") == ipc]
         part |= {"first_loss": losses[0], "last_loss": losses[-1]} if losses else {}
         results[f"ipc{ipc}"] = part
         if study.evaluation is not None:
-            _judge(study.evaluation, study.method, options, data, condensed, ipc, metrics, part, say)
+            _judge(study.evaluation, study.method, options, data, condensed, ipc, metrics, part, console)
     if study.evaluation is not None:
         results["networks"] = {}
         for name in study.evaluation.networks:
             network = create(name, data.spec, generator(0, "count"))
             results["networks"][name] = {"parameters": parameter_count(network), "flops": flops(network, data.spec)}
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, soft_wrap=True, markup=False)
 
 
 def _condense(study: CondenseStudy, options: Options, data: ImageData, folder: Path, ipc: int) -> CondensedSet:
@@ -141,7 +144,7 @@ def _judge(
     ipc: int,
     metrics: Path,
     part: dict[str, Any],
-    say: Any,
+    console: Console,
 ) -> None:
     """Train every network that metrics.jsonl does not have yet; the file is the ledger, so a stopped study loses one network at most."""
     recipe = table.recipe or protocol(table.protocol, data.spec)
@@ -155,11 +158,14 @@ def _judge(
             key |= {"ipc": ipc} if label != "whole" else {}
             done = {line["seed"]: line["accuracy"] for line in read_lines(metrics) if all(line.get(k) == v for k, v in key.items())}
             missing = [seed for seed in seeds if seed not in done]
-            for _, seed, value in accuracies(condensed, data, [label], network, recipe, missing, table.split):
-                done[seed] = value
-                append_line(metrics, {**key, "seed": seed, "accuracy": value})
+            title = f"{network} on {key['set']}"
+            with console.status(f"training {title}, {len(missing)} networks") as status:
+                for _, seed, value in accuracies(condensed, data, [label], network, recipe, missing, table.split):
+                    done[seed] = value
+                    append_line(metrics, {**key, "seed": seed, "accuracy": value})
+                    status.update(f"training {title}: {len(done)} of {len(seeds)} networks, the last at {value:.1f} %")
             found[str(key["set"])] = Accuracy(tuple(done[seed] for seed in seeds))
-            say(f"  {network} on {key['set']}: {found[str(key['set'])]} %")
+            _say(console, f"  {title}: {found[str(key['set'])]} %")
         named = {name: row.as_dict() for name, row in found.items()}
         if network == table.networks[0]:
             part["accuracy"] = named

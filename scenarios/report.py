@@ -26,7 +26,8 @@ def shown(row: dict[str, Any]) -> str:
     """An accuracy of a record as ``89.2 ± 0.6``."""
     if row.get("high") is None:
         return f"{row['mean']:.1f}"
-    return f"{row['mean']:.1f} ± {(row['high'] - row['low']) / 2:.1f}"
+    # An interval that is cut off at 0 or 100 has its full length on the other side.
+    return f"{row['mean']:.1f} ± {max(row['high'] - row['mean'], row['mean'] - row['low']):.1f}"
 
 
 def accuracy_table(record: dict[str, Any]) -> list[list[str]]:
