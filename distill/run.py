@@ -30,7 +30,7 @@ from distill.networks import Factory
 from distill.randomness import generator
 from distill.records import append_line, read_lines, versions, write_json_lines, write_whole
 from distill.statistics import ExactStatistics, RealStatistics
-from distill.synthetic import Initial, initial_set
+from distill.synthetic import Initial, check_classes, initial_set
 
 CHECKPOINT_SECONDS = 20.0
 MAX_LOGGED = 500
@@ -82,6 +82,7 @@ def distil(
         if settings:
             raise InputError(f"setting {next(iter(settings))!r} was given beside a ready distiller; give it to the distiller's config.")
         distiller, config = method, dataclasses.asdict(method.config) if hasattr(method, "config") else {}
+    check_classes(statistics, distiller.condensed)
     name = method if isinstance(method, str) else type(method).__name__.lower()
     draws = generator(seed, "distil", name, ipc, device=device)
     key = hashlib.sha256(json.dumps([name, config, ipc, seed, statistics.fingerprint], sort_keys=True, default=str).encode()).hexdigest()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from distill.condensed import CondensedSet, Provenance
-from distill.errors import InputError
+from distill.errors import InputError, clipped
 from distill.statistics import RealStatistics
 
 Initial = Literal["real", "noise", "herding", "kcenter", "kmeans", "class_mean"]
@@ -62,11 +62,12 @@ class Synthetic:
         self.velocity.copy_(state["velocity"])
 
 
-def check_classes(statistics: RealStatistics, synthetic: Synthetic) -> None:
+def check_classes(statistics: RealStatistics, start: CondensedSet) -> None:
     """The set and the data must hold the same classes, or matching class by class has no meaning."""
-    if list(statistics.classes) != synthetic.classes:
+    held = [label for label, count in enumerate(start.counts) if count]
+    if list(statistics.classes) != held:
         raise InputError(
-            f"the initial set holds the classes {synthetic.classes} and the data {list(statistics.classes)}; "
+            f"the initial set holds the classes {clipped(held)} and the data {clipped(list(statistics.classes))}; "
             "they must be the same: give another initial set, or take subset(classes) of one of them."
         )
 

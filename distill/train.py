@@ -46,7 +46,7 @@ PROTOCOLS: dict[str, Recipe] = {
     "dc-augmented": Recipe(epochs=1001, augmentation="dc_crop_scale_rotate"),
     "dsa": Recipe(epochs=1001),
     "dm": Recipe(epochs=1001),
-    "laptop": Recipe(epochs=1001, max_steps=200, batch_size=32, lr=0.02, schedule="cosine"),
+    "laptop": Recipe(epochs=1001, max_steps=200, batch_size=32, optimiser="adamw", lr=0.001, schedule="cosine"),
 }
 
 

@@ -15,6 +15,8 @@ from distill.errors import InputError
 from distill.networks import NAMES, check_name, create, embed, flops, has_batchnorm, initialise, parameter_count, renew
 from distill.spec import DataSpec
 
+pytestmark = pytest.mark.plain_layers
+
 SUFFIXES = {
     "depth": ["", "D1", "D2"],
     "width": ["W4", "W8"],
