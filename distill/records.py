@@ -34,8 +34,8 @@ def write_whole(path: Path, data: bytes | str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """JSON with sorted keys and no NaN (a NaN becomes null, so that every reader can parse it)."""
-    write_whole(path, json.dumps(_plain(value), indent=2, sort_keys=True, allow_nan=False) + "\n")
+    """JSON in the given order (a table's first row is its subject) and without NaN, which becomes null, so that every reader can parse it."""
+    write_whole(path, json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:

@@ -61,3 +61,14 @@ def test_published_figures_have_a_source() -> None:
         for row in csv.DictReader(file):
             assert row["source"]
             assert 0 < float(row["accuracy"]) < 100
+
+
+def test_a_record_read_back_still_has_its_method_first(tmp_path: Path) -> None:
+    """The report takes the first row of an accuracy table for its subject."""
+    from distill.records import read_json, write_json
+    from scenarios.report import answer
+
+    row = {"mean": 90.0, "low": None, "high": None, "values": [90.0]}
+    record = {"status": "done", "results": {"ipc1": {"accuracy": {"dm": row, "class_mean": row}}}}
+    write_json(tmp_path / "record.json", record)
+    assert answer(read_json(tmp_path / "record.json")).startswith("1 image a class by dm train")
