@@ -34,7 +34,7 @@ def write_whole(path: Path, data: bytes | str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """JSON in the given order (a table's first row is its subject) and without NaN, which becomes null, so that every reader can parse it."""
+    """JSON in the given order (a table's first row is its subject), with null for NaN so that every reader can parse it."""
     write_whole(path, json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
 
 
