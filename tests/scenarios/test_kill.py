@@ -43,6 +43,10 @@ def command(scenario: Path, out: Path) -> list[str]:
     return [sys.executable, "-c", CHILD, "run", str(scenario), "--out", str(out), "--device", "cpu", "--resume"]
 
 
+def lines_logged(out: Path) -> int:
+    return sum(len(path.read_bytes().splitlines()) for path in out.glob("*/metrics.jsonl"))
+
+
 def outcome(out: Path) -> tuple[list[torch.Tensor], dict]:
     (folder,) = out.iterdir()
     record = json.loads((folder / "record.json").read_text())
@@ -58,17 +62,17 @@ def test_kill_and_resume_gives_the_same_bits(method: str, iterations: int, more:
     scenario = tmp_path / "study.toml"
     scenario.write_text(SCENARIO.format(method=method, iterations=iterations, more=more))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    start = time.monotonic()
     subprocess.run(command(scenario, tmp_path / "whole"), env=environment, check=True, capture_output=True)
-    length = time.monotonic() - start
     dice = random.Random(method)
-    moments = [dice.uniform(0.4, 0.95) * length for _ in range(3)]  # the first part is spent importing torch
+    # A moment is a number of lines in the log and a little more, so that it does not depend on the machine's speed.
+    moments = sorted(dice.uniform(0.05, 0.7) * lines_logged(tmp_path / "whole") for _ in range(3))
     kills = 0
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     for moment in moments:
-        child = subprocess.Popen(
-            command(scenario, tmp_path / "killed"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        time.sleep(moment)
+        child = subprocess.Popen(command(scenario, tmp_path / "killed"), env=environment, **quiet)
+        while lines_logged(tmp_path / "killed") < moment and child.poll() is None:
+            time.sleep(0.002)
+        time.sleep(dice.uniform(0, 0.02))
         child.kill()
         kills += child.wait() == -signal.SIGKILL
     subprocess.run(command(scenario, tmp_path / "killed"), env=environment, check=True, capture_output=True)
