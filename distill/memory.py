@@ -1,4 +1,4 @@
-"""One setting of the C library that makes training small networks on a CPU a fifth to a third faster."""
+"""One setting of the C library that makes training small networks on a CPU faster."""
 
 import contextlib
 import ctypes
@@ -10,7 +10,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # numbers from <malloc.h>
 def keep_freed_memory() -> bool:
     """Ask glibc to keep freed blocks instead of giving them back to the system, which would zero them again for the next tensor.
 
-    Activations of a few megabytes come and go thousands of times a second; page faults were 13 % of the processor time of the quickstart.
+    Activations of a few megabytes come and go all the time, and each return costs page faults.
     A choice for a whole process, so the command line makes it and the library never does. Returns whether it took effect.
     """
     if not sys.platform.startswith("linux"):
