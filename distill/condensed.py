@@ -18,6 +18,7 @@ from distill.augment import strategy
 from distill.errors import InputError
 from distill.records import write_whole
 from distill.spec import DataSpec
+from distill.whitening import Whitening
 
 FORMAT = 1
 MAX_FILE_BYTES = 1 << 30
@@ -48,7 +49,8 @@ class CondensedSet:
     Shapes: ``images`` (N, C, H, W) float32 in normalised space; ``labels`` (N,) int64, or (N, K) float32 soft labels (K classes).
     ``lr`` is a learned step size for training on the set (MTT) or None; ``augmentation`` names the strategy a learner should use (see
     `distill.augment.strategy`) or is None; ``quantisation`` is one (low, step) pair per channel when the images lie on a grid of 256
-    values, in which case the file holds uint8. Raises `InputError` on construction when anything does not fit.
+    values, in which case the file holds uint8; ``whitening`` is the ZCA transform in whose white space the images live, or None (they are
+    normalised by the spec's mean and std). Raises `InputError` on construction when anything does not fit.
     """
 
     images: Tensor
@@ -58,6 +60,7 @@ class CondensedSet:
     augmentation: str | None = None
     provenance: Provenance = field(default_factory=lambda: Provenance("given"))
     quantisation: tuple[tuple[float, float], ...] | None = None
+    whitening: Whitening | None = None
 
     def __post_init__(self) -> None:
         images, labels, classes = self.images, self.labels, self.spec.num_classes
@@ -82,6 +85,10 @@ class CondensedSet:
             good = len(self.quantisation) == self.spec.channels
             if not (good and all(math.isfinite(low) and math.isfinite(step) and step > 0 for low, step in self.quantisation)):
                 raise InputError(f"quantisation is {str(self.quantisation)[:80]}; allowed: a finite low and a positive step per channel.")
+        if self.whitening is not None and self.whitening.mean.numel() != math.prod(self.spec.shape):
+            raise InputError(
+                f"whitening is for images of {self.whitening.mean.numel()} values; allowed: {math.prod(self.spec.shape)}, as these have."
+            )
 
     # What is in it
 
@@ -105,18 +112,19 @@ class CondensedSet:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of images and labels as `save` stores them (uint8 images when quantised)."""
-        per_value = 1 if self.quantisation else 4
-        return self.images.numel() * per_value + self.labels.numel() * self.labels.element_size() + 8 * len(self.quantisation or ())
+        """Bytes of images, labels and whitening as `save` stores them (uint8 images when quantised)."""
+        images = self.images.numel() * (1 if self.quantisation else 4) + 8 * len(self.quantisation or ())
+        return images + self.labels.numel() * self.labels.element_size() + (self.whitening.nbytes if self.whitening else 0)
 
     def pixels(self) -> Tensor:
         """Images (N, C, H, W) in [0, 1], clipped: for eyes, not for training."""
-        return self.spec.denormalise(self.images)
+        return self.spec.denormalise(self.images) if self.whitening is None else self.whitening.undo(self.images).clamp(0.0, 1.0)
 
     # New sets from this one
 
     def to(self, device: torch.device | str) -> "CondensedSet":
-        return dataclasses.replace(self, images=self.images.to(device), labels=self.labels.to(device))
+        whitening = None if self.whitening is None else self.whitening.to(device)
+        return dataclasses.replace(self, images=self.images.to(device), labels=self.labels.to(device), whitening=whitening)
 
     def subset(self, classes: Iterable[int]) -> "CondensedSet":
         """Only the images of these classes; label numbers and spec stay. `InputError` when nothing is left."""
@@ -141,6 +149,10 @@ class CondensedSet:
                 ours, theirs = getattr(first.spec, name), getattr(other.spec, name)
                 if ours != theirs:
                     raise InputError(f"concat: {name} differ ({str(ours)[:60]} and {str(theirs)[:60]}); sets must agree on their spec.")
+            if (first.whitening is not None or other.whitening is not None) and not (
+                first.whitening and first.whitening.same_as(other.whitening)
+            ):
+                raise InputError("concat: the sets are whitened differently; only sets of one white space can be joined.")
         soft = any(s.labels.dtype != torch.int64 for s in sets)
         labels = [
             torch.nn.functional.one_hot(s.labels, s.spec.num_classes).float() if soft and s.labels.dtype == torch.int64 else s.labels
@@ -154,6 +166,7 @@ class CondensedSet:
             lr=first.lr if len({s.lr for s in sets}) == 1 else None,
             augmentation=first.augmentation if len({s.augmentation for s in sets}) == 1 else None,
             provenance=Provenance("union", {"parts": parts}, seconds=sum(s.provenance.seconds for s in sets)),
+            whitening=first.whitening,
         )
 
     def quantised(self) -> "CondensedSet":
@@ -170,7 +183,8 @@ class CondensedSet:
         write_whole(Path(path), self.to_bytes())
 
     def to_bytes(self) -> bytes:
-        """The file's content: tensors ``images`` and ``labels``, and a JSON header under the metadata key ``distill``."""
+        """The file's content: tensors ``images``, ``labels`` (and ``whitening_mean``, ``whitening_matrix``), and a JSON header under the
+        metadata key ``distill``."""
         header = {
             "format": FORMAT,
             "spec": dataclasses.asdict(self.spec),
@@ -181,6 +195,8 @@ class CondensedSet:
         }
         images = _encode(self.images, self.quantisation) if self.quantisation else self.images
         tensors = {"images": images.detach().cpu().contiguous(), "labels": self.labels.detach().cpu().contiguous()}
+        if self.whitening is not None:
+            tensors |= {"whitening_mean": self.whitening.mean.cpu(), "whitening_matrix": self.whitening.matrix.cpu().contiguous()}
         return safetensors.torch.save(tensors, {"distill": json.dumps(header, allow_nan=False, sort_keys=True)})
 
     @staticmethod
@@ -227,7 +243,8 @@ class CondensedSet:
             raise InputError("images are uint8 without a quantisation grid, or float32 with one.")
         if header.quantisation is not None and images.ndim == 4 and len(header.quantisation) == images.shape[1]:
             images = _decode(images, header.quantisation)
-        return CondensedSet(images, tensors["labels"], spec, header.lr, header.augmentation, header.provenance, header.quantisation)
+        white = Whitening(tensors["whitening_mean"], tensors["whitening_matrix"]) if "whitening_mean" in tensors else None
+        return CondensedSet(images, tensors["labels"], spec, header.lr, header.augmentation, header.provenance, header.quantisation, white)
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True))
@@ -262,7 +279,7 @@ def _check_layout(data: bytes, max_bytes: int) -> None:
         header = json.loads(data[8 : 8 + length])
         metadata = header.pop("__metadata__")["distill"]
         names, body = sorted(header), len(data) - 8 - length
-        if not isinstance(metadata, str) or names != ["images", "labels"]:
+        if not isinstance(metadata, str) or names not in (["images", "labels"], ["images", "labels", "whitening_matrix", "whitening_mean"]):
             raise InputError(f"holds the tensors {str(names)[:80]}; allowed: images and labels, with a 'distill' header.")
         for name in names:
             dtype, shape = header[name]["dtype"], header[name]["shape"]

@@ -36,7 +36,8 @@ def select(data: ImageData, name: str, ipc: int, generator: torch.Generator, emb
         images.append(chosen)
         labels += [label] * len(chosen)
     provenance = Provenance(f"coreset:{name}", {"ipc": ipc, "features": embed is not None}, fingerprint=data.fingerprint)
-    return CondensedSet(torch.cat(images), torch.tensor(labels, device=data.device), data.spec, provenance=provenance)
+    where = torch.tensor(labels, device=data.device)
+    return CondensedSet(torch.cat(images), where, data.spec, provenance=provenance, whitening=data.whitening)
 
 
 def _features(images: Tensor, embed: Embed | None) -> Tensor:

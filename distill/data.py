@@ -13,6 +13,7 @@ from torch import Tensor
 from distill.errors import InputError, unknown_name
 from distill.randomness import generator
 from distill.spec import MAX_CLASSES, DataSpec
+from distill.whitening import Whitening
 
 SPLITS = ("train", "validation", "test")
 
@@ -42,12 +43,16 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """A data set. Only statistics, coresets, training and expert trajectories look at its pixels; the rest sees `spec`."""
+    """A data set. Only statistics, coresets, training and expert trajectories look at its pixels; the rest sees `spec`.
+
+    With ``whitening`` its images are used white (ZCA) instead of with the spec's mean and std; see `whitened`.
+    """
 
     spec: DataSpec
     train: Split
     validation: Split
     test: Split
+    whitening: Whitening | None = None
 
     def __post_init__(self) -> None:
         for name in SPLITS:
@@ -93,6 +98,8 @@ class ImageData:
         digest = hashlib.sha256(repr((self.spec.shape, self.spec.num_classes, str(self.train.images.dtype))).encode())
         digest.update(self.train.labels.cpu().numpy().tobytes())
         digest.update(self.train.images.cpu().contiguous().numpy().data)
+        if self.whitening is not None:
+            digest.update(self.whitening.matrix.cpu().numpy().data)
         return digest.hexdigest()
 
     def normalised(self, split: str, indices: Tensor) -> Tensor:
@@ -100,7 +107,17 @@ class ImageData:
         if split not in SPLITS:
             raise unknown_name("split", split, SPLITS)
         images: Tensor = getattr(self, split).images
-        return self.spec.normalise(images[indices.to(images.device)])
+        chosen = images[indices.to(images.device)]
+        return self.spec.normalise(chosen) if self.whitening is None else self.whitening.apply(chosen)
+
+    def whitened(self, whitening: Whitening | None = None) -> "ImageData":
+        """The same data, used white: by the given transform (a condensed set's own, say) or by one fitted on the training split."""
+        if whitening is None:
+            whitening = Whitening.fit(self.train.images)
+        fits, own = whitening.mean.numel(), self.train.images[0].numel()
+        if fits != own:
+            raise InputError(f"the whitening is for images of {fits} values; those of data {self.spec.name!r} have {own}.")
+        return replace(self, whitening=whitening.to(self.device))
 
     def to(self, device: torch.device | str) -> "ImageData":
         """The same data on another device. Raises `InputError` when that device does not exist here or is full."""
@@ -108,10 +125,11 @@ class ImageData:
             if torch.device(device) == self.device:
                 return self
             moved = {n: Split(getattr(self, n).images.to(device), getattr(self, n).labels.to(device)) for n in SPLITS}
+            whitening = None if self.whitening is None else self.whitening.to(device)
         except (RuntimeError, AssertionError) as error:
             reason = (str(error).splitlines() or [""])[0]
             raise InputError(f"data {self.spec.name!r} cannot go to device {str(device)[:40]!r} ({reason[:120]}); try 'cpu'.") from None
-        return ImageData(self.spec, **moved)
+        return ImageData(self.spec, **moved, whitening=whitening)
 
     def subset(self, classes: Iterable[int]) -> "ImageData":
         """Only the images of these classes, in all splits; label numbers and spec stay."""
@@ -122,7 +140,7 @@ class ImageData:
             raise InputError(f"classes {str(wanted)[:80]} have no training images; allowed: some of {str(list(self.classes))[:80]}.")
         keep = torch.zeros(self.spec.num_classes, dtype=torch.bool, device=self.device)
         keep[torch.tensor(wanted, device=self.device)] = True
-        return ImageData(self.spec, **{n: getattr(self, n).at(keep[getattr(self, n).labels]) for n in SPLITS})
+        return replace(self, **{n: getattr(self, n).at(keep[getattr(self, n).labels]) for n in SPLITS})
 
     def hold_out(self, fraction: float, seed: int = 0) -> "ImageData":
         """Moves a fraction of train to the empty validation split, class by class: at least one image where the class has two.

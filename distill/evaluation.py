@@ -14,7 +14,8 @@ from distill.condensed import CondensedSet
 from distill.coresets import CORESETS, select
 from distill.data import ImageData, Split
 from distill.errors import InputError, unknown_name
-from distill.networks import Factory
+from distill.fast import Compile, Precision, accelerated
+from distill.networks import Factory, flops
 from distill.randomness import generator
 from distill.statistics import chunk_size
 from distill.train import Recipe, protocol, train_network
@@ -72,17 +73,23 @@ class Evaluation:
         return "\n".join([*lines, f"mean and 95 % interval over {seeds} network{'s' if seeds > 1 else ''}, last epoch, one recipe for all"])
 
 
-def accuracy(network: nn.Module, data: ImageData, split: str = "test") -> float:
-    """Percentage of a split's images that the network labels rightly; no gradients, images normalised as used."""
+def accuracy(
+    network: nn.Module, data: ImageData, split: str = "test", *, precision: Precision = "float32", compile: Compile = "off"
+) -> float:
+    """Percentage of a split's images that the network labels rightly; no gradients, images normalised as used.
+
+    ``precision`` and ``compile`` see `distill.fast`.
+    """
     part: Split = getattr(data, split)
     if not len(part):
         raise InputError(f"data {data.spec.name!r} has no {split} images; allowed: a split that has some (load with validation=0.1).")
     network.eval()
     size = chunk_size(part.images) if data.device.type == "cpu" else 1024
+    run = accelerated(network, data.device, flops(network, data.spec) * len(part), precision, compile)
     right = torch.zeros((), dtype=torch.int64, device=data.device)
     with torch.no_grad():
         for indices in torch.arange(len(part), device=data.device).split(size):
-            right += (network(data.normalised(split, indices)).argmax(1) == part.labels[indices]).sum()
+            right += (run(data.normalised(split, indices)).argmax(1) == part.labels[indices]).sum()
     return 100.0 * int(right) / len(part)
 
 
@@ -127,7 +134,7 @@ def evaluate(
     ``network`` may be a list (cross-architecture). Every number is that of the last step: nothing is ever picked by its accuracy.
     Raises `InputError` when the set does not fit the data.
     """
-    check_fit(condensed, data)
+    data = fitted(condensed, data)
     recipe = protocol(recipe, data.spec) if isinstance(recipe, str) else recipe
     list_of = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if not list_of:
@@ -149,8 +156,11 @@ def evaluate(
     return Evaluation({n: {k: Accuracy(tuple(v)) for k, v in row.items()} for n, row in found.items()}, split, recipe)
 
 
-def check_fit(condensed: CondensedSet, data: ImageData) -> None:
-    """The set and the data must agree on shape, classes and normalisation, or accuracies mean nothing."""
+def fitted(condensed: CondensedSet, data: ImageData) -> ImageData:
+    """The data as the set needs them: whitened by the set's own transform where it has one.
+
+    Set and data must agree on shape, classes and normalisation, or accuracies mean nothing: `InputError` where they do not.
+    """
     for name in ("channels", "height", "width", "classes"):
         ours, theirs = getattr(condensed.spec, name), getattr(data.spec, name)
         if ours != theirs:
@@ -162,3 +172,6 @@ def check_fit(condensed: CondensedSet, data: ImageData) -> None:
         raise InputError(
             f"the set is normalised with mean {condensed.spec.mean} and std {condensed.spec.std}; data {data.spec.name!r} with others."
         )
+    if condensed.whitening is None and data.whitening is not None:
+        raise InputError(f"the set is not white and data {data.spec.name!r} are; give the data without whitening.")
+    return data if condensed.whitening is None else data.whitened(condensed.whitening)

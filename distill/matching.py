@@ -1,6 +1,6 @@
 """The losses that methods minimise: pure functions of what real data and synthetic images give."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -42,3 +42,27 @@ def _row_distance(real: Tensor, synthetic: Tensor) -> Tensor:
 def mean_distance(real: Tensor, synthetic: Tensor) -> Tensor:
     """Zhao and Bilen, WACV 2023, eq. 6: squared distance of class means (K, D), summed over features and classes (scalar)."""
     return (real - synthetic).square().sum()
+
+
+def class_mean_gradients(
+    view: Callable[[Tensor], Tensor],
+    real: Tensor,
+    images: Sequence[Tensor],
+    augment: Callable[[Tensor, int], Tensor],
+    together: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """`mean_distance` between ``real`` (K, D) and the class means of ``view(augment(images))``, and its gradient for each class's images.
+
+    ``images`` are K leaves (n, C, H, W); ``view`` gives (n, D). Classes do not meet in this loss, so a class at a time is exact and keeps
+    memory to one class; ``together`` sees them as one batch, as BatchNorm must and as a GPU likes. Returns (loss, gradients), detached.
+    """
+    groups = [range(len(images))] if together else [range(c, c + 1) for c in range(len(images))]
+    losses: list[Tensor] = []
+    gradients: list[Tensor] = []
+    for group in groups:
+        batch = torch.cat([augment(images[c], c) for c in group])
+        means = torch.stack([part.mean(0) for part in view(batch).split([len(images[c]) for c in group])])
+        loss = mean_distance(real[group.start : group.stop], means)
+        gradients += torch.autograd.grad(loss, [images[c] for c in group])
+        losses.append(loss.detach())
+    return torch.stack(losses).sum(), gradients

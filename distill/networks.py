@@ -108,19 +108,65 @@ def embed(network: nn.Module, images: Tensor) -> Tensor:
     if callable(own := getattr(network, "embed", None)):
         return own(images)  # type: ignore[no-any-return]
     seen: list[Tensor] = []
+    _watching(network, seen, images)
+    return seen[-1]
+
+
+def _watching(network: nn.Module, seen: list[Tensor], images: Tensor) -> Tensor:
+    """The network's output; ``seen`` gets the flattened input of the last linear layer."""
 
     def watch(_: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
-        seen[:] = [args[0] if args else named["input"]]
+        seen[:] = [(args[0] if args else named["input"]).flatten(1)]
 
     handles = [m.register_forward_pre_hook(watch, with_kwargs=True) for m in network.modules() if isinstance(m, nn.Linear)]
     try:
-        network(images)
+        outputs: Tensor = network(images)
     finally:
         for handle in handles:
             handle.remove()
     if not seen:
         raise InputError(f"{type(network).__name__} has no torch.nn.Linear layer to take features from; give it a method embed(images).")
-    return seen[0].flatten(1)
+    return outputs
+
+
+def embed_and_logits(network: nn.Module, images: Tensor) -> Tensor:
+    """`embed` and the network's output side by side, (N, D + K): what FedDM compares (Xiong et al., CVPR 2023, eq. 8)."""
+    if isinstance(network, Network):
+        features = network.embed(images)
+        return torch.cat([features, network.head(features)], 1)
+    seen: list[Tensor] = []
+    outputs = _watching(network, seen, images)
+    return torch.cat([seen[-1], outputs], 1)
+
+
+def activations(network: nn.Module, images: Tensor) -> list[Tensor]:
+    """Outputs of the network's activation layers in the order they run, then `embed`: what DataDAM matches.
+
+    Uses ``network.activations`` where there is one, else watches the activation modules of torch.nn.
+    """
+    if callable(own := getattr(network, "activations", None)):
+        return own(images)  # type: ignore[no-any-return]
+    seen: list[Tensor] = []
+    handles = [
+        m.register_forward_hook(lambda _, args, output: seen.append(output))
+        for m in network.modules()
+        if isinstance(m, nn.ReLU | nn.LeakyReLU | nn.Sigmoid | nn.SiLU | nn.Tanh | nn.GELU | nn.ELU)
+    ]
+    try:
+        features = embed(network, images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [*seen, features]
+
+
+def around(network: nn.Module, centre: Tensor, radius: float, generator: torch.Generator) -> None:
+    """Put the network's parameters on the sphere of this radius around ``centre`` (P,), in a random direction.
+
+    Gaussian noise over all weights, scaled to Euclidean length ``radius``: where FedDM (Xiong et al., CVPR 2023) looks for its networks.
+    """
+    noise = torch.randn(centre.shape, generator=generator, device=generator.device).to(centre.device)
+    torch.nn.utils.vector_to_parameters(centre + noise * (radius / noise.norm()), network.parameters())
 
 
 def has_batchnorm(network: nn.Module) -> bool:

@@ -37,7 +37,10 @@ MAX_LOGGED = 500
 
 
 class Distiller(Protocol):
-    """What every method offers; there is no base class to inherit from."""
+    """What every method offers; there is no base class to inherit from.
+
+    A method may also have ``prepare(statistics, progress)``, which `distil` calls once before the first step.
+    """
 
     total_steps: int
 
@@ -96,6 +99,8 @@ def distil(
         write_json_lines(metrics, kept)
 
     start = last = time.monotonic()
+    if callable(prepare := getattr(distiller, "prepare", None)):
+        prepare(statistics, progress)  # work of its own before the first step (MTT's experts), which keeps its own progress on disk
     every = max(1, distiller.total_steps // MAX_LOGGED)
     with _stop_signals(checkpoint is not None) as stop, _bar(f"{name} ipc {ipc}", distiller.total_steps, done, progress) as advance:
         for step in range(done + 1, distiller.total_steps + 1):

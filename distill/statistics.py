@@ -1,15 +1,19 @@
 """`RealStatistics`: the only window through which a matching method sees real data, and its exact form."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.data import ImageData
-from distill.networks import has_batchnorm
+from distill.networks import Factory, has_batchnorm
 from distill.spec import DataSpec
+from distill.whitening import Whitening
+
+if TYPE_CHECKING:
+    from distill.experts import ExpertConfig, Trajectories
 
 # Augments a batch of one class: (images (n, C, H, W), position of the class in `classes`) -> images.
 Augment = Callable[[Tensor, int], Tensor]
@@ -34,6 +38,8 @@ class RealStatistics(Protocol):
     def fingerprint(self) -> str | None: ...
     @property
     def privacy(self) -> dict[str, Any] | None: ...
+    @property
+    def whitening(self) -> Whitening | None: ...
 
     def class_means(
         self, embed: Embed, batch_size: int, augment: Augment | None, generator: torch.Generator, joint: bool = False
@@ -52,6 +58,10 @@ class RealStatistics(Protocol):
 
     def warm_batchnorm(self, network: nn.Module, per_class: int, generator: torch.Generator) -> None:
         """Set a network's BatchNorm running statistics from a small real batch, then put its BatchNorm layers in evaluation mode."""
+        ...
+
+    def trajectories(self, config: "ExpertConfig", network: Factory, progress: bool | None = None) -> "Trajectories":
+        """Weights of networks trained on the real data, epoch by epoch: all that MTT sees of them."""
         ...
 
     def initial_images(self, kind: str, ipc: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -81,6 +91,10 @@ class ExactStatistics:
     @property
     def fingerprint(self) -> str:
         return self.data.fingerprint
+
+    @property
+    def whitening(self) -> Whitening | None:
+        return self.data.whitening
 
     def batch(self, position: int, size: int, generator: torch.Generator) -> Tensor:
         """Up to ``size`` normalised images of one class, drawn without replacement (all of them when there are fewer)."""
@@ -126,6 +140,11 @@ class ExactStatistics:
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
 
+    def trajectories(self, config: "ExpertConfig", network: Factory, progress: bool | None = None) -> "Trajectories":
+        from distill.experts import train_experts  # here, because experts are trained with this file's gradients
+
+        return train_experts(self.data, config, network, progress)
+
     def initial_images(self, kind: str, ipc: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         from distill.coresets import select  # here, because coresets need data that a private statistics object never shows
 
@@ -150,8 +169,7 @@ def mean_gradient(network: nn.Module, images: Tensor, labels: Tensor) -> list[Te
 
 def chunks(images: Tensor, labels: Tensor, whole: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
     """Split a batch into pieces whose activations stay in a CPU's cache (2.0 x measured on a ConvNet-3 of width 128); whole on a GPU."""
-    # Even pieces: 32 images are one piece of 32, not 26 and 6.
-    pieces = 1 if whole else max(1, round(len(images) / chunk_size(images)))
+    pieces = 1 if whole else piece_count(len(images), chunk_size(images))
     yield from zip(images.tensor_split(pieces), labels.tensor_split(pieces), strict=True)
 
 
@@ -162,9 +180,16 @@ def chunk_size(images: Tensor) -> int:
     return max(4, 20 * 1024 // (images.shape[-1] * images.shape[-2]))
 
 
+def piece_count(count: int, size: int) -> int:
+    """How many pieces of about ``size`` to cut ``count`` images into; equal ones where possible, because a compiler works by shape."""
+    nearest = max(1, round(count / size))
+    even = [pieces for pieces in range(1, count + 1) if count % pieces == 0 and 0.6 * size <= count / pieces <= 1.5 * size]
+    return min(even, key=lambda pieces: abs(pieces - nearest), default=nearest)
+
+
 def _chunked_sum(embed: Embed, images: Tensor) -> Tensor:
     total: Tensor | None = None
-    for part in images.tensor_split(max(1, round(len(images) / chunk_size(images)))):
+    for part in images.tensor_split(piece_count(len(images), chunk_size(images))):
         found = embed(part).sum(0)
         total = found if total is None else total + found
     assert total is not None

@@ -48,11 +48,10 @@ class Synthetic:
         self.velocity.mul_(momentum).add_(torch.cat(gradients))
         self.images.sub_(self.velocity, alpha=lr)
 
-    def to_set(self, augmentation: str | None) -> CondensedSet:
+    def to_set(self, augmentation: str | None, lr: float | None = None) -> CondensedSet:
         """A detached snapshot."""
-        return dataclasses.replace(
-            self.template, images=self.images.detach().clone(), labels=self.labels.clone(), augmentation=augmentation
-        )
+        images, labels = self.images.detach().clone(), self.labels.clone()
+        return dataclasses.replace(self.template, images=images, labels=labels, augmentation=augmentation, lr=lr)
 
     def state(self) -> dict[str, Tensor]:
         return {"images": self.images, "velocity": self.velocity}
@@ -69,6 +68,12 @@ def check_classes(statistics: RealStatistics, start: CondensedSet) -> None:
         raise InputError(
             f"the initial set holds the classes {clipped(held)} and the data {clipped(list(statistics.classes))}; "
             "they must be the same: give another initial set, or take subset(classes) of one of them."
+        )
+    if (start.whitening is not None or statistics.whitening is not None) and not (
+        start.whitening is not None and start.whitening.same_as(statistics.whitening)
+    ):
+        raise InputError(
+            "the initial set and the data are whitened differently; give data.whitened(initial.whitening), or no whitening at all."
         )
 
 
@@ -92,4 +97,5 @@ def initial_set(statistics: RealStatistics, kind: str | CondensedSet, ipc: int, 
             copied = source[repeats % len(source)]
             copied[len(source) :] += 0.1 * images[places[len(source) :]]
             images[places] = copied
-    return CondensedSet(images, labels, spec, provenance=Provenance(f"initial:{kind}", fingerprint=statistics.fingerprint))
+    origin = Provenance(f"initial:{kind}", fingerprint=statistics.fingerprint)
+    return CondensedSet(images, labels, spec, provenance=origin, whitening=statistics.whitening)

@@ -14,7 +14,8 @@ from distill.augment import augment, for_data, strategy
 from distill.condensed import CondensedSet
 from distill.data import ImageData
 from distill.errors import unknown_name
-from distill.networks import Factory, create, has_batchnorm
+from distill.fast import Compile, Precision, accelerated
+from distill.networks import Factory, create, flops, has_batchnorm
 from distill.randomness import generator
 from distill.spec import DataSpec
 from distill.statistics import chunks
@@ -26,7 +27,8 @@ class Recipe:
 
     Training ends after ``epochs`` passes or ``max_steps`` optimiser steps, whichever comes first. ``schedule`` "step" multiplies lr by 0.1
     half way and forgets the momentum, as the published code does. ``augmentation`` "auto" is DSA's strategy for the data.
-    A set's own learned step size (`CondensedSet.lr`) takes the place of ``lr``.
+    ``precision`` and ``compile`` (see `distill.fast`) hold for training and for testing.
+    A set's own learned step size (`CondensedSet.lr`, learned for SGD) takes the place of ``lr`` when the optimiser is SGD.
     """
 
     epochs: Annotated[int, Field(ge=1)] = 1001
@@ -38,6 +40,8 @@ class Recipe:
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     schedule: Literal["step", "cosine", "constant"] = "step"
     augmentation: str = "auto"
+    precision: Precision = "float32"
+    compile: Compile = "auto"
 
 
 # The published loops run one epoch more than they say, and drop the step size at epoch E/2 + 1.
@@ -85,9 +89,10 @@ def train_network(
     total = min(recipe.epochs * per_epoch, recipe.max_steps or recipe.epochs * per_epoch)
     # In whole epochs where there are several, as published: the first (E + 1) // 2 of them at the full step size.
     drop = (recipe.epochs + 1) // 2 * per_epoch if total == recipe.epochs * per_epoch else (total + 1) // 2
-    lr = lr or recipe.lr
+    lr = lr if lr and recipe.optimiser == "sgd" else recipe.lr
     optimiser = _optimiser(model, recipe, lr)
     whole = has_batchnorm(model)
+    run = accelerated(model, where, work_of(model, source.spec, recipe, total), recipe.precision, recipe.compile)
     model.train()
     order = torch.empty(0, dtype=torch.int64)
     for step in range(total):
@@ -104,9 +109,14 @@ def train_network(
             images = augment(images, transform, draws)
         optimiser.zero_grad()
         for part, target in chunks(images, labels, whole):
-            (F.cross_entropy(model(part), target, reduction="sum") / len(images)).backward()
+            (F.cross_entropy(run(part), target, reduction="sum") / len(images)).backward()
         optimiser.step()
     return model.eval()
+
+
+def work_of(model: nn.Module, spec: DataSpec, recipe: Recipe, steps: int) -> float:
+    """Floating-point operations of ``steps`` optimiser steps: one forward and two backward passes over each image."""
+    return 3.0 * flops(model, spec) * recipe.batch_size * steps
 
 
 def _optimiser(model: nn.Module, recipe: Recipe, lr: float) -> torch.optim.Optimizer:

@@ -25,6 +25,12 @@ def toy(seed: int = 0, **options: int) -> ImageData:
     return ImageData.from_arrays("toy", *train, *test)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory):
+    """Experts that tests train stay out of the user's cache."""
+    os.environ["DISTILL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def toy_data() -> ImageData:
     return toy()

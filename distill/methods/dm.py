@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from distill.augment import for_data, strategy
 from distill.condensed import CondensedSet
-from distill.matching import mean_distance
+from distill.fast import Compile, Precision, accelerated
+from distill.matching import class_mean_gradients
 from distill.methods.siamese import shared_draws
-from distill.networks import Factory, embed, has_batchnorm, renew
+from distill.networks import Factory, around, create, embed, embed_and_logits, flops, has_batchnorm, renew
 from distill.statistics import RealStatistics
 from distill.synthetic import Initial, Synthetic
 
@@ -22,7 +23,12 @@ from distill.synthetic import Initial, Synthetic
 @pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
 class DMConfig:
     """Defaults are those of the paper's code. ``lr_img`` None means 1 up to 50 images a class and 10 above; ``augmentation`` "auto" is
-    DSA's strategy for the data (no flips for digits)."""
+    DSA's strategy for the data (no flips for digits).
+
+    ``logits`` matches the network's outputs beside its features, and ``radius`` keeps one network and looks at it each step from a random
+    place at that distance in weight space, instead of drawing a new one: both as FedDM does (Xiong et al., CVPR 2023).
+    ``precision`` "bf16" is for the real side only; ``compile`` see `distill.fast`.
+    """
 
     iterations: Annotated[int, Field(ge=1)] = 20_000
     lr_img: Annotated[float, Field(gt=0)] | None = None
@@ -31,6 +37,10 @@ class DMConfig:
     network: str = "ConvNet"
     augmentation: str = "auto"
     initial: Initial = "real"
+    logits: bool = False
+    radius: Annotated[float, Field(ge=0)] | None = None
+    precision: Precision = "float32"
+    compile: Compile = "auto"
 
 
 class DM:
@@ -41,6 +51,7 @@ class DM:
         self.synthetic = Synthetic.start(initial)
         self.factory: Factory = network or config.network
         self.network: nn.Module | None = None
+        self.centre: Tensor | None = None
         self.augmentation = for_data(initial.spec) if config.augmentation == "auto" else config.augmentation
         self.strategy = strategy(self.augmentation)
         self.lr_img = config.lr_img or (1.0 if initial.ipc <= 50 else 10.0)
@@ -52,33 +63,46 @@ class DM:
 
     def step(self, statistics: RealStatistics, generator: torch.Generator) -> dict[str, Tensor]:
         """One iteration of algorithm 1; returns ``loss``, summed over classes (0-dimensional)."""
-        self.network = renew(self.factory, self.network, statistics.spec, generator, statistics.device)
-        network = self.network.train()
+        network = self._network(statistics, generator)
         augment = shared_draws(self.strategy, statistics, generator)
         joint = has_batchnorm(network)
-
-        def features(images: Tensor) -> Tensor:
-            return embed(network, images)
-
-        real = statistics.class_means(features, self.config.batch_real, augment, generator, joint)
+        real = statistics.class_means(self.real_view, self.config.batch_real, augment, generator, joint)
         images = [part for part, _ in self.synthetic.per_class()]
-        # Classes do not meet in the loss, so a class at a time is exact and keeps memory to one class; BatchNorm needs them together,
-        # and a GPU wants few large kernels.
         together = joint or statistics.device.type != "cpu"
-        groups = [range(len(images))] if together else [range(c, c + 1) for c in range(len(images))]
-        losses: list[Tensor] = []
-        gradients: list[Tensor] = []
-        for group in groups:
-            batch = torch.cat([augment(images[c], c) for c in group])
-            means = torch.stack([part.mean(0) for part in features(batch).split([len(images[c]) for c in group])])
-            loss = mean_distance(real[group.start : group.stop], means)
-            gradients += torch.autograd.grad(loss, [images[c] for c in group])
-            losses.append(loss.detach())
+        loss, gradients = class_mean_gradients(self.view, real, images, augment, together)
         self.synthetic.descend(gradients, self.lr_img, self.config.momentum)
-        return {"loss": torch.stack(losses).sum()}
+        return {"loss": loss}
+
+    def _network(self, statistics: RealStatistics, generator: torch.Generator) -> nn.Module:
+        """This step's network, frozen; `view` and `real_view` look through it at synthetic and at real images."""
+        config, device = self.config, statistics.device
+        if config.radius is None:
+            network = renew(self.factory, self.network, statistics.spec, generator, device)
+        else:
+            # Its weights are given below; a resumed run, which has the centre already, may not draw them again.
+            first = generator if self.centre is None else torch.Generator(device)
+            network = self.network or create(self.factory, statistics.spec, first, device)
+            if self.centre is None:
+                self.centre = torch.nn.utils.parameters_to_vector(network.parameters()).detach().clone()
+            around(network, self.centre, config.radius, generator)
+        network.train().requires_grad_(False)
+        if network is not self.network:
+            compared = embed_and_logits if config.logits else embed
+            stays = isinstance(self.factory, str) or config.radius is not None  # compiling for one step is never worth it
+            work = flops(network, statistics.spec) * config.batch_real * len(statistics.classes) * self.total_steps if stays else 0
+
+            def view(images: Tensor) -> Tensor:
+                return compared(network, images)
+
+            self.view = view
+            self.real_view = accelerated(view, device, work, config.precision, config.compile if stays else "off")
+            self.network = network
+        return network
 
     def state(self) -> dict[str, Tensor]:
-        return self.synthetic.state()
+        return {**self.synthetic.state(), **({} if self.centre is None else {"centre": self.centre})}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         self.synthetic.load_state(state)
+        if "centre" in state:
+            self.centre = state["centre"].to(self.synthetic.images.device)

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from distill.augment import apply, draw, for_data, strategy
 from distill.condensed import CondensedSet
+from distill.fast import Compile, Fast, Precision
 from distill.matching import gradient_distance
 from distill.methods.siamese import shared_draws
-from distill.networks import Factory, has_batchnorm, renew
+from distill.networks import Factory, flops, has_batchnorm, renew
 from distill.statistics import RealStatistics, mean_gradient
 from distill.synthetic import Initial, Synthetic
 
@@ -28,7 +29,8 @@ INNER_EPOCHS = {1: 1, 10: 50, 20: 25, 30: 20, 40: 15, 50: 10, 100: 2}
 @pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
 class GMConfig:
     """Defaults are those of the paper's code. ``outer_steps`` (image updates per network) and ``inner_epochs`` (network training on the
-    synthetic set between two of them) follow the authors' table by IPC when None: outer_steps = ipc, inner_epochs interpolated."""
+    synthetic set between two of them) follow the authors' table by IPC when None: outer_steps = ipc, inner_epochs interpolated.
+    ``precision`` "bf16" is for the real side only; ``compile`` see `distill.fast`."""
 
     iterations: Annotated[int, Field(ge=1)] = 1000
     outer_steps: Annotated[int, Field(ge=1)] | None = None
@@ -42,6 +44,8 @@ class GMConfig:
     network: str = "ConvNet"
     augmentation: str = "none"
     initial: Initial = "noise"
+    precision: Precision = "float32"
+    compile: Compile = "auto"
 
 
 def loops(config: GMConfig, ipc: int) -> tuple[int, int]:
@@ -59,6 +63,7 @@ class GM:
         self.synthetic = Synthetic.start(initial)
         self.factory: Factory = network or config.network
         self.network: nn.Module | None = None
+        self.real_side: Fast | None = None
         self.augmentation = for_data(initial.spec) if config.augmentation == "auto" else config.augmentation
         self.strategy = strategy(self.augmentation)
         self.outer_steps, self.inner_epochs = loops(config, initial.ipc)
@@ -76,11 +81,13 @@ class GM:
             self.network = renew(self.factory, self.network, statistics.spec, generator, statistics.device)
         assert self.network is not None
         network = self.network.train()
+        if self.real_side is None or self.real_side.network is not network:
+            self.real_side = self._real_side(network, statistics)
         if has_batchnorm(network):
             statistics.warm_batchnorm(network, 16, generator)
 
         augment = shared_draws(self.strategy, statistics, generator)
-        real = statistics.class_gradients(network, self.config.batch_real, augment, generator)
+        real = statistics.class_gradients(self.real_side, self.config.batch_real, augment, generator)
         parameters = [p for p in network.parameters() if p.requires_grad]
         losses: list[Tensor] = []
         gradients: list[Tensor] = []
@@ -97,6 +104,13 @@ class GM:
         if place < self.outer_steps - 1:
             self._train(network.train(), generator)
         return {"loss": torch.stack(losses).sum()}
+
+    def _real_side(self, network: nn.Module, statistics: RealStatistics) -> Fast:
+        """The network as real images see it: first derivatives only, so it may be compiled."""
+        config = self.config
+        stays = isinstance(self.factory, str)  # compiling for a few steps is never worth it
+        work = 3 * flops(network, statistics.spec) * config.batch_real * len(statistics.classes) * self.total_steps if stays else 0
+        return Fast(network, statistics.device, work, config.precision, config.compile if stays else "off")
 
     def _train(self, network: nn.Module, generator: torch.Generator) -> None:
         """``inner_epochs`` of plain SGD (no momentum) on the synthetic images."""

@@ -21,24 +21,36 @@ from tests.conftest import toy
 
 METHOD = pytest.mark.parametrize("method", METHODS)
 SMALL = {"network": "ConvNetD1W32", "batch_real": 8}
+# What a method needs beside that to be quick.
+ALSO: dict[str, dict[str, object]] = {
+    "mtt": {"experts": 2, "max_start_epoch": 2, "expert_epochs": 1, "syn_steps": 3, "expert_lr": 0.05, "lr_img": 30.0},
+}
+# Settings of four steps that pass through every kind of step a method has.
+FOUR_STEPS = {name: {"iterations": 2, "outer_steps": 2, "inner_epochs": 2} for name in ("gm", "dsa")}
 # Steps are cheap or dear by method; each entry is what the tests below need on a laptop. Digits: enough to beat random images.
 DIGITS = {
     "dm": {"iterations": 60, "lr_img": 5.0},
     "gm": {"iterations": 60, "initial": "real"},
     "dsa": {"iterations": 60},
+    "datadam": {"iterations": 60, "lr_img": 10.0},
+    "mtt": {"iterations": 60, "lr_img": 100.0, "syn_steps": 10, "experts": 4, "max_start_epoch": 4, "expert_lr": 0.02},
 }
+
+
+def small(method: str) -> dict[str, object]:
+    return {**SMALL, **ALSO.get(method, {})}
 
 
 def make(method: str, data: ImageData, ipc: int = 2, seed: int = 0, **settings: object):
     config, kind = METHODS[method]
-    made = config(**{**SMALL, "iterations": 3, **settings})
+    made = config(**{**small(method), "iterations": 3, **settings})
     statistics = ExactStatistics(data)
     return kind(made, initial_set(statistics, made.initial, ipc, generator(seed, "initial"))), statistics
 
 
 @METHOD
 def test_images_are_finite_and_shape_and_labels_are_kept(method: str, toy_data: ImageData) -> None:
-    tiny = distil(toy_data, method, ipc=2, iterations=3, **SMALL)
+    tiny = distil(toy_data, method, ipc=2, iterations=3, **small(method))
     assert tiny.images.shape == (6, 1, 8, 8)
     assert tiny.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert bool(torch.isfinite(tiny.images).all())
@@ -51,7 +63,7 @@ def test_images_are_finite_and_shape_and_labels_are_kept(method: str, toy_data: 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_same_seed_same_bits_and_other_seed_other_bits(method: str, seed: int) -> None:
     data = toy()
-    first, again, other = (distil(data, method, ipc=2, seed=s, iterations=3, **SMALL) for s in (seed, seed, seed + 7))
+    first, again, other = (distil(data, method, ipc=2, seed=s, iterations=3, **small(method)) for s in (seed, seed, seed + 7))
     assert torch.equal(first.images, again.images)
     assert not torch.equal(first.images, other.images)
 
@@ -59,7 +71,7 @@ def test_same_seed_same_bits_and_other_seed_other_bits(method: str, seed: int) -
 @METHOD
 def test_real_data_are_untouched(method: str, toy_data: ImageData) -> None:
     before = toy_data.train.images.clone()
-    distil(toy_data, method, iterations=3, **SMALL)
+    distil(toy_data, method, iterations=3, **small(method))
     assert torch.equal(before, toy_data.train.images)
 
 
@@ -77,7 +89,7 @@ def test_the_loss_falls(method: str, seed: int) -> None:
 @pytest.mark.parametrize("kind", ["real", "noise", "herding", "kmeans", "given"])
 def test_every_initialisation(method: str, kind: str, toy_data: ImageData) -> None:
     start = select(toy_data, "class_mean", 2, generator(3, "start"))
-    tiny = distil(toy_data, method, ipc=2, iterations=1, initial=start if kind == "given" else kind, **SMALL)  # type: ignore[arg-type]
+    tiny = distil(toy_data, method, ipc=2, iterations=1, initial=start if kind == "given" else kind, **small(method))  # type: ignore[arg-type]
     assert tiny.counts == (2, 2, 2)
     if kind == "given":
         # One step of a small size stays near its start, which is sorted by class already.
@@ -88,7 +100,7 @@ def test_every_initialisation(method: str, kind: str, toy_data: ImageData) -> No
 @pytest.mark.parametrize("ipc", [1, 3])
 def test_a_checkpoint_at_every_step_continues_to_the_same_bits(method: str, ipc: int, tmp_path: Path) -> None:
     data = toy()
-    settings = {"iterations": 2, "outer_steps": 2, "inner_epochs": 2} if method != "dm" else {"iterations": 4}
+    settings = FOUR_STEPS.get(method, {"iterations": 4})
     whole, statistics = make(method, data, ipc, **settings)
     draws = generator(0, "steps")
     for _ in range(whole.total_steps):
@@ -122,7 +134,7 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(method: str, to
 
 @METHOD
 def test_save_and_load(method: str, toy_data: ImageData, tmp_path: Path) -> None:
-    tiny = distil(toy_data, method, iterations=1, **SMALL)
+    tiny = distil(toy_data, method, iterations=1, **small(method))
     tiny.save(tmp_path / "tiny.safetensors")
     back = CondensedSet.load(tmp_path / "tiny.safetensors")
     assert torch.equal(back.images, tiny.images)
@@ -138,21 +150,22 @@ def test_uneven_classes_and_an_absent_one(method: str) -> None:
     keep = (data.train.labels != 2) & ~((data.train.labels == 1) & (torch.arange(len(data.train)) % 6 != 0))
     data = dataclasses.replace(data, train=data.train.at(keep.nonzero().squeeze(1)))
     assert data.counts == (12, 2, 0, 12)
-    tiny = distil(data, method, ipc=5, iterations=2, **SMALL)
+    tiny = distil(data, method, ipc=5, iterations=2, **small(method))
     assert tiny.counts == (5, 5, 0, 5)
     assert len(torch.unique(tiny.images[tiny.labels == 1], dim=0)) == 5
 
 
 @METHOD
 def test_batchnorm_and_a_network_of_ones_own(method: str, toy_data: ImageData) -> None:
-    settings = {"ipc": 2, "iterations": 2, "batch_real": 8}
+    settings = {**small(method), "ipc": 2, "iterations": 2}
     first, again = (distil(toy_data, method, **{**settings, "network": "ConvNetD1W32BN"}) for _ in range(2))
     assert torch.equal(first.images, again.images)
 
     def own(spec):
-        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.Tanh(), torch.nn.Linear(16, spec.num_classes))
+        convolution, head = torch.nn.Conv2d(spec.channels, 4, 3, 2), torch.nn.Linear(36, spec.num_classes)
+        return torch.nn.Sequential(convolution, torch.nn.Tanh(), torch.nn.Flatten(), head)
 
-    first, again = (distil(toy_data, method, network=own, ipc=2, iterations=2, batch_real=8) for _ in range(2))
+    first, again = (distil(toy_data, method, **{**settings, "network": own}) for _ in range(2))
     assert torch.equal(first.images, again.images)
     assert first.provenance.config["network"] == "given: own"
 
@@ -169,11 +182,11 @@ def test_wrong_settings_are_one_line(method: str, toy_data: ImageData) -> None:
         ({"initial": "kmean"}, "did you mean 'kmeans'"),
     ):
         with pytest.raises(InputError) as caught:
-            distil(toy_data, method, **{**SMALL, **settings})
+            distil(toy_data, method, **{**small(method), **settings})
         assert text in str(caught.value)
         assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="classes"):
-        distil(toy_data, method, initial=select(toy_data.subset([0, 1]), "random", 1, generator(0, "x")), **SMALL)
+        distil(toy_data, method, initial=select(toy_data.subset([0, 1]), "random", 1, generator(0, "x")), **small(method))
 
 
 @METHOD
@@ -197,7 +210,7 @@ def test_runs_on_cuda_and_agrees_with_the_cpu(method: str, toy_data: ImageData) 
     results = []
     for device in ("cpu", "cuda"):
         config, kind = METHODS[method]
-        distiller = kind(config(**{**SMALL, "augmentation": "none", "batch_real": 100}), start.to(device))
+        distiller = kind(config(**{**small(method), "augmentation": "none", "batch_real": 100}), start.to(device))
         draws = generator(0, "steps")  # drawn on the CPU for both
         distiller.step(ExactStatistics(toy_data.to(device)), draws)
         results.append(distiller.condensed.images.cpu())

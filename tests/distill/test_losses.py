@@ -1,4 +1,4 @@
-"""GM, DSA and DM against slow definitions written out here: Python loops, float64, autograd one image at a time."""
+"""Every method against slow definitions written out here: Python loops, float64, autograd one image at a time."""
 
 import math
 
@@ -6,13 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks import plain
 from distill.augment import apply, draw, strategy
 from distill.condensed import CondensedSet
 from distill.matching import gradient_distance, mean_distance
+from distill.methods.datadam import FORMS, DataDAM, DataDAMConfig
 from distill.methods.dm import DM, DMConfig
 from distill.methods.dsa import DSA, DSAConfig
 from distill.methods.gm import GM, INNER_EPOCHS, GMConfig, loops
-from distill.networks import create
+from distill.methods.mtt import MTT, MTTConfig
+from distill.networks import create, embed_and_logits
 from distill.randomness import generator
 from distill.statistics import ExactStatistics, mean_gradient
 from tests.conftest import toy
@@ -184,3 +187,175 @@ def test_chunks_do_not_change_gradients(count: int) -> None:
         whole = torch.autograd.grad(F.cross_entropy(network(images), labels), list(network.parameters()))
         for ours, theirs in zip(mean_gradient(network, images, labels), whole, strict=True):
             assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_dm_with_logits() -> None:
+    """FedDM's objective: class means of features and of outputs, equally weighted (Xiong et al., CVPR 2023, eq. 8)."""
+    statistics, initial = start()
+    method = DM(DMConfig(network=NET, augmentation="none", batch_real=100, lr_img=0.3, logits=True), initial)
+    loss = float(method.step(statistics, generator(0, "steps"))["loss"])
+    network, _ = replay(0, statistics, "none")
+    total = 0.0
+    for c in range(3):
+        real = statistics.data.normalised("train", statistics.data.class_indices(c)).double()
+        ours = initial.images[2 * c : 2 * c + 2].double()
+        with torch.no_grad():
+            total += float((network.embed(real).mean(0) - network.embed(ours).mean(0)).square().sum())
+            total += float((network(real).mean(0) - network(ours).mean(0)).square().sum())
+    assert loss == pytest.approx(total, rel=1e-4)
+
+
+@pytest.mark.plain_layers
+def test_features_and_outputs_of_a_network_of_ones_own() -> None:
+    own = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
+    images = torch.randn(4, 1, 8, 8, generator=generator(0, "x"))
+    expected = torch.cat([own[2](own[1](images.flatten(1))), own(images)], 1)
+    assert torch.equal(embed_and_logits(own, images), expected)
+
+
+def test_dm_looks_from_the_sphere_around_one_network() -> None:
+    """``radius``: the centre stays, each step's network lies at that distance from it, and no two are the same."""
+    statistics, initial = start()
+    method = DM(DMConfig(network=NET, augmentation="none", batch_real=100, radius=0.7), initial)
+    draws, seen = generator(0, "steps"), []
+    for _ in range(3):
+        method.step(statistics, draws)
+        seen.append(torch.nn.utils.parameters_to_vector(method.network.parameters()).detach().clone())
+    centre = torch.nn.utils.parameters_to_vector(create(NET, statistics.spec, generator(0, "steps")).parameters())
+    assert torch.equal(method.centre, centre)
+    for place in seen:
+        assert float((place - centre).norm()) == pytest.approx(0.7, rel=1e-4)
+    assert float((seen[0] - seen[1]).norm()) > 0.7
+    # Noise is spread over all weights alike.
+    noise = (seen[0] - centre) / 0.7 * len(centre) ** 0.5
+    assert abs(float(noise.mean())) < 0.03
+    assert float(noise.pow(4).mean()) == pytest.approx(3, rel=0.15)
+    # Stopped after one step and continued: the centre is not drawn again.
+    first, again = DM(method.config, initial), DM(method.config, initial)
+    draws = generator(0, "steps")
+    first.step(statistics, draws)
+    again.load_state({name: value.clone() for name, value in first.state().items()})
+    for _ in range(2):
+        again.step(statistics, draws)
+    assert torch.equal(again.condensed.images, method.condensed.images)
+
+
+@pytest.mark.parametrize("form", ["paper", "released"])
+@pytest.mark.parametrize("seed", range(3))
+def test_datadam_step(seed: int, form: str) -> None:
+    """Attention maps written out one image and one layer at a time, in float64; batch norm sees all classes as one batch."""
+    statistics, initial = start()
+    name = NET if form == "paper" else NET + "BN"
+    power, weight = FORMS[form].power, FORMS[form].weight
+    config = DataDAMConfig(form=form, network=name, augmentation="none", batch_real=100, lr_img=0.3, layers=(0, 1))
+    method = DataDAM(config, initial)
+    loss = float(method.step(statistics, generator(seed, "steps"))["loss"])
+
+    network = create(name, statistics.spec, generator(seed, "steps")).double()
+    images = initial.images.double().requires_grad_(True)
+    real = torch.cat([statistics.data.normalised("train", statistics.data.class_indices(c)) for c in range(3)]).double()
+
+    def class_means(batch: torch.Tensor, each: int) -> list[torch.Tensor]:
+        outputs, x = [], batch
+        for layer in network.body:
+            x = layer(x)
+            if isinstance(layer, torch.nn.ReLU):
+                maps = [sum(channel.abs() ** power for channel in image).flatten() for image in x]
+                outputs.append(torch.stack([a / a.norm() for a in maps]))
+        outputs.append(x.flatten(1))
+        return [torch.stack([part.mean(0) for part in output.split(each)]) for output in outputs]
+
+    # With instance norm a class alone and all classes together are the same.
+    ours, theirs = class_means(images, 2), [m.detach() for m in class_means(real, 12)]
+    total = sum(weight * (a - b).square().sum() for a, b in zip(ours[:2], theirs[:2], strict=True))
+    total = total + weight * 0.01 * (ours[2] - theirs[2]).square().sum()
+    (gradient,) = torch.autograd.grad(total, images)
+    assert loss == pytest.approx(total.item(), rel=1e-3)
+    update = (initial.images - method.condensed.images).double() / 0.3
+    assert torch.allclose(update, gradient, atol=2e-3 * float(gradient.abs().max()))
+
+
+def test_datadam_forms() -> None:
+    paper, released = DataDAMConfig(), DataDAMConfig(form="released")
+    assert (paper.iterations, paper.power, paper.network) == (8000, 4.0, "ConvNet")
+    assert (released.iterations, released.power, released.network) == (20_000, 1.0, "ConvNetBN")
+    assert DataDAMConfig(form="released", power=2.0, network="ConvNet").power == 2.0
+    assert DataDAMConfig(form="released", power=2.0, network="ConvNet").network == "ConvNet"
+    # All layers but the last, and its weight in the loss for large images.
+    _, initial = start()
+    assert DataDAM(paper, initial).feature_weight == 0.01
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("seed", range(2))
+def test_mtt_step(seed: int, soft: bool) -> None:
+    """One step's loss and its updates of images, step size and labels, against one graph through the whole student."""
+    statistics, initial = start()
+    settings = {"experts": 2, "max_start_epoch": 2, "expert_epochs": 1, "syn_steps": 4, "expert_lr": 0.05, "batch_syn": 4}
+    config = MTTConfig(network=NET, lr_img=0.3, lr_lr=1e-6, lr_init=0.05, augmentation="none", soft_labels=soft, lr_label=0.7, **settings)
+    method = MTT(config, initial)
+    method.prepare(statistics)
+    logits = method.logits.clone() if soft else None
+    values = method.step(statistics, generator(seed, "steps"))
+
+    draws = generator(seed, "steps")
+    expert, epoch = int(torch.randint(2, (), generator=draws)), int(torch.randint(3, (), generator=draws))
+    begin, end = method.trajectories.weights(expert, epoch), method.trajectories.weights(expert, epoch + 1)
+    orders = [torch.randperm(6, generator=draws).split(4) for _ in range(2)]
+    batches = [batch for order in orders for batch in order]
+    network = create(NET, statistics.spec, generator(0, "shape"))
+    raw = logits.clone().requires_grad_(True) if soft else None
+    labels = raw.softmax(1) if soft else initial.labels
+    loss, images, lr, label = plain.mtt(
+        network, begin, end, initial.images, labels, torch.tensor(0.05), lambda i, x, y: (x[batches[i]], y[batches[i]]), 4
+    )
+    assert float(values["loss"]) == pytest.approx(float(loss), rel=1e-4)
+    assert torch.allclose((initial.images - method.condensed.images) / 0.3, images, atol=1e-3 * float(images.abs().max()))
+    assert float(method.lr) == pytest.approx(0.05 - 1e-6 * float(lr), rel=1e-4)
+    assert method.condensed.lr == pytest.approx(float(method.lr))
+    if soft:
+        (through,) = torch.autograd.grad(labels, raw, label)
+        assert torch.allclose((logits - method.logits) / 0.7, through, atol=1e-3 * float(through.abs().max()))
+        assert torch.allclose(method.condensed.labels.sum(1), torch.ones(6))
+
+
+def test_mtt_keeps_its_step_size_positive_and_refuses_soft_labels_it_may_not_learn() -> None:
+    from distill.errors import InputError
+
+    statistics, initial = start()
+    settings = {"experts": 1, "max_start_epoch": 0, "expert_epochs": 1, "syn_steps": 2, "network": NET}
+    method = MTT(MTTConfig(lr_lr=1e9, **settings), initial)
+    for _ in range(2):
+        method.step(statistics, generator(0, "steps"))
+        assert float(method.lr) >= 0.99e-6
+    soft = CondensedSet(initial.images, torch.eye(3)[initial.labels], initial.spec)
+    with pytest.raises(InputError, match="soft_labels is false"):
+        MTT(MTTConfig(**settings), soft)
+
+
+@pytest.mark.parametrize("kind", ["gm", "dsa"])
+def test_gradient_matching_takes_soft_labels(kind: str) -> None:
+    """One-hot soft labels are the hard ones."""
+    statistics, initial = start()
+    made = {"gm": (GMConfig, GM), "dsa": (DSAConfig, DSA)}[kind]
+    soft = CondensedSet(initial.images, torch.eye(3)[initial.labels], initial.spec)
+    hard_set, soft_set = (made[1](made[0](network=NET, batch_real=100, outer_steps=1), s) for s in (initial, soft))
+    for method in (hard_set, soft_set):
+        method.step(statistics, generator(0, "steps"))
+    assert torch.allclose(hard_set.condensed.images, soft_set.condensed.images, atol=1e-5)
+
+
+@pytest.mark.parametrize("method_name", ["dm", "gm", "datadam"])
+def test_precision_and_compiling_change_little(method_name: str) -> None:
+    """Compiled float32 gives the same update to 1e-3, bfloat16 on the real side to a tenth."""
+    statistics, initial = start()
+    config, kind = {"dm": (DMConfig, DM), "gm": (GMConfig, GM), "datadam": (DataDAMConfig, DataDAM)}[method_name]
+    updates = []
+    for precision, compile in (("float32", "off"), ("float32", "on"), ("bf16", "off")):
+        settings = {"network": NET, "batch_real": 100, "augmentation": "none", "lr_img": 1.0, "precision": precision, "compile": compile}
+        method = kind(config(**settings), initial)
+        method.step(statistics, generator(0, "steps"))
+        updates.append(initial.images - method.condensed.images)
+    for other, bound in ((updates[1], 1e-3), (updates[2], 0.1)):
+        assert float((other - updates[0]).norm()) < bound * float(updates[0].norm())
+    assert not torch.equal(updates[0], updates[2])

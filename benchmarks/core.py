@@ -1,0 +1,275 @@
+"""Speed of the core: each method's step beside a plain loop written from its paper, taking turns.
+
+python -m benchmarks.core [--json FILE] [--rounds N] [--only dm,gm,datadam,mtt,evaluation,memory] [--width 128] [--device cpu|cuda]
+
+CIFAR-10 shapes, ConvNet-3, 10 images a class, 256 real images a class; made data, because speed does not depend on what is in the images.
+Medians over rounds; GFLOP/s count convolutions and linear layers only. An error is that of the image gradient beside the plain loop's.
+
+"plain" runs in a process of its own, as a user's script does; "plain, memory kept" in ours, after the one setting of the C library that the
+`distill` command makes for all its work (distill/memory.py), which cannot be taken back. Both take turns with our forms in every round.
+"""
+
+import argparse
+import copy
+import multiprocessing
+import statistics as numbers
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import plain
+from distill.adjoint import matching_gradient
+from distill.augment import DSA, augment, strategy
+from distill.condensed import CondensedSet
+from distill.data import ImageData, Split
+from distill.evaluation import accuracy
+from distill.memory import keep_freed_memory
+from distill.methods.datadam import DataDAM, DataDAMConfig
+from distill.methods.dm import DM, DMConfig
+from distill.methods.gm import GM, GMConfig
+from distill.networks import create, flops
+from distill.randomness import generator
+from distill.records import environment, peak_memory_bytes, write_json
+from distill.spec import DataSpec
+from distill.statistics import ExactStatistics
+from distill.train import Recipe, train_network
+
+CLASSES, IPC, BATCH, TEST, MTT_STEPS, JUDGES, JUDGE_STEPS = 10, 10, 256, 10_000, 10, 5, 8
+TARGETS = {  # at least this many times the plain loop on an idle 2-core AVX-512 CPU: float32, bf16
+    "dm": {"float32": 2.4, "bf16": 4.0},
+    "gm": {"float32": 1.8, "bf16": 2.5},
+    "datadam": {"float32": 3.0, "bf16": 4.0},
+    "training": {"float32": 1.8, "bf16": 3.0},
+    "test pass": {"float32": 1.8, "bf16": 3.0},
+    "mtt": {"adjoint": 1.0},
+}
+FORMS = (("float32", "off"), ("float32", "on"), ("bf16", "on"))
+Work = Callable[[], Any]
+
+
+class Setting:
+    """The made data, the images and the network that every form of every part works on."""
+
+    def __init__(self, device: str, width: int) -> None:
+        self.device, self.name = device, f"ConvNetW{width}"
+        draws = generator(0, "benchmark")
+        self.spec = DataSpec("made", 3, 32, 32, tuple(str(c) for c in range(CLASSES)), (0.5,) * 3, (0.25,) * 3)
+
+        def split(count: int) -> Split:
+            images = torch.randint(0, 256, (count, 3, 32, 32), generator=draws, dtype=torch.uint8)
+            return Split(images, torch.arange(CLASSES).repeat_interleave(count // CLASSES))
+
+        self.data = ImageData(self.spec, split(BATCH * CLASSES), split(0), split(TEST)).to(device)
+        self.real = [self.data.normalised("train", self.data.class_indices(c)) for c in range(CLASSES)]
+        self.images = torch.randn(CLASSES * IPC, 3, 32, 32, generator=generator(1, "images")).to(device)
+        self.labels = torch.arange(CLASSES, device=device).repeat_interleave(IPC)
+        self.tiny = CondensedSet(self.images, self.labels, self.spec)
+        self.network = create(self.name, self.spec, generator(0, "steps"), device)
+        self.forward = flops(self.network, self.spec)
+
+    def segment(self) -> tuple[Any, ...]:
+        """What MTT's gradient is computed from: a start, a target, the images, their labels and a step size."""
+        start = torch.nn.utils.parameters_to_vector(self.network.parameters()).detach().clone()
+        target = start + 0.01 * torch.randn(start.shape, generator=generator(0, "target")).to(self.device)
+        return start, target, self.images, self.labels, torch.tensor(0.01, device=self.device), lambda step, x, y: (x, y)
+
+    def plain(self, part: str) -> Work:
+        """The part's plain loop; a matching step gives (loss, image gradient)."""
+        counts, network = [IPC] * CLASSES, copy.deepcopy(self.network)
+
+        def same(images: Tensor, _: int) -> Tensor:
+            return images
+
+        def train() -> None:
+            for seed in range(JUDGES):
+                draws, fresh = generator(seed, "training"), create(self.name, self.spec, generator(seed, "weights"), self.device)
+                plain.train(fresh, self.images, self.labels, JUDGE_STEPS, 0.01, lambda x, draws=draws: augment(x, strategy(DSA), draws))
+
+        test, test_labels = self.data.normalised("test", torch.arange(TEST)), self.data.test.labels
+        forms: dict[str, Work] = {
+            "dm": lambda: plain.dm(network, self.real, self.images, counts, same),
+            "gm": lambda: plain.gm(network, self.real, self.images, counts, same),
+            "datadam": lambda: plain.datadam(network, self.real, self.images, counts, same, 4.0, 1.0, 0.01),
+            "mtt": lambda: plain.mtt(network, *self.segment(), MTT_STEPS),
+            "training": train,
+            "test pass": lambda: plain.test_pass(network, test, test_labels),
+        }
+        return forms[part]
+
+    def ours(self, part: str) -> dict[str, Work]:
+        if part == "mtt":
+            return {"adjoint": lambda: (lambda m: (m.loss, m.images))(matching_gradient(self.network, *self.segment(), MTT_STEPS))}
+        forms: dict[str, Work] = {}
+        for precision, compile in FORMS:
+            label = f"{precision}{', compiled' if compile == 'on' else ''}"
+            if part == "training":
+                recipe = Recipe(
+                    max_steps=JUDGE_STEPS,
+                    schedule="constant",
+                    augmentation=DSA,
+                    precision=precision,
+                    compile=compile,  # type: ignore[arg-type]
+                )
+                forms[label] = lambda r=recipe: [train_network(self.tiny, self.name, r, seed) for seed in range(JUDGES)]
+            elif part == "test pass":
+                forms[label] = lambda p=precision, c=compile: accuracy(self.network, self.data, precision=p, compile=c)
+            else:
+                forms[label] = self.step(part, precision, compile)
+        return forms
+
+    def step(self, part: str, precision: str, compile: str) -> Work:
+        """One step of the method itself from the given images, on the given network and whole classes as batches, no augmentation."""
+        kinds: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+            "dm": (DMConfig, DM, {}),
+            "gm": (GMConfig, GM, {"outer_steps": 1}),
+            "datadam": (DataDAMConfig, DataDAM, {}),
+        }
+        config, kind, extra = kinds[part]
+        common = {"network": self.name, "batch_real": BATCH, "augmentation": "none", "lr_img": 1.0, "momentum": 0.0, **extra}
+        made, statistics = kind(config(**common, precision=precision, compile=compile), self.tiny), ExactStatistics(self.data)
+
+        def step() -> tuple[Tensor, Tensor]:
+            made.synthetic.images.copy_(self.images)
+            loss = made.step(statistics, generator(0, "steps"))["loss"]
+            return loss, self.images - made.synthetic.images
+
+        return step
+
+    def work(self, part: str) -> float:
+        """Floating-point operations of one round; second derivatives of a batch count as nine forward passes."""
+        real, synthetic = CLASSES * BATCH * self.forward, CLASSES * IPC * self.forward
+        return {
+            "dm": real + 2 * synthetic,
+            "gm": 3 * real + 9 * synthetic,
+            "datadam": real + 2 * synthetic,
+            "mtt": MTT_STEPS * 9 * synthetic,
+            "training": JUDGES * JUDGE_STEPS * 3 * synthetic,
+            "test pass": TEST * self.forward,
+        }[part]
+
+
+def seconds(work: Work, device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def plain_process(connection: Connection, device: str, width: int) -> None:
+    """Run plain parts by name until told to stop."""
+    setting = Setting(device, width)
+    forms: dict[str, Work] = {}
+    while part := connection.recv():
+        forms[part] = forms.get(part) or setting.plain(part)
+        connection.send(seconds(forms[part], device))
+
+
+def measure(part: str, setting: Setting, other: Connection, rounds: int) -> dict[str, Any]:
+    """Median seconds of each form; the first, untimed round warms up and compiles."""
+
+    def elsewhere() -> float:
+        other.send(part)
+        return float(other.recv())
+
+    device = setting.device
+    truth = setting.plain(part)
+    forms = setting.ours(part)
+    rows: dict[str, dict[str, Any]] = {name: {"times": []} for name in ("plain", "plain, memory kept", *forms)}
+    if part not in ("training", "test pass"):
+        loss, expected = truth()[:2]
+        rows["plain"]["loss"] = float(loss)
+        for name, form in forms.items():
+            loss, gradient = form()
+            rows[name] |= {"loss": float(loss), "gradient_error": float((gradient - expected).norm() / expected.norm())}
+    for place in range(rounds + 1):
+        for name, row in rows.items():
+            taken = elsewhere() if name == "plain" else seconds(truth if name == "plain, memory kept" else forms[name], device)
+            if place:
+                row["times"].append(taken)
+    base = numbers.median(rows["plain"]["times"])
+    for name, row in rows.items():
+        row["seconds"] = numbers.median(row["times"])
+        row |= {"ratio": base / row["seconds"], "gflops": setting.work(part) / row["seconds"] / 1e9}
+        error = f"   image gradient within {row['gradient_error']:.1e}" if "gradient_error" in row else ""
+        print(f"{part:12}{name:22}{row['seconds']:9.3f} s{row['ratio']:8.2f} x{row['gflops']:9.1f} GFLOP/s{error}", flush=True)
+    return rows
+
+
+def limits(device: str) -> dict[str, float]:
+    """GFLOP/s of what the machine does best: large matrix products, and the network's own inner convolution."""
+    draws, found = torch.Generator(device), {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.randn(2048, 2048, device=device, generator=draws).to(dtype)
+        images = torch.randn(256, 128, 16, 16, device=device, generator=draws).to(dtype).contiguous(memory_format=torch.channels_last)
+        weight = torch.randn(128, 128, 3, 3, device=device, generator=draws).to(dtype)
+        name = str(dtype).removeprefix("torch.")
+        for what, work, operations in (
+            ("matmul", lambda a=a: a @ a, 2 * 2048**3),
+            ("convolution", lambda i=images, w=weight: torch.conv2d(i, w, padding=1), 2 * 256 * 256 * 128 * 128 * 9),
+        ):
+            found[f"{name} {what}"] = operations / min(seconds(work, device) for _ in range(9)) / 1e9
+    return found
+
+
+def memory_of(form: str, width: int) -> int:
+    """Peak resident bytes of a fresh process that computes one MTT gradient: "adjoint-50" is 50 student steps by the adjoint."""
+    code = f"from benchmarks.core import segment_alone; segment_alone({form!r}, {width})"
+    return int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def segment_alone(form: str, width: int) -> None:
+    method, steps = form.split("-")
+    setting = Setting("cpu", width)
+    function: Callable[..., object] = plain.mtt if method == "plain" else matching_gradient
+    function(setting.network, *setting.segment(), int(steps))
+    print(peak_memory_bytes())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="dm,gm,datadam,mtt,evaluation,memory")
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    given = parser.parse_args()
+    context = multiprocessing.get_context("spawn")
+    other, far = context.Pipe()
+    worker = context.Process(target=plain_process, args=(far, given.device, given.width), daemon=True)
+    worker.start()
+    keep_freed_memory()
+    setting = Setting(given.device, given.width)
+    limit = limits(given.device)
+    print("limits: " + ", ".join(f"{name} {value:.0f} GFLOP/s" for name, value in limit.items()))
+    results: dict[str, Any] = {}
+    for name in given.only.replace("evaluation", "training,test pass").split(","):
+        if name != "memory":
+            results[name] = measure(name, setting, other, given.rounds)
+        elif given.device == "cpu":
+            results[name] = {form: memory_of(form, given.width) for form in ("adjoint-10", "adjoint-50", "plain-10", "plain-50")}
+            print("peak memory: " + ", ".join(f"{form} {value / 1e9:.2f} GB" for form, value in results[name].items()))
+    other.send("")
+    worker.join()
+    for name, wanted in TARGETS.items():
+        for label, ratio in wanted.items():
+            best = max((row["ratio"] for form, row in results.get(name, {}).items() if form.startswith(label)), default=None)
+            if best is not None:
+                print(f"{name}, {label}: {best:.2f} x, asked {ratio} x: {'reached' if best >= ratio else 'MISSED'}")
+    facts = {"width": given.width, "ipc": IPC, "batch_real": BATCH, "classes": CLASSES, "rounds": given.rounds, "limits_gflops": limit}
+    record = {**facts, "results": results, "environment": environment(given.device), "peak_memory_bytes": peak_memory_bytes()}
+    if given.json:
+        write_json(given.json, record)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""Expert trajectories: the weights of networks trained on real data, epoch by epoch. They are what MTT matches.
+
+Cazenavette et al., "Dataset Distillation by Matching Training Trajectories", CVPR 2022. Experts are trained once, with plain SGD, and kept
+on disk under the hash of their configuration and data, in ``$DISTILL_CACHE`` (default ``~/.cache/distill-apps``).
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import safetensors
+import safetensors.torch
+import torch
+from pydantic import Field
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from distill.augment import augment, for_data, strategy
+from distill.data import ImageData
+from distill.errors import InputError
+from distill.networks import Factory, create
+from distill.randomness import generator
+from distill.records import write_json, write_whole
+from distill.statistics import mean_gradient
+
+SAVE_SECONDS = 20.0
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
+class ExpertConfig:
+    """Defaults are those of the paper's code: SGD without momentum or decay at a constant step size, DSA's augmentation.
+
+    ``epochs`` is what matching can use, not what training could: `distill.methods.mtt` asks for max_start_epoch + expert_epochs.
+    ``snapshots`` "bf16" keeps each epoch's change since the first weights in bfloat16: half the disk, relative error 2^-9 of the change.
+    """
+
+    experts: Annotated[int, Field(ge=1)] = 100
+    epochs: Annotated[int, Field(ge=1)] = 50
+    lr: Annotated[float, Field(gt=0)] = 0.01
+    batch_size: Annotated[int, Field(ge=1)] = 256
+    network: str = "ConvNet"
+    augmentation: str = "auto"
+    snapshots: Literal["float32", "bf16"] = "float32"
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectories:
+    """``experts`` trajectories of ``epochs`` epochs each. `weights` reads one snapshot; nothing else is held in memory.
+
+    ``privacy`` is None or the statement of a mechanism that trained the experts on private data.
+    """
+
+    experts: int
+    epochs: int
+    read: Callable[[int, int], Tensor]
+    privacy: dict[str, Any] | None = None
+
+    def weights(self, expert: int, epoch: int, device: torch.device | str = "cpu") -> Tensor:
+        """(P,) float32: all parameters of one expert after ``epoch`` epochs, flat, in the order of ``network.parameters()``."""
+        if not (0 <= expert < self.experts and 0 <= epoch <= self.epochs):
+            raise InputError(
+                f"snapshot of expert {expert}, epoch {epoch}; allowed: experts 0..{self.experts - 1}, epochs 0..{self.epochs}."
+            )
+        return self.read(expert, epoch).to(device, torch.float32)
+
+
+def flat(network: nn.Module) -> Tensor:
+    """(P,) a copy of all trainable parameters; never a view of the live weights."""
+    return torch.cat([p.detach().flatten() for p in network.parameters() if p.requires_grad]).clone()
+
+
+def train_experts(data: ImageData, config: ExpertConfig, network: Factory | None = None, progress: bool | None = None) -> Trajectories:
+    """Train what the cache does not have yet; stopped at any moment, the next call goes on from there.
+
+    A network of one's own (a function) has no name to be kept under: its experts live in memory for this call only.
+    """
+    if network is not None and not isinstance(network, str):
+        made = [torch.stack(list(_epochs(data, config, network, k))) for k in range(config.experts)]
+        return Trajectories(config.experts, config.epochs, lambda expert, epoch: made[expert][epoch])
+    folder = cache_folder(data, config)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock, _bar(config, progress) as advance:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process at the same experts finishes them first
+        write_json(folder / "config.json", {"data": data.spec.name, **dataclasses.asdict(config)})
+        for expert in range(config.experts):
+            path = folder / f"expert-{expert:04d}.safetensors"
+            if not path.exists():
+                _train_one(data, config, expert, path, lambda epoch, expert=expert: advance(expert * config.epochs + epoch))  # type: ignore[misc]
+            advance((expert + 1) * config.epochs)
+    return Trajectories(config.experts, config.epochs, lambda expert, epoch: _read(folder / f"expert-{expert:04d}.safetensors", epoch))
+
+
+def cache_folder(data: ImageData, config: ExpertConfig) -> Path:
+    """Where experts with this configuration on these data are kept."""
+    root = Path(os.environ.get("DISTILL_CACHE") or Path.home() / ".cache" / "distill-apps")
+    facts = [dataclasses.asdict(config), data.fingerprint, dataclasses.asdict(data.spec)]
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    name = "".join(c if c.isalnum() or c in "-_" else "-" for c in data.spec.name)[:40]
+    return root / "experts" / f"{name}-{config.network}-{key}"
+
+
+def _epochs(
+    data: ImageData, config: ExpertConfig, network: Factory, expert: int, done: dict[str, Tensor] | None = None
+) -> Iterator[Tensor]:
+    """Flat weights after 0, 1, 2, ... epochs. ``done`` is what an earlier call saved to go on from; it is kept up to date."""
+    done = {} if done is None else done
+    model = create(network, data.spec, generator(config.seed, "expert", expert, "weights"), data.device).train()
+    draws = generator(config.seed, "expert", expert, "training", device=data.device)
+    transform = strategy(for_data(data.spec) if config.augmentation == "auto" else config.augmentation)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    start = 0
+    if "generator" in done:
+        draws.set_state(done["generator"])
+        start = len(done["weights"]) - 1
+        # A copy: the parameters become views of this vector, and training would change what was saved.
+        torch.nn.utils.vector_to_parameters(done["weights"][-1].clone().to(data.device), parameters)
+        yield from done["weights"]
+    else:
+        yield flat(model).cpu()
+    for _ in range(start, config.epochs):
+        order = torch.randperm(len(data.train), generator=draws, device=draws.device).to(data.device)
+        for indices in order.split(config.batch_size):
+            images = data.normalised("train", indices)
+            if transform.transforms:
+                images = augment(images, transform, draws)
+            gradients = mean_gradient(model, images, data.train.labels[indices])
+            with torch.no_grad():
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter.sub_(gradient, alpha=config.lr)
+        done["generator"] = draws.get_state()
+        yield flat(model).cpu()
+
+
+def _train_one(data: ImageData, config: ExpertConfig, expert: int, path: Path, advance: Callable[[int], None]) -> None:
+    part = path.with_suffix(".part")
+    done: dict[str, Tensor] = _load(part) if part.exists() else {}
+    weights: list[Tensor] = []
+    last = time.monotonic()
+    for epoch, snapshot in enumerate(_epochs(data, config, config.network, expert, done)):
+        weights.append(snapshot)
+        advance(epoch)
+        if "generator" in done and epoch < config.epochs and time.monotonic() - last > SAVE_SECONDS:
+            write_whole(part, safetensors.torch.save({"weights": torch.stack(weights), "generator": done["generator"].cpu()}))
+            last = time.monotonic()
+    if not torch.isfinite(weights[-1]).all():
+        raise InputError(f"expert {expert} diverged at lr {config.lr}; use a smaller one.")
+    tensors = {"weights": torch.stack(weights)}
+    if config.snapshots == "bf16":
+        tensors = {"first": weights[0], "changes": (tensors["weights"][1:] - weights[0]).bfloat16()}
+    write_whole(path, safetensors.torch.save(tensors))
+    part.unlink(missing_ok=True)
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path}: is damaged ({str(error)[:100]}); delete it to train this expert again.") from None
+
+
+def _read(path: Path, epoch: int) -> Tensor:
+    """One snapshot, read from its place in the file."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            if "weights" in file.keys():  # noqa: SIM118  (it is no mapping)
+                found: Tensor = file.get_slice("weights")[epoch]
+                return found
+            first: Tensor = file.get_tensor("first")
+            return first + file.get_slice("changes")[epoch - 1].float() if epoch else first
+    except (safetensors.SafetensorError, OSError, IndexError) as error:
+        raise InputError(f"{path}: is damaged ({str(error)[:100]}); delete it to train this expert again.") from None
+
+
+@contextlib.contextmanager
+def _bar(config: ExpertConfig, wanted: bool | None) -> Iterator[Callable[[int], None]]:
+    console = Console(stderr=True)
+    if not (console.is_terminal if wanted is None else wanted):
+        yield lambda done: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(f"{config.experts} experts", total=config.experts * config.epochs)
+        yield lambda done: bar.update(task, completed=done)

@@ -1,0 +1,142 @@
+"""DataDAM, attention matching: distribution matching of spatial attention maps, with the last features beside them.
+
+Sajedi, Khaki, Amjadian, Liu, Lawryshyn and Plataniotis, "DataDAM: Efficient Dataset Distillation with Attention Matching", ICCV 2023.
+"""
+
+from typing import Annotated, Literal, NamedTuple
+
+import pydantic
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from distill.augment import for_data, strategy
+from distill.condensed import CondensedSet
+from distill.errors import InputError
+from distill.fast import Compile, Precision, accelerated
+from distill.matching import class_mean_gradients
+from distill.methods.siamese import shared_draws
+from distill.networks import Factory, activations, flops, has_batchnorm, renew
+from distill.statistics import RealStatistics
+from distill.synthetic import Initial, Synthetic
+
+
+class Form(NamedTuple):
+    iterations: int
+    power: float
+    weight: float
+    batch_real: int
+    network: str
+
+
+# What the paper's table and the released code say where they differ. The paper gives no batch; users of the code run 256 as well.
+FORMS = {
+    "paper": Form(8000, 4.0, 1.0, 256, "ConvNet"),
+    "released": Form(20_000, 1.0, 100.0, 64, "ConvNetBN"),
+}
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
+class DataDAMConfig:
+    """``form`` "paper" (instance norm, p = 4, 8,000 iterations) or "released" (the code: batch norm, p = 1, 20,000 iterations, loss times
+    100); a field that is given goes before its form's value.
+
+    ``power`` is p; ``layers`` are the activations that are matched, counted from 0 (None: all but the last); ``feature_weight`` is
+    lambda (None: 0.01 up to 32 x 32 pixels, 0.02 above); ``weight`` multiplies the whole loss. ``lr_img`` None: 1 up to 50 images a
+    class, 10 above. ``precision`` "bf16" is for the real side only; ``compile`` see `distill.fast`.
+    """
+
+    form: Literal["paper", "released"] = "paper"
+    iterations: Annotated[int, Field(ge=1)] | None = None
+    power: Annotated[float, Field(gt=0)] | None = None
+    layers: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    feature_weight: Annotated[float, Field(ge=0)] | None = None
+    weight: Annotated[float, Field(gt=0)] | None = None
+    lr_img: Annotated[float, Field(gt=0)] | None = None
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    batch_real: Annotated[int, Field(ge=1)] | None = None
+    network: str | None = None
+    augmentation: str = "auto"
+    initial: Initial = "real"
+    precision: Precision = "float32"
+    compile: Compile = "auto"
+
+    def __post_init__(self) -> None:
+        for name, value in FORMS[self.form]._asdict().items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)  # frozen for everybody else; a record shall hold the values that were used
+
+
+def attention(activation: Tensor, power: float) -> Tensor:
+    """Spatial attention (N, H * W) of an activation (N, C, H, W): sum over channels of |a|^p, scaled to length 1 (eq. 2 and 3)."""
+    return F.normalize(activation.abs().pow(power).sum(1).flatten(1))
+
+
+class DataDAM:
+    """One step: a new random network, one image update."""
+
+    def __init__(self, config: DataDAMConfig, initial: CondensedSet, network: Factory | None = None) -> None:
+        form = FORMS[config.form]
+        self.config = config
+        self.power, self.weight = config.power or form.power, config.weight or form.weight
+        self.batch_real = config.batch_real or form.batch_real
+        self.synthetic = Synthetic.start(initial)
+        self.factory: Factory = network or config.network or form.network
+        self.network: nn.Module | None = None
+        self.augmentation = for_data(initial.spec) if config.augmentation == "auto" else config.augmentation
+        self.strategy = strategy(self.augmentation)
+        self.lr_img = config.lr_img or (1.0 if initial.ipc <= 50 else 10.0)
+        small = max(initial.spec.shape[1:]) <= 32
+        self.feature_weight = (0.01 if small else 0.02) if config.feature_weight is None else config.feature_weight
+        self.total_steps = config.iterations or form.iterations
+
+    @property
+    def condensed(self) -> CondensedSet:
+        return self.synthetic.to_set(self.augmentation)
+
+    def matched(self, network: nn.Module, images: Tensor) -> Tensor:
+        """(N, D): the attention maps of the chosen layers and the features, each times the root of its weight in the loss, side by side.
+
+        Squared distances of their class means then add up to the weighted loss, so that real data are seen as class means only.
+        """
+        *outputs, features = activations(network, images)
+        maps = [output for output in outputs if output.ndim == 4]
+        layers = range(max(1, len(maps) - 1)) if self.config.layers is None else self.config.layers
+        if any(layer >= len(maps) for layer in layers):
+            raise InputError(f"DataDAM was to match the layers {list(layers)}; the network has {len(maps)} activations with spatial maps.")
+        parts = [attention(maps[layer], self.power) for layer in layers]
+        return torch.cat([self.weight**0.5 * part for part in parts] + [(self.weight * self.feature_weight) ** 0.5 * features], 1)
+
+    def step(self, statistics: RealStatistics, generator: torch.Generator) -> dict[str, Tensor]:
+        """One iteration of algorithm 1; returns ``loss``, summed over classes (0-dimensional)."""
+        network = self._network(statistics, generator)
+        augment = shared_draws(self.strategy, statistics, generator)
+        joint = has_batchnorm(network)
+        real = statistics.class_means(self.real_view, self.batch_real, augment, generator, joint)
+        images = [part for part, _ in self.synthetic.per_class()]
+        loss, gradients = class_mean_gradients(self.view, real, images, augment, joint or statistics.device.type != "cpu")
+        self.synthetic.descend(gradients, self.lr_img, self.config.momentum)
+        return {"loss": loss}
+
+    def _network(self, statistics: RealStatistics, generator: torch.Generator) -> nn.Module:
+        """This step's network, frozen; `view` and `real_view` look through it at synthetic and at real images."""
+        network = renew(self.factory, self.network, statistics.spec, generator, statistics.device).train().requires_grad_(False)
+        if network is not self.network:
+            stays = isinstance(self.factory, str)  # compiling for one step is never worth it
+            work = flops(network, statistics.spec) * self.batch_real * len(statistics.classes) * self.total_steps if stays else 0
+
+            def view(images: Tensor) -> Tensor:
+                return self.matched(network, images)
+
+            self.view = view
+            config = self.config
+            self.real_view = accelerated(view, statistics.device, work, config.precision, config.compile if stays else "off")
+            self.network = network
+        return network
+
+    def state(self) -> dict[str, Tensor]:
+        return self.synthetic.state()
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self.synthetic.load_state(state)

@@ -1,0 +1,172 @@
+"""MTT, matching training trajectories: a student trained for a few steps on the images must end where an expert ends after whole epochs.
+
+Cazenavette, Wang, Torralba, Efros and Zhu, "Dataset Distillation by Matching Training Trajectories", CVPR 2022. The image gradient is the
+exact one through all steps of the student, at constant memory (distill/adjoint.py).
+"""
+
+from typing import Annotated, Literal
+
+import pydantic
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from distill.adjoint import matching_gradient, stateless
+from distill.augment import Parameters, apply, draw, for_data, strategy
+from distill.condensed import CondensedSet
+from distill.errors import InputError
+from distill.experts import ExpertConfig, Trajectories
+from distill.networks import Factory, create
+from distill.randomness import generator as stream
+from distill.statistics import RealStatistics, chunk_size
+from distill.synthetic import Initial, Synthetic
+
+# A step size at or below zero would train nothing; learning may not take it there.
+MIN_LR = 1e-6
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
+class MTTConfig:
+    """Defaults are the authors' for CIFAR-10 at 10 images a class without ZCA; other data need others (scenarios/settings.csv).
+
+    The student takes ``syn_steps`` of SGD at the learned step size (it starts at ``lr_init``, learned with ``lr_lr``) from a random expert
+    epoch up to ``max_start_epoch``; the target lies ``expert_epochs`` further. ``batch_syn`` None uses all images in every step.
+    ``soft_labels`` learns labels too, from an expert's predictions on the first images (Guo et al., ICLR 2024). The fields of
+    the experts are those of `ExpertConfig`; ZCA is a matter of the data (``data.whitened()``).
+    """
+
+    iterations: Annotated[int, Field(ge=1)] = 5000
+    syn_steps: Annotated[int, Field(ge=1)] = 30
+    expert_epochs: Annotated[int, Field(ge=1)] = 2
+    max_start_epoch: Annotated[int, Field(ge=0)] = 15
+    lr_img: Annotated[float, Field(gt=0)] = 1000.0
+    lr_lr: Annotated[float, Field(ge=0)] = 1e-5
+    lr_init: Annotated[float, Field(gt=0)] = 0.01
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    batch_syn: Annotated[int, Field(ge=1)] | None = None
+    soft_labels: bool = False
+    lr_label: Annotated[float, Field(gt=0)] = 5.0
+    network: str = "ConvNet"
+    augmentation: str = "auto"
+    initial: Initial = "real"
+    experts: Annotated[int, Field(ge=1)] = 100
+    expert_lr: Annotated[float, Field(gt=0)] = 0.01
+    batch_real: Annotated[int, Field(ge=1)] = 256
+    expert_snapshots: Literal["float32", "bf16"] = "float32"
+    expert_seed: Annotated[int, Field(ge=0)] = 0
+
+
+class MTT:
+    """One step: one expert segment, one student, one update of images, step size and (if soft) labels."""
+
+    def __init__(self, config: MTTConfig, initial: CondensedSet, network: Factory | None = None) -> None:
+        self.config = config
+        self.synthetic = Synthetic.start(initial)
+        self.factory: Factory = network or config.network
+        self.augmentation = for_data(initial.spec) if config.augmentation == "auto" else config.augmentation
+        self.strategy = strategy(self.augmentation)
+        self.total_steps = config.iterations
+        self.trajectories: Trajectories | None = None
+        device = self.synthetic.images.device
+        self.lr = torch.tensor(initial.lr or config.lr_init, device=device)
+        self.lr_velocity = torch.zeros_like(self.lr)
+        soft = initial.labels.is_floating_point()
+        if soft and not config.soft_labels:
+            raise InputError("the initial set has soft labels and soft_labels is false; set it to true.")
+        # Soft labels are learned as logits, so that they stay probabilities.
+        self.logits = self.synthetic.labels.clamp_min(1e-4).log() if soft else None
+        self.label_velocity: Tensor | None = None
+
+    @property
+    def condensed(self) -> CondensedSet:
+        if self.logits is not None:
+            self.synthetic.labels = self.logits.softmax(1)
+        return self.synthetic.to_set(self.augmentation, lr=float(self.lr))
+
+    def prepare(self, statistics: RealStatistics, progress: bool | None = None) -> None:
+        """Train the experts, or find them in the cache; `step` does it where nobody called this."""
+        c = self.config
+        wanted = ExpertConfig(
+            c.experts,
+            c.max_start_epoch + c.expert_epochs,
+            c.expert_lr,
+            c.batch_real,
+            c.network,
+            self.augmentation,
+            c.expert_snapshots,
+            c.expert_seed,
+        )
+        self.trajectories = statistics.trajectories(wanted, self.factory, progress)
+        # Any network of this shape: its weights are given anew in every step.
+        device = self.synthetic.images.device
+        self.network = create(self.factory, statistics.spec, stream(0, "mtt", "shape"), device)
+        self.apply_network = stateless(self.network)
+        if c.soft_labels and self.logits is None:
+            with torch.no_grad():
+                weights = self.trajectories.weights(0, self.trajectories.epochs, device)
+                images = self.synthetic.images
+                self.logits = torch.cat([self.apply_network(weights, part) for part in images.split(chunk_size(images))])
+        if self.logits is not None and self.label_velocity is None:
+            self.label_velocity = torch.zeros_like(self.logits)
+
+    def step(self, statistics: RealStatistics, generator: torch.Generator) -> dict[str, Tensor]:
+        """One iteration of algorithm 1; returns ``loss`` (the normalised distance) and ``lr``, 0-dimensional."""
+        if self.trajectories is None:
+            self.prepare(statistics)
+        assert self.trajectories is not None
+        c, device, images = self.config, self.synthetic.images.device, self.synthetic.images
+        expert, epoch = (
+            int(torch.randint(high, (), generator=generator, device=generator.device))
+            for high in (self.trajectories.experts, c.max_start_epoch + 1)
+        )
+        start = self.trajectories.weights(expert, epoch, device)
+        target = self.trajectories.weights(expert, epoch + c.expert_epochs, device)
+        batches = self._batches(generator)
+        draws = [self._draw(generator, len(batch)) for batch in batches]
+
+        def view(step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            return apply(images[batches[step]], draws[step]), labels[batches[step]]
+
+        labels = self.synthetic.labels if self.logits is None else self.logits.softmax(1)
+        found = matching_gradient(self.network, start, target, images, labels, self.lr, view, c.syn_steps)
+        self.synthetic.descend([found.images], c.lr_img, c.momentum)
+        self.lr_velocity.mul_(c.momentum).add_(found.lr)
+        self.lr = (self.lr - c.lr_lr * self.lr_velocity).clamp_min(MIN_LR)
+        if self.logits is not None and found.labels is not None and self.label_velocity is not None:
+            # Through the softmax: dL/dlogits = p * (dL/dp - sum of p * dL/dp).
+            inner = (labels * found.labels).sum(1, keepdim=True)
+            self.label_velocity.mul_(c.momentum).add_(labels * (found.labels - inner))
+            self.logits = self.logits - c.lr_label * self.label_velocity
+        return {"loss": found.loss, "lr": self.lr}
+
+    def _batches(self, generator: torch.Generator) -> list[Tensor]:
+        """The indices of each step: all images, or batches of random orders one after the other."""
+        count, device = len(self.synthetic.images), self.synthetic.images.device
+        size = min(self.config.batch_syn or count, count)
+        batches: list[Tensor] = []
+        while len(batches) < self.config.syn_steps:
+            order = torch.randperm(count, generator=generator, device=generator.device).to(device)
+            batches += order.split(size)
+        return batches[: self.config.syn_steps]
+
+    def _draw(self, generator: torch.Generator, count: int) -> Parameters:
+        height, width = self.synthetic.images.shape[-2:]
+        return draw(self.strategy, generator, height, width, count)
+
+    def state(self) -> dict[str, Tensor]:
+        soft = {"logits": self.logits, "label_velocity": self.label_velocity}
+        return {
+            **self.synthetic.state(),
+            "lr": self.lr,
+            "lr_velocity": self.lr_velocity,
+            **{name: value for name, value in soft.items() if value is not None},
+        }
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self.synthetic.load_state(state)
+        device = self.synthetic.images.device
+        self.lr, self.lr_velocity = state["lr"].to(device), state["lr_velocity"].to(device)
+        if "logits" in state:
+            self.logits = state["logits"].to(device)
+        if "label_velocity" in state:
+            self.label_velocity = state["label_velocity"].to(device)

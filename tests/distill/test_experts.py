@@ -1,0 +1,144 @@
+"""Expert trajectories: the weights that plain SGD passes through, kept on disk, continued after a stop."""
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+
+from distill import experts
+from distill.augment import augment, strategy
+from distill.data import ImageData
+from distill.errors import InputError
+from distill.experts import ExpertConfig, cache_folder, train_experts
+from distill.networks import create
+from distill.randomness import generator
+from tests.conftest import toy
+
+CONFIG = ExpertConfig(experts=2, epochs=3, lr=0.05, batch_size=10, network="ConvNetD1W32", augmentation="color_crop")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DISTILL_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def slowly(data: ImageData, config: ExpertConfig, expert: int) -> list[torch.Tensor]:
+    """torch.optim.SGD over shuffled batches, a copy of the weights after every epoch."""
+    network = create(config.network, data.spec, generator(config.seed, "expert", expert, "weights")).train()
+    draws = generator(config.seed, "expert", expert, "training")
+    optimiser = torch.optim.SGD(network.parameters(), lr=config.lr)
+    found = [torch.cat([p.detach().clone().flatten() for p in network.parameters()])]
+    for _ in range(config.epochs):
+        for batch in torch.randperm(len(data.train), generator=draws).split(config.batch_size):
+            images = augment(data.normalised("train", batch), strategy(config.augmentation), draws)
+            optimiser.zero_grad()
+            F.cross_entropy(network(images), data.train.labels[batch]).backward()
+            optimiser.step()
+        found.append(torch.cat([p.detach().clone().flatten() for p in network.parameters()]))
+    return found
+
+
+def test_every_epoch_is_that_of_plain_sgd_and_no_snapshot_follows_the_live_weights(cache: Path) -> None:
+    data = toy()
+    trajectories = train_experts(data, CONFIG)
+    for expert in range(2):
+        truth = slowly(data, CONFIG, expert)
+        for epoch in range(4):
+            assert torch.allclose(trajectories.weights(expert, epoch), truth[epoch], atol=1e-5)
+        # Snapshots that alias the live weights would all be the last one.
+        assert float((trajectories.weights(expert, 0) - trajectories.weights(expert, 3)).norm()) > 0.01
+    assert not torch.equal(trajectories.weights(0, 0), trajectories.weights(1, 0))
+
+
+def test_trained_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = toy()
+    first = train_experts(data, CONFIG).weights(1, 3)
+
+    def never(*_: object) -> None:
+        raise AssertionError("an expert in the cache was trained again")
+
+    monkeypatch.setattr(experts, "_train_one", never)
+    assert torch.equal(train_experts(data, CONFIG).weights(1, 3), first)
+    names = sorted(path.name for path in cache_folder(data, CONFIG).iterdir())
+    assert names == [".lock", "config.json", "expert-0000.safetensors", "expert-0001.safetensors"]
+    assert json.loads((cache_folder(data, CONFIG) / "config.json").read_text())["network"] == "ConvNetD1W32"
+
+
+def test_other_data_settings_or_whitening_are_kept_apart(cache: Path) -> None:
+    data = toy()
+    others = [
+        cache_folder(toy(seed=1), CONFIG),
+        cache_folder(data.whitened(), CONFIG),
+        *(cache_folder(data, ExpertConfig(**{**CONFIG.__dict__, **change})) for change in ({"lr": 0.06}, {"seed": 1}, {"epochs": 4})),
+    ]
+    assert len({cache_folder(data, CONFIG), *others}) == 6
+
+
+@pytest.mark.parametrize("stop", [1, 2, 5, 6])
+def test_a_stopped_training_goes_on_to_the_same_bits(cache: Path, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
+    """Killed during the ``stop``-th epoch of six, with a save after each epoch."""
+    data = toy()
+    monkeypatch.setattr(experts, "SAVE_SECONDS", -1.0)
+    monkeypatch.setenv("DISTILL_CACHE", str(cache / "whole"))
+    whole = train_experts(data, CONFIG)
+    monkeypatch.setenv("DISTILL_CACHE", str(cache / "stopped"))
+    real, calls = experts.mean_gradient, 0
+
+    def until(*given: object) -> list[torch.Tensor]:
+        nonlocal calls
+        calls += 1
+        if calls > 4 * stop - 2:  # four batches an epoch
+            raise KeyboardInterrupt
+        return real(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(experts, "mean_gradient", until)
+    with pytest.raises(KeyboardInterrupt):
+        train_experts(data, CONFIG)
+    calls_before, calls = calls, -1000
+    again = train_experts(data, CONFIG)
+    assert calls + 1000 == 24 - 4 * ((calls_before - 1) // 4)  # whole epochs are not trained again
+    for expert in range(2):
+        for epoch in range(4):
+            assert torch.equal(again.weights(expert, epoch), whole.weights(expert, epoch))
+
+
+def test_bfloat16_snapshots_are_smaller_and_near(cache: Path) -> None:
+    data = toy()
+    small = ExpertConfig(**{**CONFIG.__dict__, "snapshots": "bf16"})
+    exact, near = train_experts(data, CONFIG), train_experts(data, small)
+    assert torch.equal(exact.weights(0, 0), near.weights(0, 0))
+    for epoch in (1, 2, 3):
+        change = exact.weights(0, epoch) - exact.weights(0, 0)
+        error = near.weights(0, epoch) - exact.weights(0, epoch)
+        assert 0 < float(error.abs().max()) <= 2**-8 * float(change.abs().max())
+    sizes = [(cache_folder(data, c) / "expert-0000.safetensors").stat().st_size for c in (CONFIG, small)]
+    assert sizes[1] < 0.7 * sizes[0]
+
+
+def test_a_damaged_file_and_a_wrong_place_are_one_line(cache: Path) -> None:
+    data = toy()
+    trajectories = train_experts(data, CONFIG)
+    with pytest.raises(InputError, match=r"experts 0\.\.1, epochs 0\.\.3"):
+        trajectories.weights(2, 0)
+    path = cache_folder(data, CONFIG) / "expert-0001.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(InputError, match="damaged"):
+        trajectories.weights(1, 1)
+
+
+def test_an_expert_that_diverges_is_named(cache: Path) -> None:
+    with pytest.raises(InputError, match="expert 0 diverged at lr 1e"):
+        train_experts(toy(), ExpertConfig(**{**CONFIG.__dict__, "lr": 1e20}))
+    assert not list(cache.rglob("expert-*.safetensors"))
+
+
+def test_the_file_is_plain_safetensors(cache: Path) -> None:
+    data = toy()
+    train_experts(data, CONFIG)
+    (weights,) = safetensors.torch.load_file(cache_folder(data, CONFIG) / "expert-0000.safetensors").values()
+    assert weights.dtype == torch.float32
+    assert weights.shape[0] == 4
