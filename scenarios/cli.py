@@ -163,10 +163,10 @@ def list_names(
 
 
 def _study(made: Any, out: Path, seed: int, device: str, data_root: Path | None, resume: bool, quiet: bool) -> None:
-    from scenarios.condense import Options, run_condense
+    from scenarios.folder import Options, run_study
     from scenarios.report import accuracy_table, answer
 
-    folder, record = run_condense(made, Options(out, data_root, seed, _device(device), resume, quiet))
+    folder, record = run_study(made, Options(out, data_root, seed, _device(device), resume, quiet))
     if not quiet:
         rows = accuracy_table(record)
         widths = [max(len(row[i]) for row in rows) + 2 for i in range(len(rows[0]))] if rows else []

@@ -2,13 +2,16 @@
 
 import base64
 import html
+import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from distill.errors import InputError
 from distill.records import read_json, write_whole
+from scenarios.schema import READY
 
 _STYLE = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
@@ -31,30 +34,22 @@ def shown(row: dict[str, Any]) -> str:
 
 
 def accuracy_table(record: dict[str, Any]) -> list[list[str]]:
-    """Header and rows: one row a set, one column an IPC (and network, where there are several)."""
-    columns: dict[str, dict[str, str]] = {}
-    for key, part in record["results"].items():
-        if not key.startswith("ipc"):
-            continue
-        tables = part.get("cross_architecture") or ({"": part["accuracy"]} if "accuracy" in part else {})
-        for network, rows in tables.items():
-            columns[f"ipc {key[3:]} {network}".strip()] = {name: shown(row) for name, row in rows.items()}
-    names = list(dict.fromkeys(name for rows in columns.values() for name in rows))
-    return [["set", *columns], *([name, *(rows.get(name, "") for rows in columns.values())] for name in names)] if columns else []
+    """Header and rows of the record's main table, as its kind tells it."""
+    found: list[list[str]] = _room(record).accuracy_table(record)
+    return found
 
 
 def answer(record: dict[str, Any]) -> str:
-    """The record in one sentence."""
-    parts = []
-    for key, part in record["results"].items():
-        rows = part.get("accuracy") if key.startswith("ipc") else None
-        if rows:
-            method = next(iter(rows))
-            others = ", ".join(f"{name} {shown(row)}" for name, row in rows.items() if name != method)
-            parts.append(
-                f"{key[3:]} image{'s' if key != 'ipc1' else ''} a class by {method} train a network to {shown(rows[method])} % ({others})"
-            )
-    return ("; ".join(parts) + ".") if parts else f"Condensed sets were made; nothing was judged. Status: {record['status']}."
+    """The record in one sentence, as its kind tells it."""
+    found: str = _room(record).answer(record)
+    return found
+
+
+def _room(record: dict[str, Any]) -> ModuleType:
+    kind = record.get("kind", "condense")
+    if kind not in READY:  # a record may come from anywhere
+        raise InputError(f"the record's kind is {str(kind)[:40]!r}; this version can show: {', '.join(READY)}.")
+    return importlib.import_module(f"scenarios.{kind}")
 
 
 def write_report(folders: Sequence[Path], out: Path) -> None:

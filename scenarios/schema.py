@@ -1,12 +1,13 @@
 """Scenario files: TOML, mapped strictly onto frozen dataclasses; a mistake is one line with file, key, given, allowed, nearest name."""
 
 import hashlib
+import importlib
 import json
 import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import pydantic
 from pydantic import Field
@@ -20,22 +21,23 @@ from distill.networks import check_name
 from distill.train import PROTOCOLS, Recipe
 
 KINDS = ("condense", "federated", "continual", "privacy", "nas", "pipeline")
-READY = ("condense",)
 MAX_BYTES = 1 << 20
 MAX_PARTS = 32
 MAX_IPC = 100_000
 HERE = Path(__file__).parent
+READY = tuple(kind for kind in KINDS if (HERE / f"{kind}.py").is_file())
 _STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
 class DataTable:
-    """``[data]``: what `distill.load` takes."""
+    """``[data]``: what `distill.load` takes; ``zca`` whitens the images (see `distill.whitening`)."""
 
     name: str
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
     size: Annotated[int, Field(ge=1)] | None = None
     classes: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    zca: bool = False
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
@@ -50,6 +52,28 @@ class EvaluationTable:
     split: Literal["test", "validation"] = "test"
 
 
+class Study(Protocol):
+    """What a study of any kind has; `scenarios/folder.py` runs it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def data(self) -> DataTable: ...
+    @property
+    def merged(self) -> dict[str, Any]: ...  # plain values, defaults filled in: enough to repeat the run
+    @property
+    def hash(self) -> str: ...
+
+
+def config_hash(merged: dict[str, Any]) -> str:
+    """Eight letters that change with any setting."""
+    return hashlib.sha256(json.dumps(merged, sort_keys=True).encode()).hexdigest()[:8]
+
+
 @dataclass(frozen=True)
 class CondenseStudy:
     """``kind = "condense"``: condense a data set at each IPC and judge the sets."""
@@ -61,11 +85,12 @@ class CondenseStudy:
     ipc: tuple[int, ...]
     settings: Any  # the method's config dataclass
     evaluation: EvaluationTable | None
-    merged: dict[str, Any]  # plain values, defaults filled in: enough to repeat the run
+    merged: dict[str, Any]
+    kind: str = "condense"
 
     @property
     def hash(self) -> str:
-        return hashlib.sha256(json.dumps(self.merged, sort_keys=True).encode()).hexdigest()[:8]
+        return config_hash(self.merged)
 
 
 def shipped() -> dict[str, Path]:
@@ -130,7 +155,7 @@ def plain_value(text: str) -> Any:
         return text
 
 
-def study(name: str, tables: dict[str, Any], source: str) -> CondenseStudy:
+def study(name: str, tables: dict[str, Any], source: str) -> Study:
     """Check a scenario's tables and make the study they describe; ``source`` opens every message."""
     tables = dict(tables)
     kind = tables.pop("kind", None)
@@ -143,6 +168,13 @@ def study(name: str, tables: dict[str, Any], source: str) -> CondenseStudy:
     title = tables.pop("title", name)
     if not isinstance(title, str):
         raise InputError(f"{source}: key 'title' is {_text(title)}; allowed: text.")
+    if kind != "condense":
+        made: Study = importlib.import_module(f"scenarios.{kind}").study(name, title, tables, source)
+        return made
+    return condense_study(name, title, tables, source)
+
+
+def condense_study(name: str, title: str, tables: dict[str, Any], source: str) -> CondenseStudy:
     for key in tables:
         if key not in ("data", "method", "evaluation"):
             raise unknown_name(f"{source}: key", key, ("kind", "title", "data", "method", "evaluation"))
@@ -153,7 +185,7 @@ def study(name: str, tables: dict[str, Any], source: str) -> CondenseStudy:
     method, ipc, settings = _method(dict(tables["method"]), f"{source}: [method]")
     evaluation = _evaluation(tables["evaluation"], f"{source}: [evaluation]") if "evaluation" in tables else None
     merged = {
-        "kind": kind,
+        "kind": "condense",
         "data": _plain(data),
         "method": {"name": method, "ipc": list(ipc), **_plain(settings)},
         "evaluation": _plain(evaluation) if evaluation else None,

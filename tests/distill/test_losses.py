@@ -224,7 +224,7 @@ def test_dm_looks_from_the_sphere_around_one_network() -> None:
     centre = torch.nn.utils.parameters_to_vector(create(NET, statistics.spec, generator(0, "steps")).parameters())
     assert torch.equal(method.centre, centre)
     for place in seen:
-        assert float((place - centre).norm()) == pytest.approx(0.7, rel=1e-4)
+        assert (place - centre).norm().item() == pytest.approx(0.7, rel=1e-4)
     assert float((seen[0] - seen[1]).norm()) > 0.7
     # Noise is spread over all weights alike.
     noise = (seen[0] - centre) / 0.7 * len(centre) ** 0.5

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 import scenarios.condense
+import scenarios.folder
 from distill.condensed import CondensedSet
 from distill.evaluation import Accuracy
 from distill.figures import accuracy_bars
@@ -195,7 +196,7 @@ def test_a_fault_of_ours_is_exit_code_1_with_its_traceback(monkeypatch: pytest.M
     def fault(*_: Any) -> None:
         raise RuntimeError("a planted fault")
 
-    monkeypatch.setattr(scenarios.condense, "run_condense", fault)
+    monkeypatch.setattr(scenarios.folder, "run_study", fault)
     code, out, err = call(*CONDENSE, "--out", tmp_path)
     assert (code, out) == (1, "")
     assert "Traceback (most recent call last)" in err
@@ -207,7 +208,7 @@ def test_an_interrupted_run_prints_the_command_that_goes_on(monkeypatch: pytest.
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(scenarios.condense, "run_condense", stop)
+    monkeypatch.setattr(scenarios.folder, "run_study", stop)
     given = [*CONDENSE, "--set", "augmentation=color_crop", "--out", str(tmp_path / 'it\'s a "place" $HOME'), *more]
     code, out, err = call(*given)
     assert (code, out) == (130, "")
@@ -255,8 +256,8 @@ def test_config_json_repeats_the_run(finished: Path, tmp_path: Path) -> None:
     assert (config["scenario"], config["seed"], config["device"], config["kind"]) == ("condense", 3, "cpu", "condense")
     tables = {key: {k: v for k, v in config[key].items() if v is not None} for key in ("data", "method")}
     again = study(config["scenario"], {"kind": config["kind"], **tables}, "config.json")
-    options = scenarios.condense.Options(tmp_path, seed=config["seed"], device=config["device"], quiet=True)
-    folder, _ = scenarios.condense.run_condense(again, options)
+    options = scenarios.folder.Options(tmp_path, seed=config["seed"], device=config["device"], quiet=True)
+    folder, _ = scenarios.folder.run_study(again, options)
     assert folder.name == finished.name
     first, second = (CondensedSet.load(f / "condensed.safetensors") for f in (finished, folder))
     assert torch.equal(first.images, second.images)
@@ -371,7 +372,7 @@ def test_another_seed_or_setting_has_a_folder_of_its_own(finished: Path, monkeyp
         seen.append(f"{made.name}-{made.hash}-s{options.seed}")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(scenarios.condense, "_load", note)
+    monkeypatch.setattr(scenarios.folder, "load_data", note)
     for more in (["--seed", 3], ["--seed", 4], ["--seed", 3, "--set", "momentum=0.4"], ["--seed", 3, "--ipc", 2]):
         assert call(*CONDENSE, "--out", tmp_path, *more)[0] == 130
     assert seen[0] == finished.name

@@ -1,0 +1,127 @@
+"""A run folder from empty to done: one process at a time, a record at every moment, continued after any stop.
+
+What is inside is for the study's kind to say: `scenarios/<kind>.py` offers
+
+    study(name, title, tables, source) -> a frozen dataclass with name, title, kind, data, merged, hash   (checked; "condense": schema.py)
+    check(study, data) -> None             what would fail after minutes of work fails now
+    fill(study, options, data, folder, results, console) -> None    do the work; whatever is in the folder already is not done again
+    draw(study, folder, results) -> None   figures/*.png
+    answer(record) -> str                  the record in one sentence (report.py)
+    accuracy_table(record) -> list[list[str]]   header and rows (report.py)
+"""
+
+import contextlib
+import fcntl
+import importlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from distill.data import ImageData
+from distill.data_sources import load
+from distill.errors import InputError
+from distill.records import environment, peak_memory_bytes, read_json, write_json
+from scenarios.report import write_report
+from scenarios.schema import Study
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a study is run, as opposed to what it is."""
+
+    out: Path = Path("runs")
+    data_root: Path | None = None
+    seed: int = 0
+    device: str = "cpu"
+    resume: bool = False
+    quiet: bool = False
+
+
+def run_study(study: Study, options: Options) -> tuple[Path, dict[str, Any]]:
+    """Run (or continue, or find finished) a study; returns its folder and its record.
+
+    Raises `InputError` when the folder holds an unfinished run and ``resume`` is off, or another process is at work in it.
+    """
+    room = importlib.import_module(f"scenarios.{study.kind}")
+    folder = options.out / f"{study.name}-{study.hash}-s{options.seed}"
+    console = Console(stderr=True, highlight=False, quiet=options.quiet)
+    earlier = read_json(folder / "record.json") if (folder / "record.json").exists() else None
+    if earlier and earlier.get("status") == "done":
+        say(console, f"{folder} is done already; showing its record. Delete the folder to run it again.")
+        return folder, earlier
+    if folder.exists() and any(folder.iterdir()) and not options.resume:
+        raise InputError(f"{folder} holds an unfinished run; add --resume to continue it, or delete the folder.")
+    data = load_data(study, options)
+    room.check(study, data)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _only_one(folder):
+        config = {"scenario": study.name, "title": study.title, "seed": options.seed, "device": options.device, **study.merged}
+        write_json(folder / "config.json", config)
+        record = {
+            "schema": 1,
+            "scenario": study.name,
+            "title": study.title,
+            "kind": study.kind,
+            "seed": options.seed,
+            "status": "running",
+            "results": {},
+            "seconds": earlier["seconds"] if earlier else 0.0,
+            "peak_memory_bytes": earlier["peak_memory_bytes"] if earlier else 0,
+            "environment": environment(options.device),
+        }
+        write_json(folder / "record.json", record)
+        try:
+            with _clock(record):
+                room.fill(study, options, data, folder, record["results"], console)
+                record["status"] = "done"
+        except KeyboardInterrupt:
+            record["status"] = "interrupted"
+            raise
+        except BaseException:
+            record["status"] = "failed"
+            raise
+        finally:
+            write_json(folder / "record.json", record)
+        room.draw(study, folder, record["results"])
+        write_report([folder], folder / "report.html")
+    return folder, record
+
+
+def load_data(study: Study, options: Options) -> ImageData:
+    """The study's data on its device: split, subset and whitened as its [data] table says."""
+    table = study.data
+    data = load(table.name, options.data_root, validation=table.validation, seed=options.seed, size=table.size)
+    if table.classes is not None:
+        data = data.subset(table.classes)
+    data = data.to(options.device)
+    return data.whitened() if table.zca else data
+
+
+def say(console: Console, text: str) -> None:
+    console.print(text, soft_wrap=True, markup=False)
+
+
+@contextlib.contextmanager
+def _clock(record: dict[str, Any]) -> Iterator[None]:
+    """Add the seconds of this process to the record, whatever happens."""
+    start, before = time.monotonic(), record["seconds"]
+    try:
+        yield
+    finally:
+        record["seconds"] = before + time.monotonic() - start
+        record["peak_memory_bytes"] = max(record["peak_memory_bytes"], peak_memory_bytes())
+
+
+@contextlib.contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; the system lets go of it when the process ends, however it ends."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{folder}: another process is running this study; wait for it, or choose another --out.") from None
+        yield
