@@ -1,0 +1,271 @@
+"""Statistics of a ranking: how well a proxy's scores order networks by their true accuracy, and how far that can be trusted.
+
+Pure functions. Scores and truths are arrays (n,), higher is better, position by network. One rule for what is missing (`usable`): a network without a truth (NaN) is left out; a network that the proxy could not score (NaN) ranks last, tied with others of its kind.
+Ties never help: whatever depends on picking the k best is the expectation over the order of tied networks, drawn evenly.
+
+Functions whose names end in ``_rows`` take many resamples at once, (resamples, n), and return one value each; the bootstrap uses them.
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.stats
+from numpy.typing import NDArray
+
+from distill.errors import InputError
+
+Array = NDArray[np.float64]
+Rows = Callable[[Array, Array], Array]
+RESAMPLES = 2000
+_CHUNK = 4_000_000  # elements of a temporary array
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A statistic and its 95 % bootstrap interval over networks; all NaN where it is not defined (a constant score, too few networks)."""
+
+    value: float
+    low: float
+    high: float
+
+    def as_dict(self) -> dict[str, float]:
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+def usable(proxy: Any, truth: Any) -> tuple[Array, Array]:
+    """The two arrays after the rule for missing values: rows with a truth only, missing scores last (minus infinity)."""
+    scores, values = np.asarray(proxy, dtype=np.float64), np.asarray(truth, dtype=np.float64)
+    if scores.shape != values.shape or scores.ndim != 1:
+        raise InputError(f"proxy scores have shape {scores.shape} and truths {values.shape}; allowed: two lists of one length.")
+    kept = np.isfinite(values)
+    scores, values = scores[kept], values[kept]
+    return np.where(np.isnan(scores), -np.inf, scores), values
+
+
+# Correlations (scipy's, and the same for many resamples at once)
+
+
+def spearman(proxy: Any, truth: Any) -> float:
+    """Spearman's rho (tied values share their mean rank); NaN for a constant list or fewer than two networks."""
+    scores, values = usable(proxy, truth)
+    if len(scores) < 2 or _constant(scores) or _constant(values):
+        return math.nan
+    return float(scipy.stats.spearmanr(scipy.stats.rankdata(scores), values).statistic)
+
+
+def kendall(proxy: Any, truth: Any) -> float:
+    """Kendall's tau-b, which takes ties into account; NaN for a constant list or fewer than two networks."""
+    scores, values = usable(proxy, truth)
+    if len(scores) < 2 or _constant(scores) or _constant(values):
+        return math.nan
+    return float(scipy.stats.kendalltau(scipy.stats.rankdata(scores), values, variant="b").statistic)
+
+
+def spearman_top(proxy: Any, truth: Any, k: int) -> float:
+    """Spearman's rho over the ``k`` networks that are truly best (and those that tie with the k-th)."""
+    scores, values = usable(proxy, truth)
+    if not len(values):
+        return math.nan
+    top = values >= np.sort(values)[-min(k, len(values))]
+    return spearman(scores[top], values[top])
+
+
+def spearman_rows(proxy: Array, truth: Array) -> Array:
+    """`spearman` of each row, (resamples,)."""
+    a, b = scipy.stats.rankdata(proxy, axis=1), scipy.stats.rankdata(truth, axis=1)
+    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
+    return _ratio((a * b).sum(1), np.sqrt((a * a).sum(1) * (b * b).sum(1)))
+
+
+def kendall_rows(proxy: Array, truth: Array) -> Array:
+    """`kendall` of each row, (resamples,): product of signs, summed over pairs, by the geometric mean of untied pairs."""
+    count, n = proxy.shape
+    parts = []
+    proxy = scipy.stats.rankdata(proxy, axis=1)  # minus infinity has no difference from itself
+    for rows in np.array_split(np.arange(count), max(1, count * n * n // _CHUNK)):
+        a = np.sign(proxy[rows, :, None] - proxy[rows, None, :]).astype(np.int8)
+        b = np.sign(truth[rows, :, None] - truth[rows, None, :]).astype(np.int8)
+        both = (a * b).sum((1, 2), dtype=np.int64)
+        norm = np.sqrt((a != 0).sum((1, 2)).astype(np.float64) * (b != 0).sum((1, 2)))
+        parts.append(_ratio(both.astype(np.float64), norm))
+    return np.concatenate(parts)
+
+
+def spearman_top_rows(k: int) -> Rows:
+    """`spearman_top` of each row."""
+
+    def rows(proxy: Array, truth: Array) -> Array:
+        return np.array([spearman_top(a, b, k) for a, b in zip(proxy, truth, strict=True)])
+
+    return rows
+
+
+# Picking the best
+
+
+def regret(proxy: Any, truth: Any, k: int = 1) -> float:
+    """Accuracy points between the truly best network and the best of the proxy's top ``k``."""
+    scores, values = usable(proxy, truth)
+    return float(regret_rows(k)(scores[None], values[None])[0]) if len(values) else math.nan
+
+
+def overlap(proxy: Any, truth: Any, k: int) -> float:
+    """The share of the truly best ``k`` networks among the proxy's top ``k``; by chance it is ``min(k, n) / n``."""
+    scores, values = usable(proxy, truth)
+    return float(overlap_rows(k)(scores[None], values[None])[0]) if len(values) else math.nan
+
+
+def regret_rows(k: int) -> Rows:
+    """`regret` of each row. Of t tied networks m are picked: the j-th best of them is the best picked with probability
+    C(t - j, m - 1) / C(t, m), here as a product of conditional probabilities."""
+
+    def rows(proxy: Array, truth: Array) -> Array:
+        above, tied, wanted = _picked(proxy, k)
+        sure = np.where(above, truth, -np.inf).max(1)
+        group = -np.sort(-np.where(tied, truth, -np.inf), axis=1)
+        left = tied.sum(1)[:, None] - np.arange(truth.shape[1])  # tied networks not better than the j-th
+        chance = np.clip(wanted[:, None] / np.maximum(left, 1), 0, 1) * (left > 0)
+        before = np.concatenate([np.ones((len(truth), 1)), np.cumprod(1 - chance, 1)[:, :-1]], 1)
+        best = np.maximum(sure[:, None], np.where(left > 0, group, sure[:, None]))
+        share = chance * before
+        expected = np.where(share > 0, share * np.where(share > 0, best, 0.0), 0.0).sum(1)
+        return np.asarray(truth.max(1) - expected)
+
+    return rows
+
+
+def overlap_rows(k: int) -> Rows:
+    """`overlap` of each row: a network's chance to be picked times its chance to belong to the best, summed."""
+
+    def rows(proxy: Array, truth: Array) -> Array:
+        return np.asarray((_chances(proxy, k) * _chances(truth, k)).sum(1) / min(k, truth.shape[1]))
+
+    return rows
+
+
+def _picked(values: Array, k: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.int64]]:
+    """Per row: what is picked for sure, what ties for the last places, and how many of those places there are."""
+    k = min(k, values.shape[1])
+    edge = np.sort(values, axis=1)[:, -k][:, None]
+    above = values > edge
+    return above, values == edge, k - above.sum(1)
+
+
+def _chances(values: Array, k: int) -> Array:
+    above, tied, wanted = _picked(values, k)
+    return np.where(above, 1.0, np.where(tied, (wanted / tied.sum(1))[:, None], 0.0))
+
+
+# Noise
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """How well the truth agrees with itself. ``halves``: Spearman between disjoint halves of the seeds, averaged over all ways to halve;
+    ``reliability``: the same stepped up to all seeds (Spearman-Brown), what an equally noisy second measurement of the truth would reach;
+    ``perfect``: its root, what a proxy without any noise would reach."""
+
+    halves: float
+    reliability: float
+    perfect: float
+
+
+def noise_ceiling(truth: Any, generator: np.random.Generator, splits: int = 200) -> Ceiling:
+    """From truths (n networks, S seeds); NaN with one seed. With an odd number of seeds each half leaves one out."""
+    values = np.asarray(truth, dtype=np.float64)
+    values = values[np.isfinite(values).all(1)]
+    seeds = values.shape[1]
+    if seeds < 2 or len(values) < 2:
+        return Ceiling(math.nan, math.nan, math.nan)
+    half = seeds // 2
+    pairs = halvings(seeds, half) if seeds <= 8 else _random_halvings(seeds, half, splits, generator)
+    found = np.array([spearman(values[:, list(a)].mean(1), values[:, list(b)].mean(1)) for a, b in pairs])
+    found = found[np.isfinite(found)]
+    if not len(found):
+        return Ceiling(math.nan, math.nan, math.nan)
+    rho = float(found.mean())
+    reliability = spearman_brown(rho, seeds / half)
+    return Ceiling(rho, reliability, math.sqrt(reliability) if reliability > 0 else 0.0)
+
+
+def spearman_brown(rho: float, times: float) -> float:
+    """The reliability of a mean over ``times`` as many measurements (Spearman 1910, Brown 1910)."""
+    return times * rho / (1 + (times - 1) * rho)
+
+
+def halvings(seeds: int, half: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """All unordered pairs of disjoint sets of ``half`` seeds."""
+    sets = list(itertools.combinations(range(seeds), half))
+    return [(a, b) for a, b in itertools.combinations(sets, 2) if not set(a) & set(b)]
+
+
+def _random_halvings(seeds: int, half: int, splits: int, generator: np.random.Generator) -> list[tuple[Any, Any]]:
+    orders = [generator.permutation(seeds).tolist() for _ in range(splits)]
+    return [(order[:half], order[half : 2 * half]) for order in orders]
+
+
+# Intervals
+
+
+def resamples(n: int, count: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """Indices (count, n) of networks drawn with replacement."""
+    return generator.integers(0, n, (count, n))
+
+
+def bootstrap(proxy: Any, truth: Any, statistic: Rows, generator: np.random.Generator, count: int = RESAMPLES) -> Estimate:
+    """A statistic with its 95 % percentile interval over networks drawn with replacement."""
+    scores, values = usable(proxy, truth)
+    if len(values) < 2:
+        return Estimate(math.nan, math.nan, math.nan)
+    at = resamples(len(values), count, generator)
+    return _estimate(float(statistic(scores[None], values[None])[0]), statistic(scores[at], values[at]))
+
+
+def paired_bootstrap(one: Any, other: Any, truth: Any, statistic: Rows, generator: np.random.Generator, count: int = RESAMPLES) -> Estimate:
+    """The difference of a statistic between two proxies, both seen on the same resampled networks."""
+    first, values = usable(one, truth)
+    second, _ = usable(other, truth)
+    if len(values) < 2:
+        return Estimate(math.nan, math.nan, math.nan)
+    at = resamples(len(values), count, generator)
+    value = float((statistic(first[None], values[None]) - statistic(second[None], values[None]))[0])
+    return _estimate(value, statistic(first[at], values[at]) - statistic(second[at], values[at]))
+
+
+def _estimate(value: float, found: Array) -> Estimate:
+    found = found[np.isfinite(found)]
+    if not math.isfinite(value) or not len(found):
+        return Estimate(value, math.nan, math.nan)
+    low, high = np.percentile(found, (2.5, 97.5))
+    return Estimate(value, float(low), float(high))
+
+
+# Cost
+
+
+def break_even(one_off: float, proxy_each: float, truth_each: float, finalists: int = 1) -> float:
+    """The smallest number of candidates from which a proxy saves time: what is paid once, plus a proxy run for each candidate, plus full
+    training of the finalists is less than full training of all. Infinity when a proxy run costs as much as the truth."""
+    saved = truth_each - proxy_each
+    if not saved > 0:
+        return math.inf
+    needed = (one_off + finalists * truth_each) / saved
+    return float(max(finalists + 1, math.floor(needed) + 1))
+
+
+def top_count(n: int, share: float = 0.05) -> int:
+    """How many networks are the top 5 %, at least one."""
+    return max(1, math.ceil(share * n - 1e-9))
+
+
+def _constant(values: Array) -> bool:
+    return bool((values == values[0]).all())
+
+
+def _ratio(above: Array, below: Array) -> Array:
+    """NaN where nothing varies; rounding leaves traces of a constant row that are not a spread."""
+    return np.divide(above, below, out=np.full_like(above, np.nan), where=below > 1e-9)
