@@ -1,0 +1,109 @@
+"""A client's side: its shard, and the set that it uploads. Plain functions; no Flower.
+
+FedDM (Xiong, Wang, Cheng, Yu and Hsieh, "FedDM: Iterative Distribution Matching for Communication-Efficient Federated Learning", CVPR
+2023): class means of embeddings and of logits are matched through networks drawn on the sphere of radius rho around the received weights.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apps.federated.partition import Partition, split
+from apps.federated.settings import Settings, method_config
+from apps.federated.wire import within_range
+from distill.condensed import CondensedSet
+from distill.coresets import select
+from distill.data import ImageData
+from distill.errors import InputError, clipped
+from distill.networks import Factory, create
+from distill.randomness import derived_seed, generator
+from distill.run import distil
+from distill.spec import DataSpec
+from distill.statistics import ExactStatistics, RealStatistics
+
+
+def partition_of(data: ImageData, settings: Settings) -> Partition:
+    """The run's split of the training images; the same on every machine that has the same data."""
+    return split(data.train.labels.cpu().numpy(), settings.partition, settings.seed)
+
+
+def shard(data: ImageData, partition: Partition, client: int) -> ImageData:
+    """One client's images, with the whole data's spec (normalisation is public)."""
+    if not 0 <= client < len(partition.parts):
+        raise InputError(f"client {client} is not in the partition; allowed: 0..{len(partition.parts) - 1}.")
+    return dataclasses.replace(data, train=data.train.at(torch.from_numpy(partition.parts[client]).to(data.device)))
+
+
+def agreed(data: ImageData, spec: DataSpec) -> ImageData:
+    """A client's own data under the federation's spec: the classes and the shape must be the same, the normalisation is the server's."""
+    for name in ("channels", "height", "width", "classes"):
+        if getattr(data.spec, name) != getattr(spec, name):
+            ours, theirs = clipped(getattr(data.spec, name)), clipped(getattr(spec, name))
+            raise InputError(f"this client's {name} are {ours} and the federation's {theirs}; they must be the same.")
+    return dataclasses.replace(data, spec=spec)
+
+
+def network_with(network: str, weights: Mapping[str, Tensor] | None) -> Factory:
+    """A network's name, or a function that makes it with these weights."""
+    if weights is None:
+        return network
+
+    def received(spec: DataSpec) -> nn.Module:
+        made = create(network, spec, torch.Generator().manual_seed(0))
+        made.load_state_dict(dict(weights))
+        return made
+
+    return received
+
+
+def statistics_of(data: ImageData, settings: Settings) -> RealStatistics:
+    """What the method sees of the shard: everything, or what the private statistics object lets out."""
+    if settings.privacy is None:
+        return ExactStatistics(data)
+    path = str(settings.privacy["statistics"])
+    module, _, name = path.partition(":")
+    options = {key: value for key, value in settings.privacy.items() if key != "statistics"}
+    try:
+        factory: Any = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        raise InputError(f"privacy.statistics {path[:80]!r} is not there in this version; leave [privacy] out, or install it.") from None
+    private: RealStatistics = factory(data, **options)
+    return private
+
+
+def upload(
+    data: ImageData,
+    settings: Settings,
+    server_round: int,
+    client: int,
+    weights: Mapping[str, Tensor] | None = None,
+    previous: CondensedSet | None = None,
+) -> CondensedSet:
+    """The set that client ``client`` sends in a round: condensed, or (a naive rival) real images chosen by a coreset.
+
+    ``weights`` are the server's (None: fresh networks), ``previous`` the client's own images of the round before, for a warm start. Only
+    classes that the client holds and the server asked for are in it. `InputError` when there are none.
+    """
+    wanted = settings.upload.classes
+    if wanted is not None:
+        data = data.subset(wanted)
+    seed = derived_seed(settings.seed, "client", client, "round", server_round)
+    if settings.strategy != "feddm":
+        return select(data, settings.strategy, settings.upload.ipc, generator(seed, "coreset"))
+    config = method_config(settings)
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in ("network", "initial")}
+    made = distil(
+        statistics_of(data, settings),
+        settings.upload.method,
+        ipc=settings.upload.ipc,
+        seed=seed,
+        network=network_with(settings.network, weights),
+        initial=previous if previous is not None else config.initial,
+        progress=False,
+        **values,
+    )
+    return dataclasses.replace(made, images=within_range(made))

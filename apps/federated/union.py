@@ -1,0 +1,44 @@
+"""The server's side of condensed uploads: one union, one training run from the weights that were sent. Plain functions; no Flower."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from apps.federated.condense import network_with
+from apps.federated.settings import ServerConfig
+from distill.condensed import CondensedSet
+from distill.train import train_network
+
+
+def union(sets: Sequence[CondensedSet], shares: Sequence[float] | None = None) -> CondensedSet:
+    """All uploads as one set; with ``shares`` (one a set, n_k / n) each image's loss counts in proportion to its client's share.
+
+    Weights travel as label mass: cross-entropy against w times a one-hot label is w times the cross-entropy. They are scaled so that
+    the mean over all images is 1, which keeps the step size's meaning.
+    """
+    joined = CondensedSet.concat(sets)
+    if shares is None:
+        return joined
+    each = torch.cat([torch.full((len(part),), share / len(part)) for part, share in zip(sets, shares, strict=True)])
+    weight = (each * (len(each) / each.sum())).unsqueeze(1).to(joined.images.device)
+    soft = joined.labels if joined.labels.is_floating_point() else F.one_hot(joined.labels, joined.spec.num_classes).float()
+    return CondensedSet(joined.images, soft * weight, joined.spec, joined.lr, joined.augmentation, joined.provenance)
+
+
+def learn(weights: Mapping[str, Tensor], joined: CondensedSet, network: str, config: ServerConfig, seed: int) -> dict[str, Tensor]:
+    """The server's new weights: the recipe on the union, from ``weights``, then (optional) back into the ball around them."""
+    trained = train_network(joined, network_with(network, weights), config.recipe, seed)
+    found = {name: value.detach().cpu() for name, value in trained.state_dict().items()}
+    trainable = {name for name, _ in trained.named_parameters()}
+    return found if config.radius is None else within_ball(found, weights, config.radius, trainable)
+
+
+def within_ball(new: Mapping[str, Tensor], old: Mapping[str, Tensor], radius: float, names: set[str]) -> dict[str, Tensor]:
+    """The point nearest to ``new`` in the ball around ``old``; Euclidean over the tensors called ``names`` together."""
+    length = torch.stack([(new[name].double() - old[name].double()).square().sum() for name in sorted(names)]).sum().sqrt()
+    if length <= radius:
+        return dict(new)
+    factor = float(radius / length)
+    return {name: old[name] + factor * (value - old[name]) if name in names else value for name, value in new.items()}
