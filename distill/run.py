@@ -93,6 +93,8 @@ def distil(
     done, earlier = 0, 0.0
     if checkpoint is not None and resume and checkpoint.exists():
         done, earlier = load_checkpoint(checkpoint, key, distiller, draws)
+    if callable(begin := getattr(statistics, "begin", None)):
+        begin(distiller.condensed, distiller.total_steps, done, checkpoint)  # a private form plans its releases and checks the first images
     if metrics is not None:
         # Lines after the checkpoint will be written again.
         kept = [line for line in read_lines(metrics) if not (_tagged(line, tags) and line.get("step", 0) > done)]
@@ -141,6 +143,8 @@ def _make(
         settings = {**settings, "network": network}
     if isinstance(initial, str):
         settings = {**settings, "initial": initial}
+    elif initial is None and "initial" not in settings and statistics.privacy is not None:
+        settings = {**settings, "initial": "noise"}  # the usual start is real images, which a private form never shows
     config = configure(kind, settings, f"method {name!r}")
     start = initial if isinstance(initial, CondensedSet) else config.initial
     first = initial_set(statistics, start, ipc, generator(seed, "initial", name, ipc, device=statistics.device))
