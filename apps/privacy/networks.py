@@ -1,0 +1,49 @@
+"""Networks that come back: a fixed number of random networks, so that a release about one of them serves many matching steps."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from distill.architectures import Network
+from distill.errors import InputError
+from distill.networks import create
+from distill.randomness import generator
+from distill.spec import DataSpec
+
+
+class UnitFeatures(nn.Module):
+    """A network whose features have length 1 for every image.
+
+    Real and synthetic features are then cut alike and clipping at 1 changes nothing; what is left of an image is its direction.
+    """
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def embed(self, images: Tensor) -> Tensor:
+        return nn.functional.normalize(self.network.embed(images))
+
+    def forward(self, images: Tensor) -> Tensor:
+        outputs: Tensor = self.network(images)
+        return outputs
+
+
+def drawn_once(name: str, count: int, seed: int = 0, unit: bool = True) -> Callable[[DataSpec], nn.Module]:
+    """A network function for `distil`: one of ``count`` random networks called ``name``, always the same ones, in random order.
+
+    Their weights are public (made from ``seed``). ``unit`` gives them features of length 1.
+    """
+    if count < 1:
+        raise InputError(f"{count} networks were asked for; allowed: 1 or more.")
+
+    def factory(spec: DataSpec) -> nn.Module:
+        # `distill.networks.create` seeds the global generator for this call only, from the run's own stream: a resumed run draws the same.
+        chosen = int(torch.randint(count, ()))
+        network = create(name, spec, generator(seed, "drawn once", name, chosen))
+        assert isinstance(network, Network)
+        return UnitFeatures(network) if unit else network
+
+    factory.__name__ = f"{count} times {name}, drawn once from seed {seed}{', unit features' if unit else ''}"
+    return factory

@@ -1,0 +1,297 @@
+"""`PrivateStatistics`: what a matching method may see of private data, as noised releases under one budget.
+
+One release = one Poisson mask over the whole private set, one clipped row per example, the classes' sums stacked (an example has one label,
+so one example moves the stack by at most the clipping norm), Gaussian noise once, one step of the accountant. What was released is kept, on
+disk where there is a ledger, and the same question gets the same answer for ever; clean sums are never kept.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from apps.privacy import accounting
+from apps.privacy.accounting import ADJACENCY, Steps
+from apps.privacy.contributions import check_separable, clipped, feature_rows, gradient_rows, plain
+from apps.privacy.entropy import Entropy, SeededEntropy, SystemEntropy
+from apps.privacy.ledger import Ledger
+from apps.privacy.public import POPULATIONS, check_normalisation, check_start, probe_images
+from apps.privacy.statement import NOT_COVERED
+from distill.condensed import CondensedSet
+from distill.data import ImageData
+from distill.errors import InputError
+from distill.networks import Factory
+from distill.spec import DataSpec
+from distill.statistics import Augment, Embed
+
+if TYPE_CHECKING:
+    from distill.experts import ExpertConfig, Trajectories
+
+
+class Plan(NamedTuple):
+    """Fixed before the first release, from public numbers only."""
+
+    releases: int
+    sample_rate: float
+    noise_multiplier: float
+
+
+class PrivateStatistics:
+    """Noised statistics of ``data``, at most (``epsilon``, ``delta``) in all.
+
+    Public settings, none of them read from the private data: ``releases`` (None: one for each step of the first run, or what the experts
+    of MTT need), ``sample_rate`` of each release (None: the method's batch times the classes over ``population``), ``population`` the size
+    that is publicly known (known for the named data sets), ``classes`` that exist (None: all), ``clip`` the norm of one example's row
+    (None: features as long as those of public probe images, gradients 1). ``ledger`` is a folder for releases that survives a kill;
+    `distil` with a checkpoint sets it. ``public_start`` names the public origin of an initial set that does not say it itself.
+    ``insecure_seed`` makes everything repeatable, for tests: there is no guarantee then, and the statement says so.
+
+    Raises `InputError` for what would break the guarantee: normalisation or whitening fitted on the data, real initial images,
+    BatchNorm, a budget that is spent.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        epsilon: float,
+        delta: float = 1e-5,
+        *,
+        releases: int | None = None,
+        sample_rate: float | None = None,
+        clip: float | None = None,
+        population: int | None = None,
+        classes: Sequence[int] | None = None,
+        ledger: str | Path | None = None,
+        public_start: str | None = None,
+        insecure_seed: int | None = None,
+    ) -> None:
+        check_normalisation(data)
+        population = population or POPULATIONS.get(data.spec.name)
+        if population is None or population < 1:
+            raise InputError(
+                f"data {data.spec.name!r} has no publicly known size; give population=, a round number that is public. "
+                "The true count of private examples is private itself."
+            )
+        accounting.check([Steps(1.0, sample_rate or 1.0, releases or 1)], delta)
+        if not (isinstance(epsilon, int | float) and 0 < epsilon < float("inf")):
+            raise InputError(f"epsilon is {str(epsilon)[:40]}; allowed: a positive number (1 is strong, 10 is weak).")
+        if delta > 1 / population:
+            raise InputError(f"delta is {delta}; allowed: below 1 / population = {1 / population:.2g}, or one example could be given away.")
+        if clip is not None and not (0 < clip < float("inf")):
+            raise InputError(f"clip is {clip}; allowed: a positive norm, or None.")
+        self._data = data
+        self._entropy: Entropy = SystemEntropy() if insecure_seed is None else SeededEntropy(insecure_seed)
+        self._public_start = public_start
+        self.epsilon, self.delta, self.population, self.clip = float(epsilon), delta, population, clip
+        self._classes = tuple(classes) if classes is not None else tuple(range(data.spec.num_classes))
+        self._asked = (releases, sample_rate)
+        self._suggested: int | None = None
+        self._plan: Plan | None = None
+        self._start = "not stated"
+        self._separable: set[str] = set()
+        self._ledger = Ledger(None)
+        if ledger is not None:
+            self._open(Path(ledger))
+
+    # What is public
+
+    @property
+    def spec(self) -> DataSpec:
+        return self._data.spec
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        return self._classes
+
+    @property
+    def device(self) -> torch.device:
+        return self._data.device
+
+    @property
+    def fingerprint(self) -> None:
+        """None: a hash of the private images would let anybody test a guess of them."""
+        return None
+
+    @property
+    def whitening(self) -> None:
+        return None
+
+    @property
+    def history(self) -> list[Steps]:
+        """What the accountant has counted so far."""
+        return self._ledger.history
+
+    @property
+    def privacy(self) -> dict[str, Any]:
+        """The statement for the provenance: plain numbers and text, no seed, nothing computed from private data without noise."""
+        found = accounting.spent(self.history, self.delta)
+        return {
+            "epsilon": found.epsilon,
+            "delta": self.delta,
+            "adjacency": ADJACENCY,
+            "mechanism": "Gaussian noise on Poisson-sampled sums of clipped per-example rows",
+            "releases": sum(step.times for step in self.history),
+            "accountant": found.accountant,
+            "history": [list(step) for step in self.history],
+            "epsilon_budget": self.epsilon,
+            "clip": self.clip,
+            "population": self.population,
+            "initial": self._start,
+            "insecure": not self._entropy.secure,
+            "not_covered": list(NOT_COVERED),
+        }
+
+    # What `distil` tells before the first step
+
+    def begin(self, start: CondensedSet, steps: int, done: int, checkpoint: Path | None) -> None:
+        """Check that the first images are public, plan a release for each step, and keep releases beside the checkpoint."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            raise InputError("private statistics cannot be shared out between processes: each would make releases of its own.")
+        if checkpoint is not None and self._ledger.folder is None:
+            self._open(checkpoint.with_name(f"{checkpoint.stem}-releases"))
+        self._start = check_start(start, self._data, self._public_start, self.history)
+        self._suggested = self._suggested or steps
+        if done and not self.history:
+            raise InputError(
+                f"{checkpoint}: is {done} steps in, and its releases are not in {self._ledger.folder}; without them what was spent is not "
+                "known. Put the folder back, or delete the checkpoint and start again."
+            )
+
+    def _open(self, folder: Path) -> None:
+        facts = {"epsilon": self.epsilon, "delta": self.delta, "population": self.population, "clip": self.clip}
+        earlier = self._ledger
+        self._ledger = Ledger(folder, {**facts, "classes": list(self._classes)})
+        if earlier.history:
+            raise InputError(f"releases were made before the ledger {folder} was given; give ledger= when making PrivateStatistics.")
+
+    def _planned(self, batch_size: int, releases: int | None = None) -> Plan:
+        """The plan of this run or of the run that is continued; made at the first question."""
+        if self._plan is None and self._ledger.plan is not None:
+            self._plan = Plan(*self._ledger.plan)
+        if self._plan is None:
+            count = self._asked[0] or releases or self._suggested
+            if count is None:
+                raise InputError("how many releases there will be is not known; give releases= when making PrivateStatistics.")
+            rate = self._asked[1] or min(1.0, batch_size * len(self._classes) / self.population)
+            self._plan = Plan(count, rate, accounting.noise_multiplier(self.epsilon, self.delta, rate, count))
+            self._ledger.set_plan(tuple(self._plan))
+        return self._plan
+
+    # Releases
+
+    def class_means(
+        self, embed: Embed, batch_size: int, augment: Augment | None, generator: torch.Generator, joint: bool = False
+    ) -> Tensor:
+        """(K, D): noised sums of clipped features, over the publicly expected number of examples of a class."""
+        if joint:
+            raise _refused("features that need all classes in one batch (BatchNorm)", "use a network with instance or group norm")
+        plan = self._planned(batch_size)
+        probe = probe_images(self.spec).to(self.device)
+        views = [_through(embed, augment, position) for position in range(len(self._classes))]
+        seen = torch.cat([row for view in views for row in feature_rows(view, probe)])
+        first = torch.cat(list(feature_rows(views[0], probe[:1])))
+        # Public images only: a function whose answer for one image depends on its neighbours has no bounded contribution per example.
+        if not bool((first[0] - seen[0]).norm() <= 1e-2 * seen[0].norm() + 1e-6):
+            raise _refused("features of an image that change with its batch (BatchNorm, dropout)", "use a network without them")
+        norm = self.clip or float(seen.norm(dim=1).max())
+        key = _key("features", [seen, torch.tensor(norm)])
+
+        def rows(images: Tensor, position: int) -> Iterator[Tensor]:
+            return feature_rows(views[position], images)
+
+        return self._release(key, plan, norm, rows, seen.shape[1]) / self._expected(plan)
+
+    def class_gradients(
+        self, network: nn.Module, batch_size: int, augment: Augment | None, generator: torch.Generator
+    ) -> list[list[Tensor]]:
+        """Per class, noised sums of clipped per-example gradients over the publicly expected number of examples of a class."""
+        plan, inner = self._planned(batch_size), plain(network)
+        if str(type(inner)) + str(inner) not in self._separable:
+            check_separable(inner)
+            self._separable.add(str(type(inner)) + str(inner))
+        parameters = [p for p in inner.parameters() if p.requires_grad]
+        probe = probe_images(self.spec).to(self.device)
+        seen = [augment(probe, position) if augment else probe for position in range(len(self._classes))]
+        norm = self.clip or 1.0
+        key = _key("gradients", [*(p.detach() for p in parameters), *seen, torch.tensor(norm)])
+
+        def rows(images: Tensor, position: int) -> Iterator[Tensor]:
+            images = augment(images, position) if augment and len(images) else images
+            labels = torch.full((len(images),), self._classes[position], device=images.device)
+            return gradient_rows(inner, images, labels)
+
+        length = sum(p.numel() for p in parameters)
+        stacked = self._release(key, plan, norm, rows, length) / self._expected(plan)
+        sizes = [p.numel() for p in parameters]
+        return [[part.view_as(p) for part, p in zip(row.split(sizes), parameters, strict=True)] for row in stacked]
+
+    def _expected(self, plan: Plan) -> float:
+        return plan.sample_rate * self.population / len(self._classes)
+
+    def _release(self, key: str, plan: Plan, norm: float, rows: Callable[[Tensor, int], Iterator[Tensor]], length: int) -> Tensor:
+        """(K, D) float32: the noised stack of class sums. The only place where a number leaves the private data for a matching method."""
+        known = self._ledger.find(key)
+        if known is not None:
+            return known.to(self.device)
+        self._check_budget(plan)
+        labels = self._data.train.labels
+        mask = torch.from_numpy(self._entropy.uniform(len(labels)) < plan.sample_rate).to(labels.device)
+        sums = torch.zeros(len(self._classes), length, dtype=torch.float64, device=self.device)
+        for position, label in enumerate(self._classes):
+            chosen = (mask & (labels == label)).nonzero().squeeze(1)
+            for part in chosen.split(4096):
+                for row in rows(self._data.normalised("train", part), position):
+                    sums[position] += clipped(row, norm).sum(0, dtype=torch.float64)
+        noise = torch.from_numpy(self._entropy.normal((len(self._classes), length))).to(self.device)
+        released = (sums + plan.noise_multiplier * norm * noise).float()
+        self._ledger.record(key, released, plan.noise_multiplier, plan.sample_rate)
+        return released
+
+    def _check_budget(self, plan: Plan, more: int = 1) -> None:
+        done = sum(step.times for step in self.history)
+        if done + more > plan.releases:
+            raise InputError(
+                f"the privacy budget is spent: {done} of {plan.releases} planned releases are made, and {more} more were asked for; give a "
+                "larger releases=, or networks that come back (apps.privacy.networks.drawn_once), whose releases are used again."
+            )
+
+    # MTT
+
+    def trajectories(self, config: "ExpertConfig", network: Factory, progress: bool | None = None) -> "Trajectories":
+        """Experts trained by DP-SGD; matching them is post-processing."""
+        from apps.privacy.private_experts import train_private_experts  # here, because it needs Opacus' optimiser
+
+        steps = config.epochs * -(-self.population // config.batch_size)
+        rate = self._asked[1] or min(1.0, config.batch_size / self.population)
+        if self._plan is None and self._ledger.plan is None:
+            self._asked = (self._asked[0], rate)
+        plan = self._planned(config.batch_size, config.experts * steps)
+        return train_private_experts(self, self._data, config, network, plan, steps)
+
+    # What a private form never gives
+
+    def warm_batchnorm(self, network: nn.Module, per_class: int, generator: torch.Generator) -> None:
+        raise _refused("BatchNorm statistics of real images", "use a network with instance or group norm, for example ConvNet")
+
+    def initial_images(self, kind: str, ipc: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        raise _refused(f"initial images of kind {kind!r}, made of private images", 'use initial="noise" or a public set')
+
+
+def _through(embed: Embed, augment: Augment | None, position: int) -> Embed:
+    return embed if augment is None else lambda images: embed(augment(images, position))
+
+
+def _key(kind: str, seen: Sequence[Tensor]) -> str:
+    """What a question is: how it answers to public images. The same function of an image is the same question, whoever asks."""
+    digest = hashlib.sha256(kind.encode())
+    for tensor in seen:
+        digest.update(np.ascontiguousarray(tensor.detach().float().cpu().numpy()).data)
+    return digest.hexdigest()
+
+
+def _refused(what: str, instead: str) -> InputError:
+    return InputError(f"refused, because it has no privacy guarantee: {what}; {instead}.")

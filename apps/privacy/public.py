@@ -1,0 +1,86 @@
+"""What a private run may know beforehand: published sizes and normalisations, public probe images, public initial sets."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from apps.privacy.accounting import Steps
+from distill.condensed import CondensedSet
+from distill.data import ImageData
+from distill.errors import InputError, clipped
+from distill.randomness import generator
+from distill.spec import DataSpec
+
+# Published sizes of training splits. A size that is only roughly right costs accuracy, never privacy.
+POPULATIONS = {
+    "digits": 1297,
+    "mnist": 60_000,
+    "fashion-mnist": 60_000,
+    "cifar10": 50_000,
+    "cifar100": 50_000,
+    "svhn": 73_257,
+    "usps": 7291,
+}
+# Normalisations that are published, or belong to a public file, and so reveal nothing: (mean, standard deviation).
+PUBLISHED = {
+    "digits": ((0.305904,), (0.318617,)),
+    "usps": ((0.253875,), (0.384216,)),
+    "mnist": ((0.1307,), (0.3081,)),
+    "fashion-mnist": ((0.2861,), (0.3530,)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+}
+
+
+def check_normalisation(data: ImageData) -> None:
+    """`InputError` when the pixels' normalisation was computed from the private images: an unaccounted release."""
+    if data.whitening is not None:
+        raise InputError("refused, because it has no privacy guarantee: whitening fitted on the images; leave zca out.")
+    given = torch.tensor([data.spec.mean, data.spec.std], dtype=torch.float64)
+    published = torch.tensor(PUBLISHED.get(data.spec.name, ()), dtype=torch.float64)
+    if given.shape == published.shape and bool((given - published).abs().max() < 1e-4):
+        return
+    pixels = data.train.images.double() / (255 if data.train.images.dtype == torch.uint8 else 1)
+    own = torch.stack([pixels.mean((0, 2, 3)), pixels.std((0, 2, 3), correction=0)])
+    if bool((given - own.cpu()).abs().max() < 1e-4):
+        raise InputError(
+            f"refused, because it has no privacy guarantee: the normalisation of data {data.spec.name!r} (mean {data.spec.mean}, std "
+            f"{data.spec.std}) was computed from its images; make the data with public numbers, for example mean=(0.5,), std=(0.5,)."
+        )
+
+
+def check_start(start: CondensedSet, data: ImageData, public: str | None, history: list[Steps]) -> str:
+    """Where the first images come from, in words; `InputError` when they may come from the private images without a release."""
+    origin = start.provenance
+    if origin.method == "initial:noise":
+        return "noise"
+    statement = origin.dp or {}
+    if _is_part(statement.get("history"), history):
+        return f"{clipped(origin.method)}, from releases of the same account"
+    if public is None or origin.fingerprint == data.fingerprint:
+        raise InputError(
+            f"refused, because it has no privacy guarantee: an initial set made by {clipped(origin.method)!r}, which may come from private "
+            'images; use initial="noise", or a public set, and name where it is from: PrivateStatistics(..., public_start="...").'
+        )
+    spec, images = data.spec, start.images.to(data.device)
+    for part in torch.arange(len(data.train), device=data.device).split(4096):
+        near = torch.cdist(images.flatten(1), spec.normalise(data.train.images[part]).flatten(1)).min()
+        if float(near) < 1e-3:
+            raise InputError("refused: the initial set, said to be public, holds a copy of a private image; give another one.")
+    return f"public: {clipped(public)}"
+
+
+def _is_part(theirs: object, ours: list[Steps]) -> bool:
+    """Whether a stated history is the beginning of this account."""
+    if not isinstance(theirs, list) or not 0 < len(theirs) <= len(ours):
+        return False
+    *first, last = theirs
+    mine = ours[len(first)]
+    return first == [list(step) for step in ours[: len(first)]] and last[:2] == [*mine[:2]] and last[2] <= mine.times
+
+
+def probe_images(spec: DataSpec, count: int = 2) -> Tensor:
+    """(count, C, H, W) smooth random images, always the same: what functions are tried on before private images are."""
+    low = torch.randn(count, spec.channels, 4, 4, generator=generator(0, "privacy", "probe"))
+    return F.interpolate(low, size=(spec.height, spec.width), mode="bilinear", align_corners=False)

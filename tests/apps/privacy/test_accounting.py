@@ -1,0 +1,123 @@
+"""Epsilon against published values, an independent integration, and what must be monotone."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.integrate
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from apps.privacy.accounting import Steps, add, gaussian_delta, gaussian_epsilon, noise_multiplier, rdp_epsilon, spent
+from distill.errors import InputError
+
+opacus = pytest.importorskip("opacus")
+
+DELTA = 1e-5
+# (noise multiplier, rate, releases, PLD epsilon of the dp-accounting package); delta 1e-5, add or remove one example.
+TABLE = [
+    (1.0, 1.0, 1, 4.377),
+    (4.0, 1.0, 1, 0.926),
+    (1.0, 256 / 60_000, 10_000, 2.345),
+    (1.3, 256 / 60_000, 100_000, 5.509),
+    (3.0, 256 / 60_000, 100_000, 1.832),
+    (2.0, 50 / 6000, 10_000, 1.765),
+    (4.2969, 50 / 5000, 10_000, 0.873),
+    (1.0, 0.032, 200, 2.998),
+]
+
+
+@pytest.mark.parametrize("row", TABLE)
+def test_epsilon_of_every_row_is_that_of_the_privacy_loss_distribution(row: tuple[float, float, int, float]) -> None:
+    noise, rate, count, published = row
+    found = spent([Steps(noise, rate, count)], DELTA)
+    assert published - 0.002 <= found.epsilon <= published + 0.02
+    assert found.accountant in ("PRV", "exact Gaussian composition")
+    assert found.epsilon <= rdp_epsilon([Steps(noise, rate, count)], DELTA)
+
+
+@pytest.mark.parametrize("row", TABLE)
+def test_dp_accounting_agrees(row: tuple[float, float, int, float]) -> None:
+    dp = pytest.importorskip("dp_accounting")
+    noise, rate, count, _ = row
+    event = dp.SelfComposedDpEvent(dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(noise)), count)
+    accountant = dp.pld.PLDAccountant()
+    accountant.compose(event)
+    assert abs(accountant.get_epsilon(DELTA) - spent([Steps(noise, rate, count)], DELTA).epsilon) < 0.02
+
+
+@pytest.mark.parametrize(("epsilon", "mu"), [(0.0, 1.0), (1.0, 0.25), (4.377, 1.0), (10.0, 2.0)])
+def test_the_gaussian_formula_is_the_integral_of_the_densities(epsilon: float, mu: float) -> None:
+    def excess(x: float) -> float:
+        with_, without = math.exp(-((x - mu) ** 2) / 2), math.exp(-(x**2) / 2)
+        return max(0.0, with_ - math.exp(epsilon) * without) / math.sqrt(2 * math.pi)
+
+    slow = scipy.integrate.quad(excess, -12, 14, limit=500, points=[epsilon / mu + mu / 2])[0]
+    assert gaussian_delta(epsilon, mu) == pytest.approx(slow, abs=1e-9)
+    if slow > 1e-12:
+        assert gaussian_epsilon(mu, slow) == pytest.approx(epsilon, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "rate", "count"), [(1.0, 1.0, 1), (10.0, 1.0, 10), (1.0, 256 / 60_000, 10_000), (0.1, 0.1, 50), (8.0, 0.5, 3)]
+)
+def test_the_noise_found_keeps_the_target_and_is_not_wasteful(epsilon: float, rate: float, count: int) -> None:
+    sigma = noise_multiplier(epsilon, DELTA, rate, count)
+    assert spent([Steps(sigma, rate, count)], DELTA).epsilon <= epsilon
+    bound = rdp_epsilon if rate < 1 else lambda history, delta: spent(history, delta).epsilon
+    assert bound([Steps(0.98 * sigma, rate, count)], DELTA) > epsilon * 0.99
+
+
+def test_published_noise_multipliers() -> None:
+    assert noise_multiplier(1.0, DELTA, 1.0, 1) == pytest.approx(3.73, abs=0.03)  # PLD's value; PRV's, which adds 0.01 to epsilon, is 3.79
+    assert noise_multiplier(1.0, DELTA, 256 / 60_000, 10_000) == pytest.approx(1.88, abs=0.02)
+    assert noise_multiplier(1.0, DELTA, 256 / 60_000, 100_000) == pytest.approx(5.55, abs=0.04)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.floats(0.6, 20), st.floats(0.001, 1.0), st.integers(1, 500), st.floats(1.05, 3.0))
+def test_more_noise_less_data_or_fewer_releases_never_cost_more(noise: float, rate: float, count: int, factor: float) -> None:
+    epsilon = rdp_epsilon([Steps(noise, rate, count)], DELTA)
+    assert rdp_epsilon([Steps(noise * factor, rate, count)], DELTA) <= epsilon + 1e-9
+    assert rdp_epsilon([Steps(noise, rate / factor, count)], DELTA) <= epsilon + 1e-9
+    assert rdp_epsilon([Steps(noise, rate, count), Steps(noise, rate, 1)], DELTA) >= epsilon - 1e-9
+
+
+def test_history_joins_equal_neighbours_only() -> None:
+    history = add(add(add([], 1.0, 0.5), 1.0, 0.5, 3), 2.0, 0.5)
+    assert history == [Steps(1.0, 0.5, 4), Steps(2.0, 0.5, 1)]
+    assert spent([], DELTA).epsilon == 0.0
+    assert spent(history, DELTA).epsilon > spent(history[:1], DELTA).epsilon
+
+
+def test_where_prv_fails_the_rdp_bound_is_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(self: object, *args: object, **named: object) -> float:
+        raise RuntimeError("Discrete mean differs significantly from continuous mean.")
+
+    monkeypatch.setattr(opacus.accountants.PRVAccountant, "get_epsilon", fails)
+    history = [Steps(1.0, 0.032, 200)]
+    found = spent(history, DELTA)
+    assert found.accountant == "RDP"
+    assert found.epsilon == rdp_epsilon(history, DELTA) == pytest.approx(3.446, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [Steps(0.0, 0.5, 1), Steps(-1.0, 0.5, 1), Steps(np.nan, 0.5, 1), Steps(1.0, 1.5, 1), Steps(1.0, 0.0, 1), Steps(1.0, 0.5, -1)],
+)
+def test_a_history_without_meaning_is_refused(bad: Steps) -> None:
+    with pytest.raises(InputError, match=r"allowed: a positive multiplier"):
+        spent([bad], DELTA)
+
+
+@pytest.mark.parametrize("delta", [0.0, 1.0, -1.0, float("nan")])
+def test_a_delta_without_meaning_is_refused(delta: float) -> None:
+    with pytest.raises(InputError, match="delta is"):
+        spent([Steps(1.0, 0.5, 1)], delta)
+
+
+def test_an_impossible_budget_is_one_line() -> None:
+    with pytest.raises(InputError, match=r"allowed: a positive number"):
+        noise_multiplier(0.0, DELTA, 0.5, 1)
+    with pytest.raises(InputError, match=r"allow a larger epsilon or fewer releases"):
+        noise_multiplier(1e-6, DELTA, 0.9, 1_000_000_000)
