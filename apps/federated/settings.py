@@ -30,7 +30,7 @@ FEDDM: dict[str, Any] = {"logits": True, "radius": 5.0, "lr_img": 1.0, "batch_re
 class UploadConfig:
     """What a client condenses and sends: ``ipc`` images of each class it holds, pixels as ``pixels``.
 
-    ``method`` is an entry of `METHODS` and ``settings`` its config fields; for "dm" the defaults are FedDM's. ``networks`` "received" starts
+    ``method`` is in `METHODS` and ``settings`` are its config's fields; for "dm" the defaults are FedDM's. ``networks`` "received" starts
     the method's networks from the server's weights, "fresh" draws them anew (nothing is sent down then: one-shot use).
     ``warm_start`` begins with the client's images of the round before. ``classes`` None asks for every class.
     """

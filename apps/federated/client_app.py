@@ -1,0 +1,172 @@
+"""The Flower ClientApp: says who it is, condenses its shard, or trains weights for the rivals.
+
+A client keeps what it needs for the next round in Flower's ``context.state``, one record a round, so that a repeated round finds what it
+found the first time.
+"""
+
+import contextlib
+import functools
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.clientapp import ClientApp
+from torch import Tensor
+
+from apps.federated.averaging import control_variate, local_sgd
+from apps.federated.condense import agreed, partition_of, shard, upload
+from apps.federated.messages import Context, Message, MetricRecord, RecordDict, parts_of, record_of, settings_of
+from apps.federated.settings import Settings
+from apps.federated.wire import Limits, decode, decode_weights, encode, encode_weights
+from distill.data import ImageData
+from distill.data_sources import load
+from distill.errors import InputError
+from distill.networks import create
+from distill.randomness import generator
+from distill.spec import DataSpec
+
+
+@functools.lru_cache(maxsize=2)
+def load_once(name: str, root: str, validation: float, seed: int, size: int | None, device: str) -> ImageData:
+    """The data set, read once a process."""
+    return load(name, Path(root) if root else None, validation=validation, seed=seed, size=size).to(device)
+
+
+def data_of(settings: Settings, root: str = "") -> ImageData:
+    """The run's whole data set, from ``root`` or $DISTILL_DATA."""
+    return load_once(settings.data, root, settings.validation, settings.seed, settings.size, settings.device)
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Sums come out in the same order, and so with the same bits, on every engine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def own_data(context: Context, settings: Settings, spec: DataSpec) -> tuple[ImageData, int]:
+    """(this client's images, its number).
+
+    A node whose config names ``data`` (a name or ``folder:PATH``) owns all of it; otherwise it takes part ``partition-id`` of the
+    run's data set, which it finds under ``data-path`` or $DISTILL_DATA.
+    """
+    node = context.node_config
+    client = int(node.get("partition-id", -1))
+    root = str(node.get("data-path", context.run_config.get("data-root", "")))
+    if "data" in node:
+        return agreed(load_once(str(node["data"]), root, 0.0, settings.seed, settings.size or spec.height, settings.device), spec), client
+    data = data_of(settings, root)
+    return shard(agreed(data, spec), partition_of(data, settings), client), client
+
+
+def client_app() -> ClientApp:
+    """A new ClientApp with the actions ``query.who``, ``train.condense`` and ``train.fit``."""
+    app = ClientApp()
+
+    @app.query("who")  # type: ignore[untyped-decorator]
+    def who(message: Message, context: Context) -> Message:
+        return Message(
+            RecordDict({"facts": MetricRecord({"partition-id": int(context.node_config.get("partition-id", -1))})}), reply_to=message
+        )
+
+    @app.train("condense")  # type: ignore[untyped-decorator]
+    def condense(message: Message, context: Context) -> Message:
+        settings, server_round, spec = _asked(message, context)
+        with torch_threads(settings.threads):
+            return Message(_condensed(message.content, context, settings, server_round, spec), reply_to=message)
+
+    @app.train("fit")  # type: ignore[untyped-decorator]
+    def fit(message: Message, context: Context) -> Message:
+        settings, server_round, spec = _asked(message, context)
+        with torch_threads(settings.threads):
+            return Message(_fitted(message.content, context, settings, server_round, spec), reply_to=message)
+
+    return app
+
+
+def _asked(message: Message, context: Context) -> tuple[Settings, int, DataSpec]:
+    ask = message.content["ask"]
+    spec = json.loads(str(ask["spec"]))
+    made = DataSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in spec.items()})
+    return settings_of(context.run_config), int(ask["round"]), made
+
+
+def _condensed(content: RecordDict, context: Context, settings: Settings, server_round: int, spec: DataSpec) -> RecordDict:
+    data, client = own_data(context, settings, spec)
+    start = time.monotonic()
+    weights = _received(content, settings, spec)
+    wanted = settings.upload.classes
+    facts: dict[str, Any] = {"partition-id": client}
+    if settings.server.client_weights == "examples":
+        facts["num-examples"] = len(data.train)
+    if wanted is not None and not set(wanted) & set(data.classes):
+        return RecordDict({"facts": MetricRecord(facts)})  # nothing that was asked for: an empty answer, no failure
+    previous = None
+    if settings.upload.warm_start and (earlier := _earlier(context, server_round)):
+        limits = Limits(spec, tuple(range(spec.num_classes)), settings.upload.ipc, "float32")
+        previous = decode(parts_of(context.state, earlier), limits).to(data.device)
+    made = upload(data, settings, server_round, client, weights, previous)
+    if settings.upload.warm_start:
+        _remember(context, server_round, record_of(encode(made, "float32")))
+    facts["seconds"] = time.monotonic() - start
+    return RecordDict({"upload": record_of(encode(made, settings.upload.pixels)), "facts": MetricRecord(facts)})
+
+
+def _fitted(content: RecordDict, context: Context, settings: Settings, server_round: int, spec: DataSpec) -> RecordDict:
+    data, client = own_data(context, settings, spec)
+    start = time.monotonic()
+    received = _received(content, settings, spec)
+    if received is None:
+        raise InputError("the server sent no weights to train.")
+    network = create(settings.network, spec, torch.Generator().manual_seed(0), data.device)
+    network.load_state_dict(received)
+    draws = generator(settings.seed, "client", client, "round", server_round, "fit")
+    correction, own, server = None, {}, {}
+    if settings.strategy == "scaffold":
+        like = {name: value.detach() for name, value in network.named_parameters()}
+        server = decode_weights(parts_of(content, "control"), like, "control")
+        earlier = _earlier(context, server_round)
+        own = decode_weights(parts_of(context.state, earlier), like) if earlier else {n: torch.zeros_like(v) for n, v in like.items()}
+        correction = {name: (server[name] - own[name]).to(data.device) for name in own}
+    proximal = settings.local.proximal_mu if settings.strategy == "fedprox" else 0.0
+    result = local_sgd(network, data, settings.local, draws, proximal, correction)
+    reply = RecordDict({"arrays": record_of(encode_weights(result.weights))})
+    if settings.strategy == "scaffold":
+        new = control_variate(own, server, received, result, settings.local.lr)
+        _remember(context, server_round, record_of(encode_weights(new)))
+        reply["change"] = record_of(encode_weights({name: new[name] - own[name] for name in own}))
+    numbers = {"partition-id": client, "num-examples": result.examples, "steps": result.steps, "seconds": time.monotonic() - start}
+    reply["facts"] = MetricRecord(numbers)
+    return reply
+
+
+def _received(content: RecordDict, settings: Settings, spec: DataSpec) -> dict[str, Tensor] | None:
+    if "arrays" not in content:
+        return None
+    like = create(settings.network, spec, torch.Generator().manual_seed(0)).state_dict()
+    return decode_weights(parts_of(content, "arrays"), like)
+
+
+def _earlier(context: Context, server_round: int) -> str | None:
+    """The name of the last record that a round before this one left."""
+    rounds = [int(name.removeprefix("round-")) for name in context.state if name.startswith("round-")]
+    before = [number for number in rounds if number < server_round]
+    return f"round-{max(before)}" if before else None
+
+
+def _remember(context: Context, server_round: int, record: Any) -> None:
+    """Keep this round's record and the one before it: a server that lost its last round may ask for it again."""
+    keep = {f"round-{server_round}", _earlier(context, server_round)}
+    context.state[f"round-{server_round}"] = record
+    for name in [name for name in context.state if name.startswith("round-") and name not in keep]:
+        del context.state[name]
+
+
+app = client_app()

@@ -1,0 +1,67 @@
+"""Flower's messages as named arrays and plain facts, and how many bytes they are. The one place that imports ``flwr.app``."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from apps.federated.settings import Settings, from_json, from_mapping
+from apps.federated.wire import Arrays
+from distill.errors import InputError
+
+try:
+    from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+except ImportError:
+    raise InputError('Flower is not installed; run: pip install "distill-apps[federated]"') from None
+
+__all__ = ["Array", "ArrayRecord", "ConfigRecord", "Context", "Error", "Message", "MetricRecord", "RecordDict"]
+
+
+def record_of(arrays: Arrays) -> ArrayRecord:
+    """Named numpy arrays as a Flower record."""
+    return ArrayRecord({name: Array(array) for name, array in arrays.items()})
+
+
+def parts_of(content: RecordDict, key: str) -> dict[str, bytes]:
+    """The undecoded bytes of the arrays in ``content[key]``; they go to `wire`, never to numpy's own reader."""
+    record = content.get(key)
+    if not isinstance(record, ArrayRecord):
+        raise InputError(f"the message has no arrays {key!r}; allowed: a Flower ArrayRecord of that name.")
+    return {str(name): array.data for name, array in record.items()}
+
+
+def facts_of(content: RecordDict) -> dict[str, Any]:
+    """The numbers beside the arrays."""
+    record = content.get("facts")
+    return dict(record) if isinstance(record, MetricRecord) else {}
+
+
+def whole(facts: Mapping[str, Any], name: str, low: int, high: int) -> int:
+    """A whole number that another party claims, checked."""
+    value = facts.get(name)
+    if type(value) is not int or not low <= value <= high:
+        raise InputError(f"{name} is {str(value)[:40]}; allowed: a whole number from {low} to {high}.")
+    return value
+
+
+def size(content: RecordDict) -> int:
+    """Bytes of a message's content as Flower serialises arrays, numbers and names; its envelope is not counted."""
+    return sum(len(name) + record.count_bytes() for name, record in content.items())
+
+
+def settings_of(run_config: Mapping[str, Any]) -> Settings:
+    """The run's settings: key ``settings`` (JSON, from the scenario runner), else the readable keys of the app's pyproject.toml.
+
+    Readable keys are those of `Settings`, tables joined by dots, as Flower writes nested TOML: ``partition.alpha``. Further keys of
+    ``upload.`` are the condensing method's own settings; an empty text means the default.
+    """
+    if text := str(run_config.get("settings", "")):
+        return from_json(text)
+    nested: dict[str, Any] = {}
+    for key, value in run_config.items():
+        if key in ("settings", "out", "data-root") or value == "":
+            continue
+        *tables, last = key.split(".")
+        table = nested
+        for name in tables:
+            table = table.setdefault(name, {})
+        table[last] = value
+    return from_mapping(nested, "run config")

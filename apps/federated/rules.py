@@ -1,0 +1,173 @@
+"""How the server turns checked answers into new weights: one rule for condensed uploads, three for weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from apps.federated.averaging import LocalResult, fednova, normaliser, scaffold
+from apps.federated.messages import Message, RecordDict, facts_of, parts_of, whole
+from apps.federated.settings import WEIGHTS, Settings
+from apps.federated.union import learn, union
+from apps.federated.wire import Limits, decode, decode_weights
+from distill.condensed import CondensedSet
+from distill.errors import InputError
+from distill.randomness import derived_seed
+from distill.spec import DataSpec
+
+Weights = dict[str, Tensor]
+MAX_EXAMPLES = 10**9
+MAX_STEPS = 10**7
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A client's answer that passed, and what the rule read in it."""
+
+    client: int
+    reply: Message
+    value: Any
+
+
+class Rule(Protocol):
+    """What the strategy asks of a rule; ``action`` is the Flower message type that clients get."""
+
+    action: str
+
+    def request(self, weights: Weights) -> tuple[Weights | None, Weights | None]: ...  # what goes down: weights, control
+    def read(self, content: RecordDict, weights: Weights) -> Any: ...  # the checked answer, None when it is empty; `InputError`
+    def combine(self, number: int, weights: Weights, accepted: Sequence[Accepted]) -> Weights: ...
+    def state(self) -> Weights: ...
+    def load_state(self, state: Weights) -> None: ...
+
+
+def rule_for(settings: Settings, spec: DataSpec, clients: int, folder: Path | None = None) -> Rule:
+    """The rule of ``settings.strategy``; ``folder`` gets the last round's union."""
+    if settings.strategy not in WEIGHTS:
+        return CondensedUnion(settings, spec, folder)
+    return {"fedavg": Flowers, "fedprox": Flowers, "fednova": FedNova, "scaffold": Scaffold}[settings.strategy](settings, clients)
+
+
+class CondensedUnion:
+    """FedDM's server, and that of every other upload of images: join what passed, train on it from the weights that were sent."""
+
+    action = "train.condense"
+
+    def __init__(self, settings: Settings, spec: DataSpec, folder: Path | None = None) -> None:
+        asked = settings.upload.classes
+        classes = tuple(range(spec.num_classes)) if asked is None else tuple(c for c in asked if c < spec.num_classes)
+        self.settings, self.folder = settings, folder
+        self.limits = Limits(spec, classes, settings.upload.ipc, settings.upload.pixels)
+        self.memory: list[CondensedSet] = []
+
+    def request(self, weights: Weights) -> tuple[Weights | None, Weights | None]:
+        return (weights if self.settings.down else None), None
+
+    def read(self, content: RecordDict, weights: Weights) -> CondensedSet | None:
+        if "upload" not in content:
+            return None
+        if self.settings.server.client_weights == "examples":
+            whole(facts_of(content), "num-examples", 1, MAX_EXAMPLES)
+        return decode(parts_of(content, "upload"), self.limits)
+
+    def combine(self, number: int, weights: Weights, accepted: Sequence[Accepted]) -> Weights:
+        settings, shares = self.settings, None
+        if settings.server.client_weights == "examples":
+            shares = [float(facts_of(each.reply.content)["num-examples"]) for each in accepted]
+        joined = union([each.value for each in accepted], shares)
+        if self.folder is not None:
+            union([each.value for each in accepted]).quantised().save(self.folder / "union.safetensors")
+        whole_union = CondensedSet.concat([*self.memory, joined]) if self.memory else joined
+        if settings.server.memory:
+            self.memory = [*self.memory, joined][-settings.server.memory :]
+        return learn(
+            weights, whole_union.to(settings.device), settings.network, settings.server, derived_seed(settings.seed, "server", number)
+        )
+
+    def state(self) -> Weights:
+        kept: Weights = {}
+        for place, part in enumerate(self.memory):
+            kept |= {f"memory/{place}/images": part.images, f"memory/{place}/labels": part.labels}
+        return kept
+
+    def load_state(self, state: Weights) -> None:
+        places = sorted({int(name.split("/")[1]) for name in state})
+        spec = self.limits.spec
+        self.memory = [CondensedSet(state[f"memory/{place}/images"], state[f"memory/{place}/labels"], spec) for place in places]
+
+
+class _WeightRule:
+    """What the rules for weights share is how an answer is read."""
+
+    action = "train.fit"
+
+    def __init__(self, settings: Settings, clients: int) -> None:
+        self.settings, self.clients = settings, clients
+
+    def request(self, weights: Weights) -> tuple[Weights | None, Weights | None]:
+        return weights, None
+
+    def read(self, content: RecordDict, weights: Weights) -> LocalResult:
+        facts = facts_of(content)
+        examples, steps = whole(facts, "num-examples", 1, MAX_EXAMPLES), whole(facts, "steps", 1, MAX_STEPS)
+        found = decode_weights(parts_of(content, "arrays"), weights)
+        return LocalResult(found, examples, steps, normaliser(steps, self.settings.local.momentum))
+
+    def state(self) -> Weights:
+        return {}
+
+    def load_state(self, state: Weights) -> None:
+        return None
+
+
+class Flowers(_WeightRule):
+    """FedAvg and FedProx: Flower's own strategies aggregate what passed our check."""
+
+    def combine(self, number: int, weights: Weights, accepted: Sequence[Accepted]) -> Weights:
+        from flwr.serverapp.strategy import FedAvg, FedProx
+
+        prox = self.settings.strategy == "fedprox" and self.settings.local.proximal_mu > 0
+        made = FedProx(proximal_mu=self.settings.local.proximal_mu) if prox else FedAvg()
+        arrays, _ = made.aggregate_train(number, [each.reply for each in accepted])
+        if arrays is None:
+            raise InputError("Flower's aggregation gave no weights.")
+        means = arrays.to_torch_state_dict()
+        return {name: means[name].to(value.dtype) for name, value in weights.items()}
+
+
+class FedNova(_WeightRule):
+    """Wang et al., NeurIPS 2020."""
+
+    def combine(self, number: int, weights: Weights, accepted: Sequence[Accepted]) -> Weights:
+        return fednova(weights, [each.value for each in accepted])
+
+
+class Scaffold(_WeightRule):
+    """Karimireddy et al., ICML 2020: the server's control variate goes down beside the weights, changes of the clients' come up."""
+
+    def __init__(self, settings: Settings, clients: int) -> None:
+        super().__init__(settings, clients)
+        self.control: Weights = {}
+
+    def request(self, weights: Weights) -> tuple[Weights | None, Weights | None]:
+        if not self.control:
+            self.control = {name: torch.zeros_like(value) for name, value in weights.items() if value.is_floating_point()}
+        return weights, self.control
+
+    def read(self, content: RecordDict, weights: Weights) -> LocalResult:
+        decode_weights(parts_of(content, "change"), self.control, "change")
+        return super().read(content, weights)
+
+    def combine(self, number: int, weights: Weights, accepted: Sequence[Accepted]) -> Weights:
+        changes = [decode_weights(parts_of(each.reply.content, "change"), self.control, "change") for each in accepted]
+        new, self.control = scaffold(weights, self.control, [each.value for each in accepted], changes, self.clients)
+        return new
+
+    def state(self) -> Weights:
+        return dict(self.control)
+
+    def load_state(self, state: Weights) -> None:
+        self.control = dict(state)

@@ -1,0 +1,206 @@
+"""The Flower Strategy: asks clients, checks every answer, lets a rule make the new weights, and writes down what happened.
+
+One strategy for all: what differs is the rule (rules.py). A client that crashes, is silent or sends anything that does not pass loses its
+upload, is named in the round's line, and the round goes on; with no valid answer the model stays as it is.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor
+
+from apps.federated.messages import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict, record_of, size
+from apps.federated.rules import Accepted, Rule
+from apps.federated.settings import Settings
+from apps.federated.wire import encode_weights
+from distill.errors import InputError, clipped
+from distill.randomness import generator
+from distill.records import append_line, read_lines, write_json_lines, write_whole
+from distill.spec import DataSpec
+
+Weights = dict[str, Tensor]
+
+
+@dataclass
+class Asked:
+    """One client in one round: what it was sent, what came back, and what became of it."""
+
+    client: int
+    down: int
+    up: int = 0
+    status: str = "missing"
+    why: str = "no answer in time"
+    images: int = 0
+    seconds: float | None = None
+
+
+class Federation(Strategy):
+    """``clients`` maps Flower's node ids to client numbers; ``judge`` gives the accuracy of weights; ``folder`` gets rounds and checkpoint.
+
+    Round numbers are the run's own: a resumed run goes on counting where its checkpoint is (``done``).
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        rule: Rule,
+        spec: DataSpec,
+        weights: Weights,
+        clients: dict[int, int],
+        judge: Callable[[Weights], float],
+        folder: Path | None = None,
+    ) -> None:
+        self.settings, self.rule, self.spec, self.clients, self.judge, self.folder = settings, rule, spec, clients, judge, folder
+        self.weights = weights
+        self.done = 0
+        self.asked: dict[int, Asked] = {}
+        self.strays = 0
+        self.note = ""
+        self.lines: list[dict[str, Any]] = []
+        self.key = json.dumps([asdict(settings), asdict(spec)], sort_keys=True, default=str)
+        self._resume()
+
+    # What Flower calls, round by round
+
+    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        number = server_round + self.done
+        weights, extra = self.rule.request(self.weights)
+        content = {
+            "ask": ConfigRecord({"round": number, "spec": json.dumps(asdict(self.spec))}),
+            **({} if weights is None else {"arrays": record_of(encode_weights(weights))}),
+            **({} if extra is None else {"control": record_of(encode_weights(extra))}),
+        }
+        self.asked = {}
+        messages = []
+        for node in self._taking_part(number):
+            record = RecordDict(content)
+            self.asked[node] = Asked(self.clients[node], size(record))
+            messages.append(Message(record, dst_node_id=node, message_type=self.rule.action, group_id=str(number)))
+        return messages
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        number = server_round + self.done
+        accepted: list[Accepted] = []
+        answered: set[int] = set()
+        self.strays, self.note = 0, ""
+        for reply in replies:
+            node = reply.metadata.src_node_id
+            if node not in self.asked or node in answered:
+                self.strays += 1
+                continue
+            answered.add(node)
+            if (found := self._accept(self.asked[node], reply)) is not None:
+                accepted.append(found)
+        accepted.sort(key=lambda each: each.client)  # replies come in any order
+        if not accepted:
+            self.note = "no valid answer: the model stays as it was"
+            return None, None
+        new = self.rule.combine(number, self.weights, accepted)
+        if not all(bool(torch.isfinite(value).all()) for value in new.values()):
+            self.note = "the new weights are not finite: the model stays as it was"
+            return None, None
+        self.weights = new
+        return record_of(encode_weights(new)), MetricRecord({"accepted": len(accepted)})
+
+    def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        return []  # the server judges
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        return None
+
+    def summary(self) -> None:
+        return None
+
+    def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        """Flower's ``evaluate_fn``: accuracy, then the round's line, then the checkpoint."""
+        number = server_round + self.done
+        if server_round == 0 and self.done:
+            return None
+        accuracy = self.judge(self.weights)
+        clients = sorted(self.asked.values(), key=lambda each: each.client) if server_round else []
+        line = {
+            "round": number,
+            "accuracy": accuracy,
+            "up": sum(each.up for each in clients),
+            "down": sum(each.down for each in clients),
+            "images": sum(each.images for each in clients),
+            "dropped": sum(each.status not in ("accepted", "empty") for each in clients),
+            "strays": self.strays,
+            "note": self.note,
+            "clients": [asdict(each) for each in clients],
+        }
+        self.lines.append(line)
+        if self.folder is not None:
+            append_line(self.folder / "rounds.jsonl", line)
+            self._save(number)
+        return MetricRecord({"accuracy": accuracy})
+
+    # Its parts
+
+    def _taking_part(self, number: int) -> list[int]:
+        """Nodes in the order of their client numbers; a fraction of them is drawn by number, so that the draw repeats."""
+        nodes = sorted(self.clients, key=lambda node: self.clients[node])
+        count = max(1, round(self.settings.fraction * len(nodes)))
+        if count == len(nodes):
+            return nodes
+        order = torch.randperm(len(nodes), generator=generator(self.settings.seed, "participants", number)).tolist()
+        return [nodes[place] for place in sorted(order[:count])]
+
+    def _accept(self, asked: Asked, reply: Message) -> Accepted | None:
+        if reply.has_error():
+            reason = (str(reply.error.reason or "").strip().splitlines() or ["no reason given"])[-1]
+            asked.status, asked.why = "failed", clipped(reason, 200)
+            return None
+        try:
+            asked.up = size(reply.content)
+            value = self.rule.read(reply.content, self.weights)
+        except InputError as error:
+            asked.status, asked.why = "refused", str(error)
+            return None
+        except Exception as error:  # another party's bytes: whatever they set off, the round goes on
+            asked.status, asked.why = "refused", clipped(f"{type(error).__name__}: {error}", 200)
+            return None
+        seconds = reply.content["facts"].get("seconds") if "facts" in reply.content else None
+        asked.seconds = float(seconds) if isinstance(seconds, float | int) else None
+        if value is None:
+            asked.status, asked.why = "empty", "holds nothing that was asked for"
+            return None
+        asked.status, asked.why = "accepted", ""
+        asked.images = len(value) if hasattr(value, "__len__") else 0
+        return Accepted(asked.client, reply, value)
+
+    def _save(self, number: int) -> None:
+        assert self.folder is not None
+        tensors = {f"weights/{name}": value.contiguous() for name, value in self.weights.items()}
+        tensors |= {f"rule/{name}": value.contiguous() for name, value in self.rule.state().items()}
+        facts = {"key": self.key, "round": str(number)}
+        write_whole(self.folder / "checkpoint.safetensors", safetensors.torch.save(tensors, facts))
+
+    def _resume(self) -> None:
+        path = None if self.folder is None else self.folder / "checkpoint.safetensors"
+        if path is None or self.folder is None:
+            return
+        if not path.exists():
+            write_json_lines(self.folder / "rounds.jsonl", [])
+            return
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                facts = file.metadata()
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
+        except (safetensors.SafetensorError, OSError) as error:
+            raise InputError(f"{path}: is damaged ({str(error)[:100]}); delete it to start again.") from None
+        if facts.get("key") != self.key:
+            raise InputError(f"{path}: belongs to a run with other settings; delete it to start again.")
+        self.done = int(facts["round"])
+        self.weights = {n.removeprefix("weights/"): v for n, v in tensors.items() if n.startswith("weights/")}
+        self.rule.load_state({n.removeprefix("rule/"): v for n, v in tensors.items() if n.startswith("rule/")})
+        self.lines = [line for line in read_lines(self.folder / "rounds.jsonl") if line["round"] <= self.done]
+        write_json_lines(self.folder / "rounds.jsonl", self.lines)
