@@ -1,0 +1,108 @@
+"""`Exemplars`: the images of one class as a memory stores them, float32 or uint8 on a grid, and the bytes they take."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distill.errors import InputError
+
+LABEL_BYTES = 8  # an int64 for each item, as a condensed set's file stores it
+GRID_BYTES = 8  # low and step of each channel, two float32
+
+Grid = tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Exemplars:
+    """Some images of one class from one experience.
+
+    ``values`` (n, C, H, W): float32 images in the learner's space, or uint8 codes with ``grid``, a (low, step) pair a channel:
+    image = low + step * code. ``logits`` (n, K) float32 are a network's outputs for them (DER), or None. ``seen`` is how many real images
+    they stand for.
+    """
+
+    label: int
+    task: int
+    experience: int
+    seen: int
+    values: Tensor
+    grid: Grid | None = None
+    logits: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        values, channels = self.values, self.values.shape[1] if self.values.ndim == 4 else 0
+        if values.ndim != 4 or not len(values) or values.dtype != (torch.float32 if self.grid is None else torch.uint8):
+            raise InputError(f"exemplars are {values.dtype} {tuple(values.shape)}; allowed: float32 (n, C, H, W), or uint8 with a grid.")
+        if self.grid is not None and (len(self.grid) != channels or not all(step > 0 for _, step in self.grid)):
+            raise InputError(
+                f"an exemplars' grid is {str(self.grid)[:80]}; allowed: a low and a positive step for each of {channels} channels."
+            )
+        if self.logits is not None and (self.logits.ndim != 2 or len(self.logits) != len(values) or self.logits.dtype != torch.float32):
+            raise InputError(f"exemplars' logits are {tuple(self.logits.shape)}; allowed: float32 ({len(values)}, K).")
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def images(self) -> Tensor:
+        """(n, C, H, W) float32."""
+        return self.values if self.grid is None else decode(self.values, self.grid)
+
+    @property
+    def nbytes(self) -> int:
+        logits = 0 if self.logits is None else 4 * self.logits.numel()
+        grid = GRID_BYTES * len(self.grid or ())
+        return self.values.numel() * self.values.element_size() + LABEL_BYTES * len(self) + grid + logits
+
+
+def item_bytes(shape: tuple[int, ...], storage: str, logits: int = 0) -> int:
+    """Bytes of one item of this image shape (C, H, W)."""
+    pixels = shape[0] * shape[1] * shape[2]
+    return pixels * (1 if storage == "uint8" else 4) + LABEL_BYTES + 4 * logits
+
+
+def group_bytes(shape: tuple[int, ...], storage: str) -> int:
+    """Bytes that a class takes beside its items."""
+    return GRID_BYTES * shape[0] if storage == "uint8" else 0
+
+
+def stored(images: Tensor, storage: str, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> tuple[Tensor, Grid | None]:
+    """(values, grid) of images (n, C, H, W): own copies on the CPU without gradients.
+
+    uint8 takes the pixels' own grid where mean and std are known and the images lie on it (real images: nothing is lost), else 256
+    steps from each channel's lowest to its highest value.
+    """
+    own = images.detach().to("cpu", torch.float32, copy=True).contiguous()
+    if storage == "float32":
+        return own, None
+    if mean is not None and std is not None:
+        pixels = tuple((_single(-m / s), _single(1 / (255 * s))) for m, s in zip(mean, std, strict=True))
+        codes = encode(own, pixels)
+        if bool(((decode(codes, pixels) - own).abs().amax((0, 2, 3)) <= 0.01 * torch.tensor([step for _, step in pixels])).all()):
+            return codes, pixels
+    low = own.amin((0, 2, 3)).double()
+    step = ((own.amax((0, 2, 3)).double() - low) / 255).clamp_min(1e-12)
+    grid = tuple((_single(a), _single(b)) for a, b in zip(low.tolist(), step.tolist(), strict=True))
+    return encode(own, grid), grid
+
+
+def encode(images: Tensor, grid: Grid) -> Tensor:
+    low, step = _columns(grid)
+    return ((images.double() - low) / step).round().clamp(0, 255).to(torch.uint8)
+
+
+def decode(codes: Tensor, grid: Grid) -> Tensor:
+    """Codes (..., C, H, W) back to images, float32."""
+    low, step = _columns(grid)
+    return (low + step * codes.double()).float()
+
+
+def _columns(grid: Grid) -> tuple[Tensor, Tensor]:
+    pairs = torch.tensor(grid, dtype=torch.float64)
+    return pairs[:, 0].view(-1, 1, 1), pairs[:, 1].view(-1, 1, 1)
+
+
+def _single(value: float) -> float:
+    """Rounded to what four bytes hold, because that is what is counted."""
+    return float(torch.tensor(value, dtype=torch.float32))

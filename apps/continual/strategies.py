@@ -1,0 +1,156 @@
+"""Learners on a stream: Avalanche's strategies with any buffer, and training from scratch on the memory alone (GDumb's and DM's protocol).
+
+`learn` gives one row of the accuracy matrix after each experience.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any
+
+import pydantic
+import torch
+from pydantic import Field
+from torch import nn
+
+from apps.continual.engine import avalanche, quiet_and_seeded
+from apps.continual.streams import experience_tensors, joined
+from distill.condensed import CondensedSet
+from distill.data import ImageData
+from distill.errors import unknown_name
+from distill.evaluation import accuracy
+from distill.networks import Factory, create
+from distill.randomness import derived_seed, generator
+from distill.train import Recipe, train_network
+
+WITH_MEMORY = ("scratch", "gdumb", "replay", "er_ace", "der")
+WITHOUT = ("none", "lwf", "joint")
+STRATEGIES = (*WITH_MEMORY, *WITHOUT)
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
+class Training:
+    """How Avalanche's strategies train: SGD, ``epochs`` passes over each experience with ``batch_size`` images of the stream and
+    ``batch_size_mem`` of the memory in a step (ER_ACE and DER: at most what the smallest memory holds). GDumb makes ``gdumb_epochs`` over
+    the memory.
+    """
+
+    epochs: Annotated[int, Field(ge=1)] = 4
+    gdumb_epochs: Annotated[int, Field(ge=1)] = 60
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    batch_size_mem: Annotated[int, Field(ge=1)] = 32
+    lr: Annotated[float, Field(gt=0)] = 0.02
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    alpha: Annotated[float, Field(ge=0)] = 0.5  # DER: weight of the stored outputs
+    beta: Annotated[float, Field(ge=0)] = 0.5  # DER++: weight of the stored labels
+    lwf_alpha: Annotated[float, Field(ge=0)] = 1.0
+    lwf_temperature: Annotated[float, Field(gt=0)] = 2.0
+
+
+def scratch(
+    sets: Sequence[CondensedSet | ImageData], stream: Sequence[ImageData], network: Factory, recipe: Recipe, seed: int, split: str = "test"
+) -> Iterator[list[float]]:
+    """Train a new network on the memory as it is after each experience, and on nothing else (GDumb; DM, WACV 2023, section 4.3)."""
+    for number, held in enumerate(sets):
+        model = train_network(held, network, recipe, derived_seed(seed, "scratch", number), stream[0].device)
+        yield accuracies(model, stream, split)
+
+
+def joint(stream: Sequence[ImageData], network: Factory, recipe: Recipe, seed: int, split: str = "test") -> list[float]:
+    """The bound from above: one network trained on all experiences at once; the last row of its matrix."""
+    return accuracies(train_network(joined(stream), network, recipe, derived_seed(seed, "joint"), stream[0].device), stream, split)
+
+
+def accuracies(model: nn.Module, stream: Sequence[ImageData], split: str) -> list[float]:
+    return [accuracy(model, data, split) for data in stream]
+
+
+def learn(
+    name: str,
+    stream: Sequence[ImageData],
+    network: Factory,
+    training: Training,
+    seed: int,
+    *,
+    buffer: Any = None,
+    smallest: int = 0,
+    split: str = "test",
+    after: Callable[[int], None] | None = None,
+) -> Iterator[list[float]]:
+    """Train Avalanche's strategy ``name`` ("gdumb", "replay", "er_ace", "der", "none" or "lwf") with ``buffer``, an `ExemplarsBuffer`.
+
+    ``smallest`` is the least number of items the buffer will hold; the memory's part of a mini-batch is at most that, because Avalanche
+    silently replays nothing from a smaller one (ER_ACE, DER). The seed decides weights, shuffling and what Avalanche draws; global
+    generators are put back.
+    """
+    if name not in STRATEGIES or name in ("scratch", "joint"):
+        raise unknown_name("strategy", name, [n for n in STRATEGIES if n not in ("scratch", "joint")])
+    device = stream[0].device
+    model = create(network, stream[0].spec, generator(seed, "weights"), device)
+    experiences = benchmark(stream)
+    state = derived_seed(seed, "avalanche", name)
+    with quiet_and_seeded(state):
+        made = _strategy(name, model, training, device, buffer, smallest)
+    for number, experience in enumerate(experiences.train_stream):
+        with quiet_and_seeded(derived_seed(state, number)):
+            made.train(experience, num_workers=0)
+        if after is not None:
+            after(number)
+        yield accuracies(made.model, stream, split)
+
+
+def benchmark(stream: Sequence[ImageData]) -> Any:
+    """The stream as an Avalanche benchmark: items (x, y, task label 0), x normalised; ``train_stream`` and ``test_stream``."""
+    scenarios = avalanche("avalanche.benchmarks.scenarios.dataset_scenario")
+    return scenarios.benchmark_from_datasets(
+        train=[_dataset(*experience_tensors(data)) for data in stream],
+        test=[_dataset(data.normalised("test", torch.arange(len(data.test), device=data.device)), data.test.labels) for data in stream],
+    )
+
+
+class _Tensors(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        self.images, self.targets = images.cpu(), labels.tolist()
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.images[index], self.targets[index]
+
+
+def _dataset(images: torch.Tensor, labels: torch.Tensor) -> Any:
+    utils = avalanche("avalanche.benchmarks.utils")
+    items = _Tensors(images, labels)
+    described = [utils.DataAttribute(items.targets, "targets"), utils.TaskLabels([0] * len(items))]
+    return utils.TaskAwareSupervisedClassificationDataset([items], data_attributes=described)
+
+
+def _strategy(name: str, model: nn.Module, training: Training, device: torch.device, buffer: Any, smallest: int) -> Any:
+    supervised, plugins = avalanche("avalanche.training.supervised"), avalanche("avalanche.training.plugins")
+    optimiser = torch.optim.SGD(model.parameters(), lr=training.lr, momentum=training.momentum)
+    batch_mem = min(training.batch_size_mem, smallest) if smallest and name in ("er_ace", "der") else training.batch_size_mem
+    options: dict[str, Any] = {
+        "model": model,
+        "optimizer": optimiser,
+        "train_mb_size": training.batch_size,
+        "train_epochs": training.gdumb_epochs if name == "gdumb" else training.epochs,
+        "device": device,
+        "evaluator": plugins.EvaluationPlugin(loggers=[]),
+    }
+    if name == "er_ace":
+        made = supervised.ER_ACE(mem_size=buffer.max_size, batch_size_mem=batch_mem, **options)
+        made.storage_policy = buffer
+        return made
+    if name == "der":
+        made = supervised.DER(mem_size=buffer.max_size, batch_size_mem=batch_mem, alpha=training.alpha, beta=training.beta, **options)
+        if buffer is not None and type(buffer).__name__ == "CondensedBuffer":
+            made.storage_policy = buffer
+        return made
+    used = []
+    if name == "replay":
+        used = [plugins.ReplayPlugin(mem_size=buffer.max_size, batch_size_mem=batch_mem, storage_policy=buffer)]
+    elif name == "gdumb":
+        used = [plugins.GDumbPlugin(mem_size=buffer.max_size)]
+        used[0].storage_policy = buffer
+    elif name == "lwf":
+        used = [plugins.LwFPlugin(alpha=training.lwf_alpha, temperature=training.lwf_temperature)]
+    return supervised.Naive(plugins=used, **options)
