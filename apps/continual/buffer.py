@@ -28,16 +28,16 @@ Transform = Callable[[Tensor], Tensor]
 
 
 class _Items(Dataset):  # type: ignore[type-arg]
-    """(values, label) of one group; the values stay as they are stored."""
+    """(values, label) of one group; the values stay as they are stored, the label is of the stream's kind (a collate mixes no kinds)."""
 
-    def __init__(self, group: Exemplars) -> None:
-        self.values, self.label = group.values, group.label
+    def __init__(self, group: Exemplars, tensor_labels: bool) -> None:
+        self.values, self.label = group.values, torch.tensor(group.label) if tensor_labels else group.label
         self.targets = [group.label] * len(group)
 
     def __len__(self) -> int:
         return len(self.values)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor | int]:
         return self.values[index], self.label
 
 
@@ -90,6 +90,7 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
         self.transform, self.device, self.progress = transform, device, progress
         self.folder = None if folder is None else Path(folder)
         self._layout: Any = None  # the stream's dataset class: its items have task labels, or not
+        self._tensor_labels = False
         self._built: Any = None
 
     @property
@@ -140,7 +141,8 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
         read = load(path)
         if read.config != self.memory.config:
             raise InputError(f"{path}: was saved by a buffer with other settings; make this one with the same.")
-        self.memory, self._layout, self._built = read, type(getattr(like, "dataset", like)), None
+        self.memory, self._built = read, None
+        self._learn_layout(getattr(like, "dataset", like))
 
     # Inside
 
@@ -152,7 +154,7 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
 
     def _taken(self, exp: Any) -> tuple[Tensor, Tensor, int]:
         """Images (N, C, H, W), labels (N,) and the task label of an experience, seen through its evaluation transforms."""
-        self._layout = type(exp.dataset)
+        self._learn_layout(exp.dataset)
         dataset = exp.dataset.eval()
         first = dataset[0][0]
         if not isinstance(first, Tensor) or not first.is_floating_point() or first.ndim != 3:
@@ -168,11 +170,14 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
         images = torch.stack([dataset[i][0] for i in range(len(dataset))]).detach().to("cpu", torch.float32)
         return images, torch.tensor([int(y) for y in dataset.targets]), tasks.pop()
 
+    def _learn_layout(self, dataset: Any) -> None:
+        self._layout, self._tensor_labels = type(dataset), isinstance(dataset.eval()[0][1], Tensor)
+
     def _dataset(self, group: Exemplars) -> Any:
         groups = _utils.TransformGroups(
             {"train": _Restored(group.grid, self.transform), "eval": _Restored(group.grid, None)}  # y is left alone
         )
-        items = _Items(group)
+        items = _Items(group, self._tensor_labels)
         described = [_attributes.DataAttribute(items.targets, "targets")]
         if _has_task_labels(self._layout):
             described.append(_attributes.TaskLabels([group.task] * len(group)))

@@ -39,10 +39,11 @@ def naive(data: ImageData, plugins: list[Any] | None = None, **options: Any) -> 
 
 def strategy(name: str, data: ImageData, model: Any = None, **options: Any) -> Any:
     model = model or create("ConvNetD1W8", data.spec, generator(0, "weights"))
-    quiet = avalanche("avalanche.training.plugins").EvaluationPlugin(loggers=[])
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.02)
-    made = getattr(avalanche("avalanche.training.supervised"), name)
-    return made(model=model, optimizer=optimiser, train_mb_size=8, train_epochs=1, evaluator=quiet, **options)
+    with quiet_and_seeded(0):
+        quiet = avalanche("avalanche.training.plugins").EvaluationPlugin(loggers=[])
+        optimiser = torch.optim.SGD(model.parameters(), lr=0.02)
+        made = getattr(avalanche("avalanche.training.supervised"), name)
+        return made(model=model, optimizer=optimiser, train_mb_size=8, train_epochs=1, evaluator=quiet, **options)
 
 
 def layouts(four: ImageData) -> dict[str, Any]:
@@ -74,7 +75,7 @@ def test_items_have_the_streams_layout(layout: str, storage: str, four: ImageDat
         assert ours[0].dtype == theirs[0].dtype == torch.float32
         assert ours[0].device.type == "cpu"
         assert not ours[0].requires_grad
-        assert type(ours[1]) is int
+        assert type(ours[1]) is type(theirs[1])
         assert [int(x) for x in ours[2:]] == [int(x) for x in theirs[2:]], "the newest group has its experience's task label"
         assert len(buffer.buffer) <= buffer.max_size
         assert int(ours[1]) in {int(y) for y in experience.dataset.targets}
@@ -90,7 +91,7 @@ def test_items_have_the_streams_layout(layout: str, storage: str, four: ImageDat
 
 
 def test_the_evaluation_view_is_condensed_and_the_training_view_is_augmented(four: ImageData) -> None:
-    """A stream whose training transform would ruin the images: the exemplars do not see it; the buffer's own transform acts in training only."""
+    """The exemplars do not see a training transform that would ruin the images; the buffer's own transform acts in training only."""
     plain = TensorDataset(four.normalised("train", torch.arange(len(four.train))), four.train.labels)
     plain.targets = four.train.labels.tolist()  # type: ignore[attr-defined]
     with quiet_and_seeded(0):
@@ -191,8 +192,9 @@ def test_attach_finds_the_one_storage_policy_or_says_why_not(four: ImageData) ->
         attach(naive(four), buffer)
     with pytest.raises(InputError, match="has 2 storage policies"):
         attach(naive(four, [plugins.ReplayPlugin(mem_size=8), plugins.GDumbPlugin(mem_size=8)]), buffer)
-    head = avalanche("avalanche.models.dynamic_modules").IncrementalClassifier(4)
-    with pytest.raises(InputError, match="this model's head grows"), quiet_and_seeded(0):
+    with quiet_and_seeded(0):
+        head = avalanche("avalanche.models.dynamic_modules").IncrementalClassifier(4)
+    with pytest.raises(InputError, match="this model's head grows"):
         attach(strategy("DER", four, model=torch.nn.Sequential(torch.nn.Flatten(), head), mem_size=8), buffer)
 
 
