@@ -1,6 +1,7 @@
 """Statistics of a ranking: how well a proxy's scores order networks by their true accuracy, and how far that can be trusted.
 
-Pure functions. Scores and truths are arrays (n,), higher is better, position by network. One rule for what is missing (`usable`): a network without a truth (NaN) is left out; a network that the proxy could not score (NaN) ranks last, tied with others of its kind.
+Pure functions. Scores and truths are arrays (n,), higher is better, position by network. One rule for what is missing (`usable`): a network
+without a truth (NaN) is left out; a network that the proxy could not score (NaN) ranks last, tied with others of its kind.
 Ties never help: whatever depends on picking the k best is the expectation over the order of tied networks, drawn evenly.
 
 Functions whose names end in ``_rows`` take many resamples at once, (resamples, n), and return one value each; the bootstrap uses them.

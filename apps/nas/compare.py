@@ -1,0 +1,107 @@
+"""All statistics of a study in one table: every proxy against the truth, with intervals, costs, and paired comparisons."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apps.nas import ranking
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A proxy's score of each network (n,), higher is better, and what it cost: seconds once, seconds for all networks together, bytes
+    that must be stored or sent to score with it. ``kind`` is "condensed", "coreset", "early", "zero-cost", "regression" or "whole"."""
+
+    kind: str
+    values: Array
+    one_off: float = 0.0
+    seconds: float = 0.0
+    bytes: int = 0
+    failed: int = 0
+
+    @property
+    def total(self) -> float:
+        return self.one_off + self.seconds
+
+
+def compared(
+    truth: Array,
+    proxies: Mapping[str, Scores],
+    truth_seconds: float,
+    generator: np.random.Generator,
+    resamples: int = ranking.RESAMPLES,
+    ks: Sequence[int] = (1, 5),
+) -> dict[str, Any]:
+    """``truth`` (n, S) are test accuracies of S fully trained networks each, NaN where one failed; ``truth_seconds`` what they cost in all.
+
+    Returns plain numbers: ``ceiling``, ``proxies.<name>`` and ``differences.<name>.<rival>`` (Spearman, first minus second).
+    """
+    mean = means(truth)
+    known = int(np.isfinite(mean).sum())
+    top = {"top5pct": ranking.top_count(known), "top10": min(10, known)}
+    ceiling = ranking.noise_ceiling(truth, generator)
+    rows: dict[str, Any] = {}
+    for name, scores in proxies.items():
+
+        def interval(statistic: ranking.Rows, values: Array = scores.values) -> dict[str, float]:
+            return ranking.bootstrap(values, mean, statistic, generator, resamples).as_dict()
+
+        row: dict[str, Any] = {"kind": scores.kind, "scored": int(np.isfinite(scores.values).sum()), "failed_runs": scores.failed}
+        row |= {"spearman": interval(ranking.spearman_rows), "kendall": interval(ranking.kendall_rows)}
+        # The best few are chosen by the truth, so the interval is over those few networks.
+        for label, k in top.items():
+            best = _best(mean, k)
+            found = ranking.bootstrap(scores.values[best], mean[best], ranking.spearman_rows, generator, resamples)
+            row[f"spearman_{label}"] = {**found.as_dict(), "networks": len(best)}
+        for k in ks:
+            row[f"regret@{k}"] = interval(ranking.regret_rows(k))
+            row[f"overlap@{k}"] = {**interval(ranking.overlap_rows(k)), "chance": min(k, known) / known if known else math.nan}
+        row["seconds"] = {"one_off": scores.one_off, "networks": scores.seconds, "total": scores.total}
+        row["bytes"] = scores.bytes
+        row["break_even"] = ranking.break_even(scores.one_off, scores.seconds / len(mean), truth_seconds / len(mean))
+        rows[name] = row
+    return {
+        "networks": len(mean),
+        "known": known,
+        "truth_seconds": truth_seconds,
+        "ceiling": {"halves": ceiling.halves, "reliability": ceiling.reliability, "perfect": ceiling.perfect},
+        "proxies": rows,
+        "differences": _differences(proxies, mean, generator, resamples),
+    }
+
+
+def means(values: Array) -> Array:
+    """Row means of what is there, NaN for a row with nothing."""
+    count = np.isfinite(values).sum(1)
+    total = np.where(np.isfinite(values), values, 0.0).sum(1)
+    return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
+
+
+def _best(mean: Array, k: int) -> NDArray[np.int64]:
+    """Positions of the k truly best networks and of those that tie with the k-th."""
+    if not np.isfinite(mean).any():
+        return np.zeros(0, dtype=np.int64)
+    edge = np.sort(mean[np.isfinite(mean)])[-k]
+    return np.flatnonzero(np.where(np.isfinite(mean), mean, -np.inf) >= edge)
+
+
+def _differences(proxies: Mapping[str, Scores], mean: Array, generator: np.random.Generator, resamples: int) -> dict[str, Any]:
+    """Each condensed proxy against random images, early stopping and the number of parameters."""
+    found: dict[str, Any] = {}
+    for name, scores in proxies.items():
+        if scores.kind != "condensed":
+            continue
+        rivals = [rival for rival in ("random", "early-steps", f"early-cost-{name}", "parameters", "regression") if rival in proxies]
+        found[name] = {
+            rival: ranking.paired_bootstrap(
+                scores.values, proxies[rival].values, mean, ranking.spearman_rows, generator, resamples
+            ).as_dict()
+            for rival in rivals
+        }
+    return found

@@ -1,0 +1,274 @@
+"""The study: networks trained fully, scored by every proxy under one recipe, and compared.
+
+`rank` is what a user calls with sets of their own. Two things keep it honest. A proxy's score is an accuracy on the validation split; the
+truth is the test accuracy of fully trained networks, and nothing is chosen by it. And proxies draw other initial weights than the truth:
+with the same ones they would share its noise.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
+
+import numpy as np
+import pydantic
+import torch
+from pydantic import Field
+
+from apps.nas.compare import Scores, compared, means
+from apps.nas.ledger import Ledger, data_key, set_key
+from apps.nas.ranking import RESAMPLES
+from apps.nas.regression import main_effects
+from apps.nas.space import Candidate, check_candidates
+from apps.nas.training import WHOLE, Job, Shelf, score
+from apps.nas.workers import Crew, Row, one_thread
+from apps.nas.zero_cost import DATA_FREE, ON_A_BATCH, SCORES, SIZES, zero_cost
+from distill.condensed import CondensedSet
+from distill.data import ImageData
+from distill.errors import InputError, unknown_name
+from distill.evaluation import fitted
+from distill.randomness import derived_seed, generator
+from distill.train import Recipe
+
+Told = Callable[[int, int, Row], None]
+_STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+MAX_SEEDS = 100  # streams of the truth, the proxies and the scores lie this far apart
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+class Truth:
+    """``[truth]``: full training of every network. Compiling hundreds of small networks costs more than it saves, so it is off."""
+
+    seeds: Annotated[int, Field(ge=1, le=MAX_SEEDS)] = 3
+    recipe: Recipe = dataclasses.field(default_factory=lambda: Recipe(epochs=20, compile="off"))
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+class Proxies:
+    """``[proxy]``: the one recipe of every condensed set, coreset and early-stopped run, over ``seeds`` runs each.
+
+    ``equal_cost`` names the sets whose total cost, distillation included, an early-stopped run on the whole set gets as well.
+    ``regression`` is the number of fully trained networks for the main effects (0: none); ``batch`` the real images for zero-cost scores.
+    """
+
+    seeds: Annotated[int, Field(ge=1, le=MAX_SEEDS)] = 3
+    recipe: Recipe = dataclasses.field(default_factory=lambda: Recipe(epochs=1001, max_steps=200, compile="off"))
+    early: bool = True
+    equal_cost: tuple[str, ...] = ()
+    zero_cost: tuple[str, ...] = SCORES
+    regression: Annotated[int, Field(ge=0)] = 20
+    batch: Annotated[int, Field(ge=2, le=1024)] = 64
+    resamples: Annotated[int, Field(ge=100, le=100_000)] = RESAMPLES
+    top: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 5)
+
+
+@dataclasses.dataclass(frozen=True)
+class SetProxy:
+    """A set (several independently made ones, used in turn) that stands for the data, and the seconds that making them took."""
+
+    sets: tuple[CondensedSet, ...]
+    seconds: float = 0.0
+    kind: str = "condensed"
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """``summary``: see `compare.compared`, plain numbers. ``truth`` (n, S) test accuracies; ``scores`` by proxy; ``rows`` of the truth."""
+
+    candidates: list[Candidate]
+    summary: dict[str, Any]
+    truth: np.ndarray
+    scores: dict[str, Scores]
+    rows: list[Row]
+
+
+def rank(
+    data: ImageData,
+    candidates: Sequence[Candidate],
+    sets: Mapping[str, SetProxy],
+    truth: Truth | None = None,
+    proxies: Proxies | None = None,
+    *,
+    seed: int = 0,
+    crew: Crew | None = None,
+    ledger: Ledger | None = None,
+    told: Told | None = None,
+) -> Result:
+    """Train, score, compare. With a `Ledger` on disk a stopped study goes on where it was."""
+    truth, proxies, crew, ledger = truth or Truth(), proxies or Proxies(), crew or Crew(), ledger or Ledger()
+    listed = check_candidates(candidates)
+    check(data, listed, sets, proxies)
+    work = _Work(data, listed, sets, proxies, truth, seed, crew, ledger, told or (lambda done, of, row: None))
+    stages = {"truth": work.truth_jobs(), **{name: work.set_jobs(name) for name in sets}}
+    if proxies.early:
+        stages["early-steps"] = work.early_jobs("early-steps", work.steps)
+    rows = work.do(stages)
+    found = {name: work.on_set(name, rows[name]) for name in sets}
+    if proxies.early:
+        found["early-steps"] = work.on_whole("early", rows["early-steps"])
+        again = {f"early-cost-{name}": work.early_jobs(f"early-cost-{name}", work.equal_steps(name, found)) for name in proxies.equal_cost}
+        found |= {name: work.on_whole("early", done) for name, done in work.do(again).items()}
+    found |= work.zero_cost()
+    if proxies.regression:
+        found["regression"] = work.regression(rows["truth"])
+    found["whole"] = work.on_whole("whole", rows["truth"])
+    tested = np.array([score(row, "test") for row in rows["truth"]]).reshape(len(listed), truth.seeds)
+    cost = sum(map(work.cost, rows["truth"]))
+    draws = np.random.default_rng(derived_seed(seed, "bootstrap"))
+    return Result(listed, compared(tested, found, cost, draws, proxies.resamples, proxies.top), tested, found, rows["truth"])
+
+
+def check(data: ImageData, candidates: Sequence[Candidate], sets: Mapping[str, SetProxy], proxies: Proxies) -> None:
+    """Everything about the input that would fail after minutes fails now."""
+    if not len(data.validation) or not len(data.test):
+        raise InputError(f"data {data.spec.name!r} needs a validation and a test split here; load it with validation=0.1.")
+    for name, proxy in sets.items():
+        if name in (*SCORES, "early-steps", "regression", WHOLE) or name.startswith("early-cost-"):
+            raise InputError(f"a set may not be called {name!r}: a proxy of the study has that name.")
+        for one in proxy.sets:
+            fitted(one, data)
+            if one.whitening is not None and not one.whitening.same_as(data.whitening):
+                raise InputError(f"set {name!r} is white; give the data white by its transform: data.whitened(the_set.whitening).")
+    for name in proxies.equal_cost:
+        if name not in sets:
+            raise unknown_name("equal_cost: set", name, sets)
+    for name in proxies.zero_cost:
+        if name not in SCORES:
+            raise unknown_name("zero-cost score", name, SCORES)
+    if proxies.regression:
+        if any(not one.axes for one in candidates):
+            raise InputError("main effects need networks of one grid; set proxy.regression = 0 for networks of your own.")
+        if proxies.regression > len(candidates):
+            raise InputError(f"proxy.regression is {proxies.regression}; allowed: at most the {len(candidates)} networks, or 0.")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    data: ImageData
+    candidates: list[Candidate]
+    sets: Mapping[str, SetProxy]
+    proxies: Proxies
+    truth: Truth
+    seed: int
+    crew: Crew
+    ledger: Ledger
+    told: Told
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of a run on the largest set; without sets, on the recipe's own terms."""
+        recipe = self.proxies.recipe
+        images = max((len(one) for proxy in self.sets.values() for one in proxy.sets), default=recipe.batch_size)
+        steps = recipe.epochs * -(-images // recipe.batch_size)
+        return min(steps, recipe.max_steps or steps)
+
+    @property
+    def whole_bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (self.data.train.images, self.data.train.labels))
+
+    def cost(self, row: Row) -> float:
+        """Core seconds on a CPU, wall seconds on a GPU."""
+        return float(row.get("cpu_seconds" if self.crew.device == "cpu" else "seconds", 0.0))
+
+    def numbers(self, block: int, count: int) -> list[int]:
+        return [(self.seed * 10 + block) * MAX_SEEDS + k for k in range(count)]
+
+    @functools.cached_property
+    def shelf(self) -> Shelf:
+        return Shelf(self.data, {f"{name}-{i}": one for name, proxy in self.sets.items() for i, one in enumerate(proxy.sets)})
+
+    def do(self, stages: dict[str, list[Job]]) -> dict[str, list[Row]]:
+        """Rows by stage: all stages in one go, so that workers start once."""
+        rows = self.ledger.do([job for jobs in stages.values() for job in jobs], self.shelf, self.crew, self.told)
+        place = iter(rows)
+        return {stage: [next(place) for _ in jobs] for stage, jobs in stages.items()}
+
+    def truth_jobs(self) -> list[Job]:
+        recipe, key = self.truth.recipe, data_key(self.data, self.truth.recipe)
+        return self._jobs("truth", [(WHOLE, k, key) for k in self.numbers(0, self.truth.seeds)], recipe, ("validation", "test"))
+
+    def set_jobs(self, name: str) -> list[Job]:
+        count, recipe = len(self.sets[name].sets), self.proxies.recipe
+        keys = [set_key(one, self.data, recipe) for one in self.sets[name].sets]
+        runs = [(f"{name}-{r % count}", k, keys[r % count]) for r, k in enumerate(self.numbers(5, self.proxies.seeds))]
+        return self._jobs(name, runs, recipe)
+
+    def early_jobs(self, name: str, steps: int) -> list[Job]:
+        """Training on the whole set that ends after ``steps`` optimiser steps."""
+        recipe = dataclasses.replace(self.proxies.recipe, epochs=steps, max_steps=steps)
+        key = data_key(self.data, recipe)
+        return self._jobs(name, [(WHOLE, k, key) for k in self.numbers(5, self.proxies.seeds)], recipe)
+
+    def _jobs(self, stage: str, runs: list[tuple[str, int, str]], recipe: Recipe, splits: tuple[str, ...] = ("validation",)) -> list[Job]:
+        return [Job(stage, one.id, one.network, source, k, recipe, key, splits) for one in self.candidates for source, k, key in runs]
+
+    def on_set(self, name: str, rows: list[Row]) -> Scores:
+        proxy = self.sets[name]
+        size = sum(one.nbytes for one in proxy.sets[: self.proxies.seeds])
+        return dataclasses.replace(self._scores(proxy.kind, rows), one_off=proxy.seconds, bytes=size)
+
+    def on_whole(self, kind: str, rows: list[Row]) -> Scores:
+        return dataclasses.replace(self._scores(kind, rows), bytes=self.whole_bytes)
+
+    def _scores(self, kind: str, rows: list[Row]) -> Scores:
+        values = np.array([score(row, "validation") for row in rows]).reshape(len(self.candidates), -1)
+        failed = sum(row["status"] != "ok" for row in rows)
+        return Scores(kind, means(values), 0.0, sum(map(self.cost, rows)), failed=failed)
+
+    def equal_steps(self, name: str, found: Mapping[str, Scores]) -> int:
+        """Steps for which early stopping costs as much as this set's proxy with its distillation; from measured seconds, so decided once
+        and kept in the ledger."""
+        key = data_key(self.data, self.proxies.recipe)
+        plan = self.ledger.rows.get(("plan", name, self.seed, key))
+        if plan is None:
+            ratio = found[name].total / max(found["early-steps"].total, 1e-9)
+            plan = {"stage": "plan", "id": name, "seed": self.seed, "key": key, "steps": max(1, round(self.steps * ratio))}
+            self.ledger.add(plan)
+        return int(plan["steps"])
+
+    def zero_cost(self) -> dict[str, Scores]:
+        """Scores on a real batch, and those that need a batch on each condensed set as well."""
+        wanted = self.proxies.zero_cost
+        images = torch.arange(len(self.data.train))[
+            torch.randperm(len(self.data.train), generator=generator(self.seed, "zero-cost batch"))[: self.proxies.batch]
+        ]
+        real = self.data.normalised("train", images).cpu(), self.data.train.labels[images.to(self.data.device)].cpu()
+        key = data_key(self.data, self.proxies.recipe)
+        found = {name: self._zero(name, name, None if name in (*SIZES, *DATA_FREE) else real, key) for name in wanted}
+        for label, proxy in self.sets.items():
+            if proxy.kind == "condensed":
+                for name in (n for n in wanted if n in ON_A_BATCH):
+                    one = proxy.sets[0].to("cpu")
+                    key = set_key(one, self.data, self.proxies.recipe)
+                    scored = self._zero(f"{name}-on-{label}", name, (one.images, one.labels), key)
+                    found[f"{name}-on-{label}"] = dataclasses.replace(scored, one_off=proxy.seconds / len(proxy.sets))
+        return found
+
+    def _zero(self, label: str, name: str, batch: tuple[torch.Tensor, torch.Tensor] | None, key: str) -> Scores:
+        seeds = self.numbers(9, 1 if name in SIZES else self.proxies.seeds)
+        images, labels = batch or (None, None)
+        rows = []
+        for count, one in enumerate(self.candidates, 1):
+            for k in seeds:
+                if (label, one.id, k, key) not in self.ledger.rows:
+                    start = time.perf_counter()
+                    with one_thread():
+                        value, seconds = zero_cost(name, one, self.data.spec, k, images, labels)
+                    row = {"stage": label, "id": one.id, "seed": k, "key": key, "status": "ok", "score": value}
+                    row |= {"seconds": time.perf_counter() - start, "cpu_seconds": seconds}
+                    self.ledger.add(row)
+                    self.told(count, len(self.candidates), row)
+                rows.append(self.ledger.rows[label, one.id, k, key])
+        values = np.array([np.nan if row["score"] is None else row["score"] for row in rows], dtype=np.float64)
+        size = 0 if batch is None else sum(t.numel() * t.element_size() for t in batch)
+        return Scores("zero-cost", means(values.reshape(-1, len(seeds))), 0.0, sum(map(self.cost, rows)), size)
+
+    def regression(self, rows: list[Row]) -> Scores:
+        """Main effects from the first seed of a few networks that the truth has trained anyway; their cost is counted."""
+        first = rows[:: self.truth.seeds]
+        order = torch.randperm(len(first), generator=generator(self.seed, "regression")).tolist()
+        known = sorted(order[: self.proxies.regression])
+        values = [score(first[i], "validation") for i in known]
+        predicted = main_effects([one.axes for one in self.candidates], known, values)
+        return Scores("regression", predicted, sum(self.cost(first[i]) for i in known), 0.0, self.whole_bytes)

@@ -1,0 +1,87 @@
+"""One network trained on one set and measured: a job in, a flat row out, whatever happens."""
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from distill.condensed import CondensedSet
+from distill.data import ImageData
+from distill.errors import InputError, clipped
+from distill.evaluation import accuracy
+from distill.networks import Factory, flops, parameter_count
+from distill.train import Recipe, train_network
+
+WHOLE = "whole"
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """What networks are trained and measured on: the data, and condensed sets by name. Workers get a copy once."""
+
+    data: ImageData
+    sets: dict[str, CondensedSet]
+
+    def source(self, name: str) -> ImageData | CondensedSet:
+        return self.data if name == WHOLE else self.sets[name]
+
+    def to(self, device: torch.device | str) -> "Shelf":
+        return Shelf(self.data.to(device), {name: one.to(device) for name, one in self.sets.items()})
+
+
+@dataclass(frozen=True)
+class Job:
+    """Train ``network`` on ``source`` (a set's name on the shelf, or "whole") and measure it.
+
+    ``stage`` and ``key`` say for which proxy and under which data and recipe; with ``id`` and ``seed`` they name the row in the ledger.
+    """
+
+    stage: str
+    id: str
+    network: Factory
+    source: str
+    seed: int
+    recipe: Recipe
+    key: str
+    splits: tuple[str, ...] = ("validation",)
+
+    @property
+    def name(self) -> tuple[str, str, int, str]:
+        return self.stage, self.id, self.seed, self.key
+
+
+def measure(job: Job, shelf: Shelf) -> dict[str, Any]:
+    """The job's row: accuracies in percent by split, wall and processor seconds, parameters, FLOPs; ``status`` "ok", or "failed" with a
+    ``reason``: an error, weights that are no longer finite. Wrong input of the study itself is the caller's to check before."""
+    wall, processor = time.perf_counter(), time.process_time()
+    try:
+        network = train_network(shelf.source(job.source), job.network, job.recipe, job.seed)
+        sizes = {"parameters": parameter_count(network), "flops": flops(network, shelf.data.spec)}
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in network.state_dict().values()):
+            return {**failed(job, "diverged: weights are not finite"), **sizes, **_seconds(wall, processor)}
+        found = {split: accuracy(network, shelf.data, split) for split in job.splits}
+        return {**_name(job), "status": "ok", **found, **sizes, **_seconds(wall, processor)}
+    except Exception as error:  # one network that cannot be built, or is too large, must not end the study
+        reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        return {**failed(job, reason), **_seconds(wall, processor)}
+
+
+def failed(job: Job, reason: str) -> dict[str, Any]:
+    return {**_name(job), "status": "failed", "reason": clipped(" ".join(reason.split()), 200)}
+
+
+def _name(job: Job) -> dict[str, Any]:
+    return {"stage": job.stage, "id": job.id, "seed": job.seed, "key": job.key}
+
+
+def _seconds(wall: float, processor: float) -> dict[str, float]:
+    # On a busy machine only processor time says what a network costs; on a GPU only wall time does.
+    return {"seconds": round(time.perf_counter() - wall, 4), "cpu_seconds": round(time.process_time() - processor, 4)}
+
+
+def score(row: dict[str, Any], split: str) -> float:
+    """The row's accuracy, NaN where the network failed or was not measured on that split."""
+    value = row.get(split)
+    return float(value) if row.get("status") == "ok" and isinstance(value, int | float) else math.nan

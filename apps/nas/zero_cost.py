@@ -1,0 +1,97 @@
+"""Scores of untrained networks, from one batch or none: the cheapest rivals of any proxy.
+
+Abdelfattah et al., "Zero-Cost Proxies for Lightweight NAS", ICLR 2021 (synflow, grad_norm); Mellor et al., "Neural Architecture Search
+without Training", ICML 2021 (naswot). More parameters and more FLOPs are scores too, and hard to beat.
+"""
+
+import math
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from apps.nas.space import Candidate
+from distill.errors import unknown_name
+from distill.networks import create, flops, parameter_count
+from distill.randomness import generator
+from distill.spec import DataSpec
+
+SIZES = ("parameters", "flops")
+DATA_FREE = ("synflow",)
+ON_A_BATCH = ("naswot", "grad_norm")
+SCORES = (*SIZES, *DATA_FREE, *ON_A_BATCH)
+_ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.SiLU, nn.Tanh, nn.GELU, nn.ELU)
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+
+
+def zero_cost(
+    name: str, one: Candidate, spec: DataSpec, seed: int, images: Tensor | None = None, labels: Tensor | None = None
+) -> tuple[float, float]:
+    """(score, processor seconds) of a freshly drawn network. ``images`` (N, C, H, W) and ``labels`` (N,) for the scores that need a batch.
+    A score that is not defined for this network is NaN."""
+    if name not in SCORES:
+        raise unknown_name("zero-cost score", name, SCORES)
+    start = time.process_time()
+    network = create(one.network, spec, generator(seed, "zero-cost"))
+    if name == "parameters":
+        value = float(parameter_count(network))
+    elif name == "flops":
+        value = float(flops(network, spec))
+    elif name == "synflow":
+        value = synflow(network, spec)
+    else:
+        assert images is not None
+        assert labels is not None
+        value = naswot(network, images) if name == "naswot" else grad_norm(network, images, labels)
+    return (value if math.isfinite(value) else math.nan), time.process_time() - start
+
+
+def synflow(network: nn.Module, spec: DataSpec) -> float:
+    """Logarithm of the sum over weights of w dR/dw, R the summed output for an input of ones with all weights made positive.
+
+    Norms are left out: at their first values they would make the constant maps of this input zero. In float64, for the deep ones.
+    """
+    network = network.double().eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.abs_()
+    handles = [layer.register_forward_hook(lambda _, args, output: args[0]) for layer in network.modules() if isinstance(layer, _NORMS)]
+    try:
+        output = network(torch.ones((1, *spec.shape), dtype=torch.float64))
+    finally:
+        for handle in handles:
+            handle.remove()
+    weights = [p for p in network.parameters() if p.requires_grad]
+    slopes = torch.autograd.grad(output.sum(), weights, allow_unused=True)
+    total = sum(float((w.detach() * g).sum()) for w, g in zip(weights, slopes, strict=True) if g is not None)
+    return math.log(total) if total > 0 else math.nan
+
+
+def naswot(network: nn.Module, images: Tensor) -> float:
+    """log |det K|, K[i, j] the number of activation units that are on for both or off for both of images i and j.
+
+    On means that the unit's input is above zero, so that the code exists for a sigmoid too. NaN where the network has no activation layer.
+    """
+    kernel = torch.zeros(len(images), len(images), dtype=torch.float64)
+
+    def watch(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        code = (args[0].flatten(1) > 0).float()
+        kernel.add_((code @ code.T + (1 - code) @ (1 - code).T).double())
+
+    layers = [layer for layer in network.modules() if isinstance(layer, _ACTIVATIONS)]
+    handles = [layer.register_forward_pre_hook(watch) for layer in layers]
+    try:
+        with torch.no_grad():
+            network.train()(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return float(torch.linalg.slogdet(kernel).logabsdet) if layers else math.nan
+
+
+def grad_norm(network: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Euclidean length of the gradient of the mean cross-entropy over all weights."""
+    network.train()
+    F.cross_entropy(network(images), labels).backward()
+    return math.sqrt(sum(float(p.grad.double().square().sum()) for p in network.parameters() if p.grad is not None))
