@@ -51,23 +51,26 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def own_data(context: Context, settings: Settings, spec: DataSpec) -> tuple[ImageData, int]:
+def own_data(context: Context, settings: Settings, spec: DataSpec, given: ImageData | None = None) -> tuple[ImageData, int]:
     """(this client's images, its number).
 
     A node whose config names ``data`` (a name or ``folder:PATH``) owns all of it; otherwise it takes part ``partition-id`` of the
-    run's data set, which it finds under ``data-path`` or $DISTILL_DATA.
+    run's data set, which it finds under ``data-path`` or $DISTILL_DATA, or which is ``given``.
     """
     node = context.node_config
     client = int(node.get("partition-id", -1))
     root = str(node.get("data-path", context.run_config.get("data-root", "")))
     if "data" in node:
         return agreed(load_once(str(node["data"]), root, 0.0, settings.seed, settings.size or spec.height, settings.device), spec), client
-    data = data_of(settings, root)
+    data = data_of(settings, root) if given is None else given
     return shard(agreed(data, spec), partition_of(data, settings), client), client
 
 
-def client_app() -> ClientApp:
-    """A new ClientApp with the actions ``query.who``, ``train.condense`` and ``train.fit``."""
+def client_app(given: ImageData | None = None) -> ClientApp:
+    """A new ClientApp with the actions ``query.who``, ``train.condense`` and ``train.fit``.
+
+    ``given`` is the whole data set for clients of one process; without it each finds its own.
+    """
     app = ClientApp()
 
     @app.query("who")  # type: ignore[untyped-decorator]
@@ -80,13 +83,15 @@ def client_app() -> ClientApp:
     def condense(message: Message, context: Context) -> Message:
         settings, server_round, spec = _asked(message, context)
         with torch_threads(settings.threads):
-            return Message(_condensed(message.content, context, settings, server_round, spec), reply_to=message)
+            data, client = own_data(context, settings, spec, given)
+            return Message(_condensed(message.content, context, settings, server_round, data, client), reply_to=message)
 
     @app.train("fit")  # type: ignore[untyped-decorator]
     def fit(message: Message, context: Context) -> Message:
         settings, server_round, spec = _asked(message, context)
         with torch_threads(settings.threads):
-            return Message(_fitted(message.content, context, settings, server_round, spec), reply_to=message)
+            data, client = own_data(context, settings, spec, given)
+            return Message(_fitted(message.content, context, settings, server_round, data, client), reply_to=message)
 
     return app
 
@@ -98,9 +103,8 @@ def _asked(message: Message, context: Context) -> tuple[Settings, int, DataSpec]
     return settings_of(context.run_config), int(ask["round"]), made
 
 
-def _condensed(content: RecordDict, context: Context, settings: Settings, server_round: int, spec: DataSpec) -> RecordDict:
-    data, client = own_data(context, settings, spec)
-    start = time.monotonic()
+def _condensed(content: RecordDict, context: Context, settings: Settings, server_round: int, data: ImageData, client: int) -> RecordDict:
+    start, spec = time.monotonic(), data.spec
     weights = _received(content, settings, spec)
     wanted = settings.upload.classes
     facts: dict[str, Any] = {"partition-id": client}
@@ -119,9 +123,8 @@ def _condensed(content: RecordDict, context: Context, settings: Settings, server
     return RecordDict({"upload": record_of(encode(made, settings.upload.pixels)), "facts": MetricRecord(facts)})
 
 
-def _fitted(content: RecordDict, context: Context, settings: Settings, server_round: int, spec: DataSpec) -> RecordDict:
-    data, client = own_data(context, settings, spec)
-    start = time.monotonic()
+def _fitted(content: RecordDict, context: Context, settings: Settings, server_round: int, data: ImageData, client: int) -> RecordDict:
+    start, spec = time.monotonic(), data.spec
     received = _received(content, settings, spec)
     if received is None:
         raise InputError("the server sent no weights to train.")

@@ -122,7 +122,7 @@ class Federation(Strategy):
     def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Flower's ``evaluate_fn``: accuracy, then the round's line, then the checkpoint."""
         number = server_round + self.done
-        if server_round == 0 and self.done:
+        if server_round == 0 and self.lines:  # a resumed run has judged its first weights
             return None
         accuracy = self.judge(self.weights)
         clients = sorted(self.asked.values(), key=lambda each: each.client) if server_round else []
@@ -181,8 +181,8 @@ class Federation(Strategy):
         assert self.folder is not None
         tensors = {f"weights/{name}": value.contiguous() for name, value in self.weights.items()}
         tensors |= {f"rule/{name}": value.contiguous() for name, value in self.rule.state().items()}
-        facts = {"key": self.key, "round": str(number)}
-        write_whole(self.folder / "checkpoint.safetensors", safetensors.torch.save(tensors, facts))
+        facts = {"key": self.key, "round": number}
+        write_whole(self.folder / "checkpoint.safetensors", safetensors.torch.save(tensors, {"checkpoint": json.dumps(facts)}))
 
     def _resume(self) -> None:
         path = None if self.folder is None else self.folder / "checkpoint.safetensors"
@@ -193,9 +193,9 @@ class Federation(Strategy):
             return
         try:
             with safetensors.safe_open(path, framework="pt") as file:
-                facts = file.metadata()
+                facts = json.loads(file.metadata()["checkpoint"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
-        except (safetensors.SafetensorError, OSError) as error:
+        except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}: is damaged ({str(error)[:100]}); delete it to start again.") from None
         if facts.get("key") != self.key:
             raise InputError(f"{path}: belongs to a run with other settings; delete it to start again.")

@@ -1,0 +1,334 @@
+"""Whole runs in process on a toy: what clients send, what bad clients cannot do, and what a stopped run goes on with."""
+
+import dataclasses
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from apps.federated.client_app import client_app
+from apps.federated.inline import run_inline
+from apps.federated.messages import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict, parts_of, record_of
+from apps.federated.settings import Settings, from_mapping
+from apps.federated.wire import Limits, decode
+from distill.condensed import CondensedSet
+from distill.data import ImageData
+from distill.errors import InputError
+from tests.conftest import toy
+
+from .hostile import KINDS, variant
+
+CLASSES = 4
+
+
+def data() -> ImageData:
+    return toy(classes=CLASSES, per_class=30)
+
+
+def settings(**changes: Any) -> Settings:
+    base = {
+        "network": "ConvNetD1W32",
+        "rounds": 2,
+        "partition": {"partitioner": "iid", "num_partitions": 3},
+        "upload": {"ipc": 2, "settings": {"iterations": 4, "batch_real": 8}},
+        "server": {"recipe": {"max_steps": 15, "batch_size": 8, "lr": 0.05, "schedule": "constant", "augmentation": "none"}},
+    }
+    for name, value in changes.items():
+        base[name] = {**base[name], **value} if isinstance(value, dict) and name in base else value
+    return from_mapping(base)
+
+
+def facts(lines: list[dict[str, Any]]) -> list[Any]:
+    """Lines without what a clock wrote."""
+    return [{**line, "clients": [{k: v for k, v in c.items() if k != "seconds"} for c in line["clients"]]} for line in lines]
+
+
+class Recorder:
+    """The real ClientApp, and every upload it made."""
+
+    def __init__(self) -> None:
+        self.app, self.uploads = client_app(data()), {}
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        reply = self.app(message, context)
+        if "upload" in reply.content:
+            key = (message.metadata.group_id, context.node_config["partition-id"])
+            self.uploads[key] = parts_of(reply.content, "upload")
+        return reply
+
+
+@pytest.mark.parametrize("name", ["feddm", "random", "herding", "fedavg", "fedprox", "scaffold", "fednova"])
+def test_every_strategy_learns_and_repeats(name: str) -> None:
+    made = settings(strategy=name, rounds=3, local={"lr": 0.05, "batch_size": 8, "epochs": 2})
+    first, second = run_inline(made, data()), run_inline(made, data())
+    assert facts(first) == facts(second)
+    assert [line["round"] for line in first] == [0, 1, 2, 3]
+    assert first[-1]["accuracy"] > first[0]["accuracy"] + 20
+    assert all(line["dropped"] == 0 for line in first)
+    assert facts(run_inline(settings(strategy=name, rounds=1, seed=1), data())) != facts(first)[:2]
+
+
+def test_bytes_are_those_of_the_messages() -> None:
+    recorder = Recorder()
+    line = run_inline(settings(rounds=1), data(), client=recorder)[1]
+    for client in line["clients"]:
+        arrays = sum(len(name) + len(part) for name, part in recorder.uploads["1", client["client"]].items())
+        images = client["images"]
+        assert images == 2 * CLASSES
+        # Three arrays with headers of 128 bytes, pixels and labels of one byte, a grid of two floats; then names and numbers.
+        assert arrays == 3 * 128 + images * 64 + images + 8 + len("imageslabelsgrid")
+        assert arrays < client["up"] < arrays + 80
+        assert client["down"] > 32 * 9 * 4
+    assert line["up"] == sum(client["up"] for client in line["clients"])
+
+
+def test_pixels_labels_and_classes_are_as_asked() -> None:
+    recorder = Recorder()
+    made = settings(rounds=1, upload={"pixels": "float16", "classes": [1, 2]})
+    run_inline(made, data(), client=recorder)
+    for parts in recorder.uploads.values():
+        uploaded = decode(parts, Limits(data().spec, (1, 2), 2, "float16"))
+        assert uploaded.counts == (0, 2, 2, 0)
+
+
+def test_a_client_sends_only_classes_that_it_holds() -> None:
+    recorder = Recorder()
+    made = settings(rounds=1, partition={"partitioner": "pathological", "num_partitions": 4, "num_classes_per_partition": 1})
+    run_inline(made, data(), client=recorder)
+    assert sorted(np.flatnonzero(decode(p, Limits(data().spec, (0, 1, 2, 3), 2)).counts).tolist() for p in recorder.uploads.values()) == [
+        [0],
+        [1],
+        [2],
+        [3],
+    ]
+
+
+def test_a_client_without_the_wanted_classes_is_empty_and_not_dropped() -> None:
+    made = settings(
+        rounds=1, upload={"classes": [1]}, partition={"partitioner": "pathological", "num_partitions": 4, "num_classes_per_partition": 1}
+    )
+    line = run_inline(made, data())[1]
+    assert sorted(client["status"] for client in line["clients"]) == ["accepted", "empty", "empty", "empty"]
+    assert line["dropped"] == 0
+
+
+def test_one_shot_sends_no_weights_down() -> None:
+    fresh, received = (run_inline(settings(rounds=1, upload={"networks": n}), data())[1] for n in ("fresh", "received"))
+    assert received["down"] - fresh["down"] > 3 * 32 * 9 * 4
+    assert fresh["down"] < 3 * 400
+
+
+def test_any_method_condenses() -> None:
+    for method, options in (("gm", {"iterations": 2, "outer_steps": 1, "inner_epochs": 1}), ("datadam", {"iterations": 2})):
+        made = settings(rounds=1, upload={"method": method, "settings": {"batch_real": 8, **options}})
+        assert run_inline(made, data())[1]["dropped"] == 0
+
+
+def test_warm_start_begins_where_the_client_ended() -> None:
+    recorder = Recorder()
+    tiny = {"iterations": 1, "lr_img": 1e-6, "batch_real": 8}
+    run_inline(settings(upload={"warm_start": True, "pixels": "float32", "settings": tiny}), data(), client=recorder)
+    limits = Limits(data().spec, tuple(range(CLASSES)), 2, "float32")
+    for client in range(3):
+        first, second = (decode(recorder.uploads[r, client], limits).images for r in ("1", "2"))
+        assert float((first - second).abs().max()) < 1e-3
+
+
+def test_part_of_the_clients_take_part_and_the_draw_repeats() -> None:
+    made = settings(rounds=4, fraction=0.34)
+    lines = run_inline(made, data())
+    chosen = [[client["client"] for client in line["clients"]] for line in lines[1:]]
+    assert all(len(each) == 1 for each in chosen)
+    assert len({each[0] for each in chosen}) > 1
+    assert chosen == [[c["client"] for c in line["clients"]] for line in run_inline(made, data())[1:]]
+
+
+# Bad clients
+
+
+def broken(kind: str) -> Any:
+    """A ClientApp whose client 1 misbehaves; the others are honest."""
+    app = client_app(data())
+
+    def client(message: Message, context: Context) -> Message | None:
+        if message.metadata.message_type == "query.who" or context.node_config["partition-id"] != 1:
+            return app(message, context)
+        if kind == "crash":
+            raise RuntimeError("no memory\nleft")
+        if kind == "silent":
+            return None
+        reply = app(message, context)
+        if kind == "nan":
+            reply.content["upload"] = record_of({**_arrays(reply), "grid": np.full((1, 2), np.nan, np.float32)})
+        elif kind == "twice":
+            return reply
+        elif kind == "no arrays":
+            return Message(RecordDict({"upload": MetricRecord({"a": 1})}), reply_to=message)
+        elif kind == "nothing":
+            return Message(RecordDict(), reply_to=message)
+        return reply
+
+    return client
+
+
+def _arrays(reply: Message) -> dict[str, np.ndarray]:
+    return {name: array.numpy() for name, array in reply.content["upload"].items()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "why"),
+    [
+        ("crash", "failed", "left"),
+        ("silent", "missing", "no answer in time"),
+        ("nan", "refused", "grid is"),
+        ("no arrays", "refused", "no arrays 'upload'"),
+        ("nothing", "empty", "holds nothing"),
+    ],
+)
+def test_a_bad_client_loses_its_upload_and_is_named(kind: str, status: str, why: str) -> None:
+    lines = run_inline(settings(), data(), client=broken(kind))
+    for line in lines[1:]:
+        found = {client["client"]: client for client in line["clients"]}
+        assert found[1]["status"] == status
+        assert why in found[1]["why"]
+        assert {found[0]["status"], found[2]["status"]} == {"accepted"}
+        assert line["dropped"] == (status != "empty")
+    without = dataclasses.replace(settings())
+    good = run_inline(without, data(), client=broken("silent"))
+    assert [line["accuracy"] for line in lines] == [line["accuracy"] for line in good], "only the others' data count"
+
+
+@pytest.mark.parametrize("name", ["feddm", "fedavg", "scaffold", "fednova"])
+def test_with_no_valid_answer_the_model_stays_and_the_round_says_so(name: str) -> None:
+    app = client_app(data())
+
+    def client(message: Message, context: Context) -> Message:
+        if message.metadata.message_type == "query.who":
+            return app(message, context)
+        raise RuntimeError("out of order")
+
+    lines = run_inline(settings(strategy=name), data(), client=client)
+    assert len({line["accuracy"] for line in lines}) == 1
+    assert [line["note"] for line in lines[1:]] == ["no valid answer: the model stays as it was"] * 2
+    assert [line["dropped"] for line in lines[1:]] == [3, 3]
+
+
+def test_ten_kinds_of_hostile_uploads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every kind in 100 variants, three clients a round: no variant gets in, no round stops, the weights stay as they were."""
+    app, turn = client_app(data()), iter([(kind, seed) for kind in KINDS for seed in range(100)])
+    made = settings(rounds=len(KINDS) * 100 // 3, upload={"classes": [0, 1, 2]})
+    limits = Limits(data().spec, (0, 1, 2), 2)
+
+    def client(message: Message, context: Context) -> Message:
+        if message.metadata.message_type == "query.who":
+            return app(message, context)
+        parts = variant(*next(turn), limits)
+        record = ArrayRecord()
+        for name, part in parts.items():
+            record[name] = Array("uint8", (1,), "numpy.ndarray", part)
+        return Message(RecordDict({"upload": record}), reply_to=message)
+
+    monkeypatch.setattr(
+        "apps.federated.server_app.accuracy", lambda network, data, split: float(sum(p.detach().sum() for p in network.parameters()))
+    )
+    lines = run_inline(made, data(), client=client)
+    assert len(lines) == made.rounds + 1
+    assert len({line["accuracy"] for line in lines}) == 1, "the weights' sum is the same after every round"
+    assert all(line["dropped"] == 3 for line in lines[1:])
+    assert all("\n" not in client["why"] for line in lines for client in line["clients"])
+
+
+@pytest.mark.parametrize(
+    "claim", [{"num-examples": -5, "steps": 3}, {"num-examples": 10**12, "steps": 3}, {"num-examples": 5, "steps": 0}, {"steps": 3}]
+)
+@pytest.mark.parametrize("name", ["fedavg", "fednova"])
+def test_claimed_numbers_are_checked(name: str, claim: dict[str, int]) -> None:
+    app = client_app(data())
+
+    def client(message: Message, context: Context) -> Message:
+        reply = app(message, context)
+        if message.metadata.message_type != "query.who" and context.node_config["partition-id"] == 0:
+            reply.content["facts"] = MetricRecord(claim)
+        return reply
+
+    line = run_inline(settings(strategy=name, rounds=1), data(), client=client)[1]
+    assert [c["status"] for c in line["clients"]] == ["refused", "accepted", "accepted"]
+
+
+def test_two_nodes_with_one_number_and_foreign_numbers_are_not_let_in() -> None:
+    app = client_app(data())
+
+    def client(message: Message, context: Context) -> Message:
+        if message.metadata.message_type == "query.who":
+            number = {0: 0, 1: 0, 2: 99}[context.node_config["partition-id"]]
+            return Message(RecordDict({"facts": MetricRecord({"partition-id": number})}), reply_to=message)
+        return app(message, context)
+
+    line = run_inline(settings(rounds=1), data(), client=client)[1]
+    assert [c["client"] for c in line["clients"]] == [0]
+
+
+# Going on after a stop
+
+
+@pytest.mark.parametrize("changes", [{}, {"strategy": "scaffold"}, {"upload": {"warm_start": True}}, {"server": {"memory": 2}}])
+def test_a_run_that_stops_anywhere_goes_on_to_the_same_rounds(changes: dict[str, Any], tmp_path: Path) -> None:
+    made = settings(rounds=4, **changes)
+    whole = run_inline(made, data(), tmp_path / "whole")
+    calls = 0
+    app = client_app(data())
+
+    def stops(limit: int) -> Any:
+        def client(message: Message, context: Context) -> Message:
+            nonlocal calls
+            calls += 1
+            if calls == limit:
+                raise KeyboardInterrupt
+            return app(message, context)
+
+        return client
+
+    for limit in (6, 8, 11):  # in round 1, 2 and 3, counted with the three first questions
+        calls = 0
+        with pytest.raises(KeyboardInterrupt):
+            run_inline(made, data(), tmp_path / "stopped", client=stops(limit))
+    again = run_inline(made, data(), tmp_path / "stopped")
+    assert facts(again) == facts(whole)
+    states = [(tmp_path / name / "checkpoint.safetensors").read_bytes() for name in ("whole", "stopped")]
+    assert states[0] == states[1]
+    with pytest.raises(InputError, match="other settings"):
+        run_inline(settings(rounds=4, seed=9), data(), tmp_path / "stopped")
+
+
+def test_memory_learns_from_earlier_rounds_and_nothing_else_grows(tmp_path: Path) -> None:
+    for memory in (0, 2):
+        run_inline(settings(rounds=3, server={"memory": memory}), data(), tmp_path / f"memory{memory}")
+    plain, kept = (safetensors.torch.load_file(tmp_path / f"memory{m}" / "checkpoint.safetensors") for m in (0, 2))
+    assert not torch.equal(plain["weights/head.weight"], kept["weights/head.weight"])
+    assert sum(name.startswith("rule/memory") for name in kept) == 4
+
+    def peak(rounds: int) -> int:
+        large = toy(classes=CLASSES, per_class=60, side=32)
+        tracemalloc.start()
+        run_inline(settings(rounds=rounds, strategy="random", upload={"ipc": 20}), large, tmp_path / str(rounds))
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    peak(1)
+    assert peak(20) < 1.2 * peak(2)
+
+
+def test_the_union_of_the_last_round_is_kept(tmp_path: Path) -> None:
+    lines = run_inline(settings(), data(), tmp_path)
+    assert len(CondensedSet.load(tmp_path / "union.safetensors")) == lines[-1]["images"]
+
+
+def test_client_code_leaves_threads_as_they_were() -> None:
+    before = torch.get_num_threads()
+    run_inline(settings(rounds=1), data())
+    assert torch.get_num_threads() == before
