@@ -16,6 +16,7 @@ from apps.continual.engine import avalanche
 from apps.continual.exemplars import Exemplars, Grid, decode
 from apps.continual.memory import Memory, MemoryConfig
 from apps.continual.memory_file import load
+from apps.continual.online import Queue
 from distill.errors import InputError
 
 _policies = avalanche("avalanche.training.storage_policy")
@@ -122,7 +123,7 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
         self._built = None
         if isinstance(agent, _training.DER):
             self._attach_logits(agent)
-        _refuse_no_replay(agent, len(self.memory), exp)
+        self._check_replay(agent, exp)
 
     def resize(self, strategy: Any, new_size: int) -> None:
         """A condensed set is not cut: `InputError` unless the size stays."""
@@ -145,6 +146,9 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
         self._learn_layout(getattr(like, "dataset", like))
 
     # Inside
+
+    def _check_replay(self, agent: Any, exp: Any) -> None:
+        _refuse_no_replay(agent, len(self.memory), exp)
 
     def _take(self, agent: Any, images: Tensor, labels: Tensor, task: int) -> None:
         self.memory.observe(images, labels, task=task, device=self._device(agent), folder=self.folder, progress=self.progress)
@@ -207,27 +211,24 @@ class OnlineCondensedBuffer(CondensedBuffer):
     """
 
     def __init__(self, max_size: int, method: str = "dm", *, queue: int = 64, every: int = 6, **options: Any) -> None:
-        if queue < 1 or every < 1:
-            raise InputError(f"queue is {queue} and every is {every}; allowed: 1 or more.")
         if options.get("folder") is not None:
             raise InputError("an online buffer cannot save itself for each mini-experience; leave folder out and call save.")
         super().__init__(max_size, method, **options)
-        self.queue, self.every, self.steps = queue, every, 0
-        self._waiting: tuple[Tensor, Tensor] | None = None
+        self.queue = Queue(queue, every)
 
     @property
     def queue_nbytes(self) -> int:
-        return 0 if self._waiting is None else sum(t.numel() * t.element_size() for t in self._waiting)
+        return self.queue.nbytes
 
     def _take(self, agent: Any, images: Tensor, labels: Tensor, task: int) -> None:
-        if self._waiting is not None:
-            images, labels = torch.cat([self._waiting[0], images]), torch.cat([self._waiting[1], labels])
-        self._waiting = (images[-self.queue :], labels[-self.queue :])
-        self.steps += 1
-        if self.steps % self.every == 0:
+        ready = self.queue.add(images, labels)
+        if ready is not None:
             progress = False if self.progress is None else self.progress
-            self.memory.merge(*self._waiting, task=task, device=self._device(agent), progress=progress)
-            self._waiting = None
+            self.memory.merge(*ready, task=task, device=self._device(agent), progress=progress)
+
+    def _check_replay(self, agent: Any, exp: Any) -> None:
+        """The first mini-experiences find an empty buffer; what can never be enough is refused at once."""
+        _refuse_no_replay(agent, self.max_size, exp)
 
 
 def attach(strategy: Any, buffer: CondensedBuffer) -> Any:

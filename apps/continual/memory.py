@@ -214,6 +214,12 @@ class Memory:
         earlier = load(path)
         if earlier.history != history:
             raise InputError(f"{path}: belongs to a memory with other settings or another stream; delete it to start again.")
+        held = {(group.experience, group.label): group for group in self.groups}
+        for place, group in enumerate(earlier.groups):
+            # Outputs belong to the run that trains, not to the file: a group that stayed as it was keeps them.
+            before = held.get((group.experience, group.label))
+            if before is not None and group.logits is None and torch.equal(before.values, group.values):
+                earlier.groups[place] = dataclasses.replace(group, logits=before.logits)
         self.groups, self.experiences, self.history, self.seconds = earlier.groups, earlier.experiences, history, earlier.seconds
         return None
 

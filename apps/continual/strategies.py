@@ -3,7 +3,7 @@
 `learn` gives one row of the accuracy matrix after each experience.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import pydantic
@@ -73,13 +73,13 @@ def learn(
     buffer: Any = None,
     smallest: int = 0,
     split: str = "test",
-    after: Callable[[int], None] | None = None,
+    mini: int | None = None,
 ) -> Iterator[list[float]]:
     """Train Avalanche's strategy ``name`` ("gdumb", "replay", "er_ace", "der", "none" or "lwf") with ``buffer``, an `ExemplarsBuffer`.
 
     ``smallest`` is the least number of items the buffer will hold; the memory's part of a mini-batch is at most that, because Avalanche
     silently replays nothing from a smaller one (ER_ACE, DER). The seed decides weights, shuffling and what Avalanche draws; global
-    generators are put back.
+    generators are put back. With ``mini`` the stream is online: it passes in experiences of so many items.
     """
     if name not in STRATEGIES or name in ("scratch", "joint"):
         raise unknown_name("strategy", name, [n for n in STRATEGIES if n not in ("scratch", "joint")])
@@ -91,9 +91,12 @@ def learn(
         made = _strategy(name, model, training, device, buffer, smallest)
     for number, experience in enumerate(experiences.train_stream):
         with quiet_and_seeded(derived_seed(state, number)):
-            made.train(experience, num_workers=0)
-        if after is not None:
-            after(number)
+            if mini is None:
+                made.train(experience, num_workers=0)
+            else:
+                online = avalanche("avalanche.benchmarks.scenarios.online")
+                for part in online.split_online_stream([experience], mini, seed=derived_seed(state, "online", number) % 2**32):
+                    made.train(part, num_workers=0)
         yield accuracies(made.model, stream, split)
 
 

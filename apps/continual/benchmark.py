@@ -1,0 +1,175 @@
+"""One cell of a comparison: a memory under a budget, filled by a stream, and a learner that has nothing else of the past.
+
+A unit is (budget, method, storage, order); `fill_memories` makes its memory after each experience, `rows` an accuracy matrix row by row.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from apps.continual.engine import avalanche
+from apps.continual.exemplars import group_bytes, item_bytes
+from apps.continual.memory import Memory, MemoryConfig
+from apps.continual.memory_file import load
+from apps.continual.online import online_memories
+from apps.continual.strategies import Training, joint, learn, scratch
+from apps.continual.streams import experience_tensors, reservoir
+from distill.condensed import CondensedSet
+from distill.data import ImageData
+from distill.errors import InputError
+from distill.evaluation import Accuracy
+from distill.networks import Factory
+from distill.randomness import derived_seed
+from distill.spec import DataSpec
+from distill.train import Recipe
+
+RESERVOIR = "reservoir"  # no memory by class: Vitter's, over all images seen
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a class may take: ``count`` items, or the bytes of ``count`` float32 images with their labels."""
+
+    kind: Literal["items", "bytes"]
+    count: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}{self.count}"
+
+    def per_class(self, shape: tuple[int, int, int], storage: str) -> int:
+        """Items of this storage that a class may have; `InputError` when there is no room for one."""
+        if self.kind == "items":
+            return self.count
+        free = self.count * item_bytes(shape, "float32") - group_bytes(shape, storage)
+        found = free // item_bytes(shape, storage)
+        if found < 1:
+            raise InputError(f"the bytes of {self.count} float32 images have no room for one {storage} image; raise bytes_of.")
+        return found
+
+
+@dataclass(frozen=True)
+class Online:
+    """An online stream: ``mini`` images at a time, a ``queue`` of recent ones, condensed every ``every`` mini-batches."""
+
+    mini: int
+    queue: int
+    every: int
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One memory of a study."""
+
+    budget: Budget
+    method: str
+    storage: str
+    order: int
+    shrinking: bool
+    settings: dict[str, Any]
+    seed: int
+    online: Online | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.budget.name}-{self.method}-{self.storage}-order{self.order}"
+
+    def config(self, spec: DataSpec, groups: int) -> MemoryConfig:
+        """The memory's settings on a stream that brings so many groups (class by experience) in all."""
+        share = self.budget.per_class(spec.shape, self.storage)
+        return MemoryConfig(
+            self.method,
+            items=share * groups,
+            per_class=None if self.shrinking else share,
+            storage=self.storage,  # type: ignore[arg-type]
+            seed=derived_seed(self.seed, "order", self.order),
+            name=spec.name,
+            mean=spec.mean,
+            std=spec.std,
+            settings=self.settings,
+        )
+
+
+def groups_of(stream: Sequence[ImageData], online: Online | None = None) -> int:
+    """Groups that a memory of this stream ends with."""
+    every = [label for data in stream for label in data.classes]
+    return len(set(every)) if online else len(every)
+
+
+def fill_memories(unit: Unit, stream: Sequence[ImageData], folder: Path, progress: bool | None = None) -> list[Memory]:
+    """The unit's memory after each experience; what the folder has already is read, and a stopped condensation goes on."""
+    config = unit.config(stream[0].spec, groups_of(stream, unit.online))
+    paths = [folder / f"memory-{number}.safetensors" for number in range(len(stream))]
+    if not all(path.exists() for path in paths):
+        experiences = [experience_tensors(data) for data in stream]
+        if unit.online is None:
+            memory = Memory(config)
+            for images, labels in experiences:
+                memory.observe(images.cpu(), labels.cpu(), device=stream[0].device, folder=folder, progress=progress)
+        else:
+            passing = online_memories(experiences, config, **vars(unit.online), seed=config.seed, device=stream[0].device)
+            for path, memory in zip(paths, passing, strict=True):
+                memory.save(path)
+    return [load(path) for path in paths]
+
+
+def reservoirs(unit: Unit, stream: Sequence[ImageData]) -> list[CondensedSet]:
+    """The reservoir after each experience, as large as the other memories are at the end."""
+    items = unit.budget.per_class(stream[0].spec.shape, unit.storage) * groups_of(stream, unit.online)
+    return [reservoir(stream[: number + 1], items, derived_seed(unit.seed, "order", unit.order)) for number in range(len(stream))]
+
+
+def rows(
+    strategy: str,
+    unit: Unit | None,
+    stream: Sequence[ImageData],
+    held: Sequence[CondensedSet],
+    folder: Path,
+    network: Factory,
+    recipe: Recipe,
+    training: Training,
+    seed: int,
+    split: str = "test",
+    first: int = 0,
+) -> Iterator[tuple[int, list[float]]]:
+    """(experience, accuracies on every experience's test images) as the learner goes on.
+
+    ``held`` are the memories' sets after each experience; ``first`` experiences are known already ("scratch" leaves them out; Avalanche's
+    learners, which carry their weights on, start again). "joint" has one row, its last.
+    """
+    if strategy == "joint":
+        yield len(stream) - 1, joint(stream, network, recipe, seed, split)
+    elif strategy == "scratch":
+        for number in range(first, len(stream)):
+            (row,) = scratch([held[number]], stream, network, recipe, derived_seed(seed, number), split)
+            yield number, row
+    else:
+        buffer, smallest, mini = None, 0, unit.online.mini if unit is not None and unit.online else None
+        if unit is not None:
+            buffer, smallest = _buffer(unit, stream, folder), len(held[0])
+        yield from enumerate(learn(strategy, stream, network, training, seed, buffer=buffer, smallest=smallest, split=split, mini=mini))
+
+
+def _buffer(unit: Unit, stream: Sequence[ImageData], folder: Path) -> Any:
+    from apps.continual.buffer import CondensedBuffer, OnlineCondensedBuffer  # here: it imports Avalanche
+
+    groups = groups_of(stream, unit.online)
+    if unit.method == RESERVOIR:
+        items = unit.budget.per_class(stream[0].spec.shape, unit.storage) * groups
+        return avalanche("avalanche.training.storage_policy").ReservoirSamplingBuffer(items)
+    config = unit.config(stream[0].spec, groups)
+    assert config.items is not None
+    options = {"per_class": config.per_class, "storage": config.storage, "seed": config.seed, "progress": False}
+    options |= {"data_name": config.name, "mean": config.mean, "std": config.std, **config.settings}
+    if unit.online is not None:
+        return OnlineCondensedBuffer(config.items, unit.method, queue=unit.online.queue, every=unit.online.every, **options)
+    # The folder has the memories already, whatever the strategy: they are read, not condensed again.
+    return CondensedBuffer(config.items, unit.method, folder=folder, **options)
+
+
+def interval(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and 95 % interval over class orders (Student's t), not cut at 0 or 100: forgetting may be negative."""
+    found = Accuracy(tuple(values))
+    wide = found.half_width
+    return {"mean": found.mean, "low": found.mean - wide, "high": found.mean + wide, "values": list(values)}
