@@ -4,6 +4,7 @@ Adjacency everywhere in this room: add or remove one labelled example. sigma is 
 norm; one release of a noised sum over one Poisson sample is one step.
 """
 
+import functools
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -18,8 +19,11 @@ ADJACENCY = "add or remove one labelled example"
 # PRV's time and memory grow with the number of steps and with epsilon; beyond these the RDP bound, always valid, is what is stated.
 MAX_PRV_STEPS = 1_000_000
 MAX_PRV_EPSILON = 40.0
+MAX_SIGMA = 1e6
 # Opacus stops at order 63, where no noise reaches an epsilon below 0.19 at delta 1e-5; small budgets need higher orders.
+# Between whole orders the bound is a slow series: the search, which needs many bounds, takes few of those (any choice is valid).
 ORDERS = (*(1 + step / 10 for step in range(1, 100)), *range(12, 64), 80, 96, 128, 192, 256, 384, 512, 1024)
+SEARCH_ORDERS = (*(1 + step / 2 for step in range(1, 10)), *range(6, 64), *ORDERS[-8:])
 
 
 class Steps(NamedTuple):
@@ -62,47 +66,46 @@ def spent(history: Sequence[Steps], delta: float) -> Spent:
     return Spent(found, "PRV") if 0.0 <= found <= bound else Spent(bound, "RDP")
 
 
-def rdp_epsilon(history: Sequence[Steps], delta: float) -> float:
+def rdp_epsilon(history: Sequence[Steps], delta: float, orders: Sequence[float] = ORDERS) -> float:
     """Rényi accountant (Mironov, Talwar and Zhang, 2019): valid always, 7 to 15 % above the tight value."""
     accountant = _opacus().RDPAccountant()
     accountant.history = [tuple(step) for step in history]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the best order at the end of the list: a looser bound, not a wrong one
-        return float(accountant.get_epsilon(delta, alphas=list(ORDERS)))
+        return float(accountant.get_epsilon(delta, alphas=list(orders)))
 
 
-def noise_multiplier(epsilon: float, delta: float, sample_rate: float, releases: int) -> float:
-    """The smallest sigma for which ``releases`` releases stay below ``epsilon``: searched with RDP; exact for a sampling rate of 1.
+@functools.lru_cache(maxsize=64)
+def noise_multiplier(epsilon: float, delta: float, sample_rate: float, releases: int, before: tuple[Steps, ...] = ()) -> float:
+    """The smallest sigma with which ``releases`` releases, after those of ``before``, stay within ``epsilon``.
 
-    Raises `InputError` when the target cannot be reached.
+    Searched with RDP; exact where every sampling rate is 1. Raises `InputError` when the target cannot be reached.
     """
-    check([Steps(1.0, sample_rate, releases)], delta)
+    check([*before, Steps(1.0, sample_rate, releases)], delta)
     if not (np.isfinite(epsilon) and epsilon > 0):
         raise InputError(f"epsilon is {epsilon}; allowed: a positive number (1 is strong, 10 is weak).")
-    if sample_rate == 1.0:
-        mu = float(scipy.optimize.brentq(lambda log_mu: gaussian_epsilon(np.exp(log_mu), delta) - epsilon, -20.0, 8.0, xtol=1e-12))
-        return float(releases**0.5 / np.exp(mu) * (1 + 1e-9))
-    from opacus.accountants.utils import get_noise_multiplier
+    exact = all(step.sample_rate == 1.0 for step in [*before, Steps(1.0, sample_rate, 1)])
+    bound = (lambda history, delta: spent(history, delta).epsilon) if exact else _quick_rdp
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return float(
-                get_noise_multiplier(
-                    target_epsilon=epsilon,
-                    target_delta=delta,
-                    sample_rate=sample_rate,
-                    steps=releases,
-                    accountant="rdp",
-                    alphas=list(ORDERS),
-                    epsilon_tolerance=min(0.01, 0.005 * epsilon),
-                )
+    def enough(sigma: float) -> bool:
+        return bound([*before, Steps(sigma, sample_rate, releases)], delta) <= epsilon
+
+    low, high = 0.0, 1.0
+    while not enough(high):
+        low, high = high, 2 * high
+        if high > MAX_SIGMA:
+            raise InputError(
+                f"no noise reaches epsilon {epsilon} at delta {delta} in {releases} releases of rate {sample_rate:g}; "
+                "allow a larger epsilon or fewer releases."
             )
-    except (ValueError, OverflowError) as error:
-        raise InputError(
-            f"no noise reaches epsilon {epsilon} at delta {delta} in {releases} releases of rate {sample_rate:g} ({str(error)[:80]}); "
-            "allow a larger epsilon or fewer releases."
-        ) from None
+    while high - low > (1e-9 if exact else 1e-3) * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def _quick_rdp(history: Sequence[Steps], delta: float) -> float:
+    return rdp_epsilon(history, delta, SEARCH_ORDERS)
 
 
 def gaussian_delta(epsilon: float, mu: float) -> float:
@@ -117,6 +120,8 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
     """The epsilon at which `gaussian_delta` is ``delta``; 0 where less would do."""
     if mu <= 0 or gaussian_delta(0.0, mu) <= delta:
         return 0.0
+    if not np.isfinite(mu) or mu > 1e6:
+        return float("inf")
     high = mu * mu / 2 + mu * (2 * np.log(1 / delta)) ** 0.5 + 1.0  # above the tail bound, so delta is smaller there
     return float(scipy.optimize.brentq(lambda epsilon: gaussian_delta(epsilon, mu) - delta, 0.0, high, xtol=1e-10))
 

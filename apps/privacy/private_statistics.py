@@ -32,8 +32,12 @@ if TYPE_CHECKING:
     from distill.experts import ExpertConfig, Trajectories
 
 
+# (images of one class (n, C, H, W), its position) -> rows (n, D) and their slots (n,) or None, chunk by chunk.
+Rows = Callable[[Tensor, int], Iterator[tuple[Tensor, Tensor | None]]]
+
+
 class Plan(NamedTuple):
-    """Fixed before the first release, from public numbers only."""
+    """Releases of one kind: how many, of which part of the data, with how much noise. Fixed before the first, from public numbers only."""
 
     releases: int
     sample_rate: float
@@ -46,7 +50,8 @@ class PrivateStatistics:
     Public settings, none of them read from the private data: ``releases`` (None: one for each step of the first run, or what the experts
     of MTT need), ``sample_rate`` of each release (None: the method's batch times the classes over ``population``), ``population`` the size
     that is publicly known (known for the named data sets), ``classes`` that exist (None: all), ``clip`` the norm of one example's row
-    (None: features as long as those of public probe images, gradients 1). ``ledger`` is a folder for releases that survives a kill;
+    (None: features as long as those of public probe images, gradients 1). ``start_releases`` of all the data, with ``start_share`` of the
+    budget, are for a private start (`apps.privacy.private_start`). ``ledger`` is a folder for releases that survives a kill;
     `distil` with a checkpoint sets it. ``public_start`` names the public origin of an initial set that does not say it itself.
     ``insecure_seed`` makes everything repeatable, for tests: there is no guarantee then, and the statement says so.
 
@@ -62,6 +67,8 @@ class PrivateStatistics:
         *,
         releases: int | None = None,
         sample_rate: float | None = None,
+        start_releases: int = 0,
+        start_share: float = 0.3,
         clip: float | None = None,
         population: int | None = None,
         classes: Sequence[int] | None = None,
@@ -83,6 +90,10 @@ class PrivateStatistics:
             raise InputError(f"delta is {delta}; allowed: below 1 / population = {1 / population:.2g}, or one example could be given away.")
         if clip is not None and not (0 < clip < float("inf")):
             raise InputError(f"clip is {clip}; allowed: a positive norm, or None.")
+        if start_releases < 0 or not 0 < start_share < 1:
+            raise InputError(
+                f"start_releases {start_releases}, start_share {start_share}; allowed: 0 or more, and a share between 0 and 1."
+            )
         self._data = data
         self._entropy: Entropy = SystemEntropy() if insecure_seed is None else SeededEntropy(insecure_seed)
         self._public_start = public_start
@@ -90,6 +101,11 @@ class PrivateStatistics:
         self._classes = tuple(classes) if classes is not None else tuple(range(data.spec.num_classes))
         self._asked = (releases, sample_rate)
         self._suggested: int | None = None
+        self.start_plan: Plan | None = None
+        if start_releases:
+            # Shares are of mu^2, which adds up over releases: a release of all the data is Gaussian with mu = 1 / sigma.
+            whole = accounting.noise_multiplier(self.epsilon, delta, 1.0, 1)
+            self.start_plan = Plan(start_releases, 1.0, whole * (start_releases / start_share) ** 0.5)
         self._plan: Plan | None = None
         self._start = "not stated"
         self._separable: set[str] = set()
@@ -163,8 +179,9 @@ class PrivateStatistics:
 
     def _open(self, folder: Path) -> None:
         facts = {"epsilon": self.epsilon, "delta": self.delta, "population": self.population, "clip": self.clip}
+        start = list(self.start_plan) if self.start_plan else None
         earlier = self._ledger
-        self._ledger = Ledger(folder, {**facts, "classes": list(self._classes)})
+        self._ledger = Ledger(folder, {**facts, "start": start, "classes": list(self._classes)})
         if earlier.history:
             raise InputError(f"releases were made before the ledger {folder} was given; give ledger= when making PrivateStatistics.")
 
@@ -177,7 +194,9 @@ class PrivateStatistics:
             if count is None:
                 raise InputError("how many releases there will be is not known; give releases= when making PrivateStatistics.")
             rate = self._asked[1] or min(1.0, batch_size * len(self._classes) / self.population)
-            self._plan = Plan(count, rate, accounting.noise_multiplier(self.epsilon, self.delta, rate, count))
+            start = self.start_plan
+            before = (Steps(start.noise_multiplier, start.sample_rate, start.releases),) if start else ()
+            self._plan = Plan(count, rate, accounting.noise_multiplier(self.epsilon, self.delta, rate, count, before))
             self._ledger.set_plan(tuple(self._plan))
         return self._plan
 
@@ -193,17 +212,17 @@ class PrivateStatistics:
         probe = probe_images(self.spec).to(self.device)
         views = [_through(embed, augment, position) for position in range(len(self._classes))]
         seen = torch.cat([row for view in views for row in feature_rows(view, probe)])
-        first = torch.cat(list(feature_rows(views[0], probe[:1])))
+        first = torch.cat(list(feature_rows(views[0], probe[:-1])))
         # Public images only: a function whose answer for one image depends on its neighbours has no bounded contribution per example.
         if not bool((first[0] - seen[0]).norm() <= 1e-2 * seen[0].norm() + 1e-6):
             raise _refused("features of an image that change with its batch (BatchNorm, dropout)", "use a network without them")
         norm = self.clip or float(seen.norm(dim=1).max())
         key = _key("features", [seen, torch.tensor(norm)])
 
-        def rows(images: Tensor, position: int) -> Iterator[Tensor]:
-            return feature_rows(views[position], images)
+        def rows(images: Tensor, position: int) -> Iterator[tuple[Tensor, None]]:
+            return ((part, None) for part in feature_rows(views[position], images))
 
-        return self._release(key, plan, norm, rows, seen.shape[1]) / self._expected(plan)
+        return self.release(key, plan, norm, rows, seen.shape[1])[:, 0] / self._expected(plan)
 
     def class_gradients(
         self, network: nn.Module, batch_size: int, augment: Augment | None, generator: torch.Generator
@@ -219,40 +238,48 @@ class PrivateStatistics:
         norm = self.clip or 1.0
         key = _key("gradients", [*(p.detach() for p in parameters), *seen, torch.tensor(norm)])
 
-        def rows(images: Tensor, position: int) -> Iterator[Tensor]:
+        def rows(images: Tensor, position: int) -> Iterator[tuple[Tensor, None]]:
             images = augment(images, position) if augment and len(images) else images
             labels = torch.full((len(images),), self._classes[position], device=images.device)
-            return gradient_rows(inner, images, labels)
+            return ((part, None) for part in gradient_rows(inner, images, labels))
 
         length = sum(p.numel() for p in parameters)
-        stacked = self._release(key, plan, norm, rows, length) / self._expected(plan)
+        stacked = self.release(key, plan, norm, rows, length)[:, 0] / self._expected(plan)
         sizes = [p.numel() for p in parameters]
         return [[part.view_as(p) for part, p in zip(row.split(sizes), parameters, strict=True)] for row in stacked]
 
     def _expected(self, plan: Plan) -> float:
         return plan.sample_rate * self.population / len(self._classes)
 
-    def _release(self, key: str, plan: Plan, norm: float, rows: Callable[[Tensor, int], Iterator[Tensor]], length: int) -> Tensor:
-        """(K, D) float32: the noised stack of class sums. The only place where a number leaves the private data for a matching method."""
+    def release(self, key: str, plan: Plan, norm: float, rows: Rows, length: int, slots: int = 1) -> Tensor:
+        """(K, slots, D) float32: noised sums of the examples' rows. The only place where a number leaves the private data.
+
+        ``rows(images, position of the class)`` gives rows (n, D) and their slots (n,) (None: all in the first), chunk by chunk in order.
+        """
         known = self._ledger.find(key)
         if known is not None:
             return known.to(self.device)
         self._check_budget(plan)
         labels = self._data.train.labels
         mask = torch.from_numpy(self._entropy.uniform(len(labels)) < plan.sample_rate).to(labels.device)
-        sums = torch.zeros(len(self._classes), length, dtype=torch.float64, device=self.device)
+        sums = torch.zeros(len(self._classes), slots, length, dtype=torch.float64, device=self.device)
         for position, label in enumerate(self._classes):
             chosen = (mask & (labels == label)).nonzero().squeeze(1)
             for part in chosen.split(4096):
-                for row in rows(self._data.normalised("train", part), position):
-                    sums[position] += clipped(row, norm).sum(0, dtype=torch.float64)
-        noise = torch.from_numpy(self._entropy.normal((len(self._classes), length))).to(self.device)
+                for row, slot in rows(self._data.normalised("train", part), position):
+                    row = clipped(row, norm)
+                    if slot is None:
+                        sums[position, 0] += row.sum(0, dtype=torch.float64)
+                    else:
+                        sums[position].index_add_(0, slot, row.double())
+        noise = torch.from_numpy(self._entropy.normal(tuple(sums.shape))).to(self.device)
         released = (sums + plan.noise_multiplier * norm * noise).float()
         self._ledger.record(key, released, plan.noise_multiplier, plan.sample_rate)
         return released
 
     def _check_budget(self, plan: Plan, more: int = 1) -> None:
-        done = sum(step.times for step in self.history)
+        kind = (plan.noise_multiplier, plan.sample_rate)
+        done = sum(step.times for step in self.history if step[:2] == kind)
         if done + more > plan.releases:
             raise InputError(
                 f"the privacy budget is spent: {done} of {plan.releases} planned releases are made, and {more} more were asked for; give a "

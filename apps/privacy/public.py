@@ -80,7 +80,12 @@ def _is_part(theirs: object, ours: list[Steps]) -> bool:
     return first == [list(step) for step in ours[: len(first)]] and last[:2] == [*mine[:2]] and last[2] <= mine.times
 
 
-def probe_images(spec: DataSpec, count: int = 2) -> Tensor:
+def probe_images(spec: DataSpec, count: int = 3) -> Tensor:
     """(count, C, H, W) smooth random images, always the same: what functions are tried on before private images are."""
-    low = torch.randn(count, spec.channels, 4, 4, generator=generator(0, "privacy", "probe"))
+    return smooth_images(spec, count, generator(0, "privacy", "probe"))
+
+
+def smooth_images(spec: DataSpec, count: int, draws: torch.Generator) -> Tensor:
+    """(count, C, H, W): standard normal values on a 4 x 4 grid, interpolated."""
+    low = torch.randn(count, spec.channels, 4, 4, generator=draws)
     return F.interpolate(low, size=(spec.height, spec.width), mode="bilinear", align_corners=False)

@@ -1,0 +1,437 @@
+"""One release against its definition, what is refused, and what must survive a kill."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import distill
+from apps.privacy import PrivateStatistics
+from apps.privacy.accounting import Steps
+from apps.privacy.contributions import clipped, gradient_rows
+from apps.privacy.entropy import SeededEntropy, SystemEntropy
+from apps.privacy.networks import drawn_once
+from apps.privacy.private_start import private_kmeans
+from apps.privacy.statement import guarantee
+from distill.condensed import CondensedSet, Provenance
+from distill.coresets import select
+from distill.data import ImageData
+from distill.errors import InputError
+from distill.fast import Fast
+from distill.networks import create
+from distill.randomness import generator
+from tests.conftest import toy_arrays
+
+pytest.importorskip("opacus")
+
+NETWORK = "ConvNetW32D2"
+
+
+def public_toy(seed: int = 0, **options: int) -> ImageData:
+    """Toy data with a normalisation that is not its own."""
+    data = ImageData.from_arrays("toy", *toy_arrays(seed, **options), *toy_arrays(seed + 1, **options), mean=(0.5,), std=(0.5,))
+    return dataclasses.replace(data)
+
+
+def private(data: ImageData | None = None, **options: object) -> PrivateStatistics:
+    settings = {"epsilon": 1.0, "delta": 1e-3, "population": 36, "releases": 5, **options}
+    return PrivateStatistics(public_toy() if data is None else data, **settings)  # type: ignore[arg-type]
+
+
+def draws() -> torch.Generator:
+    return generator(0, "test")
+
+
+def pixels(images: Tensor) -> Tensor:
+    return images.flatten(1)
+
+
+class Recorded:
+    """Entropy that keeps what it gave."""
+
+    secure = False
+
+    def __init__(self, keep: float) -> None:
+        self.keep, self.normals, self.masks = keep, 0, 0
+        self.inner = SeededEntropy(3)
+
+    def uniform(self, count: int) -> np.ndarray:
+        self.masks += 1
+        self.mask = self.inner.uniform(count)
+        return self.mask
+
+    def normal(self, shape: tuple[int, ...]) -> np.ndarray:
+        self.normals += 1
+        self.noise = self.inner.normal(shape)
+        return self.noise
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.4])
+def test_a_release_of_features_is_its_definition(rate: float) -> None:
+    statistics = private(clip=3.0, sample_rate=rate)
+    entropy = statistics._entropy = Recorded(rate)
+    found = statistics.class_means(pixels, 4, None, draws())
+    data = public_toy()
+    (plan,) = statistics.history
+    slow = np.zeros((3, 64))
+    for index, (image, label) in enumerate(zip(data.train.images, data.train.labels, strict=True)):
+        row = (image.double().flatten().numpy() / 255 - 0.5) / 0.5
+        if entropy.mask[index] < rate:
+            slow[int(label)] += row * min(1.0, 3.0 / np.sqrt((row**2).sum()))
+    slow += plan.noise_multiplier * 3.0 * entropy.noise[:, 0]
+    assert np.allclose(found.numpy(), slow / (rate * 36 / 3), atol=1e-4)
+    assert (entropy.masks, entropy.normals, plan.times, plan.sample_rate) == (1, 1, 1, rate)
+
+
+def test_a_release_of_gradients_is_its_definition() -> None:
+    statistics = private(clip=0.5, sample_rate=0.6)
+    entropy = statistics._entropy = Recorded(0.6)
+    network = create(NETWORK, statistics.spec, generator(1, "net"))
+    found = statistics.class_gradients(Fast(network, torch.device("cpu"), 0), 4, None, draws())
+    data, parameters = public_toy(), list(network.parameters())
+    (plan,) = statistics.history
+    slow = [torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64) for _ in range(3)]
+    for index in np.flatnonzero(entropy.mask < 0.6):
+        image, label = data.normalised("train", torch.tensor([index])), data.train.labels[index : index + 1]
+        row = torch.cat([g.flatten() for g in torch.autograd.grad(F.cross_entropy(network(image), label), parameters)]).double()
+        slow[int(label)] += row * min(1.0, 0.5 / float(row.norm()))
+    for position in range(3):
+        whole = torch.cat([g.flatten() for g in found[position]]).double()
+        noised = slow[position] + plan.noise_multiplier * 0.5 * torch.from_numpy(entropy.noise[position, 0])
+        assert torch.allclose(whole, noised / (0.6 * 36 / 3), atol=1e-5)
+        assert [g.shape for g in found[position]] == [p.shape for p in parameters]
+
+
+@pytest.mark.parametrize("name", ["ConvNetW32D2", "LeNet", "MLP", "ConvNetLN"])
+@pytest.mark.plain_layers
+def test_gradients_of_each_example_are_those_of_opacus(name: str) -> None:
+    from opacus import GradSampleModule
+
+    data = public_toy(side=16)
+    images, labels = data.normalised("train", torch.arange(0, 36, 5)), data.train.labels[::5]
+    network = create(name, data.spec, generator(2, name))
+    ours = torch.cat(list(gradient_rows(network, images, labels, chunk=3)))
+    state = torch.get_rng_state()
+    watched = GradSampleModule(create(name, data.spec, generator(2, name)).train(), loss_reduction="sum", strict=False)
+    F.cross_entropy(watched(images.clone().requires_grad_()), labels, reduction="sum").backward()
+    theirs = torch.cat([p.grad_sample.flatten(1) for p in watched.parameters()], 1)
+    torch.set_rng_state(state)
+    assert torch.allclose(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_clipping_bounds_every_row_and_leaves_short_ones() -> None:
+    rows = torch.randn(200, 30, generator=draws()) * torch.logspace(-3, 30, 200)[:, None]
+    rows[3, 4], rows[5, 6] = float("nan"), float("inf")
+    found = clipped(rows, 2.0)
+    assert bool((found.double().norm(dim=1) <= 2.0).all())
+    assert bool((found[3] == 0).all())
+    assert bool((found[5] == 0).all())
+    short = rows.norm(dim=1) < 1.9
+    assert int(short.sum()) > 5
+    assert torch.equal(found[short], rows[short])
+
+
+class Silent:
+    """Everybody is sampled and there is no noise: the clean sums."""
+
+    secure = False
+
+    def uniform(self, count: int) -> np.ndarray:
+        return np.zeros(count)
+
+    def normal(self, shape: tuple[int, ...]) -> np.ndarray:
+        return np.zeros(shape)
+
+
+def test_one_example_moves_the_clean_sums_by_at_most_the_clip() -> None:
+    """Every neighbour of a data set, with worst-case examples among them."""
+    data = public_toy()
+    bright = data.train.images.clone()
+    bright[7] = 255
+    data = dataclasses.replace(data, train=dataclasses.replace(data.train, images=bright))
+
+    def stack(rows: Tensor) -> Tensor:
+        part = dataclasses.replace(data, train=data.train.at(rows))
+        statistics = private(part, clip=1.5, sample_rate=1.0)
+        statistics._entropy = Silent()
+        return statistics.class_means(pixels, 4, None, draws()) * 12
+
+    everyone = torch.arange(36)
+    whole = stack(everyone)
+    moved = [float((whole - stack(everyone[everyone != gone])).norm()) for gone in range(36)]
+    assert max(moved) <= 1.5 + 1e-4
+    assert max(moved) > 1.4
+
+
+def test_a_question_is_paid_once_and_other_questions_are_new() -> None:
+    statistics = private(sample_rate=1.0)
+    first = statistics.class_means(pixels, 4, None, draws())
+    assert torch.equal(first, statistics.class_means(lambda images: images.flatten(1), 4, None, draws()))
+    assert statistics.privacy["releases"] == 1
+    second = statistics.class_means(pixels, 4, lambda images, position: images.flip(3), draws())
+    assert statistics.privacy["releases"] == 2
+    assert not torch.equal(first, second)
+
+
+def test_the_budget_ends_with_one_line() -> None:
+    statistics = private(releases=2)
+    for scale in (1.0, 2.0):
+        statistics.class_means(lambda images, scale=scale: scale * images.flatten(1), 4, None, draws())
+    with pytest.raises(InputError, match="the privacy budget is spent: 2 of 2 planned releases"):
+        statistics.class_means(lambda images: 3 * images.flatten(1), 4, None, draws())
+    assert statistics.privacy["epsilon"] <= 1.0
+
+
+def test_an_empty_sample_is_a_release_of_noise() -> None:
+    statistics = private(sample_rate=1e-9, epsilon=5.0)
+    found = statistics.class_means(pixels, 4, None, draws())
+    assert torch.isfinite(found).all()
+    network = create(NETWORK, statistics.spec, generator(1, "net"))
+    assert all(torch.isfinite(g).all() for part in statistics.class_gradients(network, 4, None, draws()) for g in part)
+    assert statistics.privacy["releases"] == 2
+
+
+@pytest.mark.parametrize("method", ["dm", "gm", "dsa", "datadam"])
+def test_methods_become_private_without_a_changed_line(method: str) -> None:
+    statistics = private(releases=None)
+    tiny = distill.distil(statistics, method=method, ipc=1, seed=0, network=NETWORK, iterations=2)
+    stated = tiny.provenance.dp
+    assert stated is not None
+    assert stated["epsilon"] == pytest.approx(1.0, abs=1e-3)
+    assert stated["releases"] == 2
+    assert stated["initial"] == "noise"
+    assert tiny.provenance.fingerprint is None
+    assert CondensedSet.from_bytes(tiny.to_bytes()).provenance.dp == stated
+    assert guarantee(stated).startswith("The maker states (1.00, 1.0e-03)-differential privacy (add or remove one labelled example)")
+    assert "2 releases" in guarantee(stated)
+
+
+def test_two_runs_differ_because_the_noise_is_the_systems() -> None:
+    sets = [distill.distil(private(releases=None), method="dm", ipc=1, seed=0, network=NETWORK, iterations=1) for _ in range(2)]
+    assert not torch.equal(sets[0].images, sets[1].images)
+    seeded = [
+        distill.distil(private(releases=None, insecure_seed=1), method="dm", ipc=1, seed=0, network=NETWORK, iterations=1) for _ in range(2)
+    ]
+    assert torch.equal(seeded[0].images, seeded[1].images)
+    assert guarantee(seeded[0].provenance.dp).startswith("No privacy guarantee")
+
+
+def test_no_seed_of_noise_or_sampling_is_written_anywhere(tmp_path: Path) -> None:
+    statistics = private(releases=None)
+    tiny = distill.distil(
+        statistics, method="dm", ipc=1, seed=0, network=NETWORK, iterations=2, checkpoint=tmp_path / "checkpoint.safetensors"
+    )
+    words = str(tiny.provenance.dp) + "".join(path.read_bytes().decode("latin-1") for path in tmp_path.rglob("*") if path.is_file())
+    assert "entropy" not in words
+    assert set(tiny.provenance.dp or {}) == {
+        *("epsilon", "delta", "adjacency", "mechanism", "releases", "accountant", "history", "epsilon_budget", "clip"),
+        *("population", "initial", "insecure", "not_covered"),
+    }
+
+
+def test_networks_that_come_back_share_their_releases() -> None:
+    statistics = private(releases=3, clip=1.0)
+    network = drawn_once(NETWORK, 3)
+    tiny = distill.distil(statistics, "dm", ipc=2, network=network, iterations=20, augmentation="none")
+    assert (tiny.provenance.dp or {})["releases"] == 3
+    assert tiny.provenance.config["network"].startswith(f"given: 3 times {NETWORK}")
+
+
+def test_a_stopped_run_goes_on_with_the_same_releases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after each step in turn: the account ends at the planned number and the images are those of an undisturbed run."""
+    import distill.run as runs
+
+    monkeypatch.setattr(runs, "CHECKPOINT_SECONDS", -1.0)
+    path = tmp_path / "checkpoint.safetensors"
+
+    class Killed(Exception):
+        pass
+
+    def once(stop_after: int | None) -> CondensedSet:
+        statistics = private(releases=None)
+        before, made = statistics.class_means, [0]
+
+        def counting(*args: object, **named: object) -> Tensor:
+            found = before(*args, **named)  # type: ignore[arg-type]
+            made[0] += 1
+            if stop_after is not None and made[0] > stop_after:
+                raise Killed  # the release is made and kept, the step that wanted it is not done
+            return found
+
+        monkeypatch.setattr(statistics, "class_means", counting)
+        return distill.distil(statistics, "dm", ipc=1, network=NETWORK, iterations=4, checkpoint=path, resume=True)
+
+    for _ in range(3):
+        with pytest.raises(Killed):
+            once(1)
+    last = once(None)
+    assert (last.provenance.dp or {})["releases"] == 4
+    assert (last.provenance.dp or {})["epsilon"] <= 1.0
+    path.unlink()
+    again = once(None)  # from the start, with the kept releases
+    assert torch.equal(last.images, again.images)
+
+
+def test_a_checkpoint_without_its_releases_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    import distill.run as runs
+
+    monkeypatch.setattr(runs, "CHECKPOINT_SECONDS", -1.0)
+    path = tmp_path / "checkpoint.safetensors"
+    distill.distil(private(releases=None), "dm", ipc=1, network=NETWORK, iterations=2, checkpoint=path)
+    shutil.rmtree(tmp_path / "checkpoint-releases")
+    with pytest.raises(InputError, match="what was spent is not known"):
+        distill.distil(private(releases=None), "dm", ipc=1, network=NETWORK, iterations=2, checkpoint=path, resume=True)
+
+
+def test_a_ledger_of_other_settings_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
+    private(ledger=tmp_path / "a").class_means(pixels, 4, None, draws())
+    with pytest.raises(InputError, match="other settings"):
+        private(ledger=tmp_path / "a", epsilon=2.0)
+    same = private(ledger=tmp_path / "a")
+    assert same.privacy["releases"] == 1
+    (tmp_path / "a" / "account.json").write_text('{"facts"')
+    with pytest.raises(InputError, match=r"account\.json"):
+        private(ledger=tmp_path / "a")
+
+
+def test_a_release_killed_before_its_account_still_counts(tmp_path: Path) -> None:
+    statistics = private(ledger=tmp_path / "a")
+    statistics.class_means(pixels, 4, None, draws())
+    account = (tmp_path / "a" / "account.json").read_bytes()
+    first = statistics.class_means(lambda images: 2 * images.flatten(1), 4, None, draws())
+    (tmp_path / "a" / "account.json").write_bytes(account)
+    again = private(ledger=tmp_path / "a")
+    assert again.privacy["releases"] == 2
+    assert torch.equal(first, again.class_means(lambda images: 2 * images.flatten(1), 4, None, draws()))
+
+
+# Refusals
+
+
+def test_real_and_derived_starts_are_refused(digits: ImageData) -> None:
+    statistics = PrivateStatistics(digits, epsilon=1.0)
+    for kind in ("real", "kmeans", "class_mean", "herding", "kcenter"):
+        with pytest.raises(InputError, match="no privacy guarantee: initial images"):
+            distill.distil(statistics, "dm", ipc=1, initial=kind, iterations=1)
+    chosen = select(digits, "random", 1, draws())
+    with pytest.raises(InputError, match="no privacy guarantee: an initial set made by 'coreset:random'"):
+        distill.distil(statistics, "dm", ipc=1, initial=chosen, iterations=1)
+    claimed = PrivateStatistics(digits, epsilon=1.0, public_start="my own drawings")
+    with pytest.raises(InputError, match="no privacy guarantee"):
+        distill.distil(claimed, "dm", ipc=1, initial=chosen, iterations=1)
+    hidden = dataclasses.replace(chosen, provenance=Provenance("given"))
+    with pytest.raises(InputError, match="holds a copy of a private image"):
+        distill.distil(claimed, "dm", ipc=1, initial=hidden, iterations=1)
+    drawn = dataclasses.replace(chosen, images=chosen.images * 0.3, provenance=Provenance("given"))
+    with pytest.raises(InputError, match="name where it is from"):
+        distill.distil(statistics, "dm", ipc=1, initial=drawn, iterations=1)
+    tiny = distill.distil(claimed, "dm", ipc=1, initial=drawn, iterations=1, network=NETWORK)
+    assert (tiny.provenance.dp or {})["initial"] == "public: my own drawings"
+
+
+def test_a_normalisation_of_ones_own_images_is_refused(digits: ImageData) -> None:
+    with pytest.raises(InputError, match="was computed from its images"):
+        PrivateStatistics(ImageData.from_arrays("mine", *toy_arrays(), *toy_arrays(1)), epsilon=1.0, delta=1e-3, population=36)
+    with pytest.raises(InputError, match="whitening"):
+        PrivateStatistics(public_toy().whitened(), epsilon=1.0, delta=1e-3, population=36)
+
+
+@pytest.mark.plain_layers
+def test_batchnorm_and_dropout_are_refused() -> None:
+    for method in ("dm", "gm"):
+        with pytest.raises(InputError, match="BatchNorm"):
+            distill.distil(private(), method, ipc=1, network="ConvNetBN", iterations=1)
+    statistics = private()
+    state = torch.get_rng_state()
+    norm, drop = nn.BatchNorm1d(64), nn.Dropout(0.5)
+    for layer in (norm, drop):
+        with pytest.raises(InputError, match="change with its batch"):
+            statistics.class_means(lambda images, layer=layer: layer(images.flatten(1)), 4, None, draws())
+    torch.set_rng_state(state)
+    assert statistics.history == []
+
+
+def test_sizes_that_are_not_public_are_refused() -> None:
+    with pytest.raises(InputError, match="no publicly known size"):
+        PrivateStatistics(public_toy(), epsilon=1.0)
+    with pytest.raises(InputError, match=r"below 1 / population"):
+        private(delta=0.1)
+    with pytest.raises(InputError, match="epsilon is"):
+        private(epsilon=float("nan"))
+
+
+def test_classes_come_from_the_spec_and_not_from_the_images() -> None:
+    data = public_toy().subset([0, 2])
+    statistics = private(data)
+    assert statistics.classes == (0, 1, 2)
+    assert torch.isfinite(statistics.class_means(pixels, 4, None, draws())).all()
+
+
+# Noise
+
+
+def test_the_systems_noise_is_normal_and_its_masks_are_poisson() -> None:
+    import scipy.stats
+
+    entropy = SystemEntropy()
+    noise = entropy.normal((40_000,))
+    assert scipy.stats.kstest(noise, "norm").pvalue > 1e-4
+    assert scipy.stats.kstest(entropy.uniform(40_000), "uniform").pvalue > 1e-4
+    sizes = [int((entropy.uniform(400) < 0.25).sum()) for _ in range(2000)]
+    # A binomial's spread: a fixed batch would have none.
+    assert scipy.stats.kstest(np.array(sizes) + entropy.uniform(2000), lambda x: _smoothed_binomial(x)).pvalue > 1e-4
+
+
+def _smoothed_binomial(x: np.ndarray) -> np.ndarray:
+    import scipy.stats
+
+    low = np.floor(x)
+    return scipy.stats.binom.cdf(low - 1, 400, 0.25) + (x - low) * scipy.stats.binom.pmf(low, 400, 0.25)
+
+
+def test_the_noise_of_a_release_has_the_stated_size() -> None:
+    statistics = private(epsilon=1.0, releases=1, sample_rate=1.0, clip=2.0)
+    zeros = statistics.class_means(lambda images: torch.zeros(len(images), 4000), 4, None, draws()) * 12
+    (step,) = statistics.history
+    sizes = float(zeros.double().square().mean().sqrt()) / (2.0 * step.noise_multiplier)
+    assert abs(sizes - 1) < 5 / math.sqrt(2 * zeros.numel())
+
+
+def test_the_private_start_is_accounted_and_nearer_than_noise(digits: ImageData) -> None:
+    statistics = PrivateStatistics(digits, epsilon=20.0, start_releases=5, start_share=0.9, releases=2, clip=1.0)
+    start = private_kmeans(statistics, 2)
+    assert statistics.privacy["releases"] == 5
+    assert statistics.privacy["epsilon"] < 20.0
+    means = torch.stack([digits.normalised("train", digits.class_indices(c)).mean(0) for c in range(10)])
+    away = torch.cdist(start.images.flatten(1), means.flatten(1))
+    assert float((away.argmin(1) == start.labels).float().mean()) >= 0.9
+    tiny = distill.distil(statistics, "dm", initial=start, ipc=2, iterations=4, network=drawn_once(NETWORK, 2), augmentation="none")
+    stated = tiny.provenance.dp or {}
+    assert stated["releases"] == 7
+    assert 19 < stated["epsilon"] <= 20.0
+    assert "same account" in stated["initial"]
+    with pytest.raises(InputError, match="budget is spent"):
+        private_kmeans(statistics, 3)
+    elsewhere = PrivateStatistics(digits, epsilon=1.0, releases=2)
+    with pytest.raises(InputError, match="no privacy guarantee: an initial set made by 'private k-means'"):
+        distill.distil(elsewhere, "dm", initial=start, ipc=2, iterations=1)
+
+
+def test_statements_from_elsewhere_are_read_with_care() -> None:
+    assert guarantee(None).startswith("No privacy guarantee")
+    for bad in (
+        {"epsilon": 1.0},
+        {"epsilon": "1", "insecure": False},
+        {"epsilon": 10**400, "delta": 1e-5, "releases": 1, "insecure": False},
+    ):
+        assert guarantee(bad).startswith("No privacy guarantee")
+    good = {"epsilon": 1.0, "delta": 1e-5, "releases": 3, "insecure": False, "adjacency": "x\x1b[2J", "not_covered": [1, None]}
+    assert "\x1b" not in guarantee(good)
+    assert Steps(1.0, 1.0, 1).times == 1
