@@ -13,6 +13,7 @@ from distill.errors import InputError
 from distill.records import read_json, write_whole
 from scenarios.schema import READY
 
+_NOTE = "Test accuracy in percent: mean and 95 % interval over networks, last epoch, one recipe for all sets."  # a room may have its own
 _STYLE = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
 body { max-width: 60rem; margin: 0 auto; padding: 1rem; }
@@ -87,7 +88,7 @@ def _described(folder: Path) -> str:
     return (
         f"<h1>{escape(str(record.get('title') or record['scenario']))}</h1><p>{escape(answer(record))}</p>"
         f"<div class=wide><table>{cells}</table></div>"
-        "<p>Test accuracy in percent: mean and 95 % interval over networks, last epoch, one recipe for all sets.</p>"
+        f"<p>{escape(getattr(_room(record), 'note', _NOTE))}</p>"
         f"{figures}<p>{escape(facts)}</p>"
         f"<details><summary>Configuration</summary><pre>{escape(json.dumps(config, indent=1))}</pre></details>"
     )
