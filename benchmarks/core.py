@@ -5,7 +5,7 @@ python -m benchmarks.core [--json FILE] [--rounds N] [--only dm,gm,datadam,mtt,e
 CIFAR-10 shapes, ConvNet-3, 10 images a class, 256 real images a class; made data, because speed does not depend on what is in the images.
 Medians over rounds; GFLOP/s count convolutions and linear layers only. An error is that of the image gradient beside the plain loop's.
 
-"plain" runs in a process of its own, as a user's script does; "plain, memory kept" in ours, after the one setting of the C library that the
+"plain" runs in a fresh process of its own for each part, as a user's script does; "plain, memory kept" in ours, after the one setting of the C library that the
 `distill` command makes for all its work (distill/memory.py), which cannot be taken back. Both take turns with our forms in every round.
 """
 
@@ -58,7 +58,7 @@ class Setting:
     """The made data, the images and the network that every form of every part works on."""
 
     def __init__(self, device: str, width: int) -> None:
-        self.device, self.name = device, f"ConvNetW{width}"
+        self.device, self.width, self.name = device, width, f"ConvNetW{width}"
         draws = generator(0, "benchmark")
         self.spec = DataSpec("made", 3, 32, 32, tuple(str(c) for c in range(CLASSES)), (0.5,) * 3, (0.25,) * 3)
 
@@ -165,23 +165,25 @@ def seconds(work: Work, device: str) -> float:
     return time.perf_counter() - start
 
 
-def plain_process(connection: Connection, device: str, width: int) -> None:
-    """Run plain parts by name until told to stop."""
-    setting = Setting(device, width)
-    forms: dict[str, Work] = {}
-    while part := connection.recv():
-        forms[part] = forms.get(part) or setting.plain(part)
-        connection.send(seconds(forms[part], device))
+def plain_process(connection: Connection, part: str, device: str, width: int) -> None:
+    """Run one plain part whenever asked, until told to stop."""
+    form = Setting(device, width).plain(part)
+    while connection.recv():
+        connection.send(seconds(form, device))
 
 
-def measure(part: str, setting: Setting, other: Connection, rounds: int) -> dict[str, Any]:
+def measure(part: str, setting: Setting, rounds: int) -> dict[str, Any]:
     """Median seconds of each form; the first, untimed round warms up and compiles."""
+    device = setting.device
+    context = multiprocessing.get_context("spawn")
+    other, far = context.Pipe()
+    worker = context.Process(target=plain_process, args=(far, part, device, setting.width), daemon=True)
+    worker.start()
 
     def elsewhere() -> float:
-        other.send(part)
+        other.send(True)
         return float(other.recv())
 
-    device = setting.device
     truth = setting.plain(part)
     forms = setting.ours(part)
     rows: dict[str, dict[str, Any]] = {name: {"times": []} for name in ("plain", "plain, memory kept", *forms)}
@@ -196,6 +198,8 @@ def measure(part: str, setting: Setting, other: Connection, rounds: int) -> dict
             taken = elsewhere() if name == "plain" else seconds(truth if name == "plain, memory kept" else forms[name], device)
             if place:
                 row["times"].append(taken)
+    other.send(False)
+    worker.join()
     base = numbers.median(rows["plain"]["times"])
     for name, row in rows.items():
         row["seconds"] = numbers.median(row["times"])
@@ -243,10 +247,6 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args()
-    context = multiprocessing.get_context("spawn")
-    other, far = context.Pipe()
-    worker = context.Process(target=plain_process, args=(far, given.device, given.width), daemon=True)
-    worker.start()
     keep_freed_memory()
     setting = Setting(given.device, given.width)
     limit = limits(given.device)
@@ -254,12 +254,10 @@ def main() -> None:
     results: dict[str, Any] = {}
     for name in given.only.replace("evaluation", "training,test pass").split(","):
         if name != "memory":
-            results[name] = measure(name, setting, other, given.rounds)
+            results[name] = measure(name, setting, given.rounds)
         elif given.device == "cpu":
-            results[name] = {form: memory_of(form, given.width) for form in ("adjoint-10", "adjoint-50", "plain-10", "plain-50")}
+            results[name] = {form: memory_of(form, given.width) for form in ("adjoint-10", "adjoint-50", "plain-10")}
             print("peak memory: " + ", ".join(f"{form} {value / 1e9:.2f} GB" for form, value in results[name].items()))
-    other.send("")
-    worker.join()
     for name, wanted in TARGETS.items():
         for label, ratio in wanted.items():
             best = max((row["ratio"] for form, row in results.get(name, {}).items() if form.startswith(label)), default=None)

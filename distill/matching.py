@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from distill import sharding
 from distill.errors import unknown_name
 
 GRADIENT_DISTANCES = ("layerwise", "mse", "cosine")
@@ -49,20 +50,26 @@ def class_mean_gradients(
     real: Tensor,
     images: Sequence[Tensor],
     augment: Callable[[Tensor, int], Tensor],
-    together: bool,
+    joint: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     """`mean_distance` between ``real`` (K, D) and the class means of ``view(augment(images))``, and its gradient for each class's images.
 
     ``images`` are K leaves (n, C, H, W); ``view`` gives (n, D). Classes do not meet in this loss, so a class at a time is exact and keeps
-    memory to one class; ``together`` sees them as one batch, as BatchNorm must and as a GPU likes. Returns (loss, gradients), detached.
+    memory to one class; ``joint`` sees all of them as one batch, as BatchNorm must. Returns (loss, gradients), detached.
     """
-    groups = [range(len(images))] if together else [range(c, c + 1) for c in range(len(images))]
-    losses: list[Tensor] = []
-    gradients: list[Tensor] = []
+    everything = list(range(len(images)))
+    own = everything if joint else [c for c in everything if sharding.mine(c)]
+    # A GPU likes few large kernels.
+    groups = [own] if joint or real.device.type != "cpu" else [[c] for c in own]
+    total = torch.zeros((), device=real.device)
+    gradients = [torch.zeros_like(part) for part in images]
     for group in groups:
         batch = torch.cat([augment(images[c], c) for c in group])
         means = torch.stack([part.mean(0) for part in view(batch).split([len(images[c]) for c in group])])
-        loss = mean_distance(real[group.start : group.stop], means)
-        gradients += torch.autograd.grad(loss, [images[c] for c in group])
-        losses.append(loss.detach())
-    return torch.stack(losses).sum(), gradients
+        loss = mean_distance(real[group], means)
+        for c, gradient in zip(group, torch.autograd.grad(loss, [images[c] for c in group]), strict=True):
+            gradients[c] = gradient
+        total = total + loss.detach()
+    if not joint:
+        sharding.summed([total, *gradients])
+    return total, gradients

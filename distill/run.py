@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 from torch import Tensor
 
+from distill import sharding
 from distill.condensed import CondensedSet, Provenance
 from distill.configure import configure
 from distill.data import ImageData
@@ -76,6 +77,7 @@ def distil(
     ``network`` replaces the config's network by another name or by a function of the data spec; ``initial`` replaces its initialisation.
     With ``checkpoint`` (a file) the run can be stopped at any moment and continued with ``resume=True`` to the same bits; ``metrics`` is a
     JSON-lines file that gets the losses, each line with ``tags``. Progress shows on a terminal unless ``progress`` says otherwise.
+    Under torchrun (after `distill.sharding.start`) processes share the classes out and all return the same set.
     """
     statistics = ExactStatistics(source) if isinstance(source, ImageData) else source
     device = statistics.device
@@ -86,6 +88,9 @@ def distil(
             raise InputError(f"setting {next(iter(settings))!r} was given beside a ready distiller; give it to the distiller's config.")
         distiller, config = method, dataclasses.asdict(method.config) if hasattr(method, "config") else {}
     check_classes(statistics, distiller.condensed)
+    sharding.check_classes(len(statistics.classes))
+    if sharding.rank() > 0:
+        metrics, progress = None, False  # the first process writes and shows
     name = method if isinstance(method, str) else type(method).__name__.lower()
     draws = generator(seed, "distil", name, ipc, device=device)
     key = hashlib.sha256(json.dumps([name, config, ipc, seed, statistics.fingerprint], sort_keys=True, default=str).encode()).hexdigest()
@@ -115,7 +120,9 @@ def distil(
             else:
                 advance(step, {})
             now = time.monotonic()
-            if checkpoint is not None and (stop.is_set() or now - last > CHECKPOINT_SECONDS):
+            if sharding.any_of(stop.is_set(), device):
+                stop.set()
+            if checkpoint is not None and sharding.rank() == 0 and (stop.is_set() or now - last > CHECKPOINT_SECONDS):
                 save_checkpoint(checkpoint, key, distiller, draws, step, earlier + now - start)
                 last = now
             if stop.is_set():

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill import sharding
 from distill.data import ImageData
 from distill.networks import Factory, has_batchnorm
 from distill.spec import DataSpec
@@ -98,37 +99,50 @@ class ExactStatistics:
 
     def batch(self, position: int, size: int, generator: torch.Generator) -> Tensor:
         """Up to ``size`` normalised images of one class, drawn without replacement (all of them when there are fewer)."""
+        return self.data.normalised("train", self._drawn(position, size, generator))
+
+    def _drawn(self, position: int, size: int, generator: torch.Generator) -> Tensor:
         indices = self.data.class_indices(self.classes[position])
         order = torch.randperm(len(indices), generator=generator, device=generator.device)[:size]
-        return self.data.normalised("train", indices[order.to(indices.device)])
+        return indices[order.to(indices.device)]
 
     def class_means(
         self, embed: Embed, batch_size: int, augment: Augment | None, generator: torch.Generator, joint: bool = False
     ) -> Tensor:
         with torch.no_grad():
             batches = []
-            means = []
+            means: dict[int, Tensor] = {}
             for position in range(len(self.classes)):
-                images = self.batch(position, batch_size, generator)
+                chosen = self._drawn(position, batch_size, generator)
+                if not joint and not sharding.mine(position):
+                    continue
+                images = self.data.normalised("train", chosen)
                 images = augment(images, position) if augment else images
                 if joint:
                     batches.append(images)
                 else:
-                    means.append(_chunked_sum(embed, images) / len(images))
+                    means[position] = _chunked_sum(embed, images) / len(images)
             if joint:
                 features = embed(torch.cat(batches))
-                means = [part.mean(0) for part in features.split([len(b) for b in batches])]
-            return torch.stack(means)
+                return torch.stack([part.mean(0) for part in features.split([len(b) for b in batches])])
+            found = next(iter(means.values())).new_zeros((len(self.classes), next(iter(means.values())).shape[0]))
+            for position, mean in means.items():
+                found[position] = mean
+            return sharding.summed([found])[0]
 
     def class_gradients(
         self, network: nn.Module, batch_size: int, augment: Augment | None, generator: torch.Generator
     ) -> list[list[Tensor]]:
         gradients = []
         for position, label in enumerate(self.classes):
-            images = self.batch(position, batch_size, generator)
-            images = augment(images, position) if augment else images
-            labels = torch.full((len(images),), label, device=images.device)
-            gradients.append(mean_gradient(network, images, labels))
+            chosen = self._drawn(position, batch_size, generator)
+            if sharding.mine(position):
+                images = self.data.normalised("train", chosen)
+                images = augment(images, position) if augment else images
+                labels = torch.full((len(images),), label, device=images.device)
+                gradients.append(mean_gradient(network, images, labels))
+            else:
+                gradients.append([])  # nobody looks at another process's classes
         return gradients
 
     def warm_batchnorm(self, network: nn.Module, per_class: int, generator: torch.Generator) -> None:

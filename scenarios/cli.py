@@ -158,6 +158,9 @@ def list_names(
         from scenarios.schema import parse, shipped
 
         typer.echo("\n".join(f"{name:20} {parse(path).get('title', '')}" for name, path in shipped().items()))
+        from scenarios.template import DATA, METHODS
+
+        typer.echo(f"paper-METHOD-DATA-ipcN, short-METHOD-DATA-ipcN: {', '.join(METHODS)} on {', '.join(DATA)}; N any")
     else:
         raise unknown_name("list", what, ["methods", "data", "networks", "scenarios"])
 
@@ -167,7 +170,7 @@ def _study(made: Any, out: Path, seed: int, device: str, data_root: Path | None,
     from scenarios.report import accuracy_table, answer
 
     folder, record = run_study(made, Options(out, data_root, seed, _device(device), resume, quiet))
-    if not quiet:
+    if not quiet and record["results"]:
         rows = accuracy_table(record)
         widths = [max(len(row[i]) for row in rows) + 2 for i in range(len(rows[0]))] if rows else []
         for row in rows:
@@ -184,12 +187,12 @@ def _device(name: str) -> str:
     from distill.errors import InputError, unknown_name
 
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name not in ("cpu", "cuda"):
         raise unknown_name("device", name, ["cpu", "cuda", "auto"])
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("device 'cuda' was asked for, and torch finds no GPU here; use --device cpu or auto.")
-    return name
+    return f"cuda:{os.environ['LOCAL_RANK']}" if name == "cuda" and "LOCAL_RANK" in os.environ else name
 
 
 def _resized(tiny: Any, data: str) -> int | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from distill import sharding
 from distill.condensed import CondensedSet
 from distill.data import ImageData
 from distill.errors import InputError
@@ -26,8 +27,12 @@ def fill(study: CondenseStudy, options: Options, data: ImageData, folder: Path, 
     """Condense at each IPC, then judge."""
     metrics = folder / "metrics.jsonl"
     results["data"] = {"name": data.spec.name, "train": len(data.train), "test": len(data.test), "fingerprint": data.fingerprint}
-    for ipc in study.ipc:
-        condensed = _condense(study, options, data, folder, ipc)
+    sets = {ipc: _condense(study, options, data, folder, ipc) for ipc in study.ipc}
+    others = sharding.rank() > 0
+    sharding.end()
+    if others:  # judging is the first process's
+        return
+    for ipc, condensed in sets.items():
         say(console, f"{study.method} at ipc {ipc}: {len(condensed)} images, {condensed.provenance.seconds:.0f} s")
         part: dict[str, Any] = {"images": len(condensed), "bytes": condensed.nbytes, "distil_seconds": condensed.provenance.seconds}
         losses = [line["loss"] for line in read_lines(metrics) if line.get("stage") == "distil" and line.get("ipc") == ipc]
@@ -62,6 +67,8 @@ def _condense(study: CondenseStudy, options: Options, data: ImageData, folder: P
         tags={"ipc": ipc},
         **settings,
     )
+    if sharding.rank() > 0:
+        return condensed
     condensed.save(path)
     checkpoint.unlink(missing_ok=True)
     return condensed

@@ -21,6 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
+from distill import sharding
 from distill.data import ImageData
 from distill.data_sources import load
 from distill.errors import InputError
@@ -47,6 +48,9 @@ def run_study(study: Study, options: Options) -> tuple[Path, dict[str, Any]]:
     Raises `InputError` when the folder holds an unfinished run and ``resume`` is off, or another process is at work in it.
     """
     room = importlib.import_module(f"scenarios.{study.kind}")
+    sharding.start(options.device)
+    if sharding.count() > 1 and study.kind != "condense":
+        raise InputError(f"a {study.kind} study cannot be shared out between processes; run it without torchrun.")
     folder = options.out / f"{study.name}-{study.hash}-s{options.seed}"
     console = Console(stderr=True, highlight=False, quiet=options.quiet)
     earlier = read_json(folder / "record.json") if (folder / "record.json").exists() else None
@@ -57,6 +61,9 @@ def run_study(study: Study, options: Options) -> tuple[Path, dict[str, Any]]:
         raise InputError(f"{folder} holds an unfinished run; add --resume to continue it, or delete the folder.")
     data = load_data(study, options)
     room.check(study, data)
+    if sharding.rank() > 0:  # computes its share; the first process keeps the folder
+        room.fill(study, options, data, folder, {}, Console(quiet=True))
+        return folder, {"status": "done", "results": {}}
     folder.mkdir(parents=True, exist_ok=True)
     with _only_one(folder):
         config = {"scenario": study.name, "title": study.title, "seed": options.seed, "device": options.device, **study.merged}

@@ -19,6 +19,7 @@ from distill.evaluation import BASELINES
 from distill.methods import METHODS
 from distill.networks import check_name
 from distill.train import PROTOCOLS, Recipe
+from scenarios.template import from_template
 
 KINDS = ("condense", "federated", "continual", "privacy", "nas", "pipeline")
 MAX_BYTES = 1 << 20
@@ -99,11 +100,13 @@ def shipped() -> dict[str, Path]:
 
 
 def read_scenario(given: str) -> tuple[str, dict[str, Any]]:
-    """(name, tables) of a scenario file or of a shipped scenario's bare name."""
+    """(name, tables) of a scenario file, of a shipped scenario's bare name, or of a name that the template makes (template.py)."""
     path = Path(given)
     if not path.is_file():
         if "/" in given or given.endswith(".toml"):
             raise InputError(f"scenario {given!r}: there is no such file; give a .toml file or one of: {', '.join(shipped())}.")
+        if (made := from_template(given)) is not None:
+            return given, made
         if given not in shipped():
             raise unknown_name("scenario", given, shipped())
         path = shipped()[given]

@@ -1,7 +1,7 @@
-"""Figures that are kept: records become `scenarios/expected/*.csv`, and those become the README's table.
+"""Figures that are kept: records become `scenarios/expected/*.csv`, and those become the tables of README.md and docs/methods.md.
 
-python -m scenarios.tables RUN_DIR [RUN_DIR ...]     write scenarios/expected/<scenario>.csv and the README's table
-python -m scenarios.tables                           write the README's table only
+python -m scenarios.tables RUN_DIR [RUN_DIR ...]     write scenarios/expected/<scenario>.csv and the tables
+python -m scenarios.tables                           write the tables only
 """
 
 import csv
@@ -12,13 +12,15 @@ from typing import Any
 
 from distill.errors import InputError
 from distill.records import read_json, write_whole
+from scenarios.schema import shipped
 
 EXPECTED = Path(__file__).parent / "expected"
 README = Path(__file__).parent.parent / "README.md"
+METHODS_PAGE = README.parent / "docs" / "methods.md"
 BEGIN, END = "<!-- table: begin (python -m scenarios.tables) -->", "<!-- table: end -->"
 COLUMNS = (
-    *("scenario", "dataset", "ipc", "set", "network", "protocol", "published", "source", "mean", "low", "high", "seeds", "iterations"),
-    *("device", "run_seconds", "run_peak_memory_bytes"),
+    *("scenario", "dataset", "ipc", "set", "network", "protocol", "published", "source", "mean", "low", "high", "reproduced", "seeds"),
+    *("iterations", "device", "run_seconds", "run_peak_memory_bytes"),
 )
 
 
@@ -31,7 +33,7 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
     rows = []
     for key, part in record["results"].items():
         for name, found in part.get("accuracy", {}).items() if key.startswith("ipc") else ():
-            said = published(config["data"]["name"], key[3:], name)
+            said = published(config["data"]["name"], "" if name == "whole" else key[3:], name)
             row: dict[str, Any] = {
                 "scenario": record["scenario"],
                 "dataset": config["data"]["name"],
@@ -42,6 +44,7 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
                 "published": said.get("accuracy", ""),
                 "source": said.get("source", ""),
                 **{field: f"{found[field]:.2f}" for field in ("mean", "low", "high")},
+                "reproduced": reproduced(found["high"], said.get("accuracy", "")),
                 "seeds": len(found["values"]),
                 "iterations": config["method"]["iterations"] if name == config["method"]["name"] else "",
                 "device": environment["gpu"] or f"{environment['cores']} cores, {environment['processor']}",
@@ -50,6 +53,11 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
             }
             rows.append({column: str(row[column]) for column in COLUMNS})
     return [row for place, row in enumerate(rows) if row not in rows[:place]]
+
+
+def reproduced(high: float, published: str) -> str:
+    """ "yes" when the published figure is not above our interval by more than half a point (the rounding of such tables), else "no"."""
+    return "" if not published else "yes" if high + 0.5 >= float(published) else "no"
 
 
 def published(dataset: str, ipc: str, name: str) -> dict[str, str]:
@@ -77,11 +85,11 @@ def kept() -> list[dict[str, str]]:
 
 def readme_table(rows: list[dict[str, str]]) -> str:
     """Markdown: one line a set; the method of a run in bold."""
-    lines = ["| run | IPC | set | accuracy, % (95 % interval) | published |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| run | IPC | set | accuracy, % (95 % interval) | published | reproduced |", "| --- | --- | --- | --- | --- | --- |"]
     for row in rows:
         name = f"**{row['set']}**" if row["iterations"] else row["set"]
         spread = f"{float(row['mean']):.1f} ({float(row['low']):.1f} to {float(row['high']):.1f})"
-        lines.append(f"| `{row['scenario']}` | {row['ipc'] or '-'} | {name} | {spread} | {row['published']} |")
+        lines.append(f"| `{row['scenario']}` | {row['ipc'] or '-'} | {name} | {spread} | {row['published']} | {row['reproduced']} |")
     return "\n".join(lines)
 
 
@@ -91,11 +99,19 @@ def with_table(readme: str, table: str) -> str:
     return f"{head}{BEGIN}\n{table}\n{END}{tail}"
 
 
+def pages() -> dict[Path, str]:
+    """Each page with a generated table, as it should be: shipped scenarios in the README, those of the template in docs/methods.md."""
+    rows, files = kept(), shipped()
+    parts = {README: [r for r in rows if r["scenario"] in files], METHODS_PAGE: [r for r in rows if r["scenario"] not in files]}
+    return {page: with_table(page.read_text(), readme_table(part)) for page, part in parts.items()}
+
+
 def main(folders: list[str]) -> None:
     for folder in folders:
         rows = rows_of(Path(folder))
         write_whole(EXPECTED / f"{rows[0]['scenario']}.csv", to_csv(rows))
-    write_whole(README, with_table(README.read_text(), readme_table(kept())))
+    for page, text in pages().items():
+        write_whole(page, text)
 
 
 if __name__ == "__main__":

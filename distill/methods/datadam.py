@@ -115,7 +115,7 @@ class DataDAM:
         joint = has_batchnorm(network)
         real = statistics.class_means(self.real_view, self.batch_real, augment, generator, joint)
         images = [part for part, _ in self.synthetic.per_class()]
-        loss, gradients = class_mean_gradients(self.view, real, images, augment, joint or statistics.device.type != "cpu")
+        loss, gradients = class_mean_gradients(self.view, real, images, augment, joint)
         self.synthetic.descend(gradients, self.lr_img, self.config.momentum)
         return {"loss": loss}
 

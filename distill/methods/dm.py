@@ -68,8 +68,7 @@ class DM:
         joint = has_batchnorm(network)
         real = statistics.class_means(self.real_view, self.config.batch_real, augment, generator, joint)
         images = [part for part, _ in self.synthetic.per_class()]
-        together = joint or statistics.device.type != "cpu"
-        loss, gradients = class_mean_gradients(self.view, real, images, augment, together)
+        loss, gradients = class_mean_gradients(self.view, real, images, augment, joint)
         self.synthetic.descend(gradients, self.lr_img, self.config.momentum)
         return {"loss": loss}
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from distill import sharding
 from distill.augment import apply, draw, for_data, strategy
 from distill.condensed import CondensedSet
 from distill.fast import Compile, Fast, Precision
@@ -89,21 +90,25 @@ class GM:
         augment = shared_draws(self.strategy, statistics, generator)
         real = statistics.class_gradients(self.real_side, self.config.batch_real, augment, generator)
         parameters = [p for p in network.parameters() if p.requires_grad]
-        losses: list[Tensor] = []
-        gradients: list[Tensor] = []
-        for position, (images, labels) in enumerate(self.synthetic.per_class()):
+        total = torch.zeros((), device=statistics.device)
+        classes = self.synthetic.per_class()
+        gradients = [torch.zeros_like(images) for images, _ in classes]
+        for position, (images, labels) in enumerate(classes):
+            if not sharding.mine(position):
+                continue
             loss = F.cross_entropy(network(augment(images, position)), labels)
             synthetic = torch.autograd.grad(loss, parameters, create_graph=True)
             distance = gradient_distance(real[position], synthetic, self.config.distance)
-            gradients += torch.autograd.grad(distance, [images])
-            losses.append(distance.detach())
+            (gradients[position],) = torch.autograd.grad(distance, [images])
+            total += distance.detach()
+        sharding.summed([total, *gradients])
         self.synthetic.descend(gradients, self.config.lr_img, self.config.momentum)
 
         self.steps_done += 1
         # The published loop does not train the network after its last image update: that network is thrown away.
         if place < self.outer_steps - 1:
             self._train(network.train(), generator)
-        return {"loss": torch.stack(losses).sum()}
+        return {"loss": total}
 
     def _real_side(self, network: nn.Module, statistics: RealStatistics) -> Fast:
         """The network as real images see it: first derivatives only, so it may be compiled."""

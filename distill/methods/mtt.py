@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from distill import sharding
 from distill.adjoint import matching_gradient, stateless
 from distill.augment import Parameters, apply, draw, for_data, strategy
 from distill.condensed import CondensedSet
@@ -85,6 +86,8 @@ class MTT:
 
     def prepare(self, statistics: RealStatistics, progress: bool | None = None) -> None:
         """Train the experts, or find them in the cache; `step` does it where nobody called this."""
+        if sharding.count() > 1:
+            raise InputError("mtt has no classes to share out between processes; run it without torchrun.")
         c = self.config
         wanted = ExpertConfig(
             c.experts,

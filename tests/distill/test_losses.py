@@ -221,7 +221,7 @@ def test_dm_looks_from_the_sphere_around_one_network() -> None:
     for _ in range(3):
         method.step(statistics, draws)
         seen.append(torch.nn.utils.parameters_to_vector(method.network.parameters()).detach().clone())
-    centre = torch.nn.utils.parameters_to_vector(create(NET, statistics.spec, generator(0, "steps")).parameters())
+    centre = torch.nn.utils.parameters_to_vector(create(NET, statistics.spec, generator(0, "steps")).parameters()).detach()
     assert torch.equal(method.centre, centre)
     for place in seen:
         assert (place - centre).norm().item() == pytest.approx(0.7, rel=1e-4)

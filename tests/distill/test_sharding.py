@@ -1,0 +1,84 @@
+"""Two processes that share the classes out make the set that one process makes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill import distil
+from distill.condensed import CondensedSet
+from distill.errors import InputError
+from distill.sharding import check_classes
+from tests.conftest import toy
+
+ROOT = Path(__file__).parents[2]
+CHILD = """
+import sys
+from pathlib import Path
+from distill import distil, sharding
+from tests.conftest import toy
+sharding.start("cpu")
+assert sharding.count() == 2
+for number, case in enumerate(sys.argv[2:]):
+    method, network = case.split(":")
+    tiny = distil(toy(), method, ipc=2, iterations=3, batch_real=8, network=network)
+    tiny.save(Path(sys.argv[1]) / f"{number}-{sharding.rank()}.safetensors")
+sharding.end()
+"""
+
+
+def launch(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=script.parent)
+
+
+def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
+    """Within 1e-5 of the largest pixel; batch norm sees all classes together, so there every process computes everything."""
+    cases = ("dm:ConvNetD1W32", "datadam:ConvNetD2W32", "gm:ConvNetD1W32", "dm:ConvNetD1W32BN")
+    script = tmp_path / "child.py"
+    script.write_text(CHILD)
+    done = launch(script, str(tmp_path), *cases)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for number, case in enumerate(cases):
+        method, network = case.split(":")
+        start, alone = (distil(toy(), method, ipc=2, iterations=n, batch_real=8, network=network).images for n in (1, 3))
+        first, second = (CondensedSet.load(tmp_path / f"{number}-{rank}.safetensors").images for rank in (0, 1))
+        assert torch.equal(first, second)
+        assert not torch.allclose(start, alone, atol=1e-3)
+        assert float((first - alone).abs().max()) < 1e-5 * float(alone.abs().max())
+
+
+def test_the_command_line_under_torchrun(tmp_path: Path) -> None:
+    """One run folder, written by the first process; the figures are those of one process."""
+    from distill.records import read_json
+    from scenarios import cli
+
+    script = tmp_path / "child.py"
+    script.write_text("import sys\nfrom scenarios.cli import main\nmain(sys.argv[1:])\n")
+    settings = ["condense", "--data", "digits", "--method", "dm", "--ipc", "1", "--device", "cpu"]
+    settings += [part for s in ("iterations=4", "network=ConvNetD1W32", "batch_real=16") for part in ("--set", s)]
+    done = launch(script, *settings, "--out", str(tmp_path / "two"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    with pytest.raises(SystemExit):
+        cli.main([*settings, "--out", str(tmp_path / "one")])
+    (two,), (one,) = (list((tmp_path / name).iterdir()) for name in ("two", "one"))
+    assert two.name == one.name
+    assert read_json(two / "record.json")["status"] == "done"
+    sets = [CondensedSet.load(folder / "condensed.safetensors").images for folder in (one, two)]
+    assert torch.allclose(*sets, atol=1e-4)
+    assert sorted(path.name for path in two.iterdir()) == sorted(path.name for path in one.iterdir())
+
+
+def test_more_processes_than_classes_and_mtt_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from distill import sharding
+
+    monkeypatch.setattr(sharding, "count", lambda: 4)
+    with pytest.raises(InputError, match="4 processes were launched for 3 classes"):
+        check_classes(3)
+    monkeypatch.setattr(sharding, "check_classes", lambda _: None)
+    with pytest.raises(InputError, match="without torchrun"):
+        distil(toy(), "mtt", iterations=1)
