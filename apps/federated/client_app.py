@@ -170,6 +170,3 @@ def _remember(context: Context, server_round: int, record: Any) -> None:
     context.state[f"round-{server_round}"] = record
     for name in [name for name in context.state if name.startswith("round-") and name not in keep]:
         del context.state[name]
-
-
-app = client_app()

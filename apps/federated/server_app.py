@@ -95,6 +95,3 @@ def server_app() -> ServerApp:
             write_json(folder / "finished.json", {"rounds": len(lines)})
 
     return app
-
-
-app = server_app()

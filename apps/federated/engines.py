@@ -1,0 +1,192 @@
+"""The two engines that are processes: Flower's simulation on Ray, and a deployment of SuperLink and SuperNodes on this machine.
+
+Everything runs under a Flower home and ports of its own, offline, with telemetry off, and nothing that was started here stays: whatever
+carries this home in its environment is ended, by its id.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from apps.federated.settings import Settings, to_json
+from distill.errors import InputError
+from distill.records import read_lines, write_whole
+
+APP = Path(__file__).parent / "flower_app"
+ROOT = Path(__file__).parents[2]
+START_SECONDS = 90.0
+STOP_SECONDS = 10.0
+
+
+@dataclass
+class Flower:
+    """A running SuperLink, and its SuperNodes where it is a deployment."""
+
+    home: Path
+    port: int
+    logs: Path
+    environment: dict[str, str]
+    nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    simulated: int | None = None
+
+    def run(self, settings: Settings, folder: Path, data_root: str = "") -> dict[str, Any]:
+        """Submit the app, wait for its end, and give Flower's own account of the run. `InputError` when it did not complete."""
+        config = {"settings": to_json(settings), "out": str(folder.resolve()), "data-root": data_root}
+        file = self.home / "run.toml"
+        write_whole(file, "".join(f"{key} = {json.dumps(value)}\n" for key, value in config.items()))
+        federation = ["--federation-config", f"num-supernodes={self.simulated} client-resources-num-cpus=1"] if self.simulated else []
+        command = ["run", str(APP), "here", "--stream", "--run-config", str(file), *federation]
+        self._flwr(command, self.logs / "run.log")
+        # The exit code says nothing: it is 0 also for a run that failed.
+        listed = json.loads(self._flwr(["list", "here", "--format", "json"]))
+        runs = listed["runs"] if isinstance(listed, dict) else listed
+        last: dict[str, Any] = runs[0] if runs else {"status": "never started"}  # the newest is the first
+        if last.get("status") != "finished:completed":
+            tail = (
+                " ".join((self.logs / "run.log").read_text(errors="replace").splitlines()[-3:])[:300]
+                if (self.logs / "run.log").exists()
+                else ""
+            )
+            raise InputError(f"Flower's run ended as {last.get('status')!r}; its log is {self.logs / 'run.log'}: {tail}")
+        return last
+
+    def _flwr(self, arguments: Sequence[str], log: Path | None = None) -> str:
+        with contextlib.ExitStack() as stack:
+            out = subprocess.PIPE if log is None else stack.enter_context(log.open("ab"))
+            done = subprocess.run(
+                [_tool("flwr"), *arguments],
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+        return (done.stdout or b"").decode(errors="replace")
+
+
+def run_simulation(settings: Settings, folder: Path, data_root: str = "") -> dict[str, Any]:
+    """Flower's simulation runtime, one core a client."""
+    if importlib.util.find_spec("ray") is None:
+        raise InputError('engine "simulation" needs Ray; run: pip install "distill-apps[federated]", or set engine = "inline".')
+    with flower(folder / "flower", settings, simulated=settings.partition.num_partitions) as running:
+        return running.run(settings, folder, data_root)
+
+
+def run_deployment(settings: Settings, folder: Path, data_root: str = "") -> dict[str, Any]:
+    """A SuperLink and one SuperNode a client, all on this machine and its loopback."""
+    with flower(folder / "flower", settings) as running:
+        return running.run(settings, folder, data_root)
+
+
+@contextlib.contextmanager
+def flower(logs: Path, settings: Settings, simulated: int | None = None) -> Iterator[Flower]:
+    """A SuperLink on a free port, with SuperNodes unless ``simulated``; all are gone at the end, whatever happens."""
+    logs.mkdir(parents=True, exist_ok=True)
+    home = Path(tempfile.mkdtemp(prefix="flwr-"))  # short, because Ray puts sockets below it
+    port = free_port()
+    write_whole(home / "config.toml", f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "127.0.0.1:{port}"\ninsecure = true\n')
+    environment = offline(home, settings.threads)
+    running = Flower(home, port, logs, environment, simulated=simulated)
+    link = ["--insecure", "--host", "127.0.0.1", "--port", str(port), "--disable-runtime-dependency-installation"]
+    try:
+        process = _start("flower-superlink", [*link, *(["--simulation"] if simulated else [])], logs / "superlink.log", environment)
+        _wait_for(port, process, logs / "superlink.log")
+        count = settings.partition.num_partitions
+        for client in range(0 if simulated else count):
+            node = ["--insecure", "--superlink", f"127.0.0.1:{port}", "--host", "127.0.0.1", "--port", str(free_port())]
+            node += ["--node-config", f"partition-id={client} num-partitions={count}"]
+            running.nodes.append(_start("flower-supernode", node, logs / f"supernode-{client}.log", environment))
+        yield running
+    finally:
+        end_all(home)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def offline(home: Path, threads: int) -> dict[str, str]:
+    """The environment of everything that is started: nothing is fetched, nothing is reported."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
+        **os.environ,
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+    }
+
+
+def end_all(home: Path) -> None:
+    """End every process that carries this Flower home: what we started, and what that started."""
+    deadline = time.monotonic() + STOP_SECONDS
+    number = signal.SIGTERM
+    while carriers := carrying(home):
+        if time.monotonic() > deadline:
+            number = signal.SIGKILL
+        for pid in carriers:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, number)
+        for pid in carriers:  # our own children leave an entry until they are waited for
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+        if time.monotonic() > deadline + STOP_SECONDS:
+            break
+        time.sleep(0.3)
+
+
+def carrying(home: Path) -> list[int]:
+    """Ids of living processes with ``FLWR_HOME`` set to this folder (Linux)."""
+    mark = f"FLWR_HOME={home}".encode()
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if mark in entry.read_bytes().split(b"\0") and int(entry.parent.name) != os.getpid():
+                found.append(int(entry.parent.name))
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    """The rounds that the ServerApp wrote."""
+    return list(read_lines(folder / "rounds.jsonl"))
+
+
+def _tool(name: str) -> str:
+    found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    if found is None:
+        raise InputError(f'{name} is not installed; run: pip install "distill-apps[federated]"')
+    return found
+
+
+def _start(name: str, arguments: Sequence[str], log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    with log.open("ab") as out:
+        return subprocess.Popen([_tool(name), *arguments], env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+            return
+        time.sleep(0.3)
+    raise InputError(f"Flower's SuperLink did not come up; its log is {log}.")

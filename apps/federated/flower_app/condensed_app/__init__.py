@@ -1,0 +1,1 @@
+"""The Flower app: entry points only."""

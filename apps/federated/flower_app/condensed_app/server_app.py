@@ -1,0 +1,5 @@
+"""Flower's entry point of the server."""
+
+from apps.federated.server_app import server_app
+
+app = server_app()
