@@ -1,14 +1,18 @@
 # make demo: a virtual environment with the core, and ten synthetic digits.   make test: everything installed, linted, typed, tested.
+# make reproduce: run what scenarios/expected has no figures for, eight minutes at a time (REPRODUCE="--minutes 60 short-dm-cifar10-ipc10").
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint reproduce clean
 
 demo: .venv/core
 	$(BIN)/distill run quickstart
 
 test: .venv/all lint
 	$(BIN)/python -m pytest -m "not slow and not gpu" --durations=10
+
+reproduce: .venv/core
+	$(BIN)/python -m scenarios.reproduce $(REPRODUCE)
 
 lint: .venv/all
 	$(BIN)/ruff check .
