@@ -66,7 +66,7 @@ class MemoryTable:
 @pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
 class LearnerTable:
     """``[learner]``: ``strategies`` on the stream, one ``network``; ``nets`` networks for each class order ("scratch" only).
-    ``protocol`` (or ``[learner.recipe]``) trains "scratch" and ``[learner.joint]`` "joint"; ``[training]`` is for Avalanche's strategies."""
+    ``protocol`` (or ``[learner.recipe]``) trains "scratch", ``[learner.joint]`` "joint"; ``[training]`` is for Avalanche's learners."""
 
     strategies: Annotated[tuple[str, ...], Field(min_length=1)] = ("scratch",)
     network: str = "ConvNet"
@@ -209,6 +209,8 @@ def _stream(study: ContinualStudy, options: Options, data: ImageData, order: int
     if study.stream.setting != "domain":
         return class_incremental(data, study.stream.experiences, options.seed * 1000 + order)
     others = [load(name, options.data_root, device=options.device) for name in study.stream.domains]
+    if study.data.classes is not None:
+        others = [other.subset(study.data.classes) for other in others]
     return domain_incremental([data, *others])
 
 

@@ -1,0 +1,192 @@
+"""The study of kind "continual": tables are checked, runs resume to the same numbers, reports tell what was found."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("avalanche")
+
+from distill.errors import InputError
+from distill.records import read_json, read_lines
+from scenarios.continual import accuracy_table, answer, kept_rows
+from scenarios.folder import Options, run_study
+from scenarios.schema import parse, shipped, study
+
+QUICK: dict[str, Any] = {
+    "kind": "continual",
+    "data": {"name": "digits", "classes": [0, 1]},
+    "stream": {"experiences": 2, "orders": 2},
+    "memory": {"methods": ["random", "dm"], "per_class": [1], "bytes_of": [1]},
+    "learner": {
+        "strategies": ["scratch", "replay", "none", "joint"],
+        "network": "ConvNetD1W8",
+        "nets": 2,
+        "recipe": {"max_steps": 2, "batch_size": 8},
+    },
+    "training": {"epochs": 1, "batch_size": 64},
+    "settings": {"dm": {"iterations": 4, "network": "ConvNetD1W8", "batch_real": 8}},
+}
+
+
+def changed(**tables: Any) -> dict[str, Any]:
+    copy = json.loads(json.dumps(QUICK))
+    for key, table in tables.items():
+        copy[key] = {**copy.get(key, {}), **table}
+    return copy
+
+
+def run(tables: dict[str, Any], out: Path, resume: bool = False) -> tuple[Path, dict[str, Any]]:
+    return run_study(study("quick", tables, "quick.toml"), Options(out=out, quiet=True, resume=resume))
+
+
+def same(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cells without their times."""
+    return [{key: value for key, value in cell.items() if key != "condense_seconds"} for cell in record["results"]["cells"]]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    return run(QUICK, tmp_path_factory.mktemp("whole"))
+
+
+def test_every_cell_is_there_with_its_items_and_bytes(whole: tuple[Path, dict[str, Any]]) -> None:
+    folder, record = whole
+    cells = {(c["strategy"], c["budget"], c["method"], c["storage"]): c for c in record["results"]["cells"]}
+    assert len(cells) == 2 * 3 * 2 + 2
+    pixels = 16 * 16
+    for (strategy, budget, method, storage), cell in cells.items():
+        assert len(cell["accuracy"]["values"]) == 2
+        if strategy == "joint":
+            continue
+        assert len(cell["matrix"]) == len(cell["matrix"][0]) == 2
+        assert cell["accuracy"]["values"][0] == pytest.approx(sum(cell["matrix"][-1]) / 2)
+        assert cell["forgetting"]["values"][0] == pytest.approx(cell["matrix"][0][0] - cell["matrix"][1][0])
+        assert cell["backward_transfer"]["mean"] == pytest.approx(-cell["forgetting"]["mean"])
+        if not method:
+            continue
+        if budget == "items1":
+            assert (cell["items"], cell["bytes"], storage) == (2, 2 * (4 * pixels + 8), "float32")
+        else:
+            limit = 2 * (4 * pixels + 8)
+            assert cell["bytes"] <= limit < cell["bytes"] + 2 * (pixels * (1 if storage == "uint8" else 4) + 8)
+            assert cell["items"] == (6 if storage == "uint8" else 2)
+    assert (folder / "report.html").stat().st_size > 10_000
+    names = {path.name for path in (folder / "figures").glob("*.png")}
+    assert {"accuracy-scratch-items1.png", "matrix-replay-bytes1.png", "memory-items1-dm-float32-order0.png"} <= names
+    lines = list(read_lines(folder / "metrics.jsonl"))
+    assert len({json.dumps({k: v for k, v in line.items() if k not in ("accuracies", "seconds")}) for line in lines}) == len(lines)
+
+
+def test_table_answer_and_kept_rows(whole: tuple[Path, dict[str, Any]]) -> None:
+    folder, record = whole
+    table = accuracy_table(record)
+    assert len(table) == 1 + len(record["results"]["cells"])
+    assert all(len(row) == len(table[0]) for row in table)
+    assert any("bytes of 1 float32 a class" in row[0] and row[2] == "uint8" and row[3] == "6" for row in table)
+    assert "leads with" in answer(record)
+    assert "intervals" in answer(record)
+    rows = kept_rows(folder)
+    assert {row["method"] for row in rows} == {"random", "dm", ""}
+    assert all(row["dataset"] == "digits" and float(row["accuracy_mean"]) >= 0 for row in rows)
+
+
+@pytest.mark.parametrize("moment", [4, 15])
+def test_a_killed_run_resumes_to_the_same_numbers(
+    moment: int, whole: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after so many ledger lines (between units, between and inside experiences), then resumed."""
+    import scenarios.continual as room
+
+    real, count = room.append_line, []
+
+    def failing(path: Path, event: dict[str, Any]) -> None:
+        real(path, event)
+        count.append(1)
+        if len(count) == moment:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(room, "append_line", failing)
+    with pytest.raises(KeyboardInterrupt):
+        run(QUICK, tmp_path)
+    (folder,) = tmp_path.iterdir()
+    assert read_json(folder / "record.json")["status"] == "interrupted"
+    monkeypatch.setattr(room, "append_line", real)
+    with pytest.raises(InputError, match="unfinished run"):
+        run(QUICK, tmp_path)
+    _, record = run(QUICK, tmp_path, resume=True)
+    assert same(record) == same(whole[1])
+
+
+def test_the_condensed_memory_of_a_stopped_run_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import apps.continual.memory as core
+
+    tables = changed(learner={"strategies": ["scratch", "replay", "der"]}, memory={"methods": ["dm"], "bytes_of": []}, stream={"orders": 1})
+    real, calls = core.condense, []
+    monkeypatch.setattr(core, "condense", lambda *a, **k: (calls.append(1), real(*a, **k))[1])
+    run(tables, tmp_path)
+    assert len(calls) == 2, "one condensation an experience, shared by every strategy"
+
+
+@pytest.mark.parametrize("setting", ["domain", "online"])
+def test_other_streams_run(setting: str, tmp_path: Path) -> None:
+    stream = {"setting": setting, "orders": 1, "mini": 40, "every": 2, **({"domains": ["digits"]} if setting == "domain" else {})}
+    learner = {"strategies": ["scratch", "replay"], "nets": 1}
+    tables = changed(stream=stream, learner=learner, memory={"methods": ["reservoir", "dm"], "bytes_of": []})
+    _, record = run(tables, tmp_path)
+    cells = record["results"]["cells"]
+    assert [cell["items"] for cell in cells] == ([4] * 4 if setting == "domain" else [2] * 4)
+
+
+def test_a_shrinking_share_holds_as_much_from_the_start(tmp_path: Path) -> None:
+    tables = changed(
+        stream={"orders": 1},
+        memory={"methods": ["random"], "share": "shrinking", "per_class": [3], "bytes_of": []},
+        learner={"strategies": ["scratch"]},
+    )
+    del tables["settings"]
+    folder, _ = run(tables, tmp_path)
+    items = [line["items"] for line in read_lines(folder / "metrics.jsonl") if line["stage"] == "memory"]
+    assert items == [6, 6]
+
+
+@pytest.mark.parametrize(
+    ("tables", "match"),
+    [
+        ({"memory": {"methods": ["herdin"]}}, "did you mean 'herding'"),
+        ({"memory": {"methods": []}}, "methods"),
+        ({"memory": {"per_class": [0]}}, "per_class"),
+        ({"memory": {"per_class": [], "bytes_of": []}}, "give at least one number"),
+        ({"learner": {"strategies": ["ewc"]}}, "strategies"),
+        ({"learner": {"strategies": ["der"]}}, "bytes_of with strategy"),
+        ({"learner": {"network": "ConvNetX"}}, "ConvNet"),
+        ({"stream": {"setting": "domain"}}, "domains are for setting"),
+        ({"stream": {"domains": ["usps"]}}, "domains are for setting"),
+        ({"stream": {"setting": "online"}, "memory": {"share": "shrinking"}}, "allowed with an online stream"),
+        ({"stream": {"orders": 0}}, "orders"),
+        ({"data": {"zca": True}}, "zca"),
+        ({"settings": {"gm": {}}}, "method 'gm' is not known"),
+        ({"settings": {"dm": {"iteration": 3}}}, "did you mean 'iterations'"),
+        ({"replay": {}}, "replay"),
+    ],
+)
+def test_wrong_tables_are_one_line(tables: dict[str, Any], match: str) -> None:
+    with pytest.raises(InputError, match=match) as caught:
+        study("quick", changed(**tables), "quick.toml")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_does_not_divide_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="2 classes do not divide into 3 experiences; allowed: 1, 2"):
+        run(changed(stream={"experiences": 3}), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_shipped_scenarios_are_whole() -> None:
+    found = [name for name in shipped() if name.startswith("continual-")]
+    assert len(found) >= 7
+    for name in found:
+        made = study(name, parse(shipped()[name]), name)
+        assert made.merged["kind"] == "continual"
+        assert shipped()[name].read_text().startswith(f"# distill run {name}")
