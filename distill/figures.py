@@ -37,6 +37,24 @@ def image_grid(condensed: CondensedSet) -> bytes:
     return _png(figure)
 
 
+def method_rows(sets: dict[str, CondensedSet]) -> bytes:
+    """One row a set, one column a class: the first image of each class, to compare what methods make of the same data."""
+    classes = [c for c, count in enumerate(next(iter(sets.values())).counts) if count][:MAX_COLUMNS]
+    figure = Figure(figsize=(0.9 * len(classes) + 0.9, 0.9 * len(sets) + 0.3), dpi=110)
+    axes = np.asarray(figure.subplots(len(sets), len(classes), squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.05}))
+    for i, (name, condensed) in enumerate(sets.items()):
+        pixels, labels = condensed.pixels().cpu().permute(0, 2, 3, 1).numpy(), condensed.hard_labels.cpu().numpy()
+        for j, label in enumerate(classes):
+            axis = axes[i, j]
+            axis.set_axis_off()
+            for image in pixels[labels == label][:1]:
+                colour = image[..., :3] if image.shape[-1] >= 3 else image[..., 0]
+                axis.imshow(colour, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            if j == 0:
+                axis.text(-0.15, 0.5, _drawable(name[:14]), transform=axis.transAxes, ha="right", va="center", fontsize=9)
+    return _png(figure)
+
+
 def accuracy_bars(rows: dict[str, Accuracy], title: str) -> bytes:
     """Mean accuracy of each set with its 95 % interval."""
     figure = Figure(figsize=(5.5, 0.45 * len(rows) + 1.0), dpi=110)

@@ -158,9 +158,9 @@ def list_names(
         from scenarios.schema import parse, shipped
 
         typer.echo("\n".join(f"{name:20} {parse(path).get('title', '')}" for name, path in shipped().items()))
-        from scenarios.template import DATA, METHODS
+        from scenarios.template import DATA, FORMS, METHODS
 
-        typer.echo(f"paper-METHOD-DATA-ipcN, short-METHOD-DATA-ipcN: {', '.join(METHODS)} on {', '.join(DATA)}; N any")
+        typer.echo(f"{', '.join(f'{form}-METHOD-DATA-ipcN' for form in FORMS)}: {', '.join(METHODS)} on {', '.join(DATA)}")
     else:
         raise unknown_name("list", what, ["methods", "data", "networks", "scenarios"])
 

@@ -32,26 +32,28 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
     evaluation, environment = config["evaluation"], record["environment"]
     rows = []
     for key, part in record["results"].items():
-        for name, found in part.get("accuracy", {}).items() if key.startswith("ipc") else ():
-            said = published(config["data"]["name"], "" if name == "whole" else key[3:], name)
-            row: dict[str, Any] = {
-                "scenario": record["scenario"],
-                "dataset": config["data"]["name"],
-                "ipc": "" if name == "whole" else key[3:],
-                "set": name,
-                "network": evaluation["networks"][0],
-                "protocol": "own recipe" if evaluation["recipe"] else evaluation["protocol"],
-                "published": said.get("accuracy", ""),
-                "source": said.get("source", ""),
-                **{field: f"{found[field]:.2f}" for field in ("mean", "low", "high")},
-                "reproduced": reproduced(found["high"], said.get("accuracy", "")),
-                "seeds": len(found["values"]),
-                "iterations": config["method"]["iterations"] if name == config["method"]["name"] else "",
-                "device": environment["gpu"] or f"{environment['cores']} cores, {environment['processor']}",
-                "run_seconds": round(record["seconds"]),
-                "run_peak_memory_bytes": record["peak_memory_bytes"],
-            }
-            rows.append({column: str(row[column]) for column in COLUMNS})
+        tables = part.get("cross_architecture") or {evaluation["networks"][0]: part.get("accuracy", {})} if key.startswith("ipc") else {}
+        for network, sets in tables.items():
+            for name, found in sets.items():
+                said = published(config["data"]["name"], "" if name == "whole" else key[3:], name) if network == "ConvNet" else {}
+                row: dict[str, Any] = {
+                    "scenario": record["scenario"],
+                    "dataset": config["data"]["name"],
+                    "ipc": "" if name == "whole" else key[3:],
+                    "set": name,
+                    "network": network,
+                    "protocol": "own recipe" if evaluation["recipe"] else evaluation["protocol"],
+                    "published": said.get("accuracy", ""),
+                    "source": said.get("source", ""),
+                    **{field: f"{found[field]:.2f}" for field in ("mean", "low", "high")},
+                    "reproduced": reproduced(found["high"], said.get("accuracy", "")),
+                    "seeds": len(found["values"]),
+                    "iterations": config["method"]["iterations"] if name == config["method"]["name"] else "",
+                    "device": environment["gpu"] or f"{environment['cores']} cores, {environment['processor']}",
+                    "run_seconds": round(record["seconds"]),
+                    "run_peak_memory_bytes": record["peak_memory_bytes"],
+                }
+                rows.append({column: str(row[column]) for column in COLUMNS})
     return [row for place, row in enumerate(rows) if row not in rows[:place]]
 
 
@@ -85,11 +87,13 @@ def kept() -> list[dict[str, str]]:
 
 def readme_table(rows: list[dict[str, str]]) -> str:
     """Markdown: one line a set; the method of a run in bold."""
-    lines = ["| run | IPC | set | accuracy, % (95 % interval) | published | reproduced |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = ["| run | IPC | set | judged by | accuracy, % (95 % interval) | published | reproduced |", "|" + " --- |" * 7]
     for row in rows:
         name = f"**{row['set']}**" if row["iterations"] else row["set"]
         spread = f"{float(row['mean']):.1f} ({float(row['low']):.1f} to {float(row['high']):.1f})"
-        lines.append(f"| `{row['scenario']}` | {row['ipc'] or '-'} | {name} | {spread} | {row['published']} | {row['reproduced']} |")
+        lines.append(
+            f"| `{row['scenario']}` | {row['ipc'] or '-'} | {name} | {row['network']} | {spread} | {row['published']} | {row['reproduced']} |"
+        )
     return "\n".join(lines)
 
 

@@ -51,7 +51,7 @@ def test_rows_of_a_record(tmp_path: Path) -> None:
         ("10", "dm", "97.5", "7"),
     ]
     assert rows[0]["mean"] == "89.12"
-    assert "| `x` | 1 | **dm** | 89.1 (88.0 to 90.2) | 89.7 | yes |" in readme_table(rows)
+    assert "| `x` | 1 | **dm** | ConvNet | 89.1 (88.0 to 90.2) | 89.7 | yes |" in readme_table(rows)
     (tmp_path / "record.json").write_text(json.dumps({**record, "status": "interrupted"}))
     with pytest.raises(InputError, match="only a finished run"):
         rows_of(tmp_path)

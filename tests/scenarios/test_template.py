@@ -11,9 +11,9 @@ from distill.records import read_json, read_lines
 from distill.train import PROTOCOLS
 from scenarios import reproduce, tables
 from scenarios.schema import read_scenario, study
-from scenarios.template import DATA, IPC, METHODS, MTT, from_template, names
+from scenarios.template import ARCHITECTURES, DATA, FORMS, IPC, METHODS, MTT, from_template, names
 
-EVERY = [name for form in ("paper", "short") for name in names(form)]
+EVERY = [name for form in FORMS for name in names(form)]
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -33,10 +33,11 @@ def test_every_name_is_a_study(name: str) -> None:
         assert made.evaluation.protocol in PROTOCOLS
     else:
         assert made.settings.iterations <= 500
+    assert (made.evaluation.networks == ARCHITECTURES) == (form == "cross")
 
 
 def test_all_combinations_are_there_and_nothing_else_is_taken() -> None:
-    assert len(EVERY) == len(set(EVERY)) == 2 * len(METHODS) * len(DATA) * len(IPC) == 150
+    assert len(EVERY) == len(set(EVERY)) == 3 * len(METHODS) * len(DATA) * len(IPC) == 225
     for wrong in (
         "paper-dm-cifar10",
         "paper-xx-cifar10-ipc1",
