@@ -5,15 +5,13 @@ FedDM (Xiong, Wang, Cheng, Yu and Hsieh, "FedDM: Iterative Distribution Matching
 """
 
 import dataclasses
-import importlib
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from apps.federated.partition import Partition, split
-from apps.federated.settings import Settings, method_config
+from apps.federated.settings import Settings, method_config, statistics_known
 from apps.federated.wire import within_range
 from distill.condensed import CondensedSet
 from distill.coresets import select
@@ -64,13 +62,8 @@ def statistics_of(data: ImageData, settings: Settings) -> RealStatistics:
     """What the method sees of the shard: everything, or what the private statistics object lets out."""
     if settings.privacy is None:
         return ExactStatistics(data)
-    path = str(settings.privacy["statistics"])
-    module, _, name = path.partition(":")
+    factory = statistics_known(settings)
     options = {key: value for key, value in settings.privacy.items() if key != "statistics"}
-    try:
-        factory: Any = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError):
-        raise InputError(f"privacy.statistics {path[:80]!r} is not there in this version; leave [privacy] out, or install it.") from None
     private: RealStatistics = factory(data, **options)
     return private
 

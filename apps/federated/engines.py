@@ -14,11 +14,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from apps.federated.settings import Settings, to_json
@@ -101,6 +103,7 @@ def flower(logs: Path, settings: Settings, simulated: int | None = None) -> Iter
     environment = offline(home, settings.threads)
     running = Flower(home, port, logs, environment, simulated=simulated)
     link = ["--insecure", "--host", "127.0.0.1", "--port", str(port), "--disable-runtime-dependency-installation"]
+    before = _raise_on_terminate()
     try:
         process = _start("flower-superlink", [*link, *(["--simulation"] if simulated else [])], logs / "superlink.log", environment)
         _wait_for(port, process, logs / "superlink.log")
@@ -113,6 +116,19 @@ def flower(logs: Path, settings: Settings, simulated: int | None = None) -> Iter
     finally:
         end_all(home)
         shutil.rmtree(home, ignore_errors=True)
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _raise_on_terminate() -> Any:
+    """Make SIGTERM an exception, as Ctrl-C is, so that what was started is ended; gives the handler that was there."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    return signal.signal(signal.SIGTERM, stop)
 
 
 def offline(home: Path, threads: int) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """What a federated run is: one frozen value, the same on the server, on every client and in the record."""
 
+import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import field
@@ -134,6 +135,16 @@ def method_config(settings: Settings) -> Any:
         if given.get("radius") is not None:
             raise InputError("radius was given and networks is 'fresh'; a ball needs the server's weights: networks = \"received\".")
     return configure(METHODS[name][0], {**base, "network": settings.network, **given}, f"[upload] of method {name!r}")
+
+
+def statistics_known(settings: Settings) -> Any:
+    """The class behind ``privacy.statistics``; `InputError` when this version does not have it."""
+    path = str((settings.privacy or {}).get("statistics", ""))
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        raise InputError(f"[privacy]: {path[:80]!r} is not there in this version; leave [privacy] out.") from None
 
 
 def to_json(settings: Settings) -> str:

@@ -1,0 +1,136 @@
+"""The federated study: its tables, its record, its pictures, and that it goes on where it stopped."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill.errors import InputError
+from distill.records import read_lines
+from scenarios.cli import main
+from scenarios.folder import Options, run_study
+from scenarios.report import accuracy_table, answer
+from scenarios.schema import parse, shipped, study
+
+TABLES: dict[str, Any] = {
+    "kind": "federated",
+    "title": "test",
+    "data": {"name": "digits"},
+    "federation": {"strategies": ["feddm", "random", "fedavg", "local", "central"], "rounds": 1, "seeds": 2, "network": "ConvNetD1W32"},
+    "partition": {"partitioner": "pathological", "num_partitions": 5, "num_classes_per_partition": 2},
+    "upload": {"ipc": 2, "iterations": 3, "batch_real": 8},
+    "server": {"recipe": {"max_steps": 20, "batch_size": 16, "lr": 0.02, "schedule": "constant", "augmentation": "none"}},
+    "local": {"max_steps": 3},
+}
+
+
+def with_changes(**changes: Any) -> dict[str, Any]:
+    return {
+        key: {**value, **changes.get(key, {})} if isinstance(value, dict) else value
+        for key, value in {**TABLES, **{k: TABLES.get(k, {}) for k in changes}}.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("runs")
+    return run_study(study("test", TABLES, "test.toml"), Options(out, quiet=True))
+
+
+def test_the_record_has_every_strategy_with_its_interval_and_bytes(done: tuple[Path, dict[str, Any]]) -> None:
+    folder, record = done
+    assert record["status"] == "done"
+    found = json.loads((folder / "record.json").read_text())["results"]
+    assert list(found["strategies"]) == TABLES["federation"]["strategies"]
+    for name, part in found["strategies"].items():
+        assert len(part["accuracy"]["values"]) == 2
+        assert part["accuracy"]["low"] <= part["accuracy"]["mean"] <= part["accuracy"]["high"]
+        assert (part["bytes"] == 0) == (name in ("local", "central"))
+        assert part["dropped"] == []
+    assert len(set(found["split"]["hashes"].values())) == 2
+    assert sum(map(sum, found["split"]["counts"])) == found["data"]["train"]
+    up = {name: sum(line["up"] for line in part["rounds"]) for name, part in found["strategies"].items()}
+    assert up["feddm"] == pytest.approx(up["random"], rel=0.05), "naive rivals upload as many bytes"
+
+
+def test_table_sentence_figures_and_report(done: tuple[Path, dict[str, Any]]) -> None:
+    folder, record = done
+    rows = accuracy_table(record)
+    assert rows[0] == ["strategy", "round 1", "MB up", "MB down", "dropped"]
+    assert [row[0] for row in rows[1:]] == TABLES["federation"]["strategies"]
+    assert answer(record).startswith("After 1 round: feddm ")
+    names = {path.name for path in (folder / "figures").glob("*.png")}
+    assert names == {"1-split.png", "2-rounds.png", "3-bytes.png", "4-union-feddm.png", "4-union-random.png"}
+    assert all((folder / "figures" / name).stat().st_size > 2000 for name in names)
+    assert "feddm" in (folder / "report.html").read_text()
+
+
+def test_runs_that_are_there_are_not_done_again(done: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, record = done
+    unfinished = {**json.loads((folder / "record.json").read_text()), "status": "interrupted"}
+    (folder / "record.json").write_text(json.dumps(unfinished))
+    monkeypatch.setattr("apps.federated.inline.run_inline", lambda *_, **__: pytest.fail("a finished run was done again"))
+    _, again = run_study(study("test", TABLES, "test.toml"), Options(folder.parent, resume=True, quiet=True))
+    assert again["results"] == record["results"]
+
+
+def test_shipped_scenarios_are_valid() -> None:
+    names = [name for name in shipped() if name.startswith("federated-")]
+    assert "federated-smoke" in names
+    for name in names:
+        made = study(name, parse(shipped()[name]), f"{name}.toml")
+        assert made.kind == "federated"
+        assert shipped()[name].read_text().startswith(f"# distill run {name}\n")
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"federation": {"strategies": ["fedmd"]}}, "strategies"),
+        ({"federation": {"engine": "ray"}}, "engine"),
+        ({"federation": {"rounds": 0}}, "rounds"),
+        ({"partition": {"alpha": 0.0}}, "alpha"),
+        ({"partition": {"partitoner": "iid"}}, "did you mean 'partitioner'"),
+        ({"upload": {"itertions": 5}}, "did you mean 'iterations'"),
+        ({"upload": {"pixels": "int8"}}, "pixels"),
+        ({"upload": {"networks": "fresh", "radius": 2.0}}, "fresh"),
+        ({"upload": {"network": "ConvNet"}}, "run's network"),
+        ({"server": {"radius": -1.0}}, "radius"),
+        ({"local": {"momentum": 1.0}}, "momentum"),
+        ({"extra": {"a": 1}}, "extra"),
+        ({"data": {"zca": True}}, "zca"),
+    ],
+)
+def test_mistakes_are_one_line(changes: dict[str, Any], text: str) -> None:
+    with pytest.raises(InputError, match=text) as caught:
+        study("test", with_changes(**changes), "test.toml")
+    assert str(caught.value).startswith("test.toml")
+    assert "\n" not in str(caught.value)
+
+
+def test_privacy_refuses_real_first_images_and_other_strategies() -> None:
+    with pytest.raises(InputError, match="no private form"):
+        study("test", with_changes(privacy={"epsilon": 1.0}), "test.toml")
+    alone = {"strategies": ["feddm"]}
+    with pytest.raises(InputError, match="noise"):
+        study("test", with_changes(privacy={"epsilon": 1.0}, federation=alone), "test.toml")
+    with pytest.raises(InputError, match="not there in this version"):
+        study(
+            "test",
+            with_changes(privacy={"statistics": "apps.privacy.nowhere:Nothing"}, federation=alone, upload={"initial": "noise"}),
+            "test.toml",
+        )
+    with pytest.raises(InputError, match="import path"):
+        study("test", with_changes(privacy={"statistics": "os:system"}, federation=alone, upload={"initial": "noise"}), "test.toml")
+
+
+def test_the_command_line_runs_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["federation.engine=inline", "federation.rounds=1", "federation.network=ConvNetD1W32", "upload.iterations=2", "upload.ipc=1"]
+    settings = [part for value in small for part in ("--set", value)]
+    with pytest.raises(SystemExit) as caught:
+        main(["run", "federated-smoke", "--out", str(tmp_path), "--device", "cpu", *settings])
+    assert caught.value.code == 0
+    assert "After 1 round: feddm" in capsys.readouterr().out
+    (folder,) = tmp_path.iterdir()
+    assert [line["round"] for line in read_lines(folder / "runs/feddm-s0/rounds.jsonl")] == [0, 1]
