@@ -1,0 +1,111 @@
+"""Membership inference: from what a model (or a set) says about points to scores, higher where a point looks more like a member.
+
+Scores go to `apps.privacy.metrics`. Everything works on arrays, so that models and sets from anywhere can be attacked.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import scipy.stats
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distill.errors import InputError
+from distill.statistics import chunk_size
+
+
+def losses_and_margins(networks: Iterable[nn.Module], images: Tensor, labels: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """(loss, margin) of each point (n,), float64, averaged over networks.
+
+    The margin is log p_y - log of the sum of the other classes' p (Carlini et al., 2022): it does not saturate where p_y is near 1.
+    """
+    losses, margins = [], []
+    for network in networks:
+        network.eval()
+        with torch.no_grad():
+            logits = torch.cat([network(part) for part in images.split(chunk_size(images))]).double()
+        own = logits.gather(1, labels[:, None]).squeeze(1)
+        rest = logits.scatter(1, labels[:, None], float("-inf")).logsumexp(1)
+        losses.append(F.cross_entropy(logits, labels, reduction="none").cpu().numpy())
+        margins.append((own - rest).cpu().numpy())
+    return np.mean(losses, 0), np.mean(margins, 0)
+
+
+def threshold_scores(loss: np.ndarray) -> np.ndarray:
+    """Yeom et al. (2018): the lower the loss, the more like a member."""
+    return -loss
+
+
+def calibrated_scores(loss: np.ndarray, reference_losses: np.ndarray) -> np.ndarray:
+    """Watson et al. (2022): how much lower the loss is than that of models (references, n) that did not see the point."""
+    found: np.ndarray = reference_losses.mean(0) - loss
+    return found
+
+
+def lira_scores(margin: np.ndarray, shadows: np.ndarray, inside: np.ndarray, online: bool = True) -> np.ndarray:
+    """Likelihood-ratio scores (n,) of a target's margins (n,) from shadow models' margins (shadows, n) and who was in (shadows, n) bool.
+
+    Carlini et al. (2022). Online: log density under the in-models minus that under the out-models, Gaussians with means of their own for
+    each point and, as with fewer than 64 shadows they say to, one variance a side. Offline: the chance that an out-model shows less.
+    Raises `InputError` where a point has no in or no out shadow.
+    """
+    inside = np.asarray(inside, dtype=bool)
+    if shadows.shape != inside.shape or shadows.shape[1:] != margin.shape:
+        raise InputError(f"margins {margin.shape}, shadows {shadows.shape} and in {inside.shape} do not fit: (n,), (s, n), (s, n).")
+    if (~inside).sum(0).min() < 1 or (online and inside.sum(0).min() < 1):
+        raise InputError("some points were in every shadow model, or in none; make shadows in complementary pairs.")
+    mean_out, sd_out = _sides(shadows, ~inside)
+    if not online:
+        return np.asarray(scipy.stats.norm.cdf((margin - mean_out) / sd_out))
+    mean_in, sd_in = _sides(shadows, inside)
+    return np.asarray(scipy.stats.norm.logpdf(margin, mean_in, sd_in) - scipy.stats.norm.logpdf(margin, mean_out, sd_out))
+
+
+def _sides(shadows: np.ndarray, used: np.ndarray) -> tuple[np.ndarray, float]:
+    """Each point's mean over the models used, and the residuals' pooled standard deviation."""
+    count = used.sum(0)
+    mean = np.where(used, shadows, 0.0).sum(0) / count
+    freedom = max(1, int((count - 1).clip(0).sum()))
+    spread = float((np.where(used, shadows - mean, 0.0) ** 2).sum() / freedom) ** 0.5
+    return mean, max(spread, 1e-6)
+
+
+def rmia_scores(
+    target: np.ndarray,
+    references: np.ndarray,
+    population_target: np.ndarray,
+    population_references: np.ndarray,
+    a: float = 0.3,
+    gamma: float = 1.0,
+) -> np.ndarray:
+    """Relative membership inference (Zarifzadeh, Liu and Shokri, 2024): the share of population points that a point beats.
+
+    Probabilities of the true class: ``target`` (n,) and ``references`` (models that did not see the points, n), the same for population
+    points z. A point beats z where p(x) / P(x) > gamma p(z) / P(z), with P(x) = ((1 + a) mean_out(x) + 1 - a) / 2.
+    """
+
+    def ratio(own: np.ndarray, others: np.ndarray) -> np.ndarray:
+        found: np.ndarray = own / np.maximum(((1 + a) * others.mean(0) + 1 - a) / 2, 1e-12)
+        return found
+
+    rivals = np.sort(gamma * ratio(population_target, population_references))
+    return np.searchsorted(rivals, ratio(target, references), "left") / len(rivals)
+
+
+def nearest_scores(points: Tensor, condensed: Tensor) -> np.ndarray:
+    """Minus each point's Euclidean distance (n,) to the nearest image (or feature) of a set: what is published is attacked itself."""
+    near = [torch.cdist(part.flatten(1), condensed.flatten(1)).amin(1) for part in points.split(2048)]
+    return -torch.cat(near).double().cpu().numpy()
+
+
+def alignment_scores(networks: Iterable[nn.Module], points: tuple[Tensor, Tensor], condensed: tuple[Tensor, Tensor]) -> np.ndarray:
+    """Cosine (n,) of each point's gradient with that of the whole set, averaged over (random) networks."""
+    from apps.privacy.contributions import gradient_rows
+
+    scores = []
+    for network in networks:
+        whole = torch.cat(list(gradient_rows(network, *condensed))).mean(0)
+        parts = [F.cosine_similarity(rows, whole[None]) for rows in gradient_rows(network, *points)]
+        scores.append(torch.cat(parts).double().cpu().numpy())
+    return np.asarray(np.mean(scores, 0))

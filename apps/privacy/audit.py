@@ -1,0 +1,157 @@
+"""What epsilon is at least, from how well a mechanism's own output tells canaries in from canaries out.
+
+python -m apps.privacy.audit scores.npz [--delta 1e-5] [--claimed EPSILON]
+
+takes arrays ``in_scores`` and ``out_scores`` from anywhere and prints lower bounds; it exits with 1 when one is above the claimed epsilon.
+A bound far below the claim proves nothing.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import scipy.optimize
+import scipy.stats
+
+from apps.privacy.accounting import gaussian_epsilon
+from apps.privacy.metrics import checked, clopper_pearson
+from distill.errors import InputError
+
+MAX_FILE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Lower bounds of epsilon, each at ``confidence``. ``gaussian`` holds for Gaussian mechanisms only, ``rates`` for any."""
+
+    gaussian: float
+    rates: float
+    delta: float
+    confidence: float
+
+    def __str__(self) -> str:
+        return (
+            f"epsilon is at least {self.rates:.2f} for any mechanism and at least {self.gaussian:.2f} for a Gaussian one "
+            f"(delta {self.delta:g}, confidence {self.confidence:.1%} each)"
+        )
+
+
+def lower_bounds(in_scores: object, out_scores: object, delta: float = 1e-5, confidence: float = 0.95) -> Bounds:
+    """From independent runs with (n,) and without (m,) a canary; a higher score means "in". The threshold is chosen on every second run.
+
+    ``rates``: max of log((TPR - delta) / FPR) and log((TNR - delta) / FNR) at the ends of Clopper-Pearson intervals. ``gaussian``: mu of
+    Gaussian differential privacy, Phi^-1(TPR) - Phi^-1(FPR), turned into epsilon (Nasr et al., 2023): much tighter where it applies.
+    """
+    inside, outside = checked(in_scores, "in_scores"), checked(out_scores, "out_scores")
+    if not (0 < confidence < 1 and 0 < delta < 1):
+        raise InputError(f"delta {delta} and confidence {confidence}; allowed: numbers between 0 and 1.")
+    alpha = 1 - confidence
+    chosen = _gaussian_threshold(inside[::2], outside[::2], alpha)
+    mu = _mu(inside[1::2], outside[1::2], chosen, alpha)
+    cut = _rates_threshold(inside[::2], outside[::2], delta, alpha)
+    return Bounds(gaussian_epsilon(max(mu, 0.0), delta), _rates(inside[1::2], outside[1::2], cut, delta, alpha), delta, confidence)
+
+
+def _ends(inside: np.ndarray, outside: np.ndarray, threshold: float, alpha: float) -> tuple[float, float, float, float]:
+    """(lowest TPR, highest FPR, lowest TNR, highest FNR); every one is wrong with probability at most alpha / 2."""
+    hit = clopper_pearson(int((inside >= threshold).sum()), len(inside), alpha)
+    false = clopper_pearson(int((outside >= threshold).sum()), len(outside), alpha)
+    return hit[0], false[1], 1 - false[1], 1 - hit[0]
+
+
+def _mu(inside: np.ndarray, outside: np.ndarray, threshold: float, alpha: float) -> float:
+    low, high, _, _ = _ends(inside, outside, threshold, alpha)
+    return float(scipy.stats.norm.ppf(low) - scipy.stats.norm.ppf(high))
+
+
+def _rates(inside: np.ndarray, outside: np.ndarray, threshold: float, delta: float, alpha: float) -> float:
+    low, high, none, missed = _ends(inside, outside, threshold, alpha)
+    found = [np.log((rate - delta) / other) for rate, other in ((low, high), (none, missed)) if rate > delta and other > 0]
+    return float(max([0.0, *found]))
+
+
+def _candidates(inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
+    return np.quantile(np.concatenate([inside, outside]), np.linspace(0, 1, 201))
+
+
+def _gaussian_threshold(inside: np.ndarray, outside: np.ndarray, alpha: float) -> float:
+    return float(max(_candidates(inside, outside), key=lambda t: _mu(inside, outside, t, alpha)))
+
+
+def _rates_threshold(inside: np.ndarray, outside: np.ndarray, delta: float, alpha: float) -> float:
+    return float(max(_candidates(inside, outside), key=lambda t: _rates(inside, outside, t, delta, alpha)))
+
+
+def one_run_bound(right: int, guesses: int, canaries: int, delta: float = 1e-5, confidence: float = 0.95) -> float:
+    """Lower bound of epsilon from one run with ``canaries`` in or out by fair coins, ``guesses`` of them guessed and ``right`` right.
+
+    Steinke, Nasr and Jagielski (2023), theorem 5.2: the p-value is P[Bin(guesses, e^eps / (1 + e^eps)) >= right], and what delta adds.
+    """
+    if not 0 <= right <= guesses <= canaries or guesses < 1:
+        raise InputError(f"{right} right of {guesses} guesses about {canaries} canaries; allowed: right <= guesses <= canaries.")
+
+    def p_value(epsilon: float) -> float:
+        q = 1 / (1 + np.exp(-epsilon))
+        at_least = scipy.stats.binom.sf(np.arange(right, -1, -1) - 1, guesses, q)  # P[Bin >= right - i], i = 0..right
+        steps = np.arange(1, right + 1)
+        steepest = float(((at_least[1:] - at_least[0]) / steps).max()) if right else 0.0
+        return float(min(1.0, at_least[0] + 2 * canaries * delta * steepest))
+
+    if p_value(0.0) > 1 - confidence:
+        return 0.0
+    return float(scipy.optimize.brentq(lambda epsilon: p_value(epsilon) - (1 - confidence), 0.0, 50.0, xtol=1e-6))
+
+
+def guess(scores: np.ndarray, was_in: np.ndarray, guesses: int) -> int:
+    """Of ``guesses`` guesses (the highest half in, the lowest half out) how many are right."""
+    order = np.argsort(-scores, kind="stable")
+    half = guesses // 2
+    return int(was_in[order[:half]].sum() + (~was_in[order[len(order) - (guesses - half) :]]).sum())
+
+
+def read_scores(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """``in_scores`` and ``out_scores`` of an npz file, never unpickled; `InputError` names what is wrong."""
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise InputError(f"{path}: {path.stat().st_size} bytes; allowed: at most {MAX_FILE_BYTES}.")
+        with np.load(path, allow_pickle=False) as arrays:
+            missing = [name for name in ("in_scores", "out_scores") if name not in arrays]
+            if missing:
+                raise InputError(f"{path}: has no array {missing[0]!r}; needed: in_scores and out_scores.")
+            return checked(arrays["in_scores"], f"{path}: in_scores"), checked(arrays["out_scores"], f"{path}: out_scores")
+    except InputError:
+        raise
+    except Exception as error:  # damaged archives raise a dozen types
+        raise InputError(f"{path}: cannot be read as an npz file ({type(error).__name__}: {str(error)[:80]}).") from None
+
+
+def main(arguments: list[str]) -> int:
+    import argparse
+
+    from apps.privacy.metrics import membership
+
+    parser = argparse.ArgumentParser(
+        prog="python -m apps.privacy.audit", description="Attack figures and lower bounds of epsilon from scores."
+    )
+    parser.add_argument("scores", type=Path, help="npz file with in_scores and out_scores; higher means more like a member")
+    parser.add_argument("--delta", type=float, default=1e-5)
+    parser.add_argument("--confidence", type=float, default=0.95)
+    parser.add_argument("--claimed", type=float, help="the epsilon that is claimed")
+    given = parser.parse_args(arguments)
+    try:
+        inside, outside = read_scores(given.scores)
+        found = lower_bounds(inside, outside, given.delta, given.confidence)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(membership(inside, outside))
+    print(found)
+    if given.claimed is not None and found.rates > given.claimed:
+        print(f"FAILED: the bound {found.rates:.2f} is above the claimed epsilon {given.claimed:g}: the guarantee does not hold.")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,178 @@
+"""Attacks and their figures against double loops, and on cases whose answer is known."""
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+
+from apps.privacy import attacks
+from apps.privacy.metrics import advantage, auc, best_advantage, by_run, clopper_pearson, membership, rate_at, roc, worst_decile
+from distill.data import ImageData
+from distill.errors import InputError
+from distill.networks import create
+from distill.randomness import generator
+
+scores = st.lists(st.integers(-5, 5).map(float), min_size=2, max_size=30).map(np.array)
+
+
+@settings(max_examples=60, deadline=None)
+@given(scores, scores)
+def test_the_curve_is_counting(members: np.ndarray, others: np.ndarray) -> None:
+    false, true = roc(members, others)
+    slow = sorted({(float((others >= t).mean()), float((members >= t).mean())) for t in [np.inf, *members, *others]})
+    assert sorted(set(zip(false.tolist(), true.tolist(), strict=True))) == pytest.approx(slow)
+    labels = np.concatenate([np.ones(len(members)), np.zeros(len(others))])
+    assert auc(members, others) == pytest.approx(roc_auc_score(labels, np.concatenate([members, others])))
+    best = max((members >= t).mean() - (others >= t).mean() for t in [np.inf, *members, *others])
+    chosen = best_advantage(members, others)
+    assert advantage(members, others, chosen).value == pytest.approx(best)
+
+
+def test_rates_at_low_false_positives_are_conservative() -> None:
+    draws = np.random.default_rng(0)
+    members, others = draws.normal(1, 1, 5000), draws.normal(0, 1, 5000)
+    found = rate_at(members, others, 0.01)
+    assert found is not None
+    slow = max((members >= t).mean() for t in np.concatenate([members, others]) if (others >= t).mean() <= 0.01)
+    assert found.value == pytest.approx(slow)
+    truth = 1 - scipy.stats.norm.cdf(scipy.stats.norm.ppf(0.99) - 1)
+    assert found.low - 0.02 < truth < found.high + 0.02
+    assert rate_at(members, others, 0.001) is None  # 10,000 others are needed
+    assert rate_at(members, np.zeros(1000), 0.01) is not None
+    assert rate_at(np.zeros(50), np.zeros(1000), 0.01).value == 0.0  # type: ignore[union-attr]
+
+
+def test_intervals_cover() -> None:
+    draws, held, wide = np.random.default_rng(0), 0, 0
+    for _ in range(300):
+        hits = int(draws.binomial(80, 0.1))
+        low, high = clopper_pearson(hits, 80)
+        held += low <= 0.1 <= high
+        inside, outside = draws.normal(1, 1, 60), draws.normal(0, 1, 60)
+        found = advantage(inside, outside, 0.5)
+        truth = scipy.stats.norm.cdf(0.5) - scipy.stats.norm.cdf(-0.5)
+        wide += found.low <= truth <= found.high
+    assert held >= 285
+    assert wide >= 285
+    assert clopper_pearson(0, 10)[0] == 0.0
+    assert clopper_pearson(10, 10)[1] == 1.0
+    assert clopper_pearson(1, 1000)[1] == pytest.approx(0.0056, abs=1e-4)
+
+
+def test_the_bootstrap_draws_runs() -> None:
+    draws, held = np.random.default_rng(0), 0
+    for _ in range(200):
+        found = by_run(draws.normal(2.0, 1.0, 20))
+        held += found.low <= 2.0 <= found.high
+    assert held >= 176  # about 93 % for 20 runs
+
+
+def test_the_threshold_is_never_chosen_on_the_points_it_is_judged_on() -> None:
+    draws = np.random.default_rng(0)
+    found = [membership(draws.normal(size=40), draws.normal(size=40), seed=k).advantage.value for k in range(300)]
+    assert abs(np.mean(found)) < 4 * np.std(found) / 300**0.5
+    assert np.mean([advantage(m, o, best_advantage(m, o)).value for m, o in draws.normal(size=(50, 2, 40))]) > 0.1
+
+
+def test_nothing_to_see_is_the_worst_decile_at_its_base() -> None:
+    draws = np.random.default_rng(0)
+    assert worst_decile(draws.normal(size=20_000), draws.normal(size=20_000)) == pytest.approx(0.95, abs=0.01)
+
+
+@pytest.mark.parametrize("bad", [[1.0], ["a", "b"], [[1.0, 2.0]], [1.0, float("nan")]])
+def test_scores_without_meaning_are_refused(bad: list[object]) -> None:
+    with pytest.raises(InputError, match="allowed"):
+        membership(bad, [1.0, 2.0])
+
+
+def test_losses_and_margins_are_their_formulas(toy_data: ImageData) -> None:
+    network = create("MLP", toy_data.spec, generator(0, "net"))
+    images, labels = toy_data.normalised("train", torch.arange(36)), toy_data.train.labels
+    loss, margin = attacks.losses_and_margins([network], images, labels)
+    for k in range(36):
+        p = F.softmax(network(images[k : k + 1]).double(), 1)[0]
+        y = int(labels[k])
+        assert loss[k] == pytest.approx(-float(p[y].log()), abs=1e-5)
+        assert margin[k] == pytest.approx(float(p[y].log() - (p.sum() - p[y]).log()), abs=1e-5)
+
+
+def _shadow_world(seed: int, effect: float, count: int = 32, points: int = 400) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Margins with difficulties of their own per point, higher by ``effect`` in models that saw the point; complementary pairs."""
+    draws = np.random.default_rng(seed)
+    half = draws.random((count // 2, points)) < 0.5
+    inside = np.concatenate([half, ~half])
+    return draws.normal(0, 3, points) + effect * inside + draws.normal(size=inside.shape), inside, draws.normal(size=points)
+
+
+@pytest.mark.parametrize("online", [True, False])
+def test_lira_sees_through_difficulty_where_a_threshold_does_not(online: bool) -> None:
+    margins, inside, _ = _shadow_world(0, 1.5)
+    target, members = margins[0], inside[0]
+    found = attacks.lira_scores(target, margins[1:], inside[1:], online)
+    assert auc(found[members], found[~members]) > 0.78
+    assert auc(target[members], target[~members]) < 0.68
+    none = _shadow_world(1, 0.0)
+    blind = attacks.lira_scores(none[0][0], none[0][1:], none[1][1:], online)
+    assert abs(auc(blind[none[1][0]], blind[~none[1][0]]) - 0.5) < 0.1
+
+
+def test_lira_scores_are_their_formula() -> None:
+    margins, inside, _ = _shadow_world(2, 1.0, 8, 20)
+    found = attacks.lira_scores(margins[0], margins[1:], inside[1:])
+    residuals: dict[bool, list[float]] = {True: [], False: []}
+    freedom = {True: 0, False: 0}
+    means: list[dict[bool, float]] = []
+    for j in range(20):
+        means.append({})
+        for side in (True, False):
+            values = margins[1:, j][inside[1:, j] == side]
+            means[j][side] = values.mean()
+            residuals[side] += ((values - values.mean()) ** 2).tolist()
+            freedom[side] += len(values) - 1
+    sd = {side: (sum(residuals[side]) / freedom[side]) ** 0.5 for side in (True, False)}
+    for j in range(20):
+        slow = [scipy.stats.norm(means[j][side], sd[side]).logpdf(margins[0, j]) for side in (True, False)]
+        assert found[j] == pytest.approx(slow[0] - slow[1])
+
+
+def test_lira_without_a_side_is_refused() -> None:
+    with pytest.raises(InputError, match="complementary pairs"):
+        attacks.lira_scores(np.zeros(3), np.zeros((2, 3)), np.ones((2, 3), dtype=bool))
+
+
+def test_rmia_is_its_double_loop() -> None:
+    draws = np.random.default_rng(0)
+    target, refs, z, z_refs = draws.random(9), draws.random((3, 9)), draws.random(11), draws.random((3, 11))
+    found = attacks.rmia_scores(target, refs, z, z_refs, a=0.3)
+
+    def ratio(p: float, others: np.ndarray) -> float:
+        return p / ((1.3 * others.mean() + 0.7) / 2)
+
+    for x in range(9):
+        beats = [ratio(target[x], refs[:, x]) > ratio(z[k], z_refs[:, k]) for k in range(11)]
+        assert found[x] == pytest.approx(np.mean(beats))
+
+
+def test_a_set_that_copies_members_is_seen(toy_data: ImageData) -> None:
+    images = toy_data.normalised("train", torch.arange(36))
+    found = attacks.nearest_scores(images, images[:18])
+    assert auc(found[:18], found[18:]) == 1.0
+    slow = [-float((images[30] - images[k]).norm()) for k in range(18)]
+    assert found[30] == pytest.approx(max(slow), abs=1e-4)
+
+
+def test_gradient_alignment_is_the_cosine_of_gradients(toy_data: ImageData) -> None:
+    images, labels = toy_data.normalised("train", torch.arange(36)), toy_data.train.labels
+    network = create("MLP", toy_data.spec, generator(0, "net"))
+    parameters = list(network.parameters())
+    found = attacks.alignment_scores([network], (images[:5], labels[:5]), (images[10:14], labels[10:14]))
+
+    def flat(part: slice) -> torch.Tensor:
+        return torch.cat([g.flatten() for g in torch.autograd.grad(F.cross_entropy(network(images[part]), labels[part]), parameters)])
+
+    whole = flat(slice(10, 14))
+    assert found == pytest.approx([float(F.cosine_similarity(flat(slice(k, k + 1)), whole, dim=0)) for k in range(5)], abs=1e-4)

@@ -1,0 +1,199 @@
+"""The auditor: bounds against published values, silent on the right mechanism, loud on every planted bug."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from torch import Tensor
+
+import apps.privacy.private_statistics as room
+from apps.privacy.accounting import gaussian_epsilon
+from apps.privacy.audit import guess, lower_bounds, main, one_run_bound
+from apps.privacy.canaries import audit
+from apps.privacy.entropy import SystemEntropy
+from apps.privacy.ledger import Ledger
+from apps.privacy.private_statistics import PrivateStatistics
+from distill.errors import InputError
+
+pytest.importorskip("opacus")
+
+
+class Planted(PrivateStatistics):
+    """The mechanism with a bug in it; the account never hears of it."""
+
+    entropy: type[SystemEntropy] = SystemEntropy
+
+    def __init__(self, *args: object, **named: object) -> None:
+        super().__init__(*args, **named)  # type: ignore[arg-type]
+        self._entropy = self.entropy()
+
+
+def louder(factor: float) -> type[SystemEntropy]:
+    class Scaled(SystemEntropy):
+        def normal(self, shape: tuple[int, ...]) -> np.ndarray:
+            return factor * super().normal(shape)
+
+    return Scaled
+
+
+class HalfNoise(Planted):
+    entropy = louder(0.5)
+
+
+class NoNoise(Planted):
+    entropy = louder(0.0)
+
+
+class NoiseOverBatch(Planted):
+    entropy = louder(1 / 256)
+
+
+class RealisedBatch(PrivateStatistics):
+    def _expected(self, plan: room.Plan) -> float:
+        return float(len(self._data.train))
+
+
+class RenewedNoise(PrivateStatistics):
+    """Keeps the clean sum and noises it at each use."""
+
+    def release(self, key: str, plan: room.Plan, *args: object, **named: object) -> Tensor:
+        found = super().release(key, plan, *args, **named)  # type: ignore[arg-type]
+        self._ledger = Ledger(None)
+        self._kept = found
+        return found
+
+
+class FixedBatches(PrivateStatistics):
+    """Batches of one size, drawn without replacement."""
+
+    def __init__(self, *args: object, **named: object) -> None:
+        super().__init__(*args, **named)  # type: ignore[arg-type]
+        self._entropy = Fixed()
+
+
+class Fixed(SystemEntropy):
+    def uniform(self, count: int) -> np.ndarray:
+        drawn = super().uniform(count)
+        return (scipy.stats.rankdata(drawn) - 0.5) / count
+
+
+class Shuffled(SystemEntropy):
+    """Passes over a shuffled order, a quarter of it at a time."""
+
+    def __init__(self) -> None:
+        self.order = np.empty(0)
+        self.turn = 0
+
+    def uniform(self, count: int) -> np.ndarray:
+        if self.turn % 4 == 0:
+            self.order = np.argsort(super().uniform(count)) / count
+        self.turn += 1
+        return (self.order + 0.25 * self.turn) % 1.0
+
+
+class ShuffledBatches(Planted):
+    entropy = Shuffled
+
+
+PLANTED = [HalfNoise, NoNoise, NoiseOverBatch, RealisedBatch, RenewedNoise, FixedBatches, ShuffledBatches]
+
+
+@pytest.mark.parametrize("bug", PLANTED, ids=lambda bug: bug.__name__)
+def test_every_planted_bug_is_found(bug: type[PrivateStatistics]) -> None:
+    found = audit(bug)
+    assert not found.holds, str(found)
+    assert "CONTRADICTION" in str(found)
+
+
+@pytest.mark.parametrize("how", ["none", "batch", "layer"])
+def test_missing_or_wrong_clipping_is_found(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def whole_batch(rows: Tensor, norm: float) -> Tensor:
+        return rows * min(1.0, norm / float(rows.sum(0).norm() / len(rows)))
+
+    def by_part(rows: Tensor, norm: float) -> Tensor:
+        parts = rows.chunk(2, 1)
+        return torch.cat([2 * norm * torch.nn.functional.normalize(part) for part in parts], 1)
+
+    wrong = {"none": lambda rows, norm: rows, "batch": whole_batch, "layer": by_part}[how]
+    monkeypatch.setattr(room, "clipped", wrong)
+    assert not audit().holds
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_right_mechanism_passes_and_the_audit_has_teeth(seed: int) -> None:
+    found = audit(seed=seed)
+    assert found.holds, str(found)
+    assert found.claimed == pytest.approx(4.0, abs=1e-3)
+    assert found.bounds.gaussian > 1.0
+
+
+# Bounds
+
+
+@pytest.mark.parametrize(
+    ("right", "guesses", "canaries", "published"),
+    [(100, 100, 1000, 3.47), (95, 100, 1000, 2.17), (700, 1000, 1000, 0.73), (1000, 1000, 1000, 5.78), (480, 500, 5000, 2.78)],
+)
+def test_one_run_bounds_of_the_reference(right: int, guesses: int, canaries: int, published: float) -> None:
+    assert one_run_bound(right, guesses, canaries) == pytest.approx(published, abs=0.006)
+
+
+def test_one_run_bound_holds_for_randomised_response() -> None:
+    """With pure epsilon, every answer is right with probability e^eps / (1 + e^eps): the bound may pass epsilon in 5 % of runs only."""
+    draws, epsilon, above = np.random.default_rng(0), 1.0, 0
+    for _ in range(400):
+        right = draws.binomial(200, np.exp(epsilon) / (1 + np.exp(epsilon)))
+        above += one_run_bound(int(right), 200, 200, delta=1e-12) > epsilon
+    assert scipy.stats.binomtest(above, 400, 0.05, "greater").pvalue > 1e-3
+
+
+@pytest.mark.parametrize("mu", [0.5, 1.0, 2.0])
+def test_bounds_of_gaussian_scores_stay_below_the_truth(mu: float) -> None:
+    draws, truth, above, found = np.random.default_rng(1), gaussian_epsilon(mu, 1e-5), 0, []
+    for _ in range(60):
+        bounds = lower_bounds(draws.normal(mu, 1, 2000), draws.normal(0, 1, 2000))
+        above += max(bounds.gaussian, bounds.rates) > truth
+        found.append(bounds.gaussian)
+    assert scipy.stats.binomtest(above, 60, 0.1, "greater").pvalue > 1e-3
+    assert np.median(found) > 0.5 * truth
+
+
+def test_a_perfect_attack_reaches_the_ceiling_of_its_sample() -> None:
+    """Half of the runs choose the threshold: 500 a side judge, and 4.9 is the most that they can show."""
+    found = lower_bounds(np.ones(1000), np.zeros(1000))
+    assert found.rates == pytest.approx(4.9, abs=0.05)
+
+
+def test_guesses_are_the_ends_of_the_order() -> None:
+    assert guess(np.array([5.0, 4, 3, 2, 1]), np.array([True, False, True, True, False]), 2) == 2
+    assert guess(np.array([5.0, 4, 3, 2, 1]), np.array([True, False, True, True, False]), 4) == 2
+
+
+# The command
+
+
+def test_scores_from_anywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draws = np.random.default_rng(0)
+    np.savez(tmp_path / "scores.npz", in_scores=draws.normal(2, 1, 3000), out_scores=draws.normal(0, 1, 3000))
+    assert main([str(tmp_path / "scores.npz")]) == 0
+    assert "AUC 0.9" in capsys.readouterr().out
+    assert main([str(tmp_path / "scores.npz"), "--claimed", "1.0"]) == 1
+    assert "FAILED" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04nonsense", b"\x80\x04N."])
+def test_damaged_score_files_are_one_line(tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "scores.npz").write_bytes(content)
+    assert main([str(tmp_path / "scores.npz")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_pickles_and_nonsense_scores_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", in_scores=np.array([{}, {}], dtype=object), out_scores=np.zeros(3))
+    assert main([str(tmp_path / "a.npz")]) == 2
+    np.savez(tmp_path / "b.npz", in_scores=np.array([1.0, np.nan]), out_scores=np.zeros(3))
+    assert main([str(tmp_path / "b.npz")]) == 2
+    with pytest.raises(InputError, match="right <= guesses <= canaries"):
+        one_run_bound(5, 3, 10)
