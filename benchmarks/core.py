@@ -1,12 +1,13 @@
 """Speed of the core: each method's step beside a plain loop written from its paper, taking turns.
 
 python -m benchmarks.core [--json FILE] [--rounds N] [--only dm,gm,datadam,mtt,evaluation,memory] [--width 128] [--device cpu|cuda]
+python -m benchmarks.core --page         the table of docs/speed.md from benchmarks/expected/core.json
 
 CIFAR-10 shapes, ConvNet-3, 10 images a class, 256 real images a class; made data, because speed does not depend on what is in the images.
 Medians over rounds; GFLOP/s count convolutions and linear layers only. An error is that of the image gradient beside the plain loop's.
 
-"plain" runs in a fresh process of its own for each part, as a user's script does; "plain, memory kept" in ours, after the one setting of the C library that the
-`distill` command makes for all its work (distill/memory.py), which cannot be taken back. Both take turns with our forms in every round.
+"plain" runs in a fresh process of its own for each part, as a user's script does; "plain, memory kept" in ours, after the one setting of
+the C library that the `distill` command makes for all its work (distill/memory.py). Both take turns with our forms in every round.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from distill.methods.dm import DM, DMConfig
 from distill.methods.gm import GM, GMConfig
 from distill.networks import create, flops
 from distill.randomness import generator
-from distill.records import environment, peak_memory_bytes, write_json
+from distill.records import environment, peak_memory_bytes, read_json, write_json, write_whole
 from distill.spec import DataSpec
 from distill.statistics import ExactStatistics
 from distill.train import Recipe, train_network
@@ -50,6 +51,9 @@ TARGETS = {  # at least this many times the plain loop on an idle 2-core AVX-512
     "test pass": {"float32": 1.8, "bf16": 3.0},
     "mtt": {"adjoint": 1.0},
 }
+KEPT = Path(__file__).parent / "expected" / "core.json"
+PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
+BEGIN, END = "<!-- table: begin (python -m benchmarks.core --page) -->", "<!-- table: end -->"
 FORMS = (("float32", "off"), ("float32", "on"), ("bf16", "on"))
 Work = Callable[[], Any]
 
@@ -239,14 +243,40 @@ def segment_alone(form: str, width: int) -> None:
     print(peak_memory_bytes())
 
 
+def with_table(page: str, record: dict[str, Any]) -> str:
+    """The page with its table made anew from a record."""
+    machine, limits = record["environment"], record["limits_gflops"]
+    where = machine["gpu"] or f"{machine['cores']} cores, {machine['processor']}"
+    lines = [
+        f"{where}, torch {machine['packages']['torch']}, {record['rounds']} rounds. "
+        f"Limits in GFLOP/s: {', '.join(f'{name} {value:.0f}' for name, value in limits.items())}.",
+        "",
+        "| part | form | seconds | times plain | GFLOP/s | image gradient off by |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for part, rows in record["results"].items():
+        for form, row in rows.items() if part != "memory" else ():
+            error = f"{row['gradient_error']:.0e}" if "gradient_error" in row else ""
+            lines.append(f"| {part} | {form} | {row['seconds']:.3f} | {row['ratio']:.2f} | {row['gflops']:.0f} | {error} |")
+    if "memory" in record["results"]:
+        peaks = ", ".join(f"{form} {peak / 1e9:.2f} GB" for form, peak in record["results"]["memory"].items())
+        lines += ["", f"Peak memory of a fresh process that computes one MTT gradient (form and student steps): {peaks}."]
+    head, _, rest = page.partition(BEGIN)
+    return head + BEGIN + "\n" + "\n".join(lines) + "\n" + END + rest.partition(END)[2]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--page", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="dm,gm,datadam,mtt,evaluation,memory")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args()
+    if given.page:
+        write_whole(PAGE, with_table(PAGE.read_text(), read_json(KEPT)))
+        return
     keep_freed_memory()
     setting = Setting(given.device, given.width)
     limit = limits(given.device)

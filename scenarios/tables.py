@@ -87,7 +87,8 @@ def kept() -> list[dict[str, str]]:
 
 def readme_table(rows: list[dict[str, str]]) -> str:
     """Markdown: one line a set; the method of a run in bold."""
-    lines = ["| run | IPC | set | judged by | accuracy, % (95 % interval) | published | reproduced |", "|" + " --- |" * 7]
+    names = ("run", "IPC", "set", "judged by", "accuracy, % (95 % interval)", "published", "reproduced")
+    lines = [f"| {' | '.join(names)} |", "|" + " --- |" * len(names)]
     for row in rows:
         name = f"**{row['set']}**" if row["iterations"] else row["set"]
         spread = f"{float(row['mean']):.1f} ({float(row['low']):.1f} to {float(row['high']):.1f})"
