@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import plain
-from distill.adjoint import matching_gradient
+from distill.adjoint import Student, matching_gradient
 from distill.augment import DSA, augment, strategy
 from distill.condensed import CondensedSet
 from distill.data import ImageData, Split
@@ -109,7 +109,7 @@ class Setting:
 
     def ours(self, part: str) -> dict[str, Work]:
         if part == "mtt":
-            return {"adjoint": lambda: (lambda m: (m.loss, m.images))(matching_gradient(self.network, *self.segment(), MTT_STEPS))}
+            return {"adjoint": self.adjoint(compile=False), "adjoint, compiled": self.adjoint(compile=True)}
         forms: dict[str, Work] = {}
         for precision, compile in FORMS:
             label = f"{precision}{', compiled' if compile == 'on' else ''}"
@@ -127,6 +127,15 @@ class Setting:
             else:
                 forms[label] = self.step(part, precision, compile)
         return forms
+
+    def adjoint(self, compile: bool) -> Work:
+        student = Student(copy.deepcopy(self.network), compile)
+
+        def gradient() -> tuple[Tensor, Tensor]:
+            found = matching_gradient(student, *self.segment(), MTT_STEPS)
+            return found.loss, found.images
+
+        return gradient
 
     def step(self, part: str, precision: str, compile: str) -> Work:
         """One step of the method itself from the given images, on the given network and whole classes as batches, no augmentation."""
@@ -238,8 +247,10 @@ def memory_of(form: str, width: int) -> int:
 def segment_alone(form: str, width: int) -> None:
     method, steps = form.split("-")
     setting = Setting("cpu", width)
-    function: Callable[..., object] = plain.mtt if method == "plain" else matching_gradient
-    function(setting.network, *setting.segment(), int(steps))
+    if method == "plain":
+        plain.mtt(setting.network, *setting.segment(), int(steps))
+    else:
+        matching_gradient(Student(setting.network), *setting.segment(), int(steps))
     print(peak_memory_bytes())
 
 

@@ -12,13 +12,14 @@ forward and backward pass a step than a full unroll, and the memory of a single 
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill.fast import compiled
 from distill.networks import has_batchnorm
 from distill.statistics import chunk_size, piece_count
 
@@ -57,80 +58,82 @@ def stateless(network: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
     return logits
 
 
+class Student:
+    """A network as functions of its flat weights: its gradient, and the derivatives of that gradient along a direction.
+
+    Each is a sum over pieces of the batch that stay in a CPU's cache (the whole batch for BatchNorm); ``compile`` see `distill.fast`.
+    """
+
+    def __init__(self, network: nn.Module, compile: bool = False) -> None:
+        with warnings.catch_warnings():
+            # torch loads its forward-mode formulas with a function of its own that it calls outdated.
+            warnings.simplefilter("ignore", FutureWarning)
+            import torch._decomp.decompositions_for_jvp
+        self.logits = logits = stateless(network)
+        self.whole = has_batchnorm(network)
+
+        def loss(weights: Tensor, x: Tensor, y: Tensor, share: Tensor) -> Tensor:
+            return F.cross_entropy(logits(weights, x), y, reduction="sum") * share
+
+        def along(weights: Tensor, v: Tensor, x: Tensor, y: Tensor, share: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+            gradients = torch.func.grad(loss, argnums=(0, 1, 2) if y.is_floating_point() else (0, 1))
+            found = torch.func.jvp(lambda w: gradients(w, x, y, share), (weights,), (v,))
+            return found[0], found[1]
+
+        gradient = torch.func.grad(loss)
+        self._gradient = compiled(gradient) if compile else gradient
+        self._along = compiled(along) if compile else along
+
+    def _pieces(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        number = 1 if self.whole else piece_count(len(x), chunk_size(x))
+        share = torch.tensor(1 / len(x), dtype=x.dtype, device=x.device)
+        for part, target in zip(x.tensor_split(number), y.tensor_split(number), strict=True):
+            yield part, target, share
+
+    def gradient(self, weights: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """(P,) gradient g of the mean cross-entropy at ``weights`` (P,)."""
+        total = torch.zeros_like(weights)
+        for piece in self._pieces(x, y):
+            total += self._gradient(weights, *piece)
+        return total
+
+    def along(self, weights: Tensor, v: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """g (P,); its derivative along v, H v (P,); and d(g . v)/dx, for soft labels also d(g . v)/dy."""
+        gradient, curved = torch.zeros_like(weights), torch.zeros_like(weights)
+        inputs: list[tuple[Tensor, ...]] = []
+        for piece in self._pieces(x, y):
+            value, tangent = self._along(weights, v, *piece)
+            gradient += value[0]
+            curved += tangent[0]
+            inputs.append(tangent[1:])
+        return gradient, curved, [torch.cat(parts) for parts in zip(*inputs, strict=True)]
+
+
 def matching_gradient(
-    network: nn.Module, start: Tensor, target: Tensor, images: Tensor, labels: Tensor, lr: Tensor, view: View, steps: int
+    student: Student, start: Tensor, target: Tensor, images: Tensor, labels: Tensor, lr: Tensor, view: View, steps: int
 ) -> Matched:
     """Loss |w[N] - target|^2 / |start - target|^2 (Cazenavette et al., CVPR 2022, eq. 2) and its exact gradients.
 
     ``start`` and ``target`` (P,) flat weights; images (n, C, H, W); labels (n,) or, with gradients too, (n, K); lr 0-dimensional.
     """
-    with warnings.catch_warnings():
-        # torch loads its forward-mode formulas with a function of its own that it calls outdated.
-        warnings.simplefilter("ignore", FutureWarning)
-        import torch._decomp.decompositions_for_jvp
-    logits = stateless(network)
     soft = labels.is_floating_point()
-
-    def loss(weights: Tensor, x: Tensor, y: Tensor, count: int) -> Tensor:
-        return F.cross_entropy(logits(weights, x), y, reduction="sum") / count
-
-    def pieces(x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
-        number = 1 if has_batchnorm(network) else piece_count(len(x), chunk_size(x))
-        return list(zip(x.tensor_split(number), y.tensor_split(number), strict=True))
-
     weights = [start.detach()]
     for step in range(steps):
         with torch.no_grad():
             x, y = view(step, images, labels)
-        gradient = torch.zeros_like(start)
-        leaf = weights[-1].requires_grad_(True)
-        for part, target_part in pieces(x, y):
-            gradient += torch.autograd.grad(loss(leaf, part, target_part, len(x)), leaf)[0]
-        leaf.requires_grad_(False)
-        weights.append(leaf - lr * gradient)
+        weights.append(weights[-1] - lr * student.gradient(weights[-1], x, y))
 
     scale = (start - target).square().sum()
     value = (weights[-1] - target).square().sum() / scale
     adjoint = 2 * (weights.pop() - target) / scale
-    image_gradient, label_gradient, lr_gradient = torch.zeros_like(images), torch.zeros_like(labels) if soft else None, torch.zeros_like(lr)
+    totals, lr_gradient = [torch.zeros_like(images)] + ([torch.zeros_like(labels)] if soft else []), torch.zeros_like(lr)
     for step in reversed(range(steps)):
-        here = weights.pop()
         leaves = [images.detach().requires_grad_(True)] + ([labels.detach().requires_grad_(True)] if soft else [])
         x, y = view(step, leaves[0], leaves[1] if soft else labels)
-        along = _along(loss, here, adjoint, pieces(x.detach(), y.detach()), soft)
-        lr_gradient -= (adjoint * along.gradient).sum()
-        adjoint = adjoint - lr * along.weights
-        outputs, weighted = ([x, y], [along.images, along.labels]) if soft else ([x], [along.images])
-        found = torch.autograd.grad(outputs, leaves, [-lr * w for w in weighted if w is not None])
-        image_gradient += found[0]
-        if label_gradient is not None:
-            label_gradient += found[1]
-    return Matched(value, image_gradient, label_gradient, lr_gradient)
-
-
-@dataclass(frozen=True)
-class _Along:
-    """A step's gradient, and the derivatives along a direction v of its gradients: H v, d(g . v)/dx, d(g . v)/dy."""
-
-    gradient: Tensor
-    weights: Tensor
-    images: Tensor
-    labels: Tensor | None
-
-
-def _along(loss: Callable[..., Tensor], weights: Tensor, v: Tensor, parts: list[tuple[Tensor, Tensor]], soft: bool) -> _Along:
-    count = sum(len(x) for x, _ in parts)
-    gradient, curved = torch.zeros_like(weights), torch.zeros_like(weights)
-    images, labels = [], []
-    for x, y in parts:
-        gradients = torch.func.grad(loss, argnums=(0, 1, 2) if soft else (0, 1))
-
-        def at(w: Tensor, x: Tensor = x, y: Tensor = y, gradients: Callable[..., tuple[Tensor, ...]] = gradients) -> tuple[Tensor, ...]:
-            return gradients(w, x, y, count)
-
-        primal, tangent = torch.func.jvp(at, (weights,), (v,))[:2]
-        gradient += primal[0]
-        curved += tangent[0]
-        images.append(tangent[1])
-        labels += list(tangent[2:])
-    return _Along(gradient, curved, torch.cat(images), torch.cat(labels) if soft else None)
+        gradient, curved, inputs = student.along(weights.pop(), adjoint, x.detach(), y.detach())
+        lr_gradient -= (adjoint * gradient).sum()
+        adjoint = adjoint - lr * curved
+        found = torch.autograd.grad([x, y] if soft else [x], leaves, [-lr * part for part in inputs])
+        for total, part in zip(totals, found, strict=True):
+            total += part
+    return Matched(value, totals[0], totals[1] if soft else None, lr_gradient)

@@ -75,8 +75,9 @@ class _GroupNorm(nn.GroupNorm):
         if not torch.compiler.is_compiling():
             return super().forward(images)
         count, channels, height, width = images.shape
-        # In float32 also where the convolutions run in bfloat16: a variance needs the digits.
-        grouped = images.float().view(count, self.num_groups, channels // self.num_groups, height, width)
+        # In float32 at least, also where the convolutions run in bfloat16: a variance needs the digits.
+        wide = images if images.dtype == torch.float64 else images.float()
+        grouped = wide.view(count, self.num_groups, channels // self.num_groups, height, width)
         variance, mean = torch.var_mean(grouped, (2, 3, 4), correction=0, keepdim=True)
         normal = ((grouped - mean) * torch.rsqrt(variance + self.eps)).view(images.shape)
         return (normal * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)).to(images.dtype)

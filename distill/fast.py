@@ -1,12 +1,13 @@
 """Faster forms of a network's forward: compiled where the work repays it, bfloat16 where it is asked for. Same parameters, same values.
 
 What is gained on a CPU is memory traffic: norm, activation and pooling run as one loop instead of three passes over large tensors. A
-compiled function cannot be differentiated twice, so gradient matching's synthetic side and MTT's students never come here.
+compiled function cannot be differentiated twice, so gradient matching's synthetic side never comes here; MTT's students do, because their
+derivatives are taken inside of what is compiled (adjoint.py).
 """
 
 import warnings
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,24 +38,34 @@ def accelerated(
                 return function(images).float()
         return function(images)
 
-    if compile == "off" or (compile == "auto" and work < WORTH_FLOPS.get(device.type, float("inf"))):
+    if not worth(device, work, compile):
         return reduced if precision == "bf16" else function
+    return compiled(reduced)
+
+
+def worth(device: torch.device, work: float, compile: Compile) -> bool:
+    """Whether to compile what will take ``work`` floating-point operations in all."""
+    return compile == "on" or (compile == "auto" and work >= WORTH_FLOPS.get(device.type, float("inf")))
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` through `torch.compile`, one form for each shape; as it is, after one warning, where no compiler works."""
     import torch._dynamo as dynamo  # here, because it takes a second to load
 
-    compiled = torch.compile(reduced, dynamic=False)
+    quick = torch.compile(function, dynamic=False)
     works = True
 
-    def either(images: Tensor) -> Tensor:
+    def either(*tensors: Tensor) -> Any:
         nonlocal works
         if works:
             try:
                 # Each network, precision and shape is a form of its own; the compiler's limit of 8 is for accidents.
                 with dynamo.config.patch(recompile_limit=64):
-                    return compiled(images)
+                    return quick(*tensors)
             except Exception as error:  # whatever a compiler's absence looks like on this system
                 works = False
                 _warn(error)
-        return reduced(images)
+        return function(*tensors)
 
     return either
 

@@ -12,12 +12,13 @@ from pydantic import Field
 from torch import Tensor
 
 from distill import sharding
-from distill.adjoint import matching_gradient, stateless
+from distill.adjoint import Student, matching_gradient
 from distill.augment import Parameters, apply, draw, for_data, strategy
 from distill.condensed import CondensedSet
 from distill.errors import InputError
 from distill.experts import ExpertConfig, Trajectories
-from distill.networks import Factory, create
+from distill.fast import Compile, worth
+from distill.networks import Factory, create, flops
 from distill.randomness import generator as stream
 from distill.statistics import RealStatistics, chunk_size
 from distill.synthetic import Initial, Synthetic
@@ -55,6 +56,7 @@ class MTTConfig:
     batch_real: Annotated[int, Field(ge=1)] = 256
     expert_snapshots: Literal["float32", "bf16"] = "float32"
     expert_seed: Annotated[int, Field(ge=0)] = 0
+    compile: Compile = "auto"
 
 
 class MTT:
@@ -102,13 +104,14 @@ class MTT:
         self.trajectories = statistics.trajectories(wanted, self.factory, progress)
         # Any network of this shape: its weights are given anew in every step.
         device = self.synthetic.images.device
-        self.network = create(self.factory, statistics.spec, stream(0, "mtt", "shape"), device)
-        self.apply_network = stateless(self.network)
+        network = create(self.factory, statistics.spec, stream(0, "mtt", "shape"), device)
+        work = 12.0 * flops(network, statistics.spec) * min(c.batch_syn or 10**9, len(self.synthetic.images)) * c.syn_steps * c.iterations
+        self.student = Student(network, worth(device, work, c.compile))
         if c.soft_labels and self.logits is None:
             with torch.no_grad():
                 weights = self.trajectories.weights(0, self.trajectories.epochs, device)
                 images = self.synthetic.images
-                self.logits = torch.cat([self.apply_network(weights, part) for part in images.split(chunk_size(images))])
+                self.logits = torch.cat([self.student.logits(weights, part) for part in images.split(chunk_size(images))])
         if self.logits is not None and self.label_velocity is None:
             self.label_velocity = torch.zeros_like(self.logits)
 
@@ -131,7 +134,7 @@ class MTT:
             return apply(images[batches[step]], draws[step]), labels[batches[step]]
 
         labels = self.synthetic.labels if self.logits is None else self.logits.softmax(1)
-        found = matching_gradient(self.network, start, target, images, labels, self.lr, view, c.syn_steps)
+        found = matching_gradient(self.student, start, target, images, labels, self.lr, view, c.syn_steps)
         self.synthetic.descend([found.images], c.lr_img, c.momentum)
         self.lr_velocity.mul_(c.momentum).add_(found.lr)
         self.lr = (self.lr - c.lr_lr * self.lr_velocity).clamp_min(MIN_LR)
