@@ -72,7 +72,7 @@ def _rates(inside: np.ndarray, outside: np.ndarray, threshold: float, delta: flo
 
 
 def _candidates(inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
-    return np.quantile(np.concatenate([inside, outside]), np.linspace(0, 1, 201))
+    return np.quantile(np.concatenate([inside, outside]), np.linspace(0, 1, 81))
 
 
 def _gaussian_threshold(inside: np.ndarray, outside: np.ndarray, alpha: float) -> float:

@@ -67,9 +67,9 @@ class Audit:
 def audit(
     make: Make = PrivateStatistics, epsilon: float = 4.0, delta: float = 1e-5, runs: int = 2000, confidence: float = 0.999, seed: int = 0
 ) -> Audit:
-    """All audits of one mechanism; ``runs`` (up to 2304) canaries in one release, a quarter as many small releases for the noise's size."""
+    """All audits of one mechanism; ``runs`` (up to 2304) canaries in one release, an eighth as many small releases for the noise's size."""
     claimed, bounds, one_run = _directions(make, epsilon, delta, runs, confidence, seed)
-    return Audit(claimed, bounds, one_run, _size(make, epsilon, delta, runs // 4, confidence), _sampling(make, delta), runs)
+    return Audit(claimed, bounds, one_run, _size(make, epsilon, delta, runs // 8, confidence), _sampling(make, delta), runs)
 
 
 def canary_data(directions: Tensor) -> ImageData:
