@@ -1,0 +1,216 @@
+"""Workers: the same rows whoever trains; failures are rows; nothing is trained twice."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from apps.nas.ledger import COLUMNS, Ledger, data_key, read_table, set_key, write_table
+from apps.nas.space import candidate, own
+from apps.nas.training import WHOLE, Job, Shelf, measure, score
+from apps.nas.workers import Crew, rows
+from distill.coresets import select
+from distill.errors import InputError
+from distill.evaluation import accuracy
+from distill.networks import flops, parameter_count
+from distill.randomness import generator
+from distill.train import Recipe, train_network
+from tests.apps.nas import networks
+from tests.conftest import toy
+
+RECIPE = Recipe(epochs=3, batch_size=16, lr=0.05, augmentation="none", compile="off")
+IDS = ["w8-d1-none-relu-avg", "w4-d2-batch-sigmoid-max", "w8-d2-instance-leaky-none"]
+TIMES = ("seconds", "cpu_seconds")
+
+
+def data():
+    return toy(per_class=20).hold_out(0.3)
+
+
+def jobs() -> list[Job]:
+    key = data_key(data(), RECIPE)
+    return [Job("truth", id, candidate(id).network, WHOLE, k, RECIPE, key, ("validation", "test")) for id in IDS for k in range(2)]
+
+
+def job(name: str, network) -> Job:
+    return Job("truth", name, network, WHOLE, 0, RECIPE, "k")
+
+
+def stripped(found) -> list[dict]:
+    return sorted(({k: v for k, v in row.items() if k not in TIMES} for row in found), key=lambda row: (row["id"], row["seed"]))
+
+
+def test_a_row_is_the_network_trained_and_measured() -> None:
+    real = data()
+    tiny = select(real, "random", 2, generator(0))
+    one = Job("dm", IDS[1], candidate(IDS[1]).network, "dm-0", 7, RECIPE, "k")
+    row = measure(one, Shelf(real, {"dm-0": tiny}))
+    network = train_network(tiny, candidate(IDS[1]).network, RECIPE, 7)
+    assert row["validation"] == accuracy(network, real, "validation")
+    assert (row["status"], row["parameters"], row["flops"]) == ("ok", parameter_count(network), flops(network, real.spec))
+    assert "test" not in row
+    assert all(row[key] > 0 for key in TIMES)
+
+
+def test_processes_and_this_process_give_the_same_rows() -> None:
+    here = list(rows(jobs(), Shelf(data(), {}), Crew(0)))
+    there = list(rows(jobs(), Shelf(data(), {}), Crew(2)))
+    assert len(here) == len(there) == 6
+    assert stripped(here) == stripped(there)
+
+
+def test_what_goes_wrong_is_a_row_with_its_reason() -> None:
+    """An error, a divergence and a process that dies, among networks that go on to the end."""
+    made = own({"good": networks.small, "broken": networks.broken, "dead": networks.deadly, "inf": networks.exploding})
+    mixed = [job(one.id, one.network) for one in made] + [job("last", networks.small)]
+    found = {row["id"]: row for row in rows(mixed, Shelf(data(), {}), Crew(1))}
+    assert {id: row["status"] for id, row in found.items()} == {
+        **dict.fromkeys(["good", "last"], "ok"),
+        **dict.fromkeys(["broken", "dead", "inf"], "failed"),
+    }
+    assert found["broken"]["reason"] == "RuntimeError: this one cannot be built"
+    assert found["inf"]["reason"] == "diverged: weights are not finite"
+    assert found["dead"]["reason"] == "its worker process died (exit code 13)"
+    assert found["good"]["validation"] == found["last"]["validation"]
+    assert math.isnan(score(found["dead"], "validation"))
+
+
+def test_a_network_that_never_ends_is_given_up() -> None:
+    found = list(rows([job("slow", networks.endless)], Shelf(data(), {}), Crew(1, limit=2.0)))
+    assert [(row["status"], row["reason"]) for row in found] == [("failed", "took longer than 2 s")]
+
+
+def test_a_function_that_cannot_be_sent_is_one_line() -> None:
+    with pytest.raises(InputError, match="top of an importable file"):
+        list(rows([job("mine", lambda spec: networks.small(spec))], Shelf(data(), {}), Crew(1)))
+    assert next(rows([job("mine", lambda spec: networks.small(spec))], Shelf(data(), {}), Crew(0)))["status"] == "ok"
+
+
+def test_a_ledger_trains_nothing_twice_and_goes_on_after_a_cut_line(tmp_path: Path) -> None:
+    path, shelf, told = tmp_path / "metrics.jsonl", Shelf(data(), {}), []
+    first = Ledger(path).do(jobs()[:3], shelf, Crew(0), lambda *found: told.append(found))
+    assert [(done, of) for done, of, _ in told] == [(1, 3), (2, 3), (3, 3)]
+    with path.open("a") as file:
+        file.write('{"stage": "truth", "id": "cut o')
+    again = Ledger(path).do(jobs(), shelf, Crew(0), lambda *found: told.append(found))
+    assert len(told) == 3 + 3
+    assert again[:3] == first
+    whole = Ledger().do(jobs(), shelf, Crew(0))
+    assert stripped(again) == stripped(whole) == stripped(Ledger(path).rows.values())
+    assert [row["id"] for row in again] == [one.id for one in jobs()]
+
+
+def test_a_stopped_study_keeps_what_was_done(tmp_path: Path) -> None:
+    path, shelf = tmp_path / "metrics.jsonl", Shelf(data(), {})
+
+    def stop(done: int, of: int, row: dict) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Ledger(path).do(jobs(), shelf, Crew(1), stop)
+    assert len(Ledger(path).rows) == 2
+
+
+def test_keys_change_with_what_decides_a_result() -> None:
+    real, other = data(), toy(seed=5, per_class=20).hold_out(0.3)
+    tiny = [select(real, "random", 2, generator(i)) for i in range(2)]
+    slower = Recipe(epochs=3, batch_size=16, lr=0.04, augmentation="none", compile="off")
+    same_train = type(real)(real.spec, real.train, real.validation, other.test)
+    keys = [data_key(real, RECIPE), data_key(other, RECIPE), data_key(real, slower), data_key(same_train, RECIPE)]
+    keys += [set_key(tiny[0], real, RECIPE), set_key(tiny[1], real, RECIPE), set_key(tiny[0], real, slower)]
+    assert len(set(keys)) == len(keys)
+    assert data_key(data(), RECIPE) == keys[0]
+
+
+def test_a_truth_table_comes_back_and_spares_its_networks(tmp_path: Path) -> None:
+    path, shelf = tmp_path / "truth.csv", Shelf(data(), {})
+    found = Ledger().do([*jobs(), job("broken", networks.broken)], shelf, Crew(0))
+    write_table(path, found)
+    back = read_table(path)
+    assert [(r["id"], r["seed"], r["status"], r["key"]) for r in back] == [(r["id"], r["seed"], r["status"], r["key"]) for r in found]
+    np.testing.assert_allclose([score(r, "test") for r in back], [score(r, "test") for r in found], rtol=1e-5)
+    assert back[-1]["reason"].startswith("RuntimeError")
+    told: list = []
+    Ledger(known=back).do(jobs(), shelf, Crew(0), lambda *row: told.append(row))
+    assert told == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has the columns"),
+        ("id,seed\n", "has the columns"),
+        (",".join(COLUMNS) + "\nw8,one,ok,,,,,,,,k\n", "line 2"),
+        (",".join(COLUMNS) + "\nw8,1,fine,,,,,,,,k\n", "line 2"),
+        (",".join(COLUMNS) + "\nw8,1,ok,101,,,,,,,k\n", "line 2"),
+        (",".join(COLUMNS) + "\nw8,1,ok,nan,,,,,,,k\n", "line 2"),
+        (",".join(COLUMNS) + "\nw8,1,ok,5,5,1,1,1,1,,k,more\n", "line 2"),
+    ],
+)
+def test_a_wrong_table_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(InputError, match=message) as error:
+        read_table(tmp_path / "t.csv")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+@pytest.mark.plain_layers
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_ray_pool_gives_the_same_rows(tmp_path: Path) -> None:
+    """Against a pool started on loopback, as a user would start it."""
+    ray = pytest.importorskip("ray")
+    import os
+    import socket
+    import subprocess
+    import sys
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(Path(sys.executable).with_name("ray"))]
+    # The pool's machines need the project on their path and nothing else.
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "RAY_USAGE_STATS_ENABLED": "0"}
+    head = [*command, "start", "--head", f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=2", "--block"]
+    head += ["--include-dashboard=false", "--disable-usage-stats", "--object-store-memory=100000000"]
+    with (tmp_path / "ray.log").open("w") as log:
+        pool = subprocess.Popen(head, stdout=log, stderr=log, env=environment, start_new_session=True)
+    try:
+        _wait_for(port, pool, tmp_path / "ray.log")
+        address = f"127.0.0.1:{port}"
+        there = list(rows([*jobs(), job("dead", networks.deadly)], Shelf(data(), {}), Crew(ray=address)))
+        assert not ray.is_initialized()
+    finally:
+        os.killpg(pool.pid, 15)
+        pool.wait(60)
+    assert [row["reason"] for row in there if row["id"] == "dead"] == ["its Ray worker failed (WorkerCrashedError)"]
+    assert stripped(row for row in there if row["id"] != "dead") == stripped(rows(jobs(), Shelf(data(), {}), Crew(0)))
+
+
+def _wait_for(port: int, pool, log: Path) -> None:
+    import socket
+    import time
+
+    for _ in range(120):
+        assert pool.poll() is None, log.read_text()
+        if "Ray runtime started" in log.read_text():
+            with socket.create_connection(("127.0.0.1", port), 5):
+                return
+        time.sleep(1)
+    raise AssertionError(log.read_text())
+
+
+@pytest.mark.slow
+def test_no_pool_at_an_address_is_one_line() -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(InputError, match="no Ray pool answers"):
+        list(rows(jobs(), Shelf(data(), {}), Crew(ray="127.0.0.1:9")))
+
+
+@pytest.mark.parametrize("address", ["", "auto", "local"])
+def test_ray_is_never_started_here(address: str) -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(InputError, match="own address"):
+        list(rows(jobs(), Shelf(data(), {}), Crew(ray=address)))

@@ -1,0 +1,160 @@
+"""Studies of kind "nas" from the command line's side: shipped files, mistakes, resume, the report and the kept figures."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from apps.nas import ranking
+from apps.nas.ledger import read_table
+from distill.errors import InputError
+from scenarios import nas_tables
+from scenarios.cli import main
+from scenarios.folder import Options, run_study
+from scenarios.report import accuracy_table, answer
+from scenarios.schema import override, read_scenario, shipped, study
+
+TINY = [
+    *("space.width=[4]", "space.depth=[1,2]", 'space.norm=["none","batch"]', "truth.recipe.epochs=1", "truth.seeds=2", "proxy.seeds=2"),
+    *("proxy.recipe.max_steps=3", "proxy.regression=3", "proxy.resamples=100", "proxy.top=[1,2]", "sets.ipc=2"),
+    *('sets.coresets=["random"]', "methods.dm.iterations=3", 'methods.dm.network="ConvNetW8D1"', "run.workers=0"),
+]
+
+
+def tiny(*settings: str) -> Any:
+    name, tables = read_scenario("nas-smoke")
+    return study(name, override(tables, [*TINY, *settings]), "nas-smoke.toml")
+
+
+def run(out: Path, *settings: str, resume: bool = False) -> tuple[Path, dict]:
+    return run_study(tiny(*settings), Options(out=out, resume=resume, quiet=True))
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    return run(tmp_path_factory.mktemp("nas"))
+
+
+def test_shipped_files_are_right() -> None:
+    sizes = {"nas-smoke": 12, "nas-digits": 72, "nas-small": 72, "nas-720": 720}
+    for name in [name for name in shipped() if name.startswith("nas-")]:
+        made: Any = study(*read_scenario(name), f"{name}.toml")
+        assert len(made.candidates) == sizes[name]
+    assert set(sizes) == {name for name in shipped() if name.startswith("nas-")}
+
+
+def test_the_record_and_its_folder(done: tuple[Path, dict]) -> None:
+    folder, record = done
+    assert record["status"] == "done"
+    assert {path.name for path in (folder / "figures").iterdir()} == {"accuracy.png", "correlation.png", "regret.png"}
+    results = json.loads((folder / "record.json").read_text())["results"]
+    assert results["networks"] == results["known"] == 4
+    with (folder / "scores.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    truth = np.array([float(line["truth"]) for line in lines])
+    # The table is what the files say: each proxy's correlation and regret again, from the scores.
+    for name, row in results["proxies"].items():
+        scores = [float(line[name]) for line in lines]
+        value = row["spearman"]["value"]
+        assert (np.nan if value is None else value) == pytest.approx(ranking.spearman(scores, truth), abs=1e-6, nan_ok=True)
+        assert row["regret@1"]["value"] == pytest.approx(ranking.regret(scores, truth), abs=1e-3)
+    tested = {}
+    for row in read_table(folder / "truth.csv"):
+        tested.setdefault(row["id"], []).append(row["test"])
+    np.testing.assert_allclose([np.mean(tested[line["id"]]) for line in lines], truth, rtol=1e-5)
+    table = accuracy_table(record)
+    assert [row[0] for row in table[1:]] == list(results["proxies"])
+    assert {len(row) for row in table} == {len(table[0])}
+    assert "4 networks" in answer(record)
+    page = (folder / "report.html").read_text()
+    assert "Proxies are scored on the validation split" in page
+    assert page.count("<img") == 3
+
+
+def test_a_run_in_slices_gives_the_same_scores(done: tuple[Path, dict], tmp_path: Path) -> None:
+    slices = 0
+    while True:
+        try:
+            folder, _ = run(tmp_path, "run.minutes=0.0001", resume=slices > 0)
+            break
+        except KeyboardInterrupt:
+            slices += 1
+    assert slices > 5
+    assert folder.name == done[0].name  # how it is run does not change what it is
+    theirs, ours = (list(csv.DictReader((path / "scores.csv").open())) for path in (done[0], folder))
+    for row in (*theirs, *ours):
+        del row["early-cost-dm"]  # its steps come from a clock
+    assert theirs == ours
+
+
+def test_a_truth_table_spares_the_training(done: tuple[Path, dict], tmp_path: Path) -> None:
+    folder, _ = run(tmp_path, f'run.table="{done[0]}/truth.csv"')
+    stages = {json.loads(line)["stage"] for line in (folder / "metrics.jsonl").read_text().splitlines()}
+    assert "truth" not in stages
+    assert "dm" in stages
+    assert (folder / "truth.csv").read_text() == (done[0] / "truth.csv").read_text()
+
+
+def test_named_networks(tmp_path: Path) -> None:
+    settings = ['space.networks=["MLP","LeNet","ConvNetW4D1"]', "proxy.regression=0", "proxy.equal_cost=[]", "proxy.early=false"]
+    _, record = run(tmp_path, *settings)
+    assert record["results"]["networks"] == 3
+    assert "regression" not in record["results"]["proxies"]
+
+
+def test_kept_figures_are_the_records(done: tuple[Path, dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nas_tables, "EXPECTED", tmp_path)
+    paths = nas_tables.keep(done[0])
+    assert [path.name for path in paths] == ["nas-smoke.csv", "nas-smoke-truth.csv", "nas-smoke.json"]
+    rows = list(csv.DictReader(paths[0].open()))
+    results = done[1]["results"]
+    assert [row["proxy"] for row in rows] == list(results["proxies"])
+    dm = next(row for row in rows if row["proxy"] == "dm")
+    assert float(dm["regret@1.value"]) == pytest.approx(results["proxies"]["dm"]["regret@1"]["value"], rel=1e-3, abs=1e-9)
+    assert len(read_table(paths[1])) == 8
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["truth.sedes=1"], "did you mean 'seeds'"),
+        (['space.norm=["bach"]'], "norm"),
+        (["space.width=[]"], "width"),
+        (["space.width=[4,4]"], "twice"),
+        (['sets.coresets=["randon"]'], "did you mean 'random'"),
+        (["methods.dn.iterations=3"], "did you mean 'dm'"),
+        (["methods.dm.iteration=3"], "did you mean 'iterations'"),
+        (["data.validation=0"], "validation and a test split"),
+        (["proxy.regression=5"], "at most the 4"),
+        (['proxy.equal_cost=["gm"]'], "equal_cost"),
+        (['proxy.zero_cost=["synflo"]'], "did you mean 'synflow'"),
+        (["space.depth=[5]"], "at least 32x32"),
+        (['run.table="nothing"'], "cannot be read"),
+        (["prox.seeds=1"], "did you mean 'proxy'"),
+    ],
+)
+def test_a_mistake_is_one_line_before_any_work(tmp_path: Path, settings: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        run(tmp_path, *settings)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.glob("*/metrics.jsonl"))
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [part for setting in TINY for part in ("--set", setting)]
+    with pytest.raises(SystemExit) as end:
+        main(["run", "nas-smoke", "--out", str(tmp_path), "--device", "cpu", *flags])
+    assert end.value.code == 0
+    said = capsys.readouterr().out
+    assert "Spearman" in said
+    assert "4 networks; the truth agrees with itself" in said
+
+
+def test_engines_are_not_imported_by_the_scenario() -> None:
+    code = "import sys, scenarios.nas; sys.exit(any(name in sys.modules for name in ('ray', 'optuna')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
