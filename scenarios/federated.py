@@ -105,7 +105,10 @@ def study(name: str, title: str, tables: dict[str, Any], source: str) -> Federat
             raise InputError(f"{source}: [privacy] is on and strategy {others[0]!r} has no private form; allowed: feddm.")
     settings = from_mapping(values, source)
     if settings.privacy is not None:
-        statistics_known(settings)
+        try:
+            statistics_known(settings)
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from None
     dump = pydantic.TypeAdapter(Settings).dump_python(settings, mode="json")
     for key in ("strategy", "seed", "device"):
         del dump[key]

@@ -102,11 +102,13 @@ def flower(logs: Path, settings: Settings, simulated: int | None = None) -> Iter
     write_whole(home / "config.toml", f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "127.0.0.1:{port}"\ninsecure = true\n')
     environment = offline(home, settings.threads)
     running = Flower(home, port, logs, environment, simulated=simulated)
+    children: list[subprocess.Popen[bytes]] = []
     link = ["--insecure", "--host", "127.0.0.1", "--port", str(port), "--disable-runtime-dependency-installation"]
     before = _raise_on_terminate()
     try:
-        process = _start("flower-superlink", [*link, *(["--simulation"] if simulated else [])], logs / "superlink.log", environment)
-        _wait_for(port, process, logs / "superlink.log")
+        arguments = [*link, *(["--simulation"] if simulated else [])]
+        children.append(_start("flower-superlink", arguments, logs / "superlink.log", environment))
+        _wait_for(port, children[0], logs / "superlink.log")
         count = settings.partition.num_partitions
         for client in range(0 if simulated else count):
             node = ["--insecure", "--superlink", f"127.0.0.1:{port}", "--host", "127.0.0.1", "--port", str(free_port())]
@@ -114,7 +116,7 @@ def flower(logs: Path, settings: Settings, simulated: int | None = None) -> Iter
             running.nodes.append(_start("flower-supernode", node, logs / f"supernode-{client}.log", environment))
         yield running
     finally:
-        end_all(home)
+        end_all(home, [*children, *running.nodes])
         shutil.rmtree(home, ignore_errors=True)
         if before is not None:
             signal.signal(signal.SIGTERM, before)
@@ -147,8 +149,8 @@ def offline(home: Path, threads: int) -> dict[str, str]:
     }
 
 
-def end_all(home: Path) -> None:
-    """End every process that carries this Flower home: what we started, and what that started."""
+def end_all(home: Path, children: Sequence[subprocess.Popen[bytes]] = ()) -> None:
+    """End every process that carries this Flower home: what we started (``children``), and what that started."""
     deadline = time.monotonic() + STOP_SECONDS
     number = signal.SIGTERM
     while carriers := carrying(home):
@@ -157,12 +159,14 @@ def end_all(home: Path) -> None:
         for pid in carriers:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, number)
-        for pid in carriers:  # our own children leave an entry until they are waited for
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
+        for child in children:  # they leave an entry until they are waited for
+            child.poll()
         if time.monotonic() > deadline + STOP_SECONDS:
             break
         time.sleep(0.3)
+    for child in children:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(STOP_SECONDS)
 
 
 def carrying(home: Path) -> list[int]:

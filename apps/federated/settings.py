@@ -154,7 +154,11 @@ def to_json(settings: Settings) -> str:
 
 def from_mapping(values: Mapping[str, Any], where: str = "settings") -> Settings:
     """Settings from nested plain values, checked strictly; one line names what is wrong."""
-    return check(configure(Settings, values, where))
+    made = configure(Settings, values, where)
+    try:
+        return check(made)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def from_json(text: str) -> Settings:
