@@ -78,6 +78,7 @@ def evaluate(
     data_root: Root = None,
 ) -> None:
     """Train networks on a condensed set and on its rivals, and print test accuracies with their intervals."""
+    from apps.privacy.statement import guarantee
     from distill.condensed import CondensedSet
     from distill.data_sources import load
     from distill.evaluation import evaluate as judge
@@ -92,6 +93,8 @@ def evaluate(
     images = load(data, data_root, device=where, size=_resized(tiny, data))
     rivals = [] if baseline == ["none"] else baseline or ["random", "whole"]
     typer.echo(str(judge(tiny, images, network=networks, recipe=named(protocol, images.spec), seeds=seeds, baselines=rivals)))
+    if tiny.provenance.dp:
+        typer.echo(_printable(guarantee(tiny.provenance.dp)))
 
 
 @app.command()
@@ -100,6 +103,7 @@ def show(
     out: Annotated[Path | None, typer.Option(help="The picture; default: beside the set.")] = None,
 ) -> None:
     """Print what a set is and where it comes from, and draw its images."""
+    from apps.privacy.statement import guarantee
     from distill.condensed import CondensedSet
     from distill.errors import clipped
     from distill.figures import image_grid
@@ -115,7 +119,7 @@ def show(
         f"data {spec.name}: {spec.num_classes} classes ({', '.join(spec.classes[:10])}{', ...' if spec.num_classes > 10 else ''})",
         f"method {origin.method}, seed {origin.seed}, {origin.seconds:.0f} s, augmentation {tiny.augmentation or 'none'}",
         f"settings {', '.join(f'{k}={v}' for k, v in origin.config.items()) or 'none'}",
-        f"privacy guarantee: {origin.dp or 'none'}",
+        f"privacy guarantee: {guarantee(origin.dp) if origin.dp else 'none'}",
         f"picture: {picture}",
     ]
     typer.echo("\n".join(clipped(line, 2000) for line in lines))
