@@ -259,9 +259,9 @@ class PrivateStatistics:
         known = self._ledger.find(key)
         if known is not None:
             return known.to(self.device)
-        self._check_budget(plan)
+        self.check_budget(plan)
         labels = self._data.train.labels
-        mask = torch.from_numpy(self._entropy.uniform(len(labels)) < plan.sample_rate).to(labels.device)
+        mask = self.sample(plan.sample_rate)
         sums = torch.zeros(len(self._classes), slots, length, dtype=torch.float64, device=self.device)
         for position, label in enumerate(self._classes):
             chosen = (mask & (labels == label)).nonzero().squeeze(1)
@@ -277,7 +277,12 @@ class PrivateStatistics:
         self._ledger.record(key, released, plan.noise_multiplier, plan.sample_rate)
         return released
 
-    def _check_budget(self, plan: Plan, more: int = 1) -> None:
+    def sample(self, rate: float) -> Tensor:
+        """(N,) bool: a Poisson mask over the whole private set."""
+        labels = self._data.train.labels
+        return torch.from_numpy(self._entropy.uniform(len(labels)) < rate).to(labels.device)
+
+    def check_budget(self, plan: Plan, more: int = 1) -> None:
         kind = (plan.noise_multiplier, plan.sample_rate)
         done = sum(step.times for step in self.history if step[:2] == kind)
         if done + more > plan.releases:
@@ -287,6 +292,20 @@ class PrivateStatistics:
             )
 
     # MTT
+
+    @property
+    def ledger_folder(self) -> Path | None:
+        return self._ledger.folder
+
+    def count(self, plan: Plan, steps: int) -> None:
+        """Account steps of DP-SGD, whose results are kept elsewhere."""
+        self._ledger.count(plan.noise_multiplier, plan.sample_rate, steps)
+
+    def noise_generator(self, device: torch.device) -> torch.Generator:
+        """For libraries that draw their noise from a generator: one with a seed of this object's entropy, which nobody keeps."""
+        made = torch.Generator(device=device)
+        made.manual_seed(int(self._entropy.uniform(1)[0] * 2**53))
+        return made
 
     def trajectories(self, config: "ExpertConfig", network: Factory, progress: bool | None = None) -> "Trajectories":
         """Experts trained by DP-SGD; matching them is post-processing."""

@@ -312,6 +312,18 @@ def test_a_release_killed_before_its_account_still_counts(tmp_path: Path) -> Non
     assert torch.equal(first, again.class_means(lambda images: 2 * images.flatten(1), 4, None, draws()))
 
 
+def test_private_experts_count_every_step_and_the_set_says_so(tmp_path: Path) -> None:
+    options: dict[str, object] = {"iterations": 2, "experts": 2, "max_start_epoch": 1, "expert_epochs": 1, "syn_steps": 2, "batch_real": 12}
+    statistics = private(releases=None, epsilon=8.0, ledger=tmp_path / "a")
+    tiny = distill.distil(statistics, "mtt", ipc=1, network=NETWORK, **options)  # type: ignore[arg-type]
+    stated = tiny.provenance.dp or {}
+    assert stated["releases"] == 2 * 2 * 3  # experts, epochs, steps an epoch at 12 of 36
+    assert stated["epsilon"] <= 8.0
+    again = private(releases=None, epsilon=8.0, ledger=tmp_path / "a")
+    distill.distil(again, "mtt", ipc=1, network=NETWORK, **options)  # type: ignore[arg-type]
+    assert again.privacy["releases"] == 12
+
+
 # Refusals
 
 
