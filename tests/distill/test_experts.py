@@ -68,6 +68,16 @@ def test_trained_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert json.loads((cache_folder(data, CONFIG) / "config.json").read_text())["network"] == "ConvNetD1W32"
 
 
+def test_more_experts_are_added_to_those_that_are_there(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = toy()
+    first = train_experts(data, CONFIG).weights(1, 3)
+    real, trained = experts._train_one, []
+    monkeypatch.setattr(experts, "_train_one", lambda *given: trained.append(given[2]) or real(*given))
+    more = train_experts(data, ExpertConfig(**{**CONFIG.__dict__, "experts": 3}))
+    assert trained == [2]
+    assert torch.equal(more.weights(1, 3), first)
+
+
 def test_other_data_settings_or_whitening_are_kept_apart(cache: Path) -> None:
     data = toy()
     others = [
