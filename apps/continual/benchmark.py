@@ -132,11 +132,12 @@ def rows(
     seed: int,
     split: str = "test",
     first: int = 0,
+    mini: int | None = None,
 ) -> Iterator[tuple[int, list[float]]]:
     """(experience, accuracies on every experience's test images) as the learner goes on.
 
     ``held`` are the memories' sets after each experience; ``first`` experiences are known already ("scratch" leaves them out; Avalanche's
-    learners, which carry their weights on, start again). "joint" has one row, its last.
+    learners, which carry their weights on, start again). "joint" has one row, its last. With ``mini`` the stream is online.
     """
     if strategy == "joint":
         yield len(stream) - 1, joint(stream, network, recipe, seed, split)
@@ -145,7 +146,7 @@ def rows(
             (row,) = scratch([held[number]], stream, network, recipe, derived_seed(seed, number), split)
             yield number, row
     else:
-        buffer, smallest, mini = None, 0, unit.online.mini if unit is not None and unit.online else None
+        buffer, smallest = None, 0
         if unit is not None:
             buffer, smallest = _buffer(unit, stream, folder), len(held[0])
         yield from enumerate(learn(strategy, stream, network, training, seed, buffer=buffer, smallest=smallest, split=split, mini=mini))

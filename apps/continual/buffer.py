@@ -119,9 +119,12 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
         """Condense the experience into the memory, once for each experience."""
         _refuse_unfit(agent)
         images, labels, task = self._taken(exp)
+        der = isinstance(agent, _training.DER)
+        if der:  # the outputs take bytes too
+            self.memory.logit_values = outputs(agent.model, images[:1], agent.device).shape[1]
         self._take(agent, images, labels, task)
         self._built = None
-        if isinstance(agent, _training.DER):
+        if der:
             self._attach_logits(agent)
         self._check_replay(agent, exp)
 
@@ -196,11 +199,6 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
         for number, group in enumerate(self.memory.groups):
             if group.logits is None:
                 self.memory.with_logits(number, outputs(agent.model, group.images, agent.device))
-        limit = self.memory.config.nbytes
-        if limit is not None and self.memory.nbytes > limit:
-            raise InputError(
-                f"with DER's logits the memory takes {self.memory.nbytes} of {limit} bytes; raise max_bytes or lower the items."
-            )
 
 
 class OnlineCondensedBuffer(CondensedBuffer):

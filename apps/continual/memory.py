@@ -133,7 +133,7 @@ class Memory:
         fresh = self._next(images, labels, folder)
         if fresh is None:
             return
-        start, earlier, number = time.monotonic(), self.seconds, self.experiences
+        number = self.experiences
         found = labels.unique(sorted=True).tolist()
         quota = self.share(len(self.groups) + len(found), tuple(images.shape[1:]))
         part = None if folder is None else folder / f"checkpoint-{number}.safetensors"
@@ -141,7 +141,6 @@ class Memory:
         new = [self._group(made[place], label, task, number, int((labels == label).sum())) for place, label in enumerate(found)]
         self.groups = [*self._shrunk(quota, number, device, folder, progress), *new]
         self.experiences, self.history = number + 1, fresh
-        self.seconds = earlier + time.monotonic() - start
         if folder is not None:
             from apps.continual.memory_file import saved_as  # here, because that file builds memories
 
@@ -157,7 +156,7 @@ class Memory:
         Herding, k-center and k-means choose from stored and recent images alike.
         """
         fresh = self._next(images, labels, None)
-        start, number = time.monotonic(), self.experiences
+        number = self.experiences
         held = {group.label: group for group in self.groups}
         found = labels.unique(sorted=True).tolist()
         quota = self.share(len({*held, *found}), tuple(images.shape[1:]))
@@ -171,7 +170,6 @@ class Memory:
             held[label] = self._group(kept, label, task, old.experience if old else number, seen)
         self.groups = [held[label] for label in sorted(held)]
         self.experiences, self.history = number + 1, fresh or ""
-        self.seconds += time.monotonic() - start
 
     def with_logits(self, number: int, outputs: Tensor) -> None:
         """Give the group at this position a network's outputs (n, K) for its images."""
@@ -239,7 +237,7 @@ class Memory:
         initial: Tensor | None = None,
     ) -> list[Tensor]:
         """Images of each class, classes rising."""
-        config = self.config
+        config, start = self.config, time.monotonic()
         made = condense(
             images.detach().float(),
             labels,
@@ -253,6 +251,7 @@ class Memory:
             checkpoint=checkpoint,
             progress=progress,
         )
+        self.seconds += max(time.monotonic() - start, made.provenance.seconds)  # the set knows what it took before a stop
         return [made.images[made.hard_labels == place] for place in range(made.spec.num_classes)]
 
     def _shrunk(self, quota: int, number: int, device: torch.device | str, folder: Path | None, progress: bool | None) -> list[Exemplars]:

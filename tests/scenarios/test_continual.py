@@ -10,7 +10,7 @@ pytest.importorskip("avalanche")
 
 from distill.errors import InputError
 from distill.records import read_json, read_lines
-from scenarios.continual import accuracy_table, answer, kept_rows
+from scenarios.continual_report import accuracy_table, answer, kept_rows
 from scenarios.folder import Options, run_study
 from scenarios.schema import parse, shipped, study
 
