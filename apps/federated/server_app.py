@@ -51,9 +51,9 @@ def serve(grid: Grid, settings: Settings, data: ImageData, folder: Path | None =
 def introduce(grid: Grid, settings: Settings) -> dict[int, int]:
     """Client numbers by node id: who is there, by their own word. A number that is out of range or taken is not let in.
 
-    Waits for all partitions' nodes, at most `WAIT_SECONDS` or the round's timeout, then goes on with those that came.
+    Waits for all partitions' nodes, at most `WAIT_SECONDS`, then goes on with those that came.
     """
-    wanted, limit = settings.partition.num_partitions, min(WAIT_SECONDS, settings.timeout)
+    wanted, limit = settings.partition.num_partitions, WAIT_SECONDS
     start = time.monotonic()
     while len(nodes := sorted(grid.get_node_ids())) < wanted and time.monotonic() - start < limit:
         time.sleep(0.2)

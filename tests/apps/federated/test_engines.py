@@ -19,7 +19,7 @@ def settings(clients: int = 2, **changes: object) -> Settings:
         {
             "network": "ConvNetW32",
             "rounds": 2,
-            "timeout": 90.0,
+            "timeout": 300.0,
             "partition": {"num_partitions": clients, "alpha": 0.5},
             "upload": {"ipc": 2, "settings": {"iterations": 5, "batch_real": 16}},
             "server": {"recipe": {"max_steps": 20, "batch_size": 16, "lr": 0.02, "schedule": "constant", "augmentation": "none"}},
@@ -101,7 +101,7 @@ def test_a_deployment_gives_the_same_uploads_and_flower_counts_the_same_bytes(tm
 def test_a_node_that_is_killed_in_mid_round_is_named_and_the_run_finishes(tmp_path: Path) -> None:
     import threading
 
-    made = settings(timeout=45.0)
+    made = settings(timeout=100.0)
     folder = tmp_path / "run"
     with engines.flower(tmp_path / "logs", made) as running:
 
