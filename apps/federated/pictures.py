@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from distill.condensed import CondensedSet
@@ -59,6 +60,8 @@ def curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], against: s
     axis.set_xlabel("round" if against == "round" else "cumulative megabytes, up and down, all clients")
     axis.set_ylabel("test accuracy, %")
     axis.set_ylim(0, 100)
+    if against == "round":
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_title(_plain(title[:80]), fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=8, loc="lower right")

@@ -101,7 +101,7 @@ def test_a_deployment_gives_the_same_uploads_and_flower_counts_the_same_bytes(tm
 def test_a_node_that_is_killed_in_mid_round_is_named_and_the_run_finishes(tmp_path: Path) -> None:
     import threading
 
-    made = settings(timeout=100.0)
+    made = settings(timeout=150.0)
     folder = tmp_path / "run"
     with engines.flower(tmp_path / "logs", made) as running:
 
