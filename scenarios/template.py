@@ -37,8 +37,11 @@ SHORT: dict[str, dict[str, Any]] = {
     "gm": {"iterations": 60, "outer_steps": 1, "lr_img": 0.5, "batch_real": 64, "initial": "real"},
     "dsa": {"iterations": 80, "outer_steps": 1, "lr_img": 0.5, "batch_real": 64},
     "dm": {"iterations": 300, "lr_img": 10.0},
-    "datadam": {"iterations": 300, "lr_img": 10.0},
-    "mtt": {"network": "ConvNetW32", "experts": 5, "max_start_epoch": 3, "syn_steps": 15, "iterations": 200, "lr_img": 100.0},
+    "datadam": {"iterations": 300, "lr_img": 10.0, "weight": 100.0},
+    "mtt": {
+        **{"network": "ConvNetW32", "experts": 5, "max_start_epoch": 0, "expert_epochs": 1},
+        **{"syn_steps": 15, "iterations": 300, "lr_img": 1000.0, "lr_init": 0.03},
+    },
 }
 SHORT_RECIPE = {"optimiser": "adamw", "lr": 0.001, "batch_size": 32, "max_steps": 400, "schedule": "cosine"}
 
