@@ -39,8 +39,14 @@ SHORT: dict[str, dict[str, Any]] = {
     "dm": {"iterations": 300, "lr_img": 10.0},
     "datadam": {"iterations": 300, "lr_img": 10.0, "weight": 100.0},
     "mtt": {
-        **{"network": "ConvNetW32", "experts": 5, "max_start_epoch": 0, "expert_epochs": 1},
-        **{"syn_steps": 15, "iterations": 300, "lr_img": 1000.0, "lr_init": 0.03},
+        "network": "ConvNetW32",
+        "experts": 5,
+        "max_start_epoch": 0,
+        "expert_epochs": 1,
+        "syn_steps": 15,
+        "iterations": 300,
+        "lr_img": 1000.0,
+        "lr_init": 0.03,
     },
 }
 SHORT_RECIPE = {"optimiser": "adamw", "lr": 0.001, "batch_size": 32, "max_steps": 400, "schedule": "cosine"}
