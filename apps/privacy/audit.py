@@ -115,7 +115,7 @@ def read_scores(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise InputError(f"{path}: {path.stat().st_size} bytes; allowed: at most {MAX_FILE_BYTES}.")
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             missing = [name for name in ("in_scores", "out_scores") if name not in arrays]
             if missing:
                 raise InputError(f"{path}: has no array {missing[0]!r}; needed: in_scores and out_scores.")

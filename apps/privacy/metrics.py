@@ -47,8 +47,9 @@ def roc(members: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray
     """(false-positive rates, true-positive rates) at every threshold "score >= t", rising, from (0, 0) to (1, 1). Ties move together."""
     thresholds = np.unique(np.concatenate([members, others]))[::-1]
     rising_in, rising_out = np.sort(members), np.sort(others)
-    true = 1 - np.searchsorted(rising_in, thresholds, "left") / len(members)
-    false = 1 - np.searchsorted(rising_out, thresholds, "left") / len(others)
+    # Whole numbers first: a rate of exactly 1 % may not come out above 1 %.
+    true = (len(members) - np.searchsorted(rising_in, thresholds, "left")) / len(members)
+    false = (len(others) - np.searchsorted(rising_out, thresholds, "left")) / len(others)
     return np.concatenate([[0.0], false]), np.concatenate([[0.0], true])
 
 

@@ -92,6 +92,9 @@ class Shuffled(SystemEntropy):
         self.turn += 1
         return (self.order + 0.25 * self.turn) % 1.0
 
+    def normal(self, shape: tuple[int, ...]) -> np.ndarray:
+        return SystemEntropy().normal(shape)
+
 
 class ShuffledBatches(Planted):
     entropy = Shuffled
@@ -110,7 +113,7 @@ def test_every_planted_bug_is_found(bug: type[PrivateStatistics]) -> None:
 @pytest.mark.parametrize("how", ["none", "batch", "layer"])
 def test_missing_or_wrong_clipping_is_found(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def whole_batch(rows: Tensor, norm: float) -> Tensor:
-        return rows * min(1.0, norm / float(rows.sum(0).norm() / len(rows)))
+        return rows * min(1.0, norm / (float(rows.sum(0).norm() / len(rows)) + 1e-9))
 
     def by_part(rows: Tensor, norm: float) -> Tensor:
         parts = rows.chunk(2, 1)
@@ -152,11 +155,11 @@ def test_one_run_bound_holds_for_randomised_response() -> None:
 @pytest.mark.parametrize("mu", [0.5, 1.0, 2.0])
 def test_bounds_of_gaussian_scores_stay_below_the_truth(mu: float) -> None:
     draws, truth, above, found = np.random.default_rng(1), gaussian_epsilon(mu, 1e-5), 0, []
-    for _ in range(60):
+    for _ in range(40):
         bounds = lower_bounds(draws.normal(mu, 1, 2000), draws.normal(0, 1, 2000))
         above += max(bounds.gaussian, bounds.rates) > truth
         found.append(bounds.gaussian)
-    assert scipy.stats.binomtest(above, 60, 0.1, "greater").pvalue > 1e-3
+    assert scipy.stats.binomtest(above, 40, 0.1, "greater").pvalue > 1e-3
     assert np.median(found) > 0.5 * truth
 
 
