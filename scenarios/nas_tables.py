@@ -1,6 +1,7 @@
 """What a record of kind "nas" says, in a table and in a sentence, and the figures that are kept.
 
-python -m scenarios.nas_tables RUN_DIR     a finished run's figures, truth table and facts go to scenarios/expected/nas/
+python -m scenarios.nas_tables RUN_DIR ...     a finished run's figures, truth table and facts go to scenarios/expected/nas/, and from there
+                                               into the first lines of apps/nas/README.md; without a folder only the latter
 """
 
 import csv
@@ -14,6 +15,8 @@ from distill.errors import InputError
 from distill.records import read_json, write_json, write_whole
 
 EXPECTED = Path(__file__).parent / "expected" / "nas"
+README = Path(__file__).parent.parent / "apps" / "nas" / "README.md"
+BEGIN, END = "<!-- figures: begin (python -m scenarios.nas_tables) -->", "<!-- figures: end -->"
 note = (
     "Proxies are scored on the validation split; the truth is the test accuracy of fully trained networks. Intervals: 95 %, bootstrap over"
     " networks. Regret: accuracy points lost by taking the best of the proxy's top k. Cost: core seconds on a CPU, wall seconds on a GPU."
@@ -107,6 +110,37 @@ def keep(folder: Path) -> list[Path]:
     return paths
 
 
+def page(readme: str) -> str:
+    """The README with the kept runs' answers and tables between its marks."""
+    parts = []
+    for path in sorted(EXPECTED.glob("*.json"), key=lambda path: (path.stem == "nas-smoke", path.stem)):
+        facts = read_json(path)
+        with path.with_suffix(".csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        parts.append(f"**`{path.stem}`**: {facts['answer']}\n\n{_markdown(rows)}")
+    head, _, rest = readme.partition(BEGIN)
+    return f"{head}{BEGIN}\n{chr(10).join(parts)}\n{END}{rest.partition(END)[2]}"
+
+
+def _markdown(rows: list[dict[str, str]]) -> str:
+    lines = ["| proxy | Spearman (95 %) | Kendall | regret@1 | core seconds | bytes | minus random (95 %) |", "| --- " * 7 + "|"]
+    for row in rows:
+        cells = [
+            f"{_kept(row, 'spearman.value')} ({_kept(row, 'spearman.low')} to {_kept(row, 'spearman.high')})",
+            _kept(row, "kendall.value"),
+        ]
+        cells += [_kept(row, "regret@1.value"), row["seconds.total"], row["bytes"]]
+        difference = [_kept(row, f"spearman_minus_random.{part}") for part in ("value", "low", "high")]
+        cells.append("" if difference[0] == "-" else f"{difference[0]} ({difference[1]} to {difference[2]})")
+        lines.append(f"| {row['proxy']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _kept(row: dict[str, str], key: str) -> str:
+    return f"{float(row[key]):.2f}" if row.get(key) else "-"
+
+
 if __name__ == "__main__":
     for given in sys.argv[1:]:
         print("\n".join(map(str, keep(Path(given)))))
+    write_whole(README, page(README.read_text()))

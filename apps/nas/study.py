@@ -26,7 +26,7 @@ from apps.nas.workers import Crew, Row, one_thread
 from apps.nas.zero_cost import DATA_FREE, ON_A_BATCH, SCORES, SIZES, zero_cost
 from distill.condensed import CondensedSet
 from distill.data import ImageData
-from distill.errors import InputError, unknown_name
+from distill.errors import InputError, clipped, unknown_name
 from distill.evaluation import fitted
 from distill.randomness import derived_seed, generator
 from distill.train import Recipe
@@ -253,10 +253,13 @@ class _Work:
             for k in seeds:
                 if (label, one.id, k, key) not in self.ledger.rows:
                     start = time.perf_counter()
-                    with one_thread():
-                        value, seconds = zero_cost(name, one, self.data.spec, k, images, labels)
-                    row = {"stage": label, "id": one.id, "seed": k, "key": key, "status": "ok", "score": value}
-                    row |= {"seconds": time.perf_counter() - start, "cpu_seconds": seconds}
+                    row = {"stage": label, "id": one.id, "seed": k, "key": key, "status": "ok"}
+                    try:
+                        with one_thread():
+                            row["score"], row["cpu_seconds"] = zero_cost(name, one, self.data.spec, k, images, labels)
+                    except Exception as error:  # as in training: a network that cannot be built does not end the study
+                        row |= {"status": "failed", "reason": clipped(f"{type(error).__name__}: {error}", 200), "score": None}
+                    row["seconds"] = time.perf_counter() - start
                     self.ledger.add(row)
                     self.told(count, len(self.candidates), row)
                 rows.append(self.ledger.rows[label, one.id, k, key])

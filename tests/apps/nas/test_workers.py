@@ -193,7 +193,7 @@ def _wait_for(port: int, pool, log: Path) -> None:
     import socket
     import time
 
-    for _ in range(120):
+    for _ in range(900):
         assert pool.poll() is None, log.read_text()
         if "Ray runtime started" in log.read_text():
             with socket.create_connection(("127.0.0.1", port), 5):
