@@ -92,9 +92,8 @@ def readme_table(rows: list[dict[str, str]]) -> str:
     for row in rows:
         name = f"**{row['set']}**" if row["iterations"] else row["set"]
         spread = f"{float(row['mean']):.1f} ({float(row['low']):.1f} to {float(row['high']):.1f})"
-        lines.append(
-            f"| `{row['scenario']}` | {row['ipc'] or '-'} | {name} | {row['network']} | {spread} | {row['published']} | {row['reproduced']} |"
-        )
+        cells = (f"`{row['scenario']}`", row["ipc"] or "-", name, row["network"], spread, row["published"], row["reproduced"])
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
