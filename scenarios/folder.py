@@ -66,6 +66,8 @@ def run_study(study: Study, options: Options) -> tuple[Path, dict[str, Any]]:
         return folder, {"status": "done", "results": {}}
     folder.mkdir(parents=True, exist_ok=True)
     with _only_one(folder):
+        for part in folder.rglob(".*.part"):  # what a killed process was writing; nobody else writes here now
+            part.unlink()
         config = {"scenario": study.name, "title": study.title, "seed": options.seed, "device": options.device, **study.merged}
         write_json(folder / "config.json", config)
         record = {

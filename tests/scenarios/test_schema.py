@@ -93,7 +93,8 @@ def test_every_shipped_scenario_is_a_study(name: str) -> None:
     found, given_tables = read_scenario(name)
     assert found == name
     result = study(name, given_tables, f"{name}.toml")
-    assert isinstance(result, CondenseStudy)
+    assert result.kind == given_tables["kind"]
+    assert isinstance(result, CondenseStudy) == (result.kind == "condense")
     assert result.title != name  # it has a title for the list
     assert result == study(name, read_scenario(str(shipped()[name]))[1], "again")
 
@@ -155,13 +156,15 @@ def another(kind: type[Any], name: str, value: Any) -> Any:
     hint = typing.get_type_hints(kind)[name]
     if typing.get_origin(hint) is typing.Literal:
         return next(option for option in typing.get_args(hint) if option != value)
+    if isinstance(value, bool):
+        return not value
     if name in OTHER_TEXT:
         return OTHER_TEXT[name]
     if isinstance(value, list | tuple):
         return [*value[:-1], "whole" if name == "baselines" else "MLP"]
     if isinstance(value, float):
         return value / 2 + 0.01
-    return 7 if value is None else value + 1
+    return ([7] if "tuple" in str(hint) else 7) if value is None else value + 1
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -215,7 +218,10 @@ def test_any_other_setting_gives_another_hash(method: str) -> None:
             {"method.augmentation": "colour"},
             "study.toml: [method]: key 'augmentation': augmentation 'colour' is not known; did you mean 'color'? Allowed: ",
         ),
-        ({"data.nam": "x"}, "study.toml: [data]: key 'nam' is not known; did you mean 'name'? Allowed: classes, name, size, validation."),
+        (
+            {"data.nam": "x"},
+            "study.toml: [data]: key 'nam' is not known; did you mean 'name'? Allowed: classes, name, size, validation, zca.",
+        ),
         ({"data.validation": 1}, "study.toml: [data]: key 'validation' is 1; allowed: a number of at least 0 and below 1."),
         (
             {"evaluation.protocol": "dsaa"},
@@ -437,10 +443,10 @@ def random_file(rng: random.Random) -> str:
     return "\n".join(lines)
 
 
-def test_five_thousand_valid_files_with_random_tables_give_a_study_or_one_line(tmp_path: Path) -> None:
+def test_six_thousand_valid_files_with_random_tables_give_a_study_or_one_line(tmp_path: Path) -> None:
     rng, path = random.Random(12), tmp_path / "fuzz.toml"
     found = []
-    for _ in range(5000):
+    for _ in range(6000):
         text = random_file(rng)
         try:
             schema.tomllib.loads(text)
