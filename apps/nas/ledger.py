@@ -100,6 +100,8 @@ def read_table(path: Path) -> list[Row]:
     found = []
     try:
         for line in reader:
+            if None in line:
+                raise ValueError("more values than columns")
             row: Row = {key: _value(key, value) for key, value in line.items() if value}
             if row["status"] not in ("ok", "failed") or not all(0 <= row.get(split, 0.0) <= 100 for split in ("validation", "test")):
                 raise ValueError("status or accuracy out of range")

@@ -32,8 +32,8 @@ def split(rows: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
 def slow_kendall(rows: list[tuple[float, float]]) -> float:
     agree = against = first = second = 0
     for (p, t), (q, u) in itertools.combinations(rows, 2):
-        agree += (p - q) * (t - u) > 0
-        against += (p - q) * (t - u) < 0
+        agree += (p > q and t > u) or (p < q and t < u)  # no products: tiny differences would become zero
+        against += (p > q and t < u) or (p < q and t > u)
         first += p != q
         second += t != u
     return (agree - against) / math.sqrt(first * second)
