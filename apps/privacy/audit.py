@@ -72,7 +72,8 @@ def _rates(inside: np.ndarray, outside: np.ndarray, threshold: float, delta: flo
 
 
 def _candidates(inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
-    return np.quantile(np.concatenate([inside, outside]), np.linspace(0, 1, 81))
+    found: np.ndarray = np.quantile(np.concatenate([inside, outside]), np.linspace(0, 1, 81))
+    return found
 
 
 def _gaussian_threshold(inside: np.ndarray, outside: np.ndarray, alpha: float) -> float:
