@@ -4,6 +4,7 @@ Every machine of the pool needs this package installed. One processor (and, on G
 """
 
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -47,7 +48,9 @@ def _connected(address: str) -> Any:
     if not address or address in ("auto", "local"):
         raise InputError(f"ray address {address!r}: give the pool's own address, for example 10.0.0.5:6379.")
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="error", configure_logging=False)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Tip: In future versions of Ray", FutureWarning)  # advice about settings that are not used
+            ray.init(address=address, log_to_driver=False, logging_level="error", configure_logging=False)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         text = (str(error).splitlines() or [""])[0]
         raise InputError(f"no Ray pool answers at {address[:80]!r} ({text[:120]}); start one with: ray start --head.") from None

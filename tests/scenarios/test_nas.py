@@ -35,6 +35,11 @@ def run(out: Path, *settings: str, resume: bool = False) -> tuple[Path, dict]:
     return run_study(tiny(*settings), Options(out=out, resume=resume, quiet=True))
 
 
+def lines(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     return run(tmp_path_factory.mktemp("nas"))
@@ -54,19 +59,18 @@ def test_the_record_and_its_folder(done: tuple[Path, dict]) -> None:
     assert {path.name for path in (folder / "figures").iterdir()} == {"accuracy.png", "correlation.png", "regret.png"}
     results = json.loads((folder / "record.json").read_text())["results"]
     assert results["networks"] == results["known"] == 4
-    with (folder / "scores.csv").open() as file:
-        lines = list(csv.DictReader(file))
-    truth = np.array([float(line["truth"]) for line in lines])
+    rows = lines(folder / "scores.csv")
+    truth = np.array([float(line["truth"]) for line in rows])
     # The table is what the files say: each proxy's correlation and regret again, from the scores.
     for name, row in results["proxies"].items():
-        scores = [float(line[name]) for line in lines]
+        scores = [float(line[name]) for line in rows]
         value = row["spearman"]["value"]
         assert (np.nan if value is None else value) == pytest.approx(ranking.spearman(scores, truth), abs=1e-6, nan_ok=True)
         assert row["regret@1"]["value"] == pytest.approx(ranking.regret(scores, truth), abs=1e-3)
     tested = {}
     for row in read_table(folder / "truth.csv"):
         tested.setdefault(row["id"], []).append(row["test"])
-    np.testing.assert_allclose([np.mean(tested[line["id"]]) for line in lines], truth, rtol=1e-5)
+    np.testing.assert_allclose([np.mean(tested[line["id"]]) for line in rows], truth, rtol=1e-5)
     table = accuracy_table(record)
     assert [row[0] for row in table[1:]] == list(results["proxies"])
     assert {len(row) for row in table} == {len(table[0])}
@@ -86,7 +90,7 @@ def test_a_run_in_slices_gives_the_same_scores(done: tuple[Path, dict], tmp_path
             slices += 1
     assert slices == 5
     assert folder.name == done[0].name  # how it is run does not change what it is
-    theirs, ours = (list(csv.DictReader((path / "scores.csv").open())) for path in (done[0], folder))
+    theirs, ours = (lines(path / "scores.csv") for path in (done[0], folder))
     for row in (*theirs, *ours):
         del row["early-cost-dm"]  # its steps come from a clock
     assert theirs == ours
@@ -111,16 +115,16 @@ def test_kept_figures_are_the_records(done: tuple[Path, dict], tmp_path: Path, m
     monkeypatch.setattr(nas_tables, "EXPECTED", tmp_path)
     paths = nas_tables.keep(done[0])
     assert [path.name for path in paths] == ["nas-smoke.csv", "nas-smoke-truth.csv", "nas-smoke.json"]
-    rows = list(csv.DictReader(paths[0].open()))
+    rows = lines(paths[0])
     results = done[1]["results"]
     assert [row["proxy"] for row in rows] == list(results["proxies"])
     dm = next(row for row in rows if row["proxy"] == "dm")
     assert float(dm["regret@1.value"]) == pytest.approx(results["proxies"]["dm"]["regret@1"]["value"], rel=1e-3, abs=1e-9)
     assert len(read_table(paths[1])) == 8
-    text = nas_tables.page(f"before\n{nas_tables.BEGIN}\nold\n{nas_tables.END}\nafter")
+    text = nas_tables.page(f"before\n{nas_tables.BEGIN}\nOLD FIGURES\n{nas_tables.END}\nafter")
     assert text.startswith("before")
     assert text.endswith("after")
-    assert "old" not in text
+    assert "OLD FIGURES" not in text
     assert text.count("\n| ") == 2 + len(rows)
     assert nas_tables.page(text) == text
 
@@ -144,7 +148,7 @@ def test_the_readme_says_what_is_kept() -> None:
         (["proxy.regression=5"], "at most the 4"),
         (['proxy.equal_cost=["gm"]'], "equal_cost"),
         (['proxy.zero_cost=["synflo"]'], "did you mean 'synflow'"),
-        (["space.depth=[5]"], "at least 32x32"),
+        (["space.depth=[5]", "proxy.regression=0"], "at least 32x32"),
         (['run.table="nothing"'], "cannot be read"),
         (["prox.seeds=1"], "did you mean 'proxy'"),
     ],
