@@ -1,7 +1,6 @@
 """The study of kind "federated": strategies under one split, one model and one byte meter, over several seeds (see apps/federated)."""
 
 import dataclasses
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,10 @@ from distill.errors import InputError, unknown_name
 from distill.evaluation import Accuracy
 from distill.networks import create
 from distill.randomness import generator
-from distill.records import read_lines, write_json_lines, write_whole
+from distill.records import read_lines, write_whole
+from scenarios.federated_cells import lines_of_cell, run_cells
+from scenarios.federated_tables import kept_rows as kept_rows
+from scenarios.federated_tables import page_text as page_text
 from scenarios.folder import Options, say
 from scenarios.report import shown
 from scenarios.schema import DataTable, config_hash
@@ -141,16 +143,9 @@ def fill(study: FederatedStudy, options: Options, data: ImageData, folder: Path,
         "classes": list(data.spec.classes),
     }
     results["engine"] = study.federation.engine
-    results["strategies"] = {}
-    for strategy in study.federation.strategies:
-        runs = []
-        for seed in seeds:
-            start = time.monotonic()
-            lines = _one(study, study.settings_for(strategy, seed, options.device), options, data, folder / "runs" / f"{strategy}-s{seed}")
-            runs.append(lines)
-            text = f"{strategy}, seed {seed}: {lines[-1]['accuracy']:.2f} % after {lines[-1]['round']} rounds, {_megabytes(lines):.3f} MB"
-            say(console, f"{text}, {time.monotonic() - start:.0f} s")
-        results["strategies"][strategy] = summary(runs)
+    cells = {name: [study.settings_for(name, seed, options.device) for seed in seeds] for name in study.federation.strategies}
+    run_cells(study, [cell for part in cells.values() for cell in part], options, data, folder, lambda text: say(console, text))
+    results["strategies"] = {name: summary([lines_of_cell(cell, folder) for cell in part]) for name, part in cells.items()}
 
 
 def summary(runs: list[list[dict[str, Any]]]) -> dict[str, Any]:
@@ -180,33 +175,6 @@ def summary(runs: list[list[dict[str, Any]]]) -> dict[str, Any]:
     }
 
 
-def _one(study: FederatedStudy, settings: Settings, options: Options, data: ImageData, folder: Path) -> list[dict[str, Any]]:
-    """One run to its end, or what its folder has when it is there already."""
-    path, root = folder / "rounds.jsonl", str(options.data_root or "")
-    lines = list(read_lines(path))
-    if lines and lines[-1]["round"] == settings.rounds:
-        return lines
-    folder.mkdir(parents=True, exist_ok=True)
-    if settings.strategy in ALONE:
-        from apps.federated.alone import run_alone
-
-        lines = run_alone(settings, data)
-        write_json_lines(path, lines)
-        return lines
-    if study.federation.engine == "inline":
-        from apps.federated.inline import run_inline
-
-        return run_inline(settings, data, folder, data_root=root)
-    from apps.federated.engines import lines_of, run_deployment, run_simulation
-
-    # The clients' memory of these engines ends with them, so a strategy that needs it starts again.
-    if settings.strategy == "scaffold" or settings.upload.warm_start:
-        (folder / "checkpoint.safetensors").unlink(missing_ok=True)
-    account = (run_simulation if study.federation.engine == "simulation" else run_deployment)(settings, folder, root)
-    write_json_lines(folder / "flower.jsonl", [account])
-    return lines_of(folder)
-
-
 def draw(study: FederatedStudy, folder: Path, results: dict[str, Any]) -> None:
     """Who holds what, accuracy against rounds and bytes, and the last union by client."""
     import numpy as np
@@ -233,10 +201,6 @@ def draw(study: FederatedStudy, folder: Path, results: dict[str, Any]) -> None:
 
 def _runs(folder: Path, name: str) -> list[list[dict[str, Any]]]:
     return [list(read_lines(path / "rounds.jsonl")) for path in sorted((folder / "runs").glob(f"{name}-s*"))]
-
-
-def _megabytes(lines: list[dict[str, Any]]) -> float:
-    return float(sum(line["up"] + line["down"] for line in lines)) / 1e6
 
 
 def accuracy_table(record: dict[str, Any]) -> list[list[str]]:

@@ -1,15 +1,18 @@
 """The federated study: its tables, its record, its pictures, and that it goes on where it stopped."""
 
 import json
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from distill.condensed import CondensedSet
 from distill.errors import InputError
 from distill.records import read_lines
 from scenarios.cli import main
-from scenarios.folder import Options, run_study
+from scenarios.federated_cells import lines_of_cell, run_cell
+from scenarios.folder import Options, load_data, run_study
 from scenarios.report import accuracy_table, answer
 from scenarios.schema import parse, shipped, study
 
@@ -134,3 +137,33 @@ def test_the_command_line_runs_it(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "After 1 round: feddm" in capsys.readouterr().out
     (folder,) = tmp_path.iterdir()
     assert [line["round"] for line in read_lines(folder / "runs/feddm-s0/rounds.jsonl")] == [0, 1]
+
+
+def test_side_by_side_or_alone_a_run_has_the_same_bits(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, _ = done
+    made = study("test", TABLES, "test.toml")
+    options = Options(tmp_path)
+    cell = made.settings_for("feddm", 1, "cpu")
+    alone = run_cell(made, cell, options, load_data(made, options), tmp_path)
+    beside = lines_of_cell(cell, folder)
+    assert len(alone) == len(beside) == 2
+    for one, other in zip(alone, beside, strict=True):
+        assert {key: value for key, value in one.items() if key != "clients"} == {k: v for k, v in other.items() if k != "clients"}
+    unions = [(where / "runs/feddm-s1/union.safetensors") for where in (folder, tmp_path)]
+    first, second = (CondensedSet.load(path) for path in unions)
+    assert (first.images == second.images).all()
+
+
+def test_a_worker_that_fails_is_named_and_the_others_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    made = study("test", with_changes(federation={"strategies": ["random", "herding"], "seeds": 1}), "test.toml")
+    folder = tmp_path / f"test-{made.hash}-s0"
+    (folder / "runs").mkdir(parents=True)
+    (folder / "runs" / "herding-s0").write_text("a file where a folder should be")
+    with pytest.raises(InputError, match=r"strategy 'herding', seed 0: its process ended.*--resume"):
+        run_study(made, Options(tmp_path, resume=True, quiet=True))
+    assert "FileExistsError" in capfd.readouterr().err
+    assert json.loads((folder / "record.json").read_text())["status"] == "failed"
+    assert multiprocessing.active_children() == []
+    (folder / "runs" / "herding-s0").unlink()
+    _, record = run_study(made, Options(tmp_path, resume=True, quiet=True))
+    assert set(record["results"]["strategies"]) == {"random", "herding"}

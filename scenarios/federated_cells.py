@@ -1,0 +1,156 @@
+"""The runs of a federated study, one for each strategy and seed: each folder is a ledger; as many run at once as there are cores."""
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apps.federated.settings import ALONE, Settings
+from distill.data import ImageData
+from distill.errors import InputError
+from distill.memory import keep_freed_memory
+from distill.records import read_lines, write_json_lines
+from scenarios.folder import Options, load_data
+
+if TYPE_CHECKING:
+    from scenarios.federated import FederatedStudy
+
+Lines = list[dict[str, Any]]
+
+
+def run_cells(
+    study: "FederatedStudy", cells: Sequence[Settings], options: Options, data: ImageData, folder: Path, say: Callable[[str], None]
+) -> None:
+    """Run every cell that its folder does not hold finished. On the inline engine of a CPU, several processes of ``threads`` threads each
+    work on them (a cell's bits do not depend on it); Flower's engines start processes of their own, so there cells follow one another."""
+    waiting = [cell for cell in cells if not finished(cell, folder)]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(len(waiting), max(1, cores // study.settings.threads))
+    if workers > 1 and study.federation.engine == "inline" and options.device == "cpu":
+        _side_by_side(study, waiting, options, folder, workers, say)
+        return
+    for cell in waiting:
+        start = time.monotonic()
+        say(_told(cell, run_cell(study, cell, options, data, folder), time.monotonic() - start))
+
+
+def place(cell: Settings, folder: Path) -> Path:
+    """Where a cell keeps its rounds."""
+    return folder / "runs" / f"{cell.strategy}-s{cell.seed}"
+
+
+def lines_of_cell(cell: Settings, folder: Path) -> Lines:
+    return list(read_lines(place(cell, folder) / "rounds.jsonl"))
+
+
+def finished(cell: Settings, folder: Path) -> bool:
+    lines = lines_of_cell(cell, folder)
+    return bool(lines) and lines[-1]["round"] == cell.rounds
+
+
+def run_cell(study: "FederatedStudy", cell: Settings, options: Options, data: ImageData, folder: Path) -> Lines:
+    """One run to its end; it goes on from the last round that its folder holds."""
+    own, root = place(cell, folder), str(options.data_root or "")
+    own.mkdir(parents=True, exist_ok=True)
+    if cell.strategy in ALONE:
+        from apps.federated.alone import run_alone
+
+        lines = run_alone(cell, data)
+        write_json_lines(own / "rounds.jsonl", lines)
+        return lines
+    if study.federation.engine == "inline":
+        from apps.federated.inline import run_inline
+
+        return run_inline(cell, data, own, data_root=root)
+    from apps.federated.engines import lines_of, run_deployment, run_simulation
+
+    # The clients' memory of these engines ends with them, so a strategy that needs it starts again.
+    if cell.strategy == "scaffold" or cell.upload.warm_start:
+        (own / "checkpoint.safetensors").unlink(missing_ok=True)
+    account = (run_simulation if study.federation.engine == "simulation" else run_deployment)(cell, own, root)
+    write_json_lines(own / "flower.jsonl", [account])
+    return lines_of(own)
+
+
+def _told(cell: Settings, lines: Lines, seconds: float) -> str:
+    moved = sum(line["up"] + line["down"] for line in lines) / 1e6
+    return f"{cell.strategy}, seed {cell.seed}: {lines[-1]['accuracy']:.2f} % after {cell.rounds} rounds, {moved:.3f} MB, {seconds:.0f} s"
+
+
+def _side_by_side(
+    study: "FederatedStudy", waiting: Sequence[Settings], options: Options, folder: Path, workers: int, say: Callable[[str], None]
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    todo = list(waiting)
+    team: dict[Connection, tuple[Any, Settings, float]] = {}
+
+    def give(pipe: Connection, process: Any) -> None:
+        cell = todo.pop(0)
+        pipe.send(cell)
+        team[pipe] = (process, cell, time.monotonic())
+
+    try:
+        for _ in range(workers):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(theirs, study, options, folder, os.getpid()), daemon=True)
+            process.start()
+            theirs.close()
+            give(ours, process)
+        while team:
+            for pipe in multiprocessing.connection.wait(list(team)):
+                assert isinstance(pipe, Connection)
+                process, cell, start = team[pipe]
+                try:
+                    trouble = pipe.recv()
+                except EOFError:
+                    process.join()
+                    trouble = f"its process ended with exit code {process.exitcode}; see above"
+                if trouble is not None:
+                    raise InputError(f"strategy {cell.strategy!r}, seed {cell.seed}: {trouble}. What is finished is kept: add --resume.")
+                say(_told(cell, lines_of_cell(cell, folder), time.monotonic() - start))
+                if todo:
+                    give(pipe, process)
+                else:
+                    del team[pipe]
+                    pipe.close()
+                    process.join()
+    finally:
+        for process, _, _ in team.values():
+            process.kill()
+            process.join()
+
+
+def _work(pipe: Connection, study: "FederatedStudy", options: Options, folder: Path, parent: int) -> None:
+    """A worker's life: take a cell, run it, send None or what was wrong with the input, until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
+    keep_freed_memory()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    data = load_data(study, options)
+    try:
+        while True:
+            cell = pipe.recv()
+            try:
+                run_cell(study, cell, options, data, folder)
+            except InputError as error:
+                pipe.send(str(error))
+            else:
+                pipe.send(None)
+    except EOFError:
+        return
+    except Exception:
+        traceback.print_exc()
+        os._exit(1)
+
+
+def _end_with(parent: int) -> None:
+    """When the parent is gone, however it went, nobody may write in its folder any more."""
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)
