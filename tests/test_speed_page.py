@@ -1,0 +1,33 @@
+"""docs/speed.md says what the kept record says, and the record is of what the page promises."""
+
+import statistics
+
+from benchmarks.core import KEPT, PAGE, TARGETS, with_table
+from distill.records import read_json
+
+
+def test_the_page_is_made_from_the_record() -> None:
+    assert PAGE.read_text() == with_table(PAGE.read_text(), read_json(KEPT))
+
+
+def test_the_record_has_every_part_at_the_promised_setting() -> None:
+    record = read_json(KEPT)
+    assert (record["width"], record["ipc"], record["batch_real"], record["classes"]) == (128, 10, 256, 10)
+    assert record["rounds"] >= 3
+    assert set(TARGETS) <= set(record["results"])
+    for part in TARGETS:
+        forms = record["results"][part]
+        for row in forms.values():
+            assert len(row["times"]) == record["rounds"]
+            assert row["seconds"] == statistics.median(row["times"])
+            assert row["ratio"] == forms["plain"]["seconds"] / row["seconds"]
+        for label in TARGETS[part]:
+            assert any(form.startswith(label) for form in forms)
+
+
+def test_float32_forms_are_the_same_arithmetic() -> None:
+    results = read_json(KEPT)["results"]
+    for part in ("dm", "gm", "datadam"):
+        for form, row in results[part].items():
+            if form.startswith("float32"):
+                assert row["gradient_error"] < 1e-3, (part, form)
