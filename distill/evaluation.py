@@ -52,7 +52,10 @@ class Accuracy:
         return f"{self.mean:.1f} ± {self.half_width:.1f}" if len(self.values) > 1 else f"{self.mean:.1f}"
 
     def as_dict(self) -> dict[str, object]:
-        return {"mean": self.mean, "low": self.low, "high": self.high, "values": list(self.values)}
+        """For records: ``low`` and ``high`` are None for a single seed."""
+        several = len(self.values) > 1
+        ends = {"low": self.low if several else None, "high": self.high if several else None}
+        return {"mean": self.mean, **ends, "values": list(self.values)}
 
 
 @dataclass(frozen=True)
