@@ -23,7 +23,8 @@ from distill.records import write_whole
 from distill.statistics import chunk_size
 
 if TYPE_CHECKING:
-    from apps.privacy.private_statistics import Plan, PrivateStatistics
+    from apps.privacy.private_statistics import PrivateStatistics
+    from apps.privacy.release import Plan
 
 
 def train_private_experts(

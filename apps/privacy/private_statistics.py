@@ -5,21 +5,20 @@ so one example moves the stack by at most the clipping norm), Gaussian noise onc
 disk where there is a ledger, and the same question gets the same answer for ever; clean sums are never kept.
 """
 
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from apps.privacy import accounting
 from apps.privacy.accounting import ADJACENCY, Steps
-from apps.privacy.contributions import check_separable, clipped, feature_rows, gradient_rows, plain
+from apps.privacy.contributions import check_separable, feature_rows, gradient_rows, plain
 from apps.privacy.entropy import Entropy, SeededEntropy, SystemEntropy
 from apps.privacy.ledger import Ledger
-from apps.privacy.public import POPULATIONS, check_normalisation, check_start, probe_images
+from apps.privacy.public import check_normalisation, check_start, check_target, probe_images, public_size
+from apps.privacy.release import Plan, Rows, noised_sums, poisson_mask, question, refused
 from apps.privacy.statement import NOT_COVERED
 from distill.condensed import CondensedSet
 from distill.data import ImageData
@@ -30,18 +29,6 @@ from distill.statistics import Augment, Embed
 
 if TYPE_CHECKING:
     from distill.experts import ExpertConfig, Trajectories
-
-
-# (images of one class (n, C, H, W), its position) -> rows (n, D) and their slots (n,) or None, chunk by chunk.
-Rows = Callable[[Tensor, int], Iterator[tuple[Tensor, Tensor | None]]]
-
-
-class Plan(NamedTuple):
-    """Releases of one kind: how many, of which part of the data, with how much noise. Fixed before the first, from public numbers only."""
-
-    releases: int
-    sample_rate: float
-    noise_multiplier: float
 
 
 class PrivateStatistics:
@@ -77,17 +64,9 @@ class PrivateStatistics:
         insecure_seed: int | None = None,
     ) -> None:
         check_normalisation(data)
-        population = population or POPULATIONS.get(data.spec.name)
-        if population is None or population < 1:
-            raise InputError(
-                f"data {data.spec.name!r} has no publicly known size; give population=, a round number that is public. "
-                "The true count of private examples is private itself."
-            )
+        population = public_size(data.spec.name, population)
         accounting.check([Steps(1.0, sample_rate or 1.0, releases or 1)], delta)
-        if not (isinstance(epsilon, int | float) and 0 < epsilon < float("inf")):
-            raise InputError(f"epsilon is {str(epsilon)[:40]}; allowed: a positive number (1 is strong, 10 is weak).")
-        if delta > 1 / population:
-            raise InputError(f"delta is {delta}; allowed: below 1 / population = {1 / population:.2g}, or one example could be given away.")
+        check_target(epsilon, delta, population)
         if clip is not None and not (0 < clip < float("inf")):
             raise InputError(f"clip is {clip}; allowed: a positive norm, or None.")
         if start_releases < 0 or not 0 < start_share < 1:
@@ -207,7 +186,7 @@ class PrivateStatistics:
     ) -> Tensor:
         """(K, D): noised sums of clipped features, over the publicly expected number of examples of a class."""
         if joint:
-            raise _refused("features that need all classes in one batch (BatchNorm)", "use a network with instance or group norm")
+            raise refused("features that need all classes in one batch (BatchNorm)", "use a network with instance or group norm")
         plan = self._planned(batch_size)
         probe = probe_images(self.spec).to(self.device)
         views = [_through(embed, augment, position) for position in range(len(self._classes))]
@@ -215,9 +194,9 @@ class PrivateStatistics:
         first = torch.cat(list(feature_rows(views[0], probe[:-1])))
         # Public images only: a function whose answer for one image depends on its neighbours has no bounded contribution per example.
         if not bool((first[0] - seen[0]).norm() <= 1e-2 * seen[0].norm() + 1e-6):
-            raise _refused("features of an image that change with its batch (BatchNorm, dropout)", "use a network without them")
+            raise refused("features of an image that change with its batch (BatchNorm, dropout)", "use a network without them")
         norm = self.clip or float(seen.norm(dim=1).max())
-        key = _key("features", [seen, torch.tensor(norm)])
+        key = question("features", [seen, torch.tensor(norm)])
 
         def rows(images: Tensor, position: int) -> Iterator[tuple[Tensor, None]]:
             return ((part, None) for part in feature_rows(views[position], images))
@@ -236,7 +215,7 @@ class PrivateStatistics:
         probe = probe_images(self.spec).to(self.device)
         seen = [augment(probe, position) if augment else probe for position in range(len(self._classes))]
         norm = self.clip or 1.0
-        key = _key("gradients", [*(p.detach() for p in parameters), *seen, torch.tensor(norm)])
+        key = question("gradients", [*(p.detach() for p in parameters), *seen, torch.tensor(norm)])
 
         def rows(images: Tensor, position: int) -> Iterator[tuple[Tensor, None]]:
             images = augment(images, position) if augment and len(images) else images
@@ -252,35 +231,20 @@ class PrivateStatistics:
         return plan.sample_rate * self.population / len(self._classes)
 
     def release(self, key: str, plan: Plan, norm: float, rows: Rows, length: int, slots: int = 1) -> Tensor:
-        """(K, slots, D) float32: noised sums of the examples' rows. The only place where a number leaves the private data.
-
-        ``rows(images, position of the class)`` gives rows (n, D) and their slots (n,) (None: all in the first), chunk by chunk in order.
-        """
+        """(K, slots, D) float32: what was released for this question, or a new release. The only door out of the private data."""
         known = self._ledger.find(key)
         if known is not None:
             return known.to(self.device)
         self.check_budget(plan)
-        labels = self._data.train.labels
-        mask = self.sample(plan.sample_rate)
-        sums = torch.zeros(len(self._classes), slots, length, dtype=torch.float64, device=self.device)
-        for position, label in enumerate(self._classes):
-            chosen = (mask & (labels == label)).nonzero().squeeze(1)
-            for part in chosen.split(4096):
-                for row, slot in rows(self._data.normalised("train", part), position):
-                    row = clipped(row, norm)
-                    if slot is None:
-                        sums[position, 0] += row.sum(0, dtype=torch.float64)
-                    else:
-                        sums[position].index_add_(0, slot, row.double())
-        noise = torch.from_numpy(self._entropy.normal(tuple(sums.shape))).to(self.device)
-        released = (sums + plan.noise_multiplier * norm * noise).float()
+        released = noised_sums(
+            self._data, self._classes, self.sample(plan.sample_rate), plan.noise_multiplier, norm, rows, length, slots, self._entropy
+        )
         self._ledger.record(key, released, plan.noise_multiplier, plan.sample_rate)
         return released
 
     def sample(self, rate: float) -> Tensor:
         """(N,) bool: a Poisson mask over the whole private set."""
-        labels = self._data.train.labels
-        return torch.from_numpy(self._entropy.uniform(len(labels)) < rate).to(labels.device)
+        return poisson_mask(self._data.train.labels, rate, self._entropy)
 
     def check_budget(self, plan: Plan, more: int = 1) -> None:
         kind = (plan.noise_multiplier, plan.sample_rate)
@@ -321,23 +285,11 @@ class PrivateStatistics:
     # What a private form never gives
 
     def warm_batchnorm(self, network: nn.Module, per_class: int, generator: torch.Generator) -> None:
-        raise _refused("BatchNorm statistics of real images", "use a network with instance or group norm, for example ConvNet")
+        raise refused("BatchNorm statistics of real images", "use a network with instance or group norm, for example ConvNet")
 
     def initial_images(self, kind: str, ipc: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        raise _refused(f"initial images of kind {kind!r}, made of private images", 'use initial="noise" or a public set')
+        raise refused(f"initial images of kind {kind!r}, made of private images", 'use initial="noise" or a public set')
 
 
 def _through(embed: Embed, augment: Augment | None, position: int) -> Embed:
     return embed if augment is None else lambda images: embed(augment(images, position))
-
-
-def _key(kind: str, seen: Sequence[Tensor]) -> str:
-    """What a question is: how it answers to public images. The same function of an image is the same question, whoever asks."""
-    digest = hashlib.sha256(kind.encode())
-    for tensor in seen:
-        digest.update(np.ascontiguousarray(tensor.detach().float().cpu().numpy()).data)
-    return digest.hexdigest()
-
-
-def _refused(what: str, instead: str) -> InputError:
-    return InputError(f"refused, because it has no privacy guarantee: {what}; {instead}.")

@@ -33,6 +33,25 @@ PUBLISHED = {
 }
 
 
+def public_size(name: str, given: int | None) -> int:
+    """The number of examples that is publicly known; `InputError` where none is."""
+    population = given or POPULATIONS.get(name)
+    if population is None or population < 1:
+        raise InputError(
+            f"data {name!r} has no publicly known size; give population=, a round number that is public. "
+            "The true count of private examples is private itself."
+        )
+    return population
+
+
+def check_target(epsilon: float, delta: float, population: int) -> None:
+    """`InputError` unless (epsilon, delta) is a guarantee that means something for so many examples."""
+    if not (isinstance(epsilon, int | float) and 0 < epsilon < float("inf")):
+        raise InputError(f"epsilon is {str(epsilon)[:40]}; allowed: a positive number (1 is strong, 10 is weak).")
+    if delta > 1 / population:
+        raise InputError(f"delta is {delta}; allowed: below 1 / population = {1 / population:.2g}, or one example could be given away.")
+
+
 def check_normalisation(data: ImageData) -> None:
     """`InputError` when the pixels' normalisation was computed from the private images: an unaccounted release."""
     if data.whitening is not None:

@@ -8,7 +8,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-import apps.privacy.private_statistics as room
+import apps.privacy.release as room
 from apps.privacy.accounting import gaussian_epsilon
 from apps.privacy.audit import guess, lower_bounds, main, one_run_bound
 from apps.privacy.canaries import audit
