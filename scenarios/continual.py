@@ -1,9 +1,5 @@
-"""The study of kind "continual": replay memories compared on a stream of experiences, at equal items and at equal bytes, over class orders.
+"""The study of kind "continual": replay memories compared on a stream, at equal items and at equal bytes, over class orders."""
 
-python -m scenarios.continual RUN_DIR [RUN_DIR ...]     write scenarios/expected/continual/<scenario>.csv from finished runs
-"""
-
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +16,8 @@ from distill.train import protocol
 from scenarios.continual_report import accuracy_table as accuracy_table
 from scenarios.continual_report import answer as answer
 from scenarios.continual_report import draw as draw
-from scenarios.continual_report import keep
+from scenarios.continual_report import kept_rows as kept_rows
+from scenarios.continual_report import page_text as page_text
 from scenarios.continual_tables import ALONE, ContinualStudy
 from scenarios.continual_tables import study as study
 from scenarios.folder import Options, say
@@ -222,7 +219,3 @@ def _matrix(study: ContinualStudy, ledger: Path, strategy: str, memory: str, ord
         if values:
             matrix.append([sum(column) / len(values) for column in zip(*values, strict=True)])
     return matrix
-
-
-if __name__ == "__main__":
-    keep(sys.argv[1:])

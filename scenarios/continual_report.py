@@ -1,16 +1,12 @@
-"""What a "continual" run shows: pictures, its main table, one sentence, and the rows that are kept in scenarios/expected."""
+"""What a "continual" run shows: pictures, its main table, one sentence, and what of it is kept (see tables.py)."""
 
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
-from distill.errors import InputError
 from distill.records import read_json, write_whole
 from scenarios.continual_tables import ContinualStudy
 from scenarios.report import shown
-
-EXPECTED = Path(__file__).parent / "expected" / "continual"
+from scenarios.table import as_markdown
 
 
 def draw(study: ContinualStudy, folder: Path, results: dict[str, Any]) -> None:
@@ -99,8 +95,6 @@ def answer(record: dict[str, Any]) -> str:
 def kept_rows(folder: Path) -> list[dict[str, str]]:
     """A finished run's cells as rows of a table."""
     record, config = read_json(folder / "record.json"), read_json(folder / "config.json")
-    if record["status"] != "done":
-        raise InputError(f"{folder}: status is {record['status']!r}; only a finished run can be kept.")
     environment = record["environment"]
     rows = []
     for cell in record["results"]["cells"]:
@@ -124,12 +118,20 @@ def kept_rows(folder: Path) -> list[dict[str, str]]:
     return rows
 
 
-def keep(folders: list[str]) -> None:
-    """Write the rows of finished runs to scenarios/expected/continual/<scenario>.csv."""
-    for given in folders:
-        rows = kept_rows(Path(given))
-        out = io.StringIO()
-        table = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
-        write_whole(EXPECTED / f"{rows[0]['scenario']}.csv", out.getvalue())
+def page_text(rows: dict[str, list[dict[str, str]]], place: Path) -> str:
+    """The kept runs' cells, a table for each run."""
+    parts = []
+    for name, cells in rows.items():
+        first = cells[0]
+        table = [["strategy", "budget", "memory", "stored as", "bytes", "average accuracy, % (95 %)", "forgetting (95 %)"]]
+        for row in cells:
+            names = [row[key] or "-" for key in ("strategy", "budget", "method", "storage", "bytes")]
+            table.append([*names, _spread(row, "accuracy"), _spread(row, "forgetting")])
+        orders = f"{first['orders']} class order{'s' if first['orders'] != '1' else ''}"
+        parts.append(f"`{name}` ({first['dataset']}, {first['network']}, {orders}):\n\n{as_markdown(table)}")
+    return "\n\n".join(parts)
+
+
+def _spread(row: dict[str, str], figure: str) -> str:
+    middle, low, high = (row[f"{figure}_{field}"] for field in ("mean", "low", "high"))
+    return f"{float(middle):.1f}" + (f" ({float(low):.1f} to {float(high):.1f})" if low else "") if middle else "-"

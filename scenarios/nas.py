@@ -32,7 +32,10 @@ from scenarios.nas_schema import study as study
 from scenarios.nas_tables import EXPECTED
 from scenarios.nas_tables import accuracy_table as accuracy_table
 from scenarios.nas_tables import answer as answer
+from scenarios.nas_tables import kept_files as kept_files
+from scenarios.nas_tables import kept_rows as kept_rows
 from scenarios.nas_tables import note as note
+from scenarios.nas_tables import page_text as page_text
 
 
 def check(study: NasStudy, data: ImageData) -> None:

@@ -1,22 +1,14 @@
-"""What a record of kind "nas" says, in a table and in a sentence, and the figures that are kept.
+"""What a record of kind "nas" says, in a table and in a sentence, and what of it is kept (see tables.py)."""
 
-python -m scenarios.nas_tables RUN_DIR ...     a finished run's figures, truth table and facts go to scenarios/expected/nas/, and from there
-                                               into the first lines of apps/nas/README.md; without a folder only the latter
-"""
-
-import csv
-import io
+import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
-from distill.errors import InputError
-from distill.records import read_json, write_json, write_whole
+from distill.records import read_json
+from scenarios.table import as_markdown
 
 EXPECTED = Path(__file__).parent / "expected" / "nas"
-README = Path(__file__).parent.parent / "apps" / "nas" / "README.md"
-BEGIN, END = "<!-- figures: begin (python -m scenarios.nas_tables) -->", "<!-- figures: end -->"
 note = (
     "Proxies are scored on the validation split; the truth is the test accuracy of fully trained networks. Intervals: 95 %, bootstrap over"
     " networks. Regret: accuracy points lost by taking the best of the proxy's top k. Cost: core seconds on a CPU, wall seconds on a GPU."
@@ -79,11 +71,9 @@ def _interval(found: dict[str, Any]) -> str:
     return _number(found["value"]) + spread
 
 
-def keep(folder: Path) -> list[Path]:
-    """The figures, the truth and the facts of a finished run, as files of scenarios/expected/nas."""
-    record, config = read_json(folder / "record.json"), read_json(folder / "config.json")
-    if record["status"] != "done":
-        raise InputError(f"{folder}: status is {record['status']!r}; only a finished run can be kept.")
+def kept_rows(folder: Path) -> list[dict[str, str]]:
+    """One row a proxy, every figure of it in columns."""
+    record = read_json(folder / "record.json")
     results, name = record["results"], record["scenario"]
     rows = []
     for proxy, row in results["proxies"].items():
@@ -96,51 +86,38 @@ def keep(folder: Path) -> list[Path]:
         for rival in ("random", "early-steps", "early-cost", "parameters", "regression"):
             found = results["differences"].get(proxy, {}).get(f"early-cost-{proxy}" if rival == "early-cost" else rival, {})
             flat |= {f"spearman_minus_{rival}.{part}": found.get(part) for part in ("value", "low", "high")}
-        rows.append({key: f"{value:.4g}" if isinstance(value, float) else "" if value is None else value for key, value in flat.items()})
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+        rows.append(
+            {key: f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value) for key, value in flat.items()}
+        )
+    return rows
+
+
+def kept_files(folder: Path) -> dict[str, str]:
+    """The truth table, which spares others the training, and the facts of the run."""
+    record, config = read_json(folder / "record.json"), read_json(folder / "config.json")
+    results, name = record["results"], record["scenario"]
     facts = {"config": config, **{key: record[key] for key in ("seconds", "peak_memory_bytes", "environment")}}
     facts |= {"data": results["data"], "ceiling": results["ceiling"], "truth_seconds": results["truth_seconds"], "answer": answer(record)}
-    paths = [EXPECTED / f"{name}.csv", EXPECTED / f"{name}-truth.csv", EXPECTED / f"{name}.json"]
-    write_whole(paths[0], text.getvalue())
-    write_whole(paths[1], (folder / "truth.csv").read_text())
-    write_json(paths[2], facts)
-    return paths
+    return {f"{name}-truth.csv": (folder / "truth.csv").read_text(), f"{name}.json": json.dumps(facts, indent=2) + "\n"}
 
 
-def page(readme: str) -> str:
-    """The README with the kept runs' answers and tables between its marks."""
-    parts = []
-    for path in sorted(EXPECTED.glob("*.json"), key=lambda path: (path.stem == "nas-smoke", path.stem)):
-        facts = read_json(path)
-        with path.with_suffix(".csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        parts.append(f"**`{path.stem}`**: {facts['answer']}\n\n{_markdown(rows)}")
-    head, _, rest = readme.partition(BEGIN)
-    return f"{head}{BEGIN}\n{chr(10).join(parts)}\n{END}{rest.partition(END)[2]}"
+def page_text(rows: dict[str, list[dict[str, str]]], place: Path) -> str:
+    """The kept runs' answers and tables, the smallest study last."""
+    names = sorted(rows, key=lambda name: (name == "nas-smoke", name))
+    return "\n\n".join(f"**`{name}`**: {read_json(place / f'{name}.json')['answer']}\n\n{_markdown(rows[name])}" for name in names)
 
 
 def _markdown(rows: list[dict[str, str]]) -> str:
-    lines = ["| proxy | Spearman (95 %) | Kendall | regret@1 | core seconds | bytes | minus random (95 %) |", "| --- " * 7 + "|"]
+    table = [["proxy", "Spearman (95 %)", "Kendall", "regret@1", "core seconds", "bytes", "minus random (95 %)"]]
     for row in rows:
-        cells = [
-            f"{_kept(row, 'spearman.value')} ({_kept(row, 'spearman.low')} to {_kept(row, 'spearman.high')})",
-            _kept(row, "kendall.value"),
-        ]
-        cells += [_kept(row, "regret@1.value"), row["seconds.total"], row["bytes"]]
-        difference = [_kept(row, f"spearman_minus_random.{part}") for part in ("value", "low", "high")]
-        cells.append("" if difference[0] == "-" else f"{difference[0]} ({difference[1]} to {difference[2]})")
-        lines.append(f"| {row['proxy']} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        spread = f"{_kept(row, 'spearman.value')} ({_kept(row, 'spearman.low')} to {_kept(row, 'spearman.high')})"
+        value, low, high = (_kept(row, f"spearman_minus_random.{part}") for part in ("value", "low", "high"))
+        against = "" if value == "-" else f"{value} ({low} to {high})"
+        table.append(
+            [row["proxy"], spread, _kept(row, "kendall.value"), _kept(row, "regret@1.value"), row["seconds.total"], row["bytes"], against]
+        )
+    return as_markdown(table)
 
 
 def _kept(row: dict[str, str], key: str) -> str:
     return f"{float(row[key]):.2f}" if row.get(key) else "-"
-
-
-if __name__ == "__main__":
-    for given in sys.argv[1:]:
-        print("\n".join(map(str, keep(Path(given)))))
-    write_whole(README, page(README.read_text()))

@@ -1,22 +1,33 @@
-"""Figures that are kept: records become `scenarios/expected/*.csv`, and those become the tables of README.md and docs/methods.md.
+"""Figures that are kept: records become files of `scenarios/expected`, and those become the tables of the pages.
 
-python -m scenarios.tables RUN_DIR [RUN_DIR ...]     write scenarios/expected/<scenario>.csv and the tables
-python -m scenarios.tables                           write the tables only
+python -m scenarios.tables RUN_DIR [RUN_DIR ...]     keep finished runs of any kind, then write the pages
+python -m scenarios.tables                           write the pages only
+
+A run of kind "condense" becomes scenarios/expected/<scenario>.csv, and a table of README.md or docs/methods.md. A run of another kind
+becomes scenarios/expected/<kind>/<scenario>.csv, and a table of apps/<kind>/README.md (pipelines: docs/pipelines.md);
+its columns are the kind's own. scenarios/<kind>.py offers
+
+    kept_rows(folder) -> list[dict[str, str]]     the rows of a finished run; their first column is "scenario"
+    kept_files(folder) -> dict[str, str]          more files to keep beside them, name to content; may be absent
+    page_text(rows, place) -> str                 Markdown for the page, from the kept rows by scenario and their folder; may be absent
 """
 
 import csv
-import io
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
 
 from distill.errors import InputError
 from distill.records import read_json, write_whole
-from scenarios.schema import shipped
+from scenarios.schema import READY, shipped
+from scenarios.table import as_csv, as_markdown
 
+Rows = list[dict[str, str]]
 EXPECTED = Path(__file__).parent / "expected"
-README = Path(__file__).parent.parent / "README.md"
-METHODS_PAGE = README.parent / "docs" / "methods.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+METHODS_PAGE = ROOT / "docs" / "methods.md"
 BEGIN, END = "<!-- table: begin (python -m scenarios.tables) -->", "<!-- table: end -->"
 COLUMNS = (
     *("scenario", "dataset", "ipc", "set", "network", "protocol", "published", "source", "mean", "low", "high", "reproduced", "seeds"),
@@ -24,11 +35,26 @@ COLUMNS = (
 )
 
 
-def rows_of(folder: Path) -> list[dict[str, str]]:
-    """One row for each set and IPC of a finished run; numbers rounded to what their interval carries."""
-    record, config = read_json(folder / "record.json"), read_json(folder / "config.json")
+def rows_of(folder: Path) -> Rows:
+    """The rows of a finished run that are kept, as its kind has them."""
+    record = read_json(folder / "record.json")
     if record["status"] != "done":
         raise InputError(f"{folder}: status is {record['status']!r}; only a finished run can be kept.")
+    kind = record.get("kind", "condense")
+    if kind not in READY:
+        raise InputError(f"{folder}: the record's kind is {str(kind)[:40]!r}; allowed: {', '.join(READY)}.")
+    if kind == "condense":
+        return _condensed(folder)
+    room = importlib.import_module(f"scenarios.{kind}")
+    if not hasattr(room, "kept_rows"):
+        raise InputError(f"{folder}: no figures of kind {kind!r} are kept in this version.")
+    rows: Rows = room.kept_rows(folder)
+    return rows
+
+
+def _condensed(folder: Path) -> Rows:
+    """One row for each set and IPC; numbers rounded to what their interval carries."""
+    record, config = read_json(folder / "record.json"), read_json(folder / "config.json")
     evaluation, environment = config["evaluation"], record["environment"]
     rows = []
     for key, part in record["results"].items():
@@ -67,55 +93,97 @@ def published(dataset: str, ipc: str, name: str) -> dict[str, str]:
         return next((r for r in csv.DictReader(file) if (r["dataset"], r["ipc"], r["set"]) == (dataset, ipc, name)), {})
 
 
-def to_csv(rows: list[dict[str, str]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+def to_csv(rows: Rows) -> str:
+    return as_csv([list(rows[0]), *(list(row.values()) for row in rows)])
 
 
-def kept() -> list[dict[str, str]]:
-    """The rows of every kept run, quickstart first."""
-    rows = []
-    for path in sorted(EXPECTED.glob("*.csv"), key=lambda p: (p.stem != "quickstart", p.stem)):
-        if path.stem != "published":
-            with path.open(newline="") as file:
-                rows += list(csv.DictReader(file))
-    return rows
+def keep(folder: Path) -> list[Path]:
+    """Write the files of a finished run; their paths, that of its figures first."""
+    rows, kind = rows_of(folder), read_json(folder / "record.json").get("kind", "condense")
+    if not rows:
+        raise InputError(f"{folder}: the run has no figures to keep.")
+    place = EXPECTED if kind == "condense" else EXPECTED / kind
+    more = getattr(importlib.import_module(f"scenarios.{kind}"), "kept_files", lambda folder: {})(folder)
+    files = {f"{rows[0]['scenario']}.csv": to_csv(rows), **more}
+    for name, text in files.items():
+        write_whole(place / name, text)
+    return [place / name for name in files]
 
 
-def readme_table(rows: list[dict[str, str]]) -> str:
+def kept(kind: str = "condense") -> dict[str, Rows]:
+    """The rows of every kept run of a kind by scenario, quickstart first. A csv without the column "scenario" is a room's own file."""
+    found = {}
+    place = EXPECTED if kind == "condense" else EXPECTED / kind
+    for path in sorted(place.glob("*.csv"), key=lambda p: (p.stem != "quickstart", p.stem)):
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        if rows and "scenario" in rows[0]:
+            found[path.stem] = rows
+    return found
+
+
+def readme_table(rows: Rows) -> str:
     """Markdown: one line a set; the method of a run in bold."""
-    names = ("run", "IPC", "set", "judged by", "accuracy, % (95 % interval)", "published", "reproduced")
-    lines = [f"| {' | '.join(names)} |", "|" + " --- |" * len(names)]
+    table = [["run", "IPC", "set", "judged by", "accuracy, % (95 % interval)", "published", "reproduced"]]
     for row in rows:
         name = f"**{row['set']}**" if row["iterations"] else row["set"]
         spread = f"{float(row['mean']):.1f} ({float(row['low']):.1f} to {float(row['high']):.1f})"
-        cells = (f"`{row['scenario']}`", row["ipc"] or "-", name, row["network"], spread, row["published"], row["reproduced"])
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        ipc, network, said = row["ipc"] or "-", row["network"], row["published"]
+        table.append([f"`{row['scenario']}`", ipc, name, network, spread, said, row["reproduced"]])
+    return as_markdown(table)
 
 
-def with_table(readme: str, table: str) -> str:
-    head, _, rest = readme.partition(BEGIN)
+def page_text(kind: str) -> str:
+    """Markdown of a kind's kept runs: as its room writes it, else every column but those about the machine."""
+    rows = kept(kind)
+    if not rows:
+        return "No figures are kept yet."
+    room = importlib.import_module(f"scenarios.{kind}")
+    if hasattr(room, "page_text"):
+        text: str = room.page_text(rows, EXPECTED / kind)
+        return text.strip()
+    parts = []
+    for name, part in rows.items():
+        columns = [column for column in part[0] if column not in ("scenario", "device", "run_seconds")]
+        parts.append(f"`{name}`\n\n" + as_markdown([columns, *([row[column] for column in columns] for row in part)]))
+    return "\n\n".join(parts)
+
+
+def page_of(kind: str) -> Path:
+    """The page of a kind's figures: its room's README, or docs/pipelines.md for the kind that has no room of its own."""
+    return ROOT / "docs" / "pipelines.md" if kind == "pipeline" else ROOT / "apps" / kind / "README.md"
+
+
+def with_table(page: str, table: str) -> str:
+    """The page with the table between its marks; `InputError` when it has none."""
+    if BEGIN not in page or END not in page:
+        raise InputError(f"the page {page[:60]!r} has no place for a table; put {BEGIN} and {END} where it belongs.")
+    head, _, rest = page.partition(BEGIN)
     _, _, tail = rest.partition(END)
     return f"{head}{BEGIN}\n{table}\n{END}{tail}"
 
 
 def pages() -> dict[Path, str]:
-    """Each page with a generated table, as it should be: shipped scenarios in the README, those of the template in docs/methods.md."""
-    rows, files = kept(), shipped()
-    parts = {README: [r for r in rows if r["scenario"] in files], METHODS_PAGE: [r for r in rows if r["scenario"] not in files]}
-    return {page: with_table(page.read_text(), readme_table(part)) for page, part in parts.items()}
+    """Each page with a generated table, as it should be. Condense: shipped scenarios in the README, the template's in docs/methods.md."""
+    files = shipped()
+    rows = [row for part in kept().values() for row in part]
+    tables = {
+        README: readme_table([row for row in rows if row["scenario"] in files]),
+        METHODS_PAGE: readme_table([row for row in rows if row["scenario"] not in files]),
+    }
+    for kind in READY:
+        page = page_of(kind)
+        if kind != "condense" and (kept(kind) or (page.is_file() and BEGIN in page.read_text())):
+            tables[page] = page_text(kind)
+    return {page: with_table(page.read_text(), table) for page, table in tables.items()}
 
 
 def main(folders: list[str]) -> None:
     for folder in folders:
-        rows = rows_of(Path(folder))
-        write_whole(EXPECTED / f"{rows[0]['scenario']}.csv", to_csv(rows))
+        print("\n".join(map(str, keep(Path(folder)))))
     for page, text in pages().items():
-        write_whole(page, text)
+        if page.read_text() != text:
+            write_whole(page, text)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 from apps.nas import ranking
 from apps.nas.ledger import read_table
 from distill.errors import InputError
-from scenarios import nas_tables
+from scenarios import tables
 from scenarios.cli import main
 from scenarios.folder import Options, run_study
 from scenarios.report import accuracy_table, answer
@@ -112,26 +112,18 @@ def test_named_networks(tmp_path: Path) -> None:
 
 
 def test_kept_figures_are_the_records(done: tuple[Path, dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nas_tables, "EXPECTED", tmp_path)
-    paths = nas_tables.keep(done[0])
-    assert [path.name for path in paths] == ["nas-smoke.csv", "nas-smoke-truth.csv", "nas-smoke.json"]
+    monkeypatch.setattr(tables, "EXPECTED", tmp_path)
+    paths = tables.keep(done[0])
+    assert [str(path.relative_to(tmp_path)) for path in paths] == ["nas/nas-smoke.csv", "nas/nas-smoke-truth.csv", "nas/nas-smoke.json"]
     rows = lines(paths[0])
     results = done[1]["results"]
     assert [row["proxy"] for row in rows] == list(results["proxies"])
     dm = next(row for row in rows if row["proxy"] == "dm")
     assert float(dm["regret@1.value"]) == pytest.approx(results["proxies"]["dm"]["regret@1"]["value"], rel=1e-3, abs=1e-9)
     assert len(read_table(paths[1])) == 8
-    text = nas_tables.page(f"before\n{nas_tables.BEGIN}\nOLD FIGURES\n{nas_tables.END}\nafter")
-    assert text.startswith("before")
-    assert text.endswith("after")
-    assert "OLD FIGURES" not in text
-    assert text.count("\n| ") == 2 + len(rows)
-    assert nas_tables.page(text) == text
-
-
-def test_the_readme_says_what_is_kept() -> None:
-    text = nas_tables.README.read_text()
-    assert nas_tables.page(text) == text
+    text = tables.page_text("nas")
+    assert text.startswith(f"**`nas-smoke`**: {answer(done[1])}\n\n| proxy |")
+    assert text.count("\n| ") == 1 + len(rows)  # header and rows
 
 
 @pytest.mark.parametrize(

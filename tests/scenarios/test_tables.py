@@ -1,33 +1,55 @@
-"""The README says what the kept records say."""
+"""The pages say what the kept records say."""
 
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from distill.errors import InputError
-from scenarios.schema import shipped
-from scenarios.tables import BEGIN, COLUMNS, EXPECTED, kept, pages, readme_table, rows_of
+from scenarios import tables
+from scenarios.schema import READY, shipped
+from scenarios.tables import BEGIN, COLUMNS, EXPECTED, ROOT, kept, page_of, page_text, pages, readme_table, rows_of, with_table
 from scenarios.template import from_template
 
 
 def test_the_tables_of_the_pages_are_those_that_the_csv_files_make() -> None:
-    for page, text in pages().items():
-        assert BEGIN in text
-        assert page.read_text() == text
+    found = pages()
+    for page, text in found.items():
+        assert page.read_text() == text, f"{page}: run python -m scenarios.tables"
+    marked = {path for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("apps/*/*.md")] if BEGIN in path.read_text()}
+    assert marked == set(found), "a table between these marks is made by nobody"
+    for kind in READY:
+        assert kind == "condense" or not kept(kind) or page_of(kind) in found
 
 
 def test_every_kept_file_belongs_to_a_shipped_scenario() -> None:
     for path in EXPECTED.glob("*.csv"):
         assert path.stem == "published" or path.stem in shipped() or from_template(path.stem)
-    for row in kept():
-        assert tuple(row) == COLUMNS
-        assert 0 <= float(row["low"]) <= float(row["mean"]) <= float(row["high"]) <= 100
-        assert int(row["seeds"]) >= 5
+    for rows in kept().values():
+        for row in rows:
+            assert tuple(row) == COLUMNS
+            assert 0 <= float(row["low"]) <= float(row["mean"]) <= float(row["high"]) <= 100
+            assert int(row["seeds"]) >= 5
+    for kind in READY:
+        for name, rows in kept(kind).items():
+            assert {row["scenario"] for row in rows} == {name}
+            assert kind == "condense" or name in shipped()
 
 
-def test_rows_of_a_record(tmp_path: Path) -> None:
+def test_folders_of_kept_figures_are_kinds() -> None:
+    assert {path.name for path in EXPECTED.iterdir() if path.is_dir()} <= set(READY)
+
+
+def written(folder: Path, record: dict[str, Any], config: dict[str, Any]) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "record.json").write_text(json.dumps(record))
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def condensed(**changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     found = {"mean": 89.123, "low": 88.0, "high": 90.25, "values": [1, 2, 3]}
     record = {
         "status": "done",
@@ -36,15 +58,18 @@ def test_rows_of_a_record(tmp_path: Path) -> None:
         "peak_memory_bytes": 5,
         "environment": {"gpu": None, "cores": 2, "processor": "p"},
         "results": {"data": {}, "ipc1": {"accuracy": {"dm": found, "whole": found}}, "ipc10": {"accuracy": {"dm": found, "whole": found}}},
+        **changes,
     }
     config = {
         "data": {"name": "mnist"},
         "method": {"name": "dm", "iterations": 7},
         "evaluation": {"networks": ["ConvNet"], "recipe": None, "protocol": "laptop"},
     }
-    (tmp_path / "record.json").write_text(json.dumps(record))
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    rows = rows_of(tmp_path)
+    return record, config
+
+
+def test_rows_of_a_record(tmp_path: Path) -> None:
+    rows = rows_of(written(tmp_path, *condensed()))
     assert [(r["ipc"], r["set"], r["published"], r["iterations"]) for r in rows] == [
         ("1", "dm", "89.7", "7"),
         ("", "whole", "99.6", ""),
@@ -52,9 +77,84 @@ def test_rows_of_a_record(tmp_path: Path) -> None:
     ]
     assert rows[0]["mean"] == "89.12"
     assert "| `x` | 1 | **dm** | ConvNet | 89.1 (88.0 to 90.2) | 89.7 | yes |" in readme_table(rows)
-    (tmp_path / "record.json").write_text(json.dumps({**record, "status": "interrupted"}))
-    with pytest.raises(InputError, match="only a finished run"):
-        rows_of(tmp_path)
+
+
+def test_only_finished_runs_of_a_known_kind_are_kept(tmp_path: Path) -> None:
+    for changes, words in (({"status": "interrupted"}, "only a finished run"), ({"kind": "magic"}, "kind is 'magic'; allowed: condense,")):
+        with pytest.raises(InputError, match=words):
+            rows_of(written(tmp_path, *condensed(**changes)))
+
+
+# A federated record of two rounds and two seeds, as scenarios/federated.py makes them.
+ROUND = {"images": 1, "dropped": 0, "cumulative_bytes": 0}
+FEDERATED: dict[str, Any] = {
+    "strategies": {
+        "feddm": {
+            "rounds": [
+                {
+                    "round": 1,
+                    "accuracy": {"mean": 80.0, "low": 70.0, "high": 90.0, "values": [79.0, 81.0]},
+                    "up": 1e6,
+                    "down": 5e5,
+                    **ROUND,
+                },
+                {
+                    "round": 2,
+                    "accuracy": {"mean": 85.0, "low": 84.0, "high": 86.0, "values": [84.9, 85.1]},
+                    "up": 2e6,
+                    "down": 5e5,
+                    **ROUND,
+                },
+            ],
+            "accuracy": {"mean": 85.0, "low": 84.0, "high": 86.0, "values": [84.9, 85.1]},
+            "dropped": [{"run": 0, "round": 1, "client": 3, "status": "refused", "why": "x"}],
+        },
+        "local": {
+            "rounds": [{"round": 2, "accuracy": {"mean": 60.0, "low": None, "high": None, "values": [60.0]}, "up": 0, "down": 0, **ROUND}],
+            "accuracy": {"mean": 60.0, "low": None, "high": None, "values": [60.0]},
+            "dropped": [],
+        },
+    }
+}
+
+
+def test_a_federated_run_keeps_every_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {
+        "data": {"name": "digits"},
+        "network": "ConvNetW32",
+        "rounds": 2,
+        "federation": {"engine": "inline"},
+        "partition": {"partitioner": "dirichlet", "alpha": 0.5, "num_partitions": 4},
+    }
+    folder = written(tmp_path / "run", condensed(scenario="federated-smoke", kind="federated", results=FEDERATED)[0], config)
+    monkeypatch.setattr(tables, "EXPECTED", tmp_path / "expected")
+    (path,) = tables.keep(folder)
+    assert path == tmp_path / "expected/federated/federated-smoke.csv"
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["strategy"], r["round"], r["accuracy_mean"], r["accuracy_low"], r["failures"]) for r in rows] == [
+        ("feddm", "1", "80.00", "70.00", "1"),
+        ("feddm", "2", "85.00", "84.00", "0"),
+        ("local", "2", "60.00", "", "0"),
+    ]
+    assert [(r["megabytes_up"], r["megabytes_down"]) for r in rows[:2]] == [("1.0000", "0.5000"), ("3.0000", "1.0000")], "cumulative"
+    assert rows[0]["partition"] == "dirichlet 0.5, 4 clients"
+    assert kept("federated") == {"federated-smoke": rows}
+    assert "| feddm | 2 | 85.0 (84.0 to 86.0) | 3.000 | 1.000 | 1 |\n| local | 2 | 60.0 | 0.000 | 0.000 | 0 |" in page_text("federated")
+
+
+def test_a_room_without_a_page_text_shows_every_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "EXPECTED", tmp_path)
+    monkeypatch.delattr("scenarios.federated.page_text")
+    (tmp_path / "federated").mkdir()
+    (tmp_path / "federated/a.csv").write_text("scenario,strategy,run_seconds\na,fed|dm,5\n")
+    (tmp_path / "federated/a-truth.csv").write_text("id,seed\n1,2\n")  # the room's own file
+    assert page_text("federated") == "`a`\n\n| strategy |\n| --- |\n| fed\\|dm |"
+
+
+def test_a_page_without_marks_is_told_where_they_are_missing() -> None:
+    with pytest.raises(InputError, match=r"'# Page' has no place for a table; put <!-- table: begin"):
+        with_table("# Page", "| a |")
 
 
 def test_published_figures_have_a_source() -> None:
