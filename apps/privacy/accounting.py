@@ -43,10 +43,15 @@ class Spent(NamedTuple):
 
 def spent(history: Sequence[Steps], delta: float) -> Spent:
     """Epsilon of all releases together at ``delta``: the closed formula where every rate is 1, else PRV, else (where PRV fails) RDP."""
-    history = [Steps(*step) for step in history if step.times]
-    if not history:
+    counted = tuple(Steps(*step) for step in history if step.times)
+    if not counted:
         return Spent(0.0, "no release")
-    check(history, delta)
+    check(counted, delta)
+    return _spent(counted, delta)
+
+
+@functools.lru_cache(maxsize=256)  # a set's statement is asked for several times, and PRV takes a second
+def _spent(history: tuple[Steps, ...], delta: float) -> Spent:
     if all(step.sample_rate == 1.0 for step in history):
         mu = sum(step.times / step.noise_multiplier**2 for step in history) ** 0.5
         return Spent(gaussian_epsilon(mu, delta), "exact Gaussian composition")

@@ -8,6 +8,7 @@ import scipy.integrate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from apps.privacy import accounting
 from apps.privacy.accounting import Steps, add, gaussian_delta, gaussian_epsilon, noise_multiplier, rdp_epsilon, spent
 from distill.errors import InputError
 
@@ -95,10 +96,12 @@ def test_where_prv_fails_the_rdp_bound_is_stated(monkeypatch: pytest.MonkeyPatch
         raise RuntimeError("Discrete mean differs significantly from continuous mean.")
 
     monkeypatch.setattr(opacus.accountants.PRVAccountant, "get_epsilon", fails)
+    accounting._spent.cache_clear()
     history = [Steps(1.0, 0.032, 200)]
     found = spent(history, DELTA)
     assert found.accountant == "RDP"
     assert found.epsilon == rdp_epsilon(history, DELTA) == pytest.approx(3.446, abs=0.01)
+    accounting._spent.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -436,6 +436,69 @@ def test_the_private_start_is_accounted_and_nearer_than_noise(digits: ImageData)
         distill.distil(elsewhere, "dm", initial=start, ipc=2, iterations=1)
 
 
+def stated(**change: object) -> dict[str, object]:
+    """A true statement of 40 releases, and what somebody changed in it."""
+    statistics = private(releases=40, sample_rate=0.2, epsilon=2.0)
+    statistics._ledger.count(statistics._planned(4).noise_multiplier, 0.2, 40)
+    return {**statistics.privacy, "insecure": False, **change}
+
+
+def test_an_epsilon_that_is_not_that_of_its_history_is_no_guarantee() -> None:
+    true = stated()
+    assert guarantee(true).startswith("The maker states (")
+    assert "(recomputed from the stated history of releases)" in guarantee(true)
+    epsilon = float(str(true["epsilon"]))
+    forged = guarantee(stated(epsilon=0.5))
+    assert forged == f"No privacy guarantee: the set states epsilon 0.50 and its own history of releases gives {epsilon:.2f}."
+    assert guarantee(stated(epsilon=3.0)).startswith("The maker states (3.00")  # more than it needs is still true
+    noise, rate, times = true["history"][0]  # type: ignore[index]
+    assert "gives" in guarantee(stated(history=[[noise / 2, rate, times]]))
+    assert "states 40 releases and its history holds 39" in guarantee(stated(history=[[noise, rate, 39]]))
+    assert "gives" in guarantee(stated(history=[[noise, rate, 400]], releases=400))
+
+
+@pytest.mark.parametrize(
+    ("history", "words"),
+    [
+        ("none", "cannot be read"),
+        ([[1.0, 0.5]], "cannot be read"),
+        ([["1", 0.5, 40]], "no number"),
+        ([[1.0, 0.5, 40.5]], "numbers of releases that are none"),
+        ([[1e-9, 0.5, 40]], "no epsilon can be computed"),
+        ([[1.0, 1e-300, 40]], "no epsilon can be computed"),
+        ([[-1.0, 0.5, 40]], "no epsilon can be computed"),
+        ([[1.0, 1.5, 40]], "no epsilon can be computed"),
+    ],
+)
+def test_a_history_without_meaning_is_no_guarantee(history: object, words: str) -> None:
+    found = guarantee(stated(history=history))
+    assert found.startswith("No privacy guarantee")
+    assert words in found
+
+
+def test_a_figure_that_was_not_recomputed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from apps.privacy import accounting
+
+    assert "no history of releases is given" in guarantee(stated(history=None))
+    assert "too long to be recomputed" in guarantee(stated(history=[[50.0, 0.001, 10**7]], releases=10**7))
+    true = stated()
+
+    def missing() -> None:
+        raise InputError("privacy accounting needs opacus")
+
+    accounting._spent.cache_clear()
+    monkeypatch.setattr(accounting, "_opacus", missing)
+    assert "not recomputed: privacy accounting needs opacus" in guarantee(true)
+
+
+@pytest.mark.parametrize(
+    "history", [[[0.05, 1e-8, 9000]], [[1e5, 1.0, 9000]], [[0.05, 0.999, 9000]], [[1e5, 0.5, 9000]], [[0.4, 1e-4, 9000]]]
+)
+def test_histories_at_the_limits_are_recomputed_soon(history: list[list[float]]) -> None:
+    """No time is compared: a series without an end would hang here."""
+    assert guarantee(stated(history=history, releases=9000)).endswith(".")
+
+
 def test_statements_from_elsewhere_are_read_with_care() -> None:
     assert guarantee(None).startswith("No privacy guarantee")
     for bad in (
