@@ -3,9 +3,13 @@
 import io
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from apps.privacy.metrics import roc
+from apps.privacy.visual import Nearest
+from distill.condensed import CondensedSet
+from distill.data import ImageData
 
 
 def roc_curves(scores: dict[str, tuple[np.ndarray, np.ndarray]]) -> bytes:
@@ -24,6 +28,32 @@ def roc_curves(scores: dict[str, tuple[np.ndarray, np.ndarray]]) -> bytes:
     axis.set_title("Membership inference by loss, first run", fontsize=10)
     axis.legend(frameon=False, fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
+    return _png(figure)
+
+
+def closest_pairs(condensed: CondensedSet, data: ImageData, found: dict[str, Nearest], count: int = 10) -> bytes:
+    """PNG: for each distance the ``count`` images of a set that are closest to a training image, above that image, with the distance."""
+    count = min(count, len(condensed))
+    figure = Figure(figsize=(0.9 * count + 0.9, 2.1 * len(found) + 0.4), dpi=110)
+    axes = np.asarray(figure.subplots(2 * len(found), count, squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.35}))
+    pixels, real = condensed.pixels().cpu(), data.train.images
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for place, (name, near) in enumerate(found.items()):
+        for column, image in enumerate(near.distance.argsort(stable=True)[:count].tolist()):
+            theirs = real[near.position[image]].cpu().float() / (255 if real.dtype == torch.uint8 else 1)
+            for row, shown in ((2 * place, pixels[image]), (2 * place + 1, theirs)):
+                values = shown.permute(1, 2, 0).numpy()
+                grey = values[..., :3] if values.shape[-1] >= 3 else values[..., 0]
+                axes[row, column].imshow(grey, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axes[2 * place, column].set_title(f"{float(near.distance[image]):.3g}", fontsize=7)
+        for row, words in ((2 * place, f"{name}: set"), (2 * place + 1, "training")):
+            axes[row, 0].text(-0.15, 0.5, words, transform=axes[row, 0].transAxes, ha="right", va="center", fontsize=8)
+    figure.suptitle("Closest pairs; nothing found is no proof of privacy", fontsize=9)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", bbox_inches="tight", metadata={"Software": None})
     return buffer.getvalue()

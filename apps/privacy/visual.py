@@ -1,0 +1,249 @@
+"""Visual privacy: is an image of a set nearer to its training images than to as many images that it never saw?
+
+python -m apps.privacy.visual SET.safetensors --data NAME [--holdout test] [--limit N] [--out pairs.png]
+
+Three distances: pixels (root mean square), structure (1 - SSIM) and features of a network trained on the set itself, to which training and
+holdout images are equally strange. A small distance alone says little: some data sets are full of images that look alike. What counts is
+the comparison with the holdout. Nothing found is no proof of privacy.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from apps.privacy.metrics import Interval, clopper_pearson
+from distill.condensed import CondensedSet
+from distill.data import ImageData
+from distill.errors import InputError, unknown_name
+from distill.evaluation import fitted
+from distill.networks import Factory, embed
+from distill.randomness import generator
+from distill.statistics import chunk_size
+from distill.train import Recipe, train_network
+
+MEASURES = ("pixels", "structure", "features")
+# (points (n, ...), others (m, ...)) -> (n, m), smaller for what looks more alike.
+Distance = Callable[[Tensor, Tensor], Tensor]
+# Positions (m,) -> images (m, ...) in the space of a distance.
+Fetch = Callable[[Tensor], Tensor]
+AT_ONCE = 1024
+
+
+def root_mean_square(points: Tensor, others: Tensor) -> Tensor:
+    """(n, m): root of the mean squared difference over all values."""
+    # Without matrix products, whose rounding hides that a copy is one.
+    apart = torch.cdist(points.flatten(1), others.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
+    return apart / points[0].numel() ** 0.5
+
+
+def structure(points: Tensor, others: Tensor, window: int = 7) -> Tensor:
+    """(n, m): 1 - mean SSIM (Wang, Bovik, Sheikh and Simoncelli, 2004, equation 13) of pixels in [0, 1].
+
+    Uniform windows that lie inside the image, sample covariances, K1 = 0.01 and K2 = 0.03; an image smaller than the window is one window.
+    """
+    height, width = min(window, points.shape[2]), min(window, points.shape[3])
+    count = height * width
+    sample = count / max(1, count - 1)
+
+    def mean(images: Tensor) -> Tensor:
+        return F.avg_pool2d(F.avg_pool2d(images, (height, 1), 1), (1, width), 1)
+
+    def moments(images: Tensor) -> tuple[Tensor, Tensor]:
+        means = mean(images)
+        return means, sample * (mean(images.square()) - means.square())
+
+    c1, c2 = 0.01**2, 0.03**2
+    mean_y, spread_y = moments(others)
+    found = points.new_empty(len(points), len(others))
+    for place, point in enumerate(points):
+        mean_x, spread_x = moments(point[None])
+        joint = sample * (mean(point[None] * others) - mean_x * mean_y)
+        top = (2 * mean_x * mean_y + c1) * (2 * joint + c2)
+        bottom = (mean_x.square() + mean_y.square() + c1) * (spread_x + spread_y + c2)
+        found[place] = 1 - (top / bottom).flatten(1).mean(1)
+    return found
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """For each point its smallest and second smallest distance (n,), and the position of the nearest (n,)."""
+
+    distance: Tensor
+    second: Tensor
+    position: Tensor
+
+
+def nearest(points: Tensor, fetch: Fetch, positions: Tensor, distance: Distance) -> Nearest:
+    """Among the images at ``positions`` (m,), at least one."""
+    best: list[Tensor] = []
+    where: list[Tensor] = []
+    for part in positions.split(AT_ONCE):
+        found, place = distance(points, fetch(part)).topk(min(2, len(part)), dim=1, largest=False)
+        best.append(found)
+        where.append(part[place])
+    distances, order = torch.cat(best, 1).sort(dim=1, stable=True)
+    chosen = torch.cat(where, 1).gather(1, order)
+    second = distances[:, 1] if distances.shape[1] > 1 else torch.full_like(distances[:, 0], float("inf"))
+    return Nearest(distances[:, 0], second, chosen[:, 0])
+
+
+@dataclass(frozen=True)
+class Closeness:
+    """How a set's n images compare by one distance.
+
+    ``share_closer``: share of comparisons in which training images are nearer than the holdout; 0.5 where nothing was copied, 1 for copies.
+    ``median_ratio`` (train over holdout) and ``fifth_percentiles`` (train, holdout) say how much. ``first_to_second``: median ratio of the
+    nearest distance to the second nearest, far below 1 for copies. ``found``: the nearest among all training images.
+    """
+
+    share_closer: Interval
+    median_ratio: float
+    fifth_percentiles: tuple[float, float]
+    first_to_second: float
+    found: Nearest
+
+    def as_dict(self) -> dict[str, object]:
+        share = self.share_closer
+        return {
+            "share_closer": {"value": share.value, "low": share.low, "high": share.high},
+            "median_ratio": self.median_ratio,
+            "fifth_percentile_train": self.fifth_percentiles[0],
+            "fifth_percentile_holdout": self.fifth_percentiles[1],
+            "first_to_second": self.first_to_second,
+            "smallest": float(self.found.distance.min()),
+            "images": len(self.found.distance),
+        }
+
+    def __str__(self) -> str:
+        low, high = self.share_closer.low, self.share_closer.high
+        verdict = "nearer to training images" if low > 0.5 else "farther from training images" if high < 0.5 else "no difference seen"
+        ratios = f"median ratio {self.median_ratio:.3f}, nearest / second {self.first_to_second:.3f}"
+        return f"closer to train {self.share_closer}, {ratios}: {verdict}"
+
+
+def closeness(points: Tensor, train: tuple[int, Fetch], holdout: tuple[int, Fetch], distance: Distance, seed: int = 0) -> Closeness:
+    """Compare a set's images with (count, fetch) of training and of holdout images.
+
+    More images are nearer by chance alone, so both sides are cut to one size: training images into as many parts as there are, by a seeded
+    draw, each compared with the holdout. The nearest of all training images is looked for among all of them. Ties count half.
+    """
+    size = min(train[0], holdout[0])
+    if size < 1:
+        raise InputError(f"{train[0]} training and {holdout[0]} holdout images; allowed: at least one of each.")
+    draws = generator(seed, "visual")
+    device = points.device
+    order, others = (torch.randperm(count, generator=draws).to(device) for count in (train[0], holdout[0]))
+    parts = [nearest(points, train[1], part, distance) for part in order.split(size)]
+    whole = [part for part, positions in zip(parts, order.split(size), strict=True) if len(positions) == size]
+    outside = nearest(points, holdout[1], others[:size], distance)
+    wins = torch.stack([(part.distance < outside.distance).double() + 0.5 * (part.distance == outside.distance) for part in whole])
+    share = float(wins.mean())
+    low, high = clopper_pearson(round(share * len(points)), len(points))
+    inside = torch.stack([part.distance for part in whole]).double()
+    away = outside.distance.double()
+    both = torch.cat([torch.stack([part.distance, part.second]) for part in parts]).sort(dim=0, stable=True).values
+    best = torch.stack([part.distance for part in parts]).argmin(0)
+    position = torch.stack([part.position for part in parts]).gather(0, best[None])[0]
+    found = Nearest(both[0], both[1], position)
+    return Closeness(
+        Interval(share, low, high),
+        float(inside.median() / away.median().clamp_min(1e-12)),
+        (float(inside.flatten().quantile(0.05)), float(away.quantile(0.05))),
+        float((found.distance / found.second.clamp_min(1e-12)).median()),
+        found,
+    )
+
+
+def visual_privacy(
+    condensed: CondensedSet,
+    data: ImageData,
+    *,
+    measures: Sequence[str] = MEASURES,
+    holdout: str = "test",
+    network: Factory = "ConvNet",
+    recipe: Recipe | str = "laptop",
+    limit: int | None = None,
+    seed: int = 0,
+) -> dict[str, Closeness]:
+    """`Closeness` of a set by each measure, to ``data``'s training split and the split called ``holdout``.
+
+    ``limit`` looks at so many images of each split only (drawn by seed), for a quick look: a copy of another image is then not found.
+    Raises `InputError` when set and data do not fit, or the holdout is empty.
+    """
+    for name in measures:
+        if name not in MEASURES:
+            raise unknown_name("measure", name, MEASURES)
+    if holdout not in ("validation", "test"):
+        raise unknown_name("holdout", holdout, ("validation", "test"))
+    data, condensed = fitted(condensed, data), condensed.to(data.device)
+    draws = generator(seed, "visual", "limit")
+    chosen = {}
+    for split in ("train", holdout):
+        count = len(getattr(data, split))
+        if not count:
+            raise InputError(f"data {data.spec.name!r} has no {split} images to compare with; load it with validation=0.1, or use 'test'.")
+        kept = torch.randperm(count, generator=draws)[: limit or count].sort().values
+        chosen[split] = kept.to(data.device)
+
+    def pixels(split: str) -> tuple[int, Fetch]:
+        images, kept = getattr(data, split).images, chosen[split]
+        return len(kept), lambda index: images[kept[index]].float() / (255 if images.dtype == torch.uint8 else 1)
+
+    trained = train_network(condensed, network, recipe, seed, data.device) if "features" in measures else None
+
+    def features(images: Tensor) -> Tensor:
+        assert trained is not None
+        with torch.no_grad():
+            return torch.cat([embed(trained, part) for part in images.split(chunk_size(images))])
+
+    def embedded(split: str) -> tuple[int, Fetch]:
+        rows = torch.cat([features(data.normalised(split, part)) for part in chosen[split].split(4096)])
+        return len(rows), lambda index: rows[index]
+
+    rows = {}
+    for name in measures:
+        fetch, points = (embedded, features(condensed.images)) if name == "features" else (pixels, condensed.pixels())
+        found = closeness(points, fetch("train"), fetch(holdout), structure if name == "structure" else root_mean_square, seed)
+        there = Nearest(found.found.distance, found.found.second, chosen["train"][found.found.position])
+        rows[name] = Closeness(found.share_closer, found.median_ratio, found.fifth_percentiles, found.first_to_second, there)
+    return rows
+
+
+def main(arguments: list[str]) -> int:
+    import argparse
+
+    from apps.privacy.figures import closest_pairs
+    from distill.data_sources import load
+    from distill.records import write_whole
+
+    parser = argparse.ArgumentParser(
+        prog="python -m apps.privacy.visual", description="Is a set nearer to its training images than to others?"
+    )
+    parser.add_argument("set", type=Path, help="a condensed set's .safetensors file")
+    parser.add_argument("--data", required=True, help="the data it was made from")
+    parser.add_argument("--holdout", default="test")
+    parser.add_argument("--limit", type=int, help="look at so many images of each split only")
+    parser.add_argument("--out", type=Path, help="picture of the closest pairs; default: beside the set")
+    given = parser.parse_args(arguments)
+    try:
+        tiny = CondensedSet.load(given.set)
+        data = load(given.data)
+        rows = visual_privacy(tiny, data, holdout=given.holdout, limit=given.limit)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for name, row in rows.items():
+        print(f"{name:10} {row}")
+    picture = given.out or given.set.with_name(f"{given.set.stem}-pairs.png")
+    write_whole(picture, closest_pairs(tiny, data, {name: row.found for name, row in rows.items()}))
+    print(f"closest pairs: {picture}. Nothing found is no proof of privacy.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
