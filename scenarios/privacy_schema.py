@@ -1,5 +1,6 @@
 """The tables of a privacy study, checked."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -8,10 +9,14 @@ from pydantic import Field
 
 from distill.configure import configure
 from distill.errors import InputError, unknown_name
-from scenarios.schema import DataTable, EvaluationTable, _evaluation, _method, _plain, config_hash
+from distill.methods import METHODS
+from distill.networks import check_name
+from distill.train import Recipe
+from scenarios.schema import DataTable, EvaluationTable, _checked, _evaluation, _method, _plain, config_hash
 
 _STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 ARMS = ("method", "private", "random", "whole")
+MEASURES = ("pixels", "structure", "features")  # those of `apps.privacy.visual`, which takes seconds to load
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
@@ -49,13 +54,44 @@ class AuditTable:
 class AttackTable:
     """``[attack]``: in each of ``runs``, a fair coin puts every image of ``pool`` (None: all) in or out; each arm learns from those in.
 
-    ``networks`` networks are trained on each arm's set, their losses averaged; all points of the pool are attacked.
+    ``networks`` networks are trained on each arm's set, their losses averaged; all points of the pool are attacked. An arm is "method" (the
+    study's), "private", "random" (as many real images), "whole", or a method's name with settings of its own in ``[attack.methods.NAME]``.
+    ``ratios`` are sizes of sets as parts of a class, in place of the study's ipc; ``subsets`` adds random subsets of so many images a
+    class, among which the one with a made set's accuracy is looked for. ``[attack.recipe_of_many]`` trains on "whole" and ``subsets``,
+    which need more steps than a handful of images.
     """
 
     runs: Annotated[int, Field(ge=2)] = 4
     arms: tuple[str, ...] = ("method", "random", "whole")
     networks: Annotated[int, Field(ge=1)] = 1
     pool: Annotated[int, Field(ge=100)] | None = None
+    methods: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    ratios: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
+    subsets: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    recipe_of_many: Recipe | None = None
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+class VisualTable:
+    """``[visual]``: see `apps.privacy.visual.visual_privacy`."""
+
+    measures: Annotated[tuple[str, ...], Field(min_length=1)] = MEASURES
+    holdout: Literal["test", "validation"] = "test"
+    network: str = "ConvNet"
+    limit: Annotated[int, Field(ge=1)] | None = None
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+class PoisoningTable:
+    """``[poisoning]``: see `apps.privacy.poisoning.PoisonedStatistics`; ``steps`` of Adam on the optimised trigger a matching step."""
+
+    target: Annotated[int, Field(ge=0)] = 0
+    portion: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    size: Annotated[int, Field(ge=1)] = 2
+    steps: Annotated[int, Field(ge=1)] = 5
+
+
+PARTS = {"privacy": PrivacyTable, "audit": AuditTable, "attack": AttackTable, "visual": VisualTable, "poisoning": PoisoningTable}
 
 
 @dataclass(frozen=True)
@@ -70,6 +106,8 @@ class PrivacyStudy:
     evaluation: EvaluationTable
     audit: AuditTable | None
     attack: AttackTable | None
+    visual: VisualTable | None
+    poisoning: PoisoningTable | None
     merged: dict[str, Any]
     kind: str = "privacy"
 
@@ -80,28 +118,45 @@ class PrivacyStudy:
 
 def study(name: str, title: str, tables: dict[str, Any], source: str) -> PrivacyStudy:
     """Check the tables; `InputError` names file, key and what is allowed."""
-    known = {"data": DataTable, "privacy": PrivacyTable, "audit": AuditTable, "attack": AttackTable}
     for key, table in tables.items():
-        if key not in (*known, "method", "evaluation"):
-            raise unknown_name(f"{source}: key", key, ("kind", "title", *known, "method", "evaluation"))
+        if key not in ("data", *PARTS, "method", "evaluation"):
+            raise unknown_name(f"{source}: key", key, ("kind", "title", "data", *PARTS, "method", "evaluation"))
         if not isinstance(table, dict):
             raise InputError(f"{source}: [{key}] is not a table; a privacy study needs one.")
-    made = {key: configure(kind, tables[key], f"{source}: [{key}]") if key in tables else None for key, kind in known.items()}
-    if not any(made[key] for key in ("privacy", "audit", "attack")):
-        raise InputError(f"{source}: has none of the tables [privacy], [audit] and [attack]; a privacy study needs one.")
+    parts: dict[str, Any] = {k: configure(kind, tables[k], f"{source}: [{k}]") if k in tables else None for k, kind in PARTS.items()}
+    if not any(parts.values()):
+        raise InputError(f"{source}: has none of the tables {', '.join(f'[{key}]' for key in PARTS)}; a privacy study needs one.")
+    data = configure(DataTable, tables["data"], f"{source}: [data]") if "data" in tables else DataTable("digits")
     table = dict(tables.get("method", {}))
     method, ipc, settings = _method(dict(table), f"{source}: [method]")
     if len(ipc) != 1:
         raise InputError(f"{source}: [method]: key 'ipc' is {list(ipc)}; allowed: one whole number in a privacy study.")
     given = {key: value for key, value in table.items() if key not in ("name", "ipc")}
     evaluation = _evaluation(dict(tables.get("evaluation", {})), f"{source}: [evaluation]")
-    for arm in made["attack"].arms if made["attack"] else ():
-        if arm not in ARMS:
-            raise unknown_name(f"{source}: [attack]: key 'arms': value", arm, ARMS)
-    if made["attack"] and "private" in made["attack"].arms and made["privacy"] is None:
-        raise InputError(f"{source}: [attack]: the arm 'private' needs a table [privacy].")
-    data = made["data"] or DataTable("digits")
-    parts = {key: _plain(value) if value else None for key, value in made.items() if key != "data"}
+    if parts["attack"]:
+        _check_arms(parts["attack"], parts["privacy"] is not None, f"{source}: [attack]")
+    if parts["visual"]:
+        for measure in parts["visual"].measures:
+            if measure not in MEASURES:
+                raise unknown_name(f"{source}: [visual]: key 'measures': value", measure, MEASURES)
+        _checked(f"{source}: [visual]", "network", lambda: check_name(parts["visual"].network))
+    # A table that came later and is not given leaves the hash of older studies as it was.
+    plain = {k: _plain(v) if v else None for k, v in parts.items() if v or k in ("privacy", "audit", "attack")}
     merged = {"kind": "privacy", "data": _plain(data), "method": {"name": method, "ipc": ipc[0], **_plain(settings)}}
-    merged |= {**parts, "evaluation": _plain(evaluation)}
-    return PrivacyStudy(name, title, data, method, ipc[0], given, made["privacy"], evaluation, made["audit"], made["attack"], merged)
+    merged |= {**plain, "evaluation": _plain(evaluation)}
+    return PrivacyStudy(name, title, data, method, ipc[0], given, evaluation=evaluation, merged=merged, **parts)
+
+
+def _check_arms(table: AttackTable, private: bool, where: str) -> None:
+    for arm in table.arms:
+        if arm not in (*ARMS, *METHODS):
+            raise unknown_name(f"{where}: key 'arms': value", arm, (*ARMS, *METHODS))
+    if "private" in table.arms and not private:
+        raise InputError(f"{where}: the arm 'private' needs a table [privacy].")
+    for name, settings in table.methods.items():
+        if name not in table.arms:
+            raise unknown_name(f"{where}: key 'methods': an arm", name, table.arms)
+        for key in ("name", "ipc"):
+            if key in settings:
+                raise InputError(f"{where}: methods.{name}: key {key!r} is not for here; allowed: the method's settings.")
+        _method({"name": name, **settings}, f"{where}: methods.{name}")

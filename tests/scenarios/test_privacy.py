@@ -1,14 +1,17 @@
 """Privacy studies: what is refused, a whole small run that resumes, and an audit that fails loudly."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from distill.condensed import CondensedSet
+from distill.data import ImageData
 from distill.errors import InputError
-from scenarios import privacy
+from scenarios import privacy, privacy_schema
 from scenarios.folder import Options, run_study
 from scenarios.privacy_schema import study as make
 from scenarios.schema import parse, shipped
@@ -44,6 +47,12 @@ def test_shipped_privacy_studies_are_studies() -> None:
         ({"method": {"name": "dm", "ipc": [1, 10]}}, "one whole number"),
         ({"surprise": {}}, "key 'surprise'"),
         ({"audit": {"runs": 1}}, "at least 200"),
+        ({"attack": {"arms": ["dm"], "methods": {"dsa": {}}}}, "an arm 'dsa' is not known"),
+        ({"attack": {"arms": ["dm"], "methods": {"dm": {"iteration": 3}}}}, "did you mean 'iterations'"),
+        ({"attack": {"arms": ["dm"], "methods": {"dm": {"ipc": 3}}}}, "key 'ipc' is not for here"),
+        ({"visual": {"measures": ["lpips"]}}, "did you mean 'pixels'. Allowed: features, pixels, structure"),
+        ({"visual": {"network": "ConvNot"}}, "did you mean 'ConvNet'"),
+        ({"poisoning": {"portion": 1.0}}, "below 1"),
     ],
 )
 def test_mistakes_are_one_line(change: dict[str, Any], words: str) -> None:
@@ -55,13 +64,14 @@ def test_mistakes_are_one_line(change: dict[str, Any], words: str) -> None:
 
 
 def test_a_study_leaves_sets_a_guarantee_and_figures_and_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = make("tiny", "Tiny", tables(attack={"runs": 2, "arms": ["private", "random"], "pool": 200}), "s.toml")
+    attack = {"runs": 2, "arms": ["private", "random"], "pool": 200}
+    given = make("tiny", "Tiny", tables(attack=attack, visual={"network": "MLP", "limit": 100}), "s.toml")
 
     def stops(*args: Any, **named: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(privacy, "_attack", stops)
+        patch.setattr(privacy, "fill_attack", stops)
         with pytest.raises(KeyboardInterrupt):
             run_study(given, Options(out=tmp_path, quiet=True))
     folder = next(tmp_path.iterdir())
@@ -72,12 +82,23 @@ def test_a_study_leaves_sets_a_guarantee_and_figures_and_goes_on_where_it_stoppe
     assert stated["epsilon"] <= 8.0
     assert stated["releases"] == 4
     assert record["results"]["epsilon8"]["guarantee"].startswith("The maker states (8.00, 1.0e-05)-differential privacy")
-    assert {"images-epsilon8.png", "accuracy-epsilon8.png", "roc.png"} == {path.name for path in (folder / "figures").iterdir()}
+    pictures = {path.name for path in (folder / "figures").iterdir()}
+    assert {"images-epsilon8.png", "accuracy-epsilon8.png", "roc.png", "pairs-random.png"} <= pictures
+    assert len(pictures) == 7
     assert set(record["results"]["attack"]) == {"private", "random"}
     assert json.loads((folder / "record.json").read_text())["status"] == "done"
     assert "not covered" in privacy.answer(record)
     assert privacy.accuracy_table(record)[0] == ["set", "epsilon 8"]
     assert "differential privacy" in (folder / "report.html").read_text()
+    assert record["results"]["visual"]["random"]["pixels"]["share_closer"]["value"] > 0.5  # copies, where they are among the 100
+    rows = privacy.kept_rows(folder)
+    assert len({tuple(row) for row in rows}) == 1
+    assert {row["part"] for row in rows} == {"sets", "attack", "visual"}
+    first = rows[0]
+    assert (first["set"], first["budget"], first["releases"], first["dataset"]) == ("private dm", "8", "4", "digits")
+    assert float(first["epsilon"]) <= 8.0
+    assert float(first["accuracy_low"]) <= float(first["accuracy_mean"]) <= float(first["accuracy_high"])
+    assert all(isinstance(value, str) for row in rows for value in row.values())
 
 
 def test_an_audit_that_finds_more_than_the_account_fails_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,3 +113,108 @@ def test_an_audit_that_finds_more_than_the_account_fails_the_run(tmp_path: Path,
     monkeypatch.setattr(SystemEntropy, "normal", lambda self, shape: np.asarray(0.3 * normal(self, shape)))
     with pytest.raises(privacy.GuaranteeBroken, match="CONTRADICTION"):
         run_study(given, Options(out=tmp_path / "wrong", quiet=True))
+
+
+def test_sizes_methods_and_subsets_are_arms_and_the_equally_accurate_one_is_named(tmp_path: Path) -> None:
+    attack = {
+        "runs": 4,
+        "pool": 300,
+        "arms": ["dm", "random", "whole"],
+        "ratios": [0.07, 0.2],
+        "subsets": [5],
+        "methods": {"dm": {"iterations": 3, "network": "ConvNetW32D2"}},
+        "recipe_of_many": {"max_steps": 20, "optimiser": "adamw", "lr": 0.005, "augmentation": "none"},
+    }
+    given = make("arms", "Arms", {"attack": attack, "evaluation": {"networks": ["MLP"], "recipe": {"max_steps": 3}}}, "s.toml")
+    folder, record = run_study(given, Options(out=tmp_path, quiet=True))
+    rows = record["results"]["attack"]
+    assert list(rows) == ["dm r0.07", "dm r0.2", "random r0.07", "random r0.2", "whole", "random 5 a class"]
+    # 300 images, half of them in, ten classes: 15 a class.
+    assert [row["images_a_class"] for row in rows.values()] == [1, 3, 1, 3, None, 5]
+    assert rows["dm r0.07"]["lira"]["auc"]["value"] > 0
+    assert "nearest" in rows["random r0.2"]
+    assert "nearest" not in rows["whole"]
+    assert rows["random r0.2"]["nearest"]["auc"]["value"] > 0.55  # its images are members themselves
+    assert len(rows["whole"]["auc_by_class"]) == 10
+    assert rows["whole"]["tpr_at_1_percent"] is None  # 150 others are too few
+    same = record["results"]["same_accuracy"]
+    assert set(same) == {"dm r0.07", "dm r0.2"}
+    for label, row in same.items():
+        gaps = {name: abs(rows[name]["accuracy"]["value"] - rows[label]["accuracy"]["value"]) for name in rows if not name.startswith("dm")}
+        assert gaps[row["rival"]] == min(gaps.values())
+        difference = rows[label]["advantage_percent"]["value"] - rows[row["rival"]]["advantage_percent"]["value"]
+        assert row["advantage_percent_difference"]["value"] == pytest.approx(difference)
+    assert "the nearest in accuracy" in privacy.answer(record)
+    assert privacy.accuracy_table(record)[0][:3] == ["attacked", "accuracy, %", "advantage, %"]
+    assert {row["set"] for row in privacy.kept_rows(folder)} == set(rows)
+
+
+def test_runs_come_in_pairs_of_opposite_coins(tmp_path: Path) -> None:
+    attack = {"runs": 2, "arms": ["random"], "pool": 101}
+    given = make("pairs", "Pairs", {"attack": attack, "evaluation": {"networks": ["MLP"], "recipe": {"max_steps": 1}}}, "s.toml")
+    folder, _ = run_study(given, Options(out=tmp_path, quiet=True))
+    sizes = [np.load(folder / "attack" / f"random-{run}.npz") for run in (0, 1)]
+    assert len(sizes[0]["in_scores"]) == len(sizes[1]["out_scores"])
+    assert len(sizes[0]["in_scores"]) + len(sizes[1]["in_scores"]) == 101
+
+
+def test_a_poisoning_study_tries_each_trigger_on_each_set(tmp_path: Path) -> None:
+    given = make(
+        "poison",
+        "Poison",
+        {
+            "poisoning": {"portion": 0.05, "steps": 1},
+            "method": {"name": "dm", "ipc": 1, "iterations": 2, "network": "ConvNetW32D2"},
+            "evaluation": {"networks": ["MLP"], "seeds": 2, "recipe": {"max_steps": 5}},
+        },
+        "s.toml",
+    )
+    folder, record = run_study(given, Options(out=tmp_path, quiet=True))
+    found = record["results"]["poisoning"]
+    assert list(found) == ["clean", "naive", "optimised", "whole data, naive"]
+    assert all(set(row) == {"accuracy", "naive", "optimised"} and len(row["naive"]["values"]) == 2 for row in found.values())
+    assert (folder / "figures" / "poisoned-optimised.png").is_file()
+    assert [row["set"] for row in privacy.kept_rows(folder)] == list(found)
+    assert "called the target" in privacy.answer(record)
+    page = privacy.page_text({"poison": privacy.kept_rows(folder)}, tmp_path)
+    assert page.count("| clean |") == 1
+    assert "| set | accuracy | naive trigger percent | optimised trigger percent |" in page
+    lines = (folder / "metrics.jsonl").read_text()
+    (folder / "record.json").unlink()
+    _, again = run_study(given, Options(out=tmp_path, quiet=True, resume=True))
+    assert again["results"]["poisoning"] == found
+    assert (folder / "metrics.jsonl").read_text() == lines  # nothing was trained again
+
+
+def test_measures_are_those_of_the_room() -> None:
+    from apps.privacy.visual import MEASURES
+
+    assert privacy_schema.MEASURES == MEASURES
+
+
+def test_impossible_sizes_fail_before_any_work(digits: ImageData) -> None:
+    large = make("s", "s", {"attack": {"arms": ["random"], "subsets": [5000]}}, "s.toml")
+    with pytest.raises(InputError, match="5000 images a class; allowed: at most"):
+        privacy.check(large, digits)
+    strange = make("s", "s", {"poisoning": {"target": 12}}, "s.toml")
+    with pytest.raises(InputError, match="target 12; allowed: one of the classes"):
+        privacy.check(strange, digits)
+
+
+def test_a_forged_epsilon_is_told_on_the_command_line(tmp_path: Path, digits: ImageData, capsys: pytest.CaptureFixture[str]) -> None:
+    from apps.privacy import PrivateStatistics
+    from distill.run import distil
+    from scenarios.cli import main
+
+    made = distil(PrivateStatistics(digits, 4.0), "dm", ipc=1, network="ConvNetW32D2", iterations=1, progress=False)
+    stated = made.provenance.dp or {}
+    for name, epsilon, words in (
+        ("true", stated["epsilon"], "The maker states (4.00"),
+        ("forged", 0.1, "No privacy guarantee: the set states"),
+    ):
+        origin = dataclasses.replace(made.provenance, dp={**stated, "epsilon": epsilon})
+        dataclasses.replace(made, provenance=origin).save(tmp_path / f"{name}.safetensors")
+        with pytest.raises(SystemExit) as ended:
+            main(["show", str(tmp_path / f"{name}.safetensors")])
+        assert ended.value.code == 0
+        assert words in capsys.readouterr().out

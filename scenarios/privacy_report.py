@@ -1,0 +1,212 @@
+"""What a record of kind "privacy" says: pictures, its main table, a few sentences, and the rows that are kept in scenarios/expected."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apps.privacy.figures import roc_curves
+from distill.condensed import CondensedSet
+from distill.errors import InputError
+from distill.evaluation import Accuracy
+from distill.figures import accuracy_bars, image_grid
+from distill.records import read_json, write_whole
+from scenarios.privacy_attack import cell
+from scenarios.privacy_schema import PrivacyStudy
+from scenarios.report import shown
+
+MAX_CURVES = 8
+
+
+def draw(study: PrivacyStudy, folder: Path, results: dict[str, Any]) -> None:
+    """Images and accuracies of each budget; log-log curves of the attacks. The checks draw their own pictures while they have the data."""
+    for key, part in results.items():
+        if key.startswith("epsilon"):
+            write_whole(folder / f"figures/images-{key}.png", image_grid(CondensedSet.load(folder / f"condensed-{key}.safetensors")))
+            rows = {name: Accuracy(tuple(row["values"])) for name, row in part["accuracy"].items()}
+            write_whole(folder / f"figures/accuracy-{key}.png", accuracy_bars(rows, f"{study.title}, epsilon {key[7:]}"))
+    curves = {}
+    for arm in list(results.get("attack", {}))[:MAX_CURVES]:
+        with np.load(folder / "attack" / f"{arm.replace(' ', '-')}-0.npz") as saved:
+            curves[arm] = (saved["in_scores"], saved["out_scores"])
+    if curves:
+        write_whole(folder / "figures/roc.png", roc_curves(curves))
+
+
+def accuracy_table(record: dict[str, Any]) -> list[list[str]]:
+    """One row a set and one column a budget; without sets, one row an attacked arm; without those, one row a poisoned or compared set."""
+    results = record["results"]
+    columns = {f"epsilon {key[7:]}": part["accuracy"] for key, part in results.items() if key.startswith("epsilon") and "accuracy" in part}
+    if columns:
+        names = list(dict.fromkeys(name for rows in columns.values() for name in rows))
+        return [["set", *columns], *([name, *(shown(rows[name]) if name in rows else "" for rows in columns.values())] for name in names)]
+    if "attack" in results:
+        header = ["attacked", "accuracy, %", "advantage, %", "AUC", "TPR at 1 % FPR", "LiRA: TPR at 1 % FPR"]
+        return [header, *([arm, *_attack_cells(row)] for arm, row in results["attack"].items())]
+    if "poisoning" in results:
+        rows = [[name, *(shown(row[key]) for key in ("accuracy", "naive", "optimised"))] for name, row in results["poisoning"].items()]
+        return [["learned from", "clean accuracy, %", "naive trigger obeyed, %", "optimised trigger obeyed, %"], *rows]
+    if "visual" in results:
+        rows = [[name, *(cell(row["share_closer"], 2) for row in found.values())] for name, found in results["visual"].items()]
+        return [["closer to training images than to the holdout", *next(iter(results["visual"].values()))], *rows]
+    return []
+
+
+def _attack_cells(row: dict[str, Any]) -> list[str]:
+    figures = (("accuracy", 1), ("advantage_percent", 2), ("auc", 3), ("tpr_at_1_percent", 4))
+    return [*(cell(row[name], digits) for name, digits in figures), cell(row.get("lira", {}).get("tpr_at_1_percent"), 4)]
+
+
+def answer(record: dict[str, Any]) -> str:
+    """What was guaranteed, what was found."""
+    results, parts = record["results"], []
+    for key, part in results.items():
+        if key.startswith("epsilon") and "accuracy" in part:
+            rows = part["accuracy"]
+            first = next(iter(rows))
+            others = ", ".join(f"{name} {shown(row)}" for name, row in rows.items() if name != first)
+            parts.append(f"{first} at epsilon {key[7:]} trains a network to {shown(rows[first])} % ({others}). {part['guarantee']}")
+    found = results.get("audit")
+    if found:
+        highest = max(found["gaussian_bound"], found["rates_bound"], found["one_run_bound"], found["size_bound"])
+        verdict = "contradict the account" if not found["holds"] else "do not contradict it, which proves nothing more"
+        parts.append(f"The account says epsilon {found['claimed_epsilon']:.2f}, canaries find at least {highest:.2f}: they {verdict}.")
+    if results.get("attack"):
+        said = ", ".join(f"{arm} {cell(row['advantage_percent'], 2)} %" for arm, row in results["attack"].items())
+        parts.append(f"Loss-based membership advantage: {said}; an advantage near 0 is no proof of privacy.")
+    for arm, row in results.get("same_accuracy", {}).items():
+        parts.append(
+            f"{arm} beside {row['rival']}, the nearest in accuracy ({row['accuracy_difference']:+.1f} points): "
+            f"advantage {cell(row['advantage_percent_difference'], 2)} points more, "
+            f"TPR at 1 % FPR {cell(row['tpr_at_1_percent_difference'], 4)} more."
+        )
+    if results.get("visual"):
+        said = ", ".join(
+            f"{name} {measure} {row['share_closer']['value']:.2f}"
+            for name, rows in results["visual"].items()
+            for measure, row in rows.items()
+        )
+        parts.append(
+            f"Share of comparisons in which training images are nearer than the holdout (0.5: no copying seen, 1: copies): {said}."
+        )
+    if results.get("poisoning"):
+        said = ", ".join(
+            f"{name} {shown(row['naive'])} % naive and {shown(row['optimised'])} % optimised" for name, row in results["poisoning"].items()
+        )
+        parts.append(f"Images of other classes with the trigger that are called the target: {said}.")
+    return " ".join(parts) or f"Nothing was found. Status: {record['status']}."
+
+
+# What is kept
+
+FIGURES = {  # column: (key in a row of the record, digits)
+    "accuracy": ("accuracy", 2),
+    "advantage_percent": ("advantage_percent", 3),
+    "auc": ("auc", 4),
+    "tpr_at_1_percent_fpr": ("tpr_at_1_percent", 4),
+    "tpr_at_01_percent_fpr": ("tpr_at_01_percent", 4),
+    "lira_auc": ("lira.auc", 4),
+    "lira_tpr_at_1_percent_fpr": ("lira.tpr_at_1_percent", 4),
+    "nearest_auc": ("nearest.auc", 4),
+    "advantage_more_than_rival": ("advantage_percent_difference", 3),
+    "tpr_at_1_percent_fpr_more_than_rival": ("tpr_at_1_percent_difference", 4),
+    "closer_in_pixels": ("pixels.share_closer", 3),
+    "closer_in_structure": ("structure.share_closer", 3),
+    "closer_in_features": ("features.share_closer", 3),
+    "naive_trigger_percent": ("naive", 2),
+    "optimised_trigger_percent": ("optimised", 2),
+}
+
+
+def kept_rows(folder: Path) -> list[dict[str, str]]:
+    """A finished run's sets, attacked arms and checks as rows of one table, all with the same columns; only columns that some row has."""
+    record, config = read_json(folder / "record.json"), read_json(folder / "config.json")
+    if record["status"] != "done":
+        raise InputError(f"{folder}: status is {record['status']!r}; only a finished run can be kept.")
+    results, method = record["results"], config["method"]
+    rows: list[dict[str, Any]] = []
+    for key, part in results.items():
+        if key.startswith("epsilon"):
+            stated = part["privacy"]
+            for name, found in part["accuracy"].items():
+                row: dict[str, Any] = {"part": "sets", "set": name, "budget": key[7:], "accuracy": found, "ipc": method["ipc"]}
+                if name == f"private {method['name']}":
+                    row |= {name: stated[name] for name in ("releases", "accountant")}
+                    row |= {"epsilon": f"{stated['epsilon']:.4f}", "delta": f"{stated['delta']:g}"}
+                    row["distil_seconds"] = f"{part['distil_seconds']:.0f}"
+                rows.append(row)
+    if "audit" in results:
+        found = results["audit"]
+        bounds = {f"{name}_bound": f"{found[f'{name}_bound']:.4f}" for name in ("gaussian", "rates", "one_run", "size")}
+        rows.append({"part": "audit", "set": "canaries", "epsilon": f"{found['claimed_epsilon']:.4f}", **bounds})
+    for name, found in results.get("attack", {}).items():
+        same = results["same_accuracy"].get(name, {})
+        rows.append({"part": "attack", "set": name, "ipc": found["images_a_class"], "runs": found["runs"], **found, **same})
+    for name, found in results.get("visual", {}).items():
+        rows.append({"part": "visual", "set": name, "ipc": method["ipc"], **found})
+    for name, found in results.get("poisoning", {}).items():
+        rows.append({"part": "poisoning", "set": name, "ipc": method["ipc"], **found})
+    environment, evaluation = record["environment"], config["evaluation"]
+    shared = {"scenario": record["scenario"], "dataset": config["data"]["name"], "method": method["name"]}
+    network = {"network": evaluation["networks"][0], "split": evaluation["split"]}
+    end = {
+        "device": environment["gpu"] or f"{environment['cores']} cores, {environment['processor']}",
+        "run_seconds": str(round(record["seconds"])),
+    }
+    flat = [{**shared, **_flat(row), **network, **end} for row in rows]
+    used = [column for column in flat[0] if any(row[column] for row in flat)] if flat else []
+    return [{column: row[column] for column in used} for row in flat]
+
+
+def _flat(row: dict[str, Any]) -> dict[str, str]:
+    plain = ("part", "set", "ipc", "budget", "epsilon", "delta", "releases", "accountant", "runs", "rival", "distil_seconds")
+    bounds = ("gaussian_bound", "rates_bound", "one_run_bound", "size_bound")
+    found = {name: "" if row.get(name) is None else str(row[name]) for name in (*plain, *bounds)}
+    for column, (path, digits) in FIGURES.items():
+        value: Any = row
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        for field, names in (("mean", ("mean", "value")), ("low", ("low",)), ("high", ("high",))):
+            number = next((value[name] for name in names if value.get(name) is not None), None) if isinstance(value, dict) else None
+            found[f"{column}_{field}"] = "" if number is None else f"{number:.{digits}f}"
+    return found
+
+
+PAGE = {  # part: (words, columns of its table)
+    "sets": ("Accuracy of networks that learned from each set", ("set", "budget", "epsilon", "releases", "accuracy")),
+    "audit": ("Lower bounds of epsilon by canaries", ("epsilon", "gaussian_bound", "rates_bound", "one_run_bound", "size_bound")),
+    "attack": (
+        "What membership inference finds",
+        ("set", "ipc", "accuracy", "advantage_percent", "tpr_at_1_percent_fpr", "lira_tpr_at_1_percent_fpr", "rival"),
+    ),
+    "visual": (
+        "How often training images are nearer than as many others (0.5: no copying seen)",
+        ("set", "closer_in_pixels", "closer_in_structure", "closer_in_features"),
+    ),
+    "poisoning": (
+        "Images of other classes that obey a planted trigger",
+        ("set", "accuracy", "naive_trigger_percent", "optimised_trigger_percent"),
+    ),
+}
+
+
+def page_text(rows: dict[str, list[dict[str, str]]], place: Path) -> str:
+    """Markdown of the kept runs: one table for each part of a study."""
+    parts = []
+    for name, kept in rows.items():
+        for part, (words, columns) in PAGE.items():
+            mine = [row for row in kept if row["part"] == part]
+            used = [c for c in columns if any(row.get(c) or row.get(f"{c}_mean") for row in mine)]
+            if mine:
+                lines = [[c.replace("_", " ").replace("fpr", "FPR").replace("tpr", "TPR") for c in used], ["---"] * len(used)]
+                lines += [[_spread(row, column) for column in used] for row in mine]
+                table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+                parts.append(f"`{name}` ({mine[0]['dataset']}, {mine[0]['method']}). {words}:\n\n{table}")
+    return "\n\n".join(parts)
+
+
+def _spread(row: dict[str, str], column: str) -> str:
+    if row.get(column):
+        return row[column]
+    middle, low, high = (row.get(f"{column}_{field}", "") for field in ("mean", "low", "high"))
+    return f"{middle} ({low} to {high})" if middle and low else middle or "-"
