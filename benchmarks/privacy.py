@@ -1,0 +1,129 @@
+"""What privacy costs in time and memory: one release of per-example gradients beside the plain gradient of the same batch.
+
+python -m benchmarks.privacy [--json FILE] [--rounds N] [--images 256] [--width 128] [--no-memory]
+
+ConvNet-3 and made MNIST-sized images of ten classes. "release" is the whole of what `PrivateStatistics.class_gradients` does: per-example
+gradients, clipping, sums of ten classes, noise from the operating system; "rows" is the first three without noise. The plain gradient of
+the mean loss is taken of the batch in one piece, as a user's script does, and in pieces that stay in the cache, as the core does. Forms
+take turns; medians over rounds. Memory is the peak of a fresh process that makes one release, for growing batches: it may not grow with
+them, because gradients of `GRADIENT_CHUNK` examples are held at once (what grows is the images themselves).
+"""
+
+import argparse
+import statistics as numbers
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from apps.privacy.contributions import GRADIENT_CHUNK, clipped, gradient_rows
+from apps.privacy.private_statistics import PrivateStatistics
+from benchmarks.core import seconds
+from distill.data import ImageData, Split
+from distill.memory import keep_freed_memory
+from distill.networks import create, parameter_count
+from distill.randomness import generator
+from distill.records import environment, peak_memory_bytes, write_json
+from distill.spec import DataSpec
+from distill.statistics import mean_gradient
+
+AT_MOST = 3.0  # times the plain batch gradient
+CLASSES = 10
+
+
+class Setting:
+    """Made images, a network, and the forms that take turns."""
+
+    def __init__(self, images: int, width: int) -> None:
+        spec = DataSpec("made", 1, 28, 28, tuple(str(c) for c in range(CLASSES)), (0.5,), (0.25,))
+        pixels = torch.randint(0, 256, (images, 1, 28, 28), generator=generator(0, "benchmark"), dtype=torch.uint8)
+        train = Split(pixels, torch.arange(images) % CLASSES)
+        nothing = train.at(torch.zeros(0, dtype=torch.int64))
+        self.data = ImageData(spec, train, nothing, nothing)
+        self.network = create(f"ConvNetW{width}", spec, generator(0, "network"))
+        self.parameters = list(self.network.parameters())
+        self.size = images
+        self.batch = self.data.normalised("train", torch.arange(images)), train.labels
+
+    def plain(self) -> None:
+        torch.autograd.grad(F.cross_entropy(self.network(self.batch[0]), self.batch[1]), self.parameters)
+
+    def pieces(self) -> None:
+        mean_gradient(self.network, *self.batch)
+
+    def rows(self) -> None:
+        sums = torch.zeros(parameter_count(self.network), dtype=torch.float64)
+        for row in gradient_rows(self.network, *self.batch):
+            sums += clipped(row, 1.0).sum(0, dtype=torch.float64)
+
+    def statistics(self) -> PrivateStatistics:
+        """New each time: a question that was asked before is answered from memory. Its noise is found (and remembered) before the clock."""
+        made = PrivateStatistics(self.data, 1.0, releases=1, sample_rate=1.0, population=self.size, clip=1.0)
+        made._planned(self.size)
+        return made
+
+    def release(self, statistics: PrivateStatistics) -> None:
+        statistics.class_gradients(self.network, self.size, None, generator(0, "unused"))
+
+
+def measure(images: int, width: int, rounds: int) -> dict[str, Any]:
+    setting = Setting(images, width)
+    forms: dict[str, Callable[[], Any]] = {"plain": setting.plain, "plain, in pieces": setting.pieces, "rows": setting.rows}
+    times: dict[str, list[float]] = {name: [] for name in (*forms, "release")}
+    for place in range(rounds + 1):  # the first round warms up
+        for name in times:
+            statistics = setting.statistics()
+            taken = seconds(forms[name] if name in forms else lambda s=statistics: setting.release(s), "cpu")
+            if place:
+                times[name].append(taken)
+    base = numbers.median(times["plain"])
+    results = {name: {"seconds": numbers.median(taken), "ratio": numbers.median(taken) / base} for name, taken in times.items()}
+    for name, row in results.items():
+        print(f"{name:18}{row['seconds']:9.3f} s{row['ratio']:8.2f} x plain", flush=True)
+    return results
+
+
+def memory_of(images: int, width: int) -> int:
+    """Peak resident bytes of a fresh process that makes one release of so many images."""
+    code = f"from benchmarks.privacy import alone; alone({images}, {width})"
+    return int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def alone(images: int, width: int) -> None:
+    setting = Setting(images, width)
+    setting.release(setting.statistics())
+    print(peak_memory_bytes())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--no-memory", action="store_true")
+    given = parser.parse_args()
+    keep_freed_memory()
+    results = measure(given.images, given.width, given.rounds)
+    verdict = "within" if results["release"]["ratio"] <= AT_MOST else "NOT within"
+    print(f"a release costs {results['release']['ratio']:.2f} times the plain batch gradient: {verdict} {AT_MOST:g} times")
+    record: dict[str, Any] = {
+        "images": given.images,
+        "width": given.width,
+        "rounds": given.rounds,
+        "chunk": GRADIENT_CHUNK,
+        "times": results,
+    }
+    if not given.no_memory:
+        record["peak_bytes"] = {str(count): memory_of(count, given.width) for count in (given.images, 4 * given.images)}
+        print("peak memory: " + ", ".join(f"{count} images {peak / 1e9:.2f} GB" for count, peak in record["peak_bytes"].items()))
+    if given.json:
+        write_json(given.json, {**record, "environment": environment("cpu")})
+
+
+if __name__ == "__main__":
+    main()
