@@ -89,7 +89,9 @@ def _short(method: str, data: str, ipc: int, cross: bool) -> dict[str, Any]:
     recipe = {**SHORT_RECIPE, **({"optimiser": "sgd", "lr": 0.01} if method == "mtt" else {})}
     evaluation: dict[str, Any] = {"networks": [network], "seeds": 5, "baselines": ["random"], "recipe": recipe}
     if cross:
-        evaluation |= {"networks": list(ARCHITECTURES), "recipe": {**SHORT_RECIPE, "max_steps": 150}}
+        # Random images are judged beside one method only: their figures are the same for all.
+        beside = ["random"] if method == "dm" else []
+        evaluation |= {"networks": list(ARCHITECTURES), "seeds": 3, "baselines": beside, "recipe": {**SHORT_RECIPE, "max_steps": 150}}
     return {"data": {"name": data}, "method": settings, "evaluation": evaluation}
 
 

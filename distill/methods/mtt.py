@@ -29,7 +29,7 @@ MIN_LR = 1e-6
 
 @pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
 class MTTConfig:
-    """Defaults are the authors' for CIFAR-10 at 10 images a class without ZCA; other data need others (scenarios/settings.csv).
+    """Defaults are the authors' for CIFAR-10 at 10 images a class without ZCA; other data need others (scenarios/template.py).
 
     The student takes ``syn_steps`` of SGD at the learned step size (it starts at ``lr_init``, learned with ``lr_lr``) from a random expert
     epoch up to ``max_start_epoch``; the target lies ``expert_epochs`` further. ``batch_syn`` None uses all images in every step.
