@@ -18,7 +18,7 @@ from torch import Tensor
 
 from apps.federated.averaging import control_variate, local_sgd
 from apps.federated.condense import agreed, partition_of, shard, upload
-from apps.federated.messages import Context, Message, MetricRecord, RecordDict, parts_of, record_of, settings_of
+from apps.federated.messages import ConfigRecord, Context, Message, MetricRecord, RecordDict, parts_of, record_of, settings_of
 from apps.federated.settings import Settings
 from apps.federated.wire import Limits, decode, decode_weights, encode, encode_weights
 from distill.data import ImageData
@@ -66,10 +66,11 @@ def own_data(context: Context, settings: Settings, spec: DataSpec, given: ImageD
     return shard(agreed(data, spec), partition_of(data, settings), client), client
 
 
-def client_app(given: ImageData | None = None) -> ClientApp:
+def client_app(given: ImageData | None = None, releases: Path | None = None) -> ClientApp:
     """A new ClientApp with the actions ``query.who``, ``train.condense`` and ``train.fit``.
 
-    ``given`` is the whole data set for clients of one process; without it each finds its own.
+    ``given`` is the whole data set for clients of one process; without it each finds its own. Private clients keep what they released
+    in the folder ``releases``, or in the one that their node's config names.
     """
     app = ClientApp()
 
@@ -84,7 +85,9 @@ def client_app(given: ImageData | None = None) -> ClientApp:
         settings, server_round, spec = _asked(message, context)
         with torch_threads(settings.threads):
             data, client = own_data(context, settings, spec, given)
-            return Message(_condensed(message.content, context, settings, server_round, data, client), reply_to=message)
+            place = context.node_config.get("releases", releases)
+            ledger = None if place is None or settings.privacy is None else Path(str(place)) / f"client-{client}-round-{server_round}"
+            return Message(_condensed(message.content, context, settings, server_round, data, client, ledger), reply_to=message)
 
     @app.train("fit")  # type: ignore[untyped-decorator]
     def fit(message: Message, context: Context) -> Message:
@@ -103,24 +106,29 @@ def _asked(message: Message, context: Context) -> tuple[Settings, int, DataSpec]
     return settings_of(context.run_config), int(ask["round"]), made
 
 
-def _condensed(content: RecordDict, context: Context, settings: Settings, server_round: int, data: ImageData, client: int) -> RecordDict:
+def _condensed(
+    content: RecordDict, context: Context, settings: Settings, server_round: int, data: ImageData, client: int, ledger: Path | None
+) -> RecordDict:
     start, spec = time.monotonic(), data.spec
     weights = _received(content, settings, spec)
     wanted = settings.upload.classes
     facts: dict[str, Any] = {"partition-id": client}
     if settings.server.client_weights == "examples":
         facts["num-examples"] = len(data.train)
-    if wanted is not None and not set(wanted) & set(data.classes):
+    if settings.privacy is None and wanted is not None and not set(wanted) & set(data.classes):
         return RecordDict({"facts": MetricRecord(facts)})  # nothing that was asked for: an empty answer, no failure
     previous = None
     if settings.upload.warm_start and (earlier := _earlier(context, server_round)):
         limits = Limits(spec, tuple(range(spec.num_classes)), settings.upload.ipc, "float32")
         previous = decode(parts_of(context.state, earlier), limits).to(data.device)
-    made = upload(data, settings, server_round, client, weights, previous)
+    made = upload(data, settings, server_round, client, weights, previous, ledger)
     if settings.upload.warm_start:
         _remember(context, server_round, record_of(encode(made, "float32")))
     facts["seconds"] = time.monotonic() - start
-    return RecordDict({"upload": record_of(encode(made, settings.upload.pixels)), "facts": MetricRecord(facts)})
+    reply = RecordDict({"upload": record_of(encode(made, settings.upload.pixels)), "facts": MetricRecord(facts)})
+    if made.provenance.dp is not None:
+        reply["privacy"] = ConfigRecord({"statement": json.dumps(made.provenance.dp)})
+    return reply
 
 
 def _fitted(content: RecordDict, context: Context, settings: Settings, server_round: int, data: ImageData, client: int) -> RecordDict:

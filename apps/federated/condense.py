@@ -6,12 +6,14 @@ FedDM (Xiong, Wang, Cheng, Yu and Hsieh, "FedDM: Iterative Distribution Matching
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from apps.federated.partition import Partition, split
-from apps.federated.settings import Settings, method_config, statistics_known
+from apps.federated.settings import PARTS, Settings, method_config, private_part
 from apps.federated.wire import within_range
 from distill.condensed import CondensedSet
 from distill.coresets import select
@@ -58,13 +60,16 @@ def network_with(network: str, weights: Mapping[str, Tensor] | None) -> Factory:
     return received
 
 
-def statistics_of(data: ImageData, settings: Settings) -> RealStatistics:
-    """What the method sees of the shard: everything, or what the private statistics object lets out."""
+def statistics_of(data: ImageData, settings: Settings, ledger: Path | None = None) -> RealStatistics:
+    """What the method sees of the shard: everything, or what the private statistics object lets out (and keeps in ``ledger``, a folder)."""
     if settings.privacy is None:
         return ExactStatistics(data)
-    factory = statistics_known(settings)
-    options = {key: value for key, value in settings.privacy.items() if key != "statistics"}
-    private: RealStatistics = factory(data, **options)
+    options: dict[str, Any] = {key: value for key, value in settings.privacy.items() if key not in PARTS}
+    if settings.upload.classes is not None:
+        options["classes"] = sorted(settings.upload.classes)
+    if ledger is not None:
+        options["ledger"] = ledger
+    private: RealStatistics = private_part(settings, "statistics")(data, **options)
     return private
 
 
@@ -75,27 +80,36 @@ def upload(
     client: int,
     weights: Mapping[str, Tensor] | None = None,
     previous: CondensedSet | None = None,
+    ledger: Path | None = None,
 ) -> CondensedSet:
     """The set that client ``client`` sends in a round: condensed, or (a naive rival) real images chosen by a coreset.
 
     ``weights`` are the server's (None: fresh networks), ``previous`` the client's own images of the round before, for a warm start. Only
-    classes that the client holds and the server asked for are in it. `InputError` when there are none.
+    classes that the client holds and the server asked for are in it. `InputError` when there are none. A private client sends every class
+    that was asked for, because which of them it holds is private; its releases are kept in ``ledger`` (a folder), so that a client that
+    is stopped and asked again says the same, and pays once.
     """
-    wanted = settings.upload.classes
-    if wanted is not None:
+    wanted, private = settings.upload.classes, settings.privacy or {}
+    if wanted is not None and not private:
         data = data.subset(wanted)
     seed = derived_seed(settings.seed, "client", client, "round", server_round)
     if settings.strategy != "feddm":
         return select(data, settings.strategy, settings.upload.ipc, generator(seed, "coreset"))
     config = method_config(settings)
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in ("network", "initial")}
+    statistics, network = statistics_of(data, settings, ledger), network_with(settings.network, weights)
+    initial = previous if previous is not None else config.initial
+    if "networks" in private:
+        network = private_part(settings, "networks")(settings.network, private["releases"])
+    if "start" in private:
+        initial = private_part(settings, "start")(statistics, settings.upload.ipc, seed)
     made = distil(
-        statistics_of(data, settings),
+        statistics,
         settings.upload.method,
         ipc=settings.upload.ipc,
         seed=seed,
-        network=network_with(settings.network, weights),
-        initial=previous if previous is not None else config.initial,
+        network=network,
+        initial=initial,
         progress=False,
         **values,
     )

@@ -109,7 +109,9 @@ def run_inline(
             folder.mkdir(parents=True, exist_ok=True)
         config = {"settings": to_json(settings), "data-root": data_root}
         states = None if folder is None else folder / "clients"
-        grid = LocalGrid(client or client_app(data), config, settings.partition.num_partitions, states)
+        grid = LocalGrid(
+            client or client_app(data, None if folder is None else folder / "releases"), config, settings.partition.num_partitions, states
+        )
         return serve(grid, settings, data_of(settings, data_root) if data is None else data, folder)
 
 

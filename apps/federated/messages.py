@@ -1,5 +1,6 @@
 """Flower's messages as named arrays and plain facts, and how many bytes they are. The one place that imports ``flwr.app``."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ try:
 except ImportError:
     raise InputError('Flower is not installed; run: pip install "distill-apps[federated]"') from None
 
+MAX_STATEMENT = 1 << 14
 __all__ = ["Array", "ArrayRecord", "ConfigRecord", "Context", "Error", "Message", "MetricRecord", "RecordDict"]
 
 
@@ -32,6 +34,25 @@ def facts_of(content: RecordDict) -> dict[str, Any]:
     """The numbers beside the arrays."""
     record = content.get("facts")
     return dict(record) if isinstance(record, MetricRecord) else {}
+
+
+def statement_of(content: RecordDict) -> dict[str, Any] | None:
+    """The privacy statement beside an upload, or None: plain values, small, and no more than its maker's word."""
+    record = content.get("privacy")
+    text = record.get("statement") if isinstance(record, ConfigRecord) else None
+    if text is None:
+        return None
+    try:
+        found = json.loads(text, parse_constant=_refuse_constant) if isinstance(text, str) and len(text) <= MAX_STATEMENT else None
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(f"the privacy statement is not a JSON object of at most {MAX_STATEMENT} characters.")
+    return found
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is not a number")
 
 
 def whole(facts: Mapping[str, Any], name: str, low: int, high: int) -> int:

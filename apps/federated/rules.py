@@ -1,5 +1,6 @@
 """How the server turns checked answers into new weights: one rule for condensed uploads, three for weights."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from apps.federated.averaging import LocalResult, fednova, normaliser, scaffold
-from apps.federated.messages import Message, RecordDict, facts_of, parts_of, whole
+from apps.federated.messages import Message, RecordDict, facts_of, parts_of, statement_of, whole
 from apps.federated.settings import WEIGHTS, Settings
 from apps.federated.union import learn, union
 from apps.federated.wire import Limits, decode, decode_weights
@@ -71,7 +72,10 @@ class CondensedUnion:
             return None
         if self.settings.server.client_weights == "examples":
             whole(facts_of(content), "num-examples", 1, MAX_EXAMPLES)
-        return decode(parts_of(content, "upload"), self.limits)
+        made, statement = decode(parts_of(content, "upload"), self.limits), statement_of(content)
+        if self.settings.privacy is not None and statement is None:
+            raise InputError("the upload carries no privacy statement; the federation asks for one.")
+        return dataclasses.replace(made, provenance=dataclasses.replace(made.provenance, dp=statement))
 
     def combine(self, number: int, weights: Weights, accepted: Sequence[Accepted]) -> Weights:
         settings, shares = self.settings, None

@@ -31,9 +31,11 @@ def serve(grid: Grid, settings: Settings, data: ImageData, folder: Path | None =
         network = create(settings.network, data.spec, generator(settings.seed, "server", "weights"), data.device)
         weights: Weights = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
 
+        judged = data if settings.upload.classes is None else data.subset(settings.upload.classes)  # what nobody sends nobody learns
+
         def judge(weights: Weights) -> float:
             network.load_state_dict(weights)
-            return accuracy(network, data, settings.split)
+            return accuracy(network, judged, settings.split)
 
         rule = rule_for(settings, data.spec, settings.partition.num_partitions, folder)
         strategy = Federation(settings, rule, data.spec, weights, clients, judge, folder)

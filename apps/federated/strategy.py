@@ -21,6 +21,7 @@ from apps.federated.messages import ArrayRecord, ConfigRecord, Message, MetricRe
 from apps.federated.rules import Accepted, Rule
 from apps.federated.settings import Settings
 from apps.federated.wire import encode_weights
+from distill.condensed import CondensedSet
 from distill.errors import InputError, clipped
 from distill.randomness import generator
 from distill.records import append_line, read_lines, write_json_lines, write_whole
@@ -40,6 +41,7 @@ class Asked:
     why: str = "no answer in time"
     images: int = 0
     seconds: float | None = None
+    privacy: dict[str, Any] | None = None  # its statement, as it sent it
 
 
 class Federation(Strategy):
@@ -175,6 +177,7 @@ class Federation(Strategy):
             return None
         asked.status, asked.why = "accepted", ""
         asked.images = len(value) if hasattr(value, "__len__") else 0
+        asked.privacy = value.provenance.dp if isinstance(value, CondensedSet) else None
         return Accepted(asked.client, reply, value)
 
     def _save(self, number: int) -> None:
