@@ -1,14 +1,17 @@
 """The study of kind "continual": replay memories compared on a stream, at equal items and at equal bytes, over class orders."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from distill.condensed import CondensedSet
-from distill.data import ImageData
+from distill.data import ImageData, Split
 from distill.errors import InputError
+from distill.evaluation import fitted
 from distill.networks import create
 from distill.randomness import derived_seed, generator
 from distill.records import append_line, read_lines
@@ -21,13 +24,16 @@ from scenarios.continual_report import page_text as page_text
 from scenarios.continual_tables import ALONE, ContinualStudy
 from scenarios.continual_tables import study as study
 from scenarios.folder import Options, say
+from scenarios.given import Given
 
 
 def check(study: ContinualStudy, data: ImageData) -> None:
     """What would fail after minutes of work fails now: division into experiences, budgets, network, missing engine."""
     from apps.continual.streams import class_incremental
 
-    if study.stream.setting != "domain":
+    if study.given is not None:
+        check_later(study, data, study.given)
+    elif study.stream.setting != "domain":
         class_incremental(data, study.stream.experiences, 0)
     create(study.learner.network, data.spec, generator(0, "check"))
     for budget, storage in _budgets(study):
@@ -82,10 +88,47 @@ def fill(study: ContinualStudy, options: Options, data: ImageData, folder: Path,
         results["cells"].append(cell)
 
 
+def check_later(study: ContinualStudy, data: ImageData, given: Given) -> tuple[int, ...]:
+    """The classes that come after those of the given set, which is the first experience; `InputError` when they do not fit the stream."""
+    later = tuple(label for label in data.classes if label not in given.classes)
+    rest = study.stream.experiences - 1
+    if study.stream.setting == "domain":
+        raise InputError(
+            f'[stream]: setting is "domain", and the set of {given.name!r} is the first experience; allowed: "class", "online".'
+        )
+    if rest < 1 or not later or len(later) % rest:
+        raise InputError(
+            f"[stream]: experiences is {study.stream.experiences}: the set of {given.name!r}, then {len(later)} new classes in "
+            f"{rest} equal parts; allowed: {', '.join(str(n + 1) for n in range(1, len(later) + 1) if len(later) % n == 0) or 'none'}."
+        )
+    return later
+
+
+def _given_first(given: Given, data: ImageData) -> ImageData:
+    """An experience whose training images are the given set, whose test images are the real ones of its classes."""
+    spec, one = data.spec, given.made.to(data.device)
+    mean, std = (torch.tensor(values, device=data.device).view(1, -1, 1, 1) for values in (spec.mean, spec.std))
+    pixels = one.images * std + mean  # learnt images leave the range of pixels, and the stream normalises them again
+    real = data.subset(given.classes)
+    return dataclasses.replace(real, train=Split(pixels, one.hard_labels))
+
+
+def _as_float(data: ImageData) -> ImageData:
+    """Pixels as float32 in [0, 1], so that a set's images and real ones can be joined."""
+    parts = {name: getattr(data, name) for name in ("train", "validation", "test")}
+    return dataclasses.replace(
+        data, **{n: Split(p.images.float() / (255 if p.images.dtype == torch.uint8 else 1), p.labels) for n, p in parts.items()}
+    )
+
+
 def _stream(study: ContinualStudy, options: Options, data: ImageData, order: int) -> list[ImageData]:
     from apps.continual.streams import class_incremental, domain_incremental
     from distill.data_sources import load
 
+    if study.given is not None:
+        later, data = check_later(study, data, study.given), _as_float(fitted(study.given.made, data))
+        rest = class_incremental(data.subset(later), study.stream.experiences - 1, options.seed * 1000 + order)
+        return [_given_first(study.given, data), *rest]
     if study.stream.setting != "domain":
         return class_incremental(data, study.stream.experiences, options.seed * 1000 + order)
     others = [load(name, options.data_root, device=options.device) for name in study.stream.domains]

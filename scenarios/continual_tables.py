@@ -12,6 +12,7 @@ from distill.errors import InputError, unknown_name
 from distill.methods import METHODS
 from distill.networks import check_name
 from distill.train import Recipe
+from scenarios.given import Given
 from scenarios.schema import DataTable, config_hash
 
 _STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -74,6 +75,7 @@ class ContinualStudy:
     training: dict[str, Any]  # of apps.continual.strategies.Training
     settings: dict[str, dict[str, Any]]
     merged: dict[str, Any]
+    given: Given | None = None  # of a pipeline: the set that is the first experience
     kind: str = "continual"
 
     @property

@@ -47,7 +47,7 @@ def run_study(study: Study, options: Options) -> tuple[Path, dict[str, Any]]:
 
     Raises `InputError` when the folder holds an unfinished run and ``resume`` is off, or another process is at work in it.
     """
-    room = importlib.import_module(f"scenarios.{study.kind}")
+    room = importlib.import_module(f"scenarios.{getattr(study, 'room', study.kind)}")  # a pipeline's stage may have a room of its own
     sharding.start(options.device)
     if sharding.count() > 1 and study.kind != "condense":
         raise InputError(f"a {study.kind} study cannot be shared out between processes; run it without torchrun.")

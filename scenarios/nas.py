@@ -22,6 +22,7 @@ from apps.nas.workers import Crew, Row
 from distill.condensed import CondensedSet
 from distill.coresets import select
 from distill.data import ImageData
+from distill.errors import InputError
 from distill.networks import create
 from distill.randomness import generator
 from distill.records import write_whole
@@ -42,7 +43,10 @@ def check(study: NasStudy, data: ImageData) -> None:
     """Everything that would fail after minutes of work fails now."""
     data = _cut(study, data, 0)
     candidates = study.candidates
-    sets = dict.fromkeys([*study.sets.coresets, *study.methods], SetProxy(()))
+    names = [*([study.given.name] if study.given else []), *study.sets.coresets, *study.methods]
+    if len(set(names)) < len(names):
+        raise InputError(f"the sets are called {', '.join(names)}: two have one name; give the stage {names[0]!r} another one.")
+    sets = dict.fromkeys(names, SetProxy(()))
     check_input(data, candidates, sets, study.proxy)
     for one in candidates:
         create(one.network, data.spec, generator(0, "check"), "meta" if isinstance(one.network, str) else "cpu")
@@ -61,7 +65,7 @@ def fill(study: NasStudy, options: Options, data: ImageData, folder: Path, resul
     results["data"] = {"name": data.spec.name, **parts, "fingerprint": data.fingerprint}
     known = read_table(_table(study.run.table)) if study.run.table else []
     ledger = Ledger(folder / "metrics.jsonl", known)
-    sets = _coresets(study, options, data) | _condensed(study, options, data, folder, ledger, console)
+    sets = _given(study, options) | _coresets(study, options, data) | _condensed(study, options, data, folder, ledger, console)
     say(console, f"{len(study.candidates)} networks; sets: {', '.join(sets)}; {'Ray' if crew.ray else crew.size} workers")
     with console.status("") as status:
         clock.show = status.update
@@ -120,6 +124,14 @@ def _coresets(study: NasStudy, options: Options, data: ImageData) -> dict[str, S
         sets = tuple(select(data, name, study.sets.ipc, one) for one in draws)
         found[name] = SetProxy(sets, time.process_time() - start, "coreset")
     return found
+
+
+def _given(study: NasStudy, options: Options) -> dict[str, SetProxy]:
+    """The set of another stage; what it cost is that stage's, and is counted here once."""
+    if study.given is None:
+        return {}
+    one = study.given.made.to(options.device)
+    return {study.given.name: SetProxy((one,), one.provenance.seconds)}
 
 
 def _condensed(study: NasStudy, options: Options, data: ImageData, folder: Path, ledger: Ledger, console: Console) -> dict[str, SetProxy]:

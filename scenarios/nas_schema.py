@@ -12,6 +12,7 @@ from distill.configure import configure
 from distill.coresets import CORESETS
 from distill.errors import InputError, unknown_name
 from distill.methods import METHODS
+from scenarios.given import Given
 from scenarios.schema import DataTable, config_hash
 
 TABLES = ("data", "space", "truth", "proxy", "sets", "methods", "run")
@@ -60,6 +61,7 @@ class NasStudy:
     methods: dict[str, Any]
     run: RunTable
     merged: dict[str, Any]
+    given: Given | None = None  # of a pipeline: one more set that stands for the data
     kind: str = "nas"
 
     @property

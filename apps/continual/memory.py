@@ -137,7 +137,10 @@ class Memory:
         found = labels.unique(sorted=True).tolist()
         quota = self.share(len(self.groups) + len(found), tuple(images.shape[1:]))
         part = None if folder is None else folder / f"checkpoint-{number}.safetensors"
-        made = self._condense(images, labels, quota, ("experience", number), device, part, progress)
+        if int(labels.bincount().max()) <= quota:  # nothing to condense: images that were condensed elsewhere, say, stay what they are
+            made = [images[labels == label].detach().float() for label in found]
+        else:
+            made = self._condense(images, labels, quota, ("experience", number), device, part, progress)
         new = [self._group(made[place], label, task, number, int((labels == label).sum())) for place, label in enumerate(found)]
         self.groups = [*self._shrunk(quota, number, device, folder, progress), *new]
         self.experiences, self.history = number + 1, fresh

@@ -1,0 +1,107 @@
+"""How guarantees add up when several private sets are used together. Statements come from other parties: nothing in them is trusted."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from apps.privacy.accounting import ADJACENCY, Steps, spent
+from apps.privacy.accounting import check as check_history
+from distill.errors import InputError, clipped
+
+BASIC = "basic composition: epsilons and deltas add up"
+MAX_HISTORY = 10_000
+# What the argument below takes for granted, and no file can prove.
+ASSUMED = (
+    "an example that lies at several clients (their guarantees add up)",
+    "a division of examples into shards that depends on the other examples",
+)
+
+
+def side_by_side(owners: Mapping[str, Sequence[Mapping[str, Any] | None]]) -> dict[str, Any] | None:
+    """The statement of all that ``owners`` of disjoint shards released, each in one or several rounds; None where one stated nothing.
+
+    An owner's own releases compose one after the other, whatever it was told between them (adaptive composition), so its epsilon is that
+    of its whole history. Adding or removing one example changes one owner's shard. All other owners' releases then have the same
+    distribution as before, given everything that was said until then; what depends on the example is that one owner's history, and the
+    rest is post-processing of it. So the union of all releases is (max epsilon, max delta)-differentially private: parallel composition
+    (McSherry, SIGMOD 2009, theorem 4). It needs shards whose membership does not depend on other examples, and independent noise.
+    """
+    clients = {owner: _own(owner, stated) for owner, stated in owners.items()}
+    if not clients or any(one is None for one in clients.values()):
+        return None
+    known = [one for one in clients.values() if one is not None]
+    worst = max(known, key=lambda one: one["epsilon"])
+    missing = dict.fromkeys([*ASSUMED, *(clipped(text, 120) for one in known for text in one["not_covered"])])
+    return {
+        "epsilon": worst["epsilon"],
+        "delta": max(one["delta"] for one in known),
+        "adjacency": ADJACENCY,
+        "mechanism": f"parallel composition over {len(known)} disjoint shards of: {worst['mechanism']}",
+        "releases": worst["releases"],
+        "history": worst["history"],  # the worst client's, so that its epsilon can be computed again
+        "accountant": worst["accountant"],
+        "insecure": any(one["insecure"] for one in known),
+        "not_covered": list(missing),
+        "clients": {
+            owner: {key: one[key] for key in ("epsilon", "delta", "releases", "insecure")} for owner, one in clients.items() if one
+        },
+    }
+
+
+def one_after_another(statements: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+    """The statement of several sets that may come from the same examples: epsilons and deltas add up. None where one has none."""
+    if not statements or any(not stated for stated in statements):
+        return None
+    known = [_read("a set", stated) for stated in statements if stated]
+    missing = dict.fromkeys(clipped(text, 120) for one in known for text in one["not_covered"])
+    return {
+        "epsilon": sum(one["epsilon"] for one in known),
+        "delta": sum(one["delta"] for one in known),
+        "adjacency": ADJACENCY,
+        "mechanism": " and ".join(dict.fromkeys(one["mechanism"] for one in known)),
+        "releases": sum(one["releases"] for one in known),
+        "accountant": BASIC,
+        "insecure": any(one["insecure"] for one in known),
+        "not_covered": list(missing),
+    }
+
+
+def _own(owner: str, stated: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+    """One owner's guarantee over its rounds, accounted again from the releases that it lists."""
+    if not stated or any(not one for one in stated):
+        return None
+    read = [_read(f"client {owner}", one) for one in stated if one]
+    delta = max(one["delta"] for one in read)
+    history: list[Steps] = []
+    for one in stated:
+        listed = (one or {}).get("history")
+        try:
+            if not isinstance(listed, list) or len(listed) > MAX_HISTORY:
+                raise ValueError
+            history += [Steps(float(noise), float(rate), int(times)) for noise, rate, times in listed]
+        except (TypeError, ValueError, OverflowError):
+            raise InputError(f"client {owner}'s privacy statement lists no history of (noise multiplier, rate, times).") from None
+    check_history(history, delta)
+    found = spent(history, delta)
+    # A statement that claims less than its own list of releases costs is not believed; one that claims more stands.
+    epsilon = max(found.epsilon, read[0]["epsilon"]) if len(read) == 1 else found.epsilon
+    insecure, missing = any(one["insecure"] for one in read), [text for one in read for text in one["not_covered"]]
+    facts = {"epsilon": epsilon, "delta": delta, "releases": sum(step.times for step in history), "accountant": found.accountant}
+    facts["history"] = [list(step) for step in history]
+    return {**facts, "mechanism": read[0]["mechanism"], "insecure": insecure, "not_covered": missing}
+
+
+def _read(whose: str, stated: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a statement that are used, checked."""
+    numbers = {}
+    for key, low, high in (("epsilon", 0.0, 1e300), ("delta", 0.0, 1.0), ("releases", 0.0, 1e12)):
+        value = stated.get(key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not low <= value <= high:
+            raise InputError(f"{whose}'s privacy statement: {key} is {clipped(value, 40)}; allowed: a number from {low:g} to {high:g}.")
+        numbers[key] = value
+    if stated.get("adjacency") != ADJACENCY:
+        raise InputError(f"{whose}'s privacy statement: adjacency is {clipped(stated.get('adjacency'), 60)!r}; allowed: {ADJACENCY!r}.")
+    missing = stated.get("not_covered")
+    listed = [str(text)[:200] for text in missing[:20]] if isinstance(missing, list) else []
+    mechanism = clipped(stated.get("mechanism", "not stated"), 120)
+    return {**numbers, "mechanism": mechanism, "insecure": stated.get("insecure") is not False, "not_covered": listed}
