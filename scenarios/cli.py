@@ -5,7 +5,7 @@ import shlex
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -20,6 +20,14 @@ app = typer.Typer(
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated.")]
 Out = Annotated[Path, typer.Option(help="Where run folders go.")]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same bits.")]
+Grid = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE[,VALUE...]", help="Change one setting; may be repeated. Values between commas make a grid of runs."
+    ),
+]
+Seeds = Annotated[str | None, typer.Option(metavar="A..B", help="Several seeds, for example 0..4 or 0,3,7: one run each.")]
+Jobs = Annotated[int | None, typer.Option(help="Runs of a grid at a time; default: one a core as far as memory goes, one on a GPU.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
 Root = Annotated[Path | None, typer.Option(help="Folder of the data sets; default: $DISTILL_DATA.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")]
@@ -29,20 +37,58 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors."
 @app.command()
 def run(
     scenario: Annotated[str, typer.Argument(help="A .toml file, or a shipped scenario's name (distill list scenarios).")],
-    settings: Set = None,
+    settings: Grid = None,
     out: Out = Path("runs"),
-    seed: Seed = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Same seed, same bits; default 0.")] = None,
+    seeds: Seeds = None,
+    jobs: Jobs = None,
     device: Device = "auto",
     data_root: Root = None,
     resume: Resume = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run a study from a scenario file; leaves a run folder with its record, sets, figures and report."""
+    """Run a study from a scenario file; leaves a run folder with its record, sets, figures and report.
+
+    With --seeds 0..4, or several values in a --set (method.ipc=1,10,50; a list like [1,10] is one value), all combinations are run, in
+    parallel; those that are done are skipped. `distill table` puts them together.
+    """
+    from distill.errors import InputError
+    from scenarios import grid
     from scenarios.schema import override, read_scenario, study
 
+    if seed is not None and seeds is not None:
+        raise InputError("--seed and --seeds are both given; allowed: one of them.")
+    combinations, numbers = grid.combinations(settings or []), [seed or 0] if seeds is None else grid.seeds(seeds)
+    if len(combinations) * len(numbers) > 1:
+        _sweep(scenario, combinations, numbers, jobs, quiet, out=out, device=_device(device), data_root=data_root, resume=resume)
     name, tables = read_scenario(scenario)
     source = scenario if scenario.endswith(".toml") else f"{name}.toml"
-    _study(study(name, override(tables, settings or []), source), out, seed, device, data_root, resume, quiet)
+    _study(study(name, override(tables, combinations[0][0]), source), out, numbers[0], device, data_root, resume, quiet)
+
+
+@app.command()
+def table(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Run folders, or folders that hold some.")],
+    form: Annotated[str, typer.Option("--format", help="text, markdown or csv.")] = "text",
+    figures: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Figures by name, for example 'ipc*.accuracy.*' or '*'; may be repeated.")
+    ] = None,
+) -> None:
+    """Print mean and 95 % interval over seeds; runs that differ in their seed only come together."""
+    from distill.errors import InputError, unknown_name
+    from scenarios import table as tables
+
+    if form not in tables.FORMATS:
+        raise unknown_name("format", form, tables.FORMATS)
+    runs, left = tables.finished(tables.find_runs(folders))
+    for line in left:
+        typer.echo(_printable(line), err=True)
+    if not runs:
+        raise InputError("none of the runs is done; finish one with --resume.")
+    rows = tables.summary(runs, figures or [])
+    if len(rows) == 1:
+        raise tables.no_figures(runs, figures or [])
+    typer.echo("\n".join(map(_printable, tables.shown(rows, form).splitlines())))
 
 
 @app.command()
@@ -172,17 +218,36 @@ def list_names(
 def _study(made: Any, out: Path, seed: int, device: str, data_root: Path | None, resume: bool, quiet: bool) -> None:
     from scenarios.folder import Options, run_study
     from scenarios.report import accuracy_table, answer
+    from scenarios.table import as_text
 
     folder, record = run_study(made, Options(out, data_root, seed, _device(device), resume, quiet))
     if not quiet and record["results"]:
-        rows = accuracy_table(record)
-        widths = [max(len(row[i]) for row in rows) + 2 for i in range(len(rows[0]))] if rows else []
-        for row in rows:
-            typer.echo(
-                "".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
-            )
+        if rows := accuracy_table(record):
+            typer.echo(as_text(rows))
         typer.echo(answer(record))
         typer.echo(f"{record['seconds']:.0f} s, peak memory {record['peak_memory_bytes'] / 1e9:.2f} GB; everything is in {folder}")
+
+
+def _sweep(scenario: str, combinations: Any, seeds: list[int], jobs: int | None, quiet: bool, **options: Any) -> NoReturn:
+    from distill.errors import InputError
+    from scenarios.sweep import sweep
+    from scenarios.table import find_runs, shown, summary
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("a grid is shared out run by run; call it without torchrun.")
+
+    def told(text: str) -> None:
+        if not quiet:
+            typer.echo(_printable(text), err=True)
+
+    done, failed = sweep(scenario, combinations, seeds, jobs=jobs, told=told, **options)
+    rows = summary(find_runs(done)) if done and not quiet else []
+    if len(rows) > 1:
+        typer.echo(shown(rows, "text"))
+    for label, (code, reason) in failed.items():
+        lines = reason.splitlines()
+        typer.echo("\n".join(map(_printable, [f"failed: {label}: {reason}"] if code == 2 else [f"failed: {label}:", *lines])), err=True)
+    raise typer.Exit(0 if not failed else 2 if all(code == 2 for code, _ in failed.values()) else 1)
 
 
 def _device(name: str) -> str:

@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,13 @@ from distill.records import read_json
 
 FORMATS = ("text", "markdown", "csv")
 HEADER = ("run", "figure", "seeds", "mean", "low", "high", "interval over")
-# The figures that are shown when none are named; all of them where a record has none of these.
+# The figures that are shown when none are named, as regular expressions; all figures where a record has none of these.
 MAIN = {
-    "condense": ("ipc*.accuracy.*", "ipc*.cross_architecture.*"),
-    "federated": ("strategies.*.accuracy",),
-    "continual": ("cells.*.accuracy", "cells.*.forgetting"),
-    "privacy": ("epsilon*.accuracy.*", "attack.*"),
-    "nas": ("proxies.*.spearman", "proxies.*.regret@1"),
+    "condense": r"ipc\d+\.(accuracy|cross_architecture)\..*",
+    "federated": r"strategies\.[^.]+\.accuracy",
+    "continual": r"cells\..*\.(accuracy|forgetting)",
+    "privacy": r"epsilon.*\.accuracy\..*|attack\..*",
+    "nas": r"proxies\..*\.(spearman|regret@1)",
 }
 _HOW = ("scenario", "title", "seed", "device", "run")  # keys of config.json that say how a study was run, not what it is
 
@@ -180,8 +181,9 @@ def as_csv(rows: list[list[str]]) -> str:
 
 def _chosen(names: Iterable[str], kind: str, patterns: Sequence[str]) -> list[str]:
     every = list(names)
-    wanted = [name for name in every if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns or MAIN.get(kind, ("*",)))]
-    return wanted or ([] if patterns else every)
+    if patterns:
+        return [name for name in every if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+    return [name for name in every if re.fullmatch(MAIN.get(kind, ".*"), name)] or every
 
 
 def _number(value: Any) -> bool:

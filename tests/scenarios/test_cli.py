@@ -102,10 +102,10 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["condens"], "command 'condens' is not known; did you mean 'condense'? Allowed: condense, evaluate, list, report, run, show."),
+        (["condens"], "command 'condens' is not known; did you mean 'condense'? Allowed: condense, evaluate, list, report, run, show, "),
         (
             ["run", "quickstart", "--sed", "1"],
-            "option '--sed' is not known; did you mean '--seed'? Allowed: --data-root, --device, --out, ",
+            "option '--sed' is not known; did you mean '--seed'? Allowed: --data-root, --device, --jobs, --out, ",
         ),
         (["run"], "Missing argument 'SCENARIO'."),
         (["run", "quikstart"], "scenario 'quikstart' is not known; did you mean 'quickstart'? Allowed: "),
@@ -436,7 +436,11 @@ def test_report_of_two_folders_has_both(finished: Path, judged: tuple[Path, str]
     page = tmp_path / "pages" / "both.html"
     assert call("report", finished, judged[0], "--out", page) == (0, f"{page}\n", "")
     text = page.read_text()
-    assert re.findall("<h1>(.*?)</h1>", text) == ["condense", "Tiny &amp; quick"]
+    assert "<h1>2 runs side by side</h1>" in text
+    assert [title for title in re.findall("<h2>(.*?)</h2>", text) if title in ("condense", "Tiny &amp; quick")] == [
+        "condense",
+        "Tiny &amp; quick",
+    ]
     assert text.count("data:image/png") == 7
     before = (judged[0] / "report.html").read_bytes()
     assert call("report", judged[0]) == (0, f"{judged[0] / 'report.html'}\n", "")

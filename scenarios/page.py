@@ -1,0 +1,127 @@
+"""Pieces of a self-contained HTML page: escaped text, tables that scroll in their own box, pictures inside the file."""
+
+import base64
+import html
+import io
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from distill.errors import InputError
+
+MAX_BYTES = 5_000_000
+MAX_PICTURE = 50_000_000  # bytes of a figure's file that is opened at all
+_SCALES = (1.0, 0.75, 0.5, 0.35, 0.25, 0.15)
+_COLOURS = 128
+_STYLE = """
+:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
+body { max-width: 62rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere; }
+h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.25rem; line-height: 1.25; } h3 { font-size: 1rem; }
+section { border-top: 2px solid #8886; margin-top: 2rem; }
+.question { font-style: italic; } .answer { font-size: 1.1rem; } .small { font-size: .85rem; opacity: .85; }
+.wide { overflow-x: auto; margin: 1rem 0; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
+th, td { padding: .25rem .9rem .25rem 0; text-align: right; vertical-align: top; border-bottom: 1px solid #8884; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: Canvas; white-space: normal; min-width: 8rem; }
+.pictures { display: flex; flex-wrap: wrap; gap: 1rem; }
+figure { margin: 0; max-width: 100%; }
+figure img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; display: block; }
+pre { white-space: pre-wrap; font-size: .85rem; }
+"""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as it goes into the page."""
+
+    png: bytes
+    width: int
+    height: int
+
+
+def text(content: object, tag: str = "p", name: str = "") -> str:
+    """An element with escaped text."""
+    return f"<{tag}{f' class={name}' if name else ''}>{html.escape(str(content))}</{tag}>"
+
+
+def listed(lines: Sequence[str]) -> str:
+    return f"<ul>{''.join(text(line, 'li') for line in lines)}</ul>"
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Header and rows in a box that scrolls sideways, so that the page does not."""
+    if not rows:
+        return ""
+    head, *body = ("".join(text(cell, tag) for cell in row) for row, tag in zip(rows, ["th"] + ["td"] * len(rows), strict=False))
+    lines = "".join(f"<tr>{row}</tr>" for row in body)
+    return f"<div class=wide tabindex=0><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>"
+
+
+def picture(found: Picture, name: str, caption: str = "") -> str:
+    """A figure with its name as alternative text."""
+    data = base64.b64encode(found.png).decode()
+    image = f"<img alt='{html.escape(name)}' width={found.width} height={found.height} src='data:image/png;base64,{data}'>"
+    return f"<figure>{image}{text(caption, 'figcaption', 'small') if caption else ''}</figure>"
+
+
+def folded(title: str, content: str) -> str:
+    return f"<details><summary>{html.escape(title)}</summary><pre>{html.escape(content)}</pre></details>"
+
+
+def whole(title: str, body: str) -> str:
+    """The page around its parts."""
+    head = "<meta charset=utf-8><meta name=viewport content='width=device-width, initial-scale=1'>"
+    return f"<!doctype html><html lang=en><head>{head}{text(title, 'title')}<style>{_STYLE}</style></head><body>{body}</body></html>\n"
+
+
+def fitted(paths: Sequence[Path], room: int) -> dict[Path, Picture]:
+    """The figures, in at most ``room`` bytes of page: as they are, else with fewer colours, else smaller; too small a room leaves some out.
+
+    A file that is no picture is left out, too. Raises `InputError` for a figure that cannot be read from the disk.
+    """
+    room = room * 3 // 4 - 400 * len(paths)  # base64, and the tags around it
+    originals = {path: one for path in paths if (one := _opened(path)) is not None}
+    found = originals
+    for scale in _SCALES:
+        if sum(len(one.png) for one in found.values()) <= room:
+            return found
+        found = {path: _smaller(one, scale) for path, one in originals.items()}
+    kept: dict[Path, Picture] = {}
+    for path, one in found.items():
+        if len(one.png) <= room:
+            kept[path] = one
+            room -= len(one.png)
+    return kept
+
+
+def _opened(path: Path) -> Picture | None:
+    try:
+        if path.stat().st_size > MAX_PICTURE:
+            return None
+        png = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+                image.load()
+                return Picture(png, *image.size)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return None
+
+
+def _smaller(one: Picture, scale: float) -> Picture:
+    """The picture in few colours, its sides times ``scale`` of what they are; shown as wide as before."""
+    with Image.open(io.BytesIO(one.png), formats=["PNG"]) as image:
+        plain = Image.new("RGB", image.size, "white")
+        shown = image.convert("RGBA")
+        plain.paste(shown, mask=shown.getchannel("A"))
+    width = max(1, round(min(plain.width, one.width * scale)))
+    plain = plain.resize((width, max(1, round(plain.height * width / plain.width))), Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    plain.quantize(_COLOURS).save(out, "PNG", optimize=True)
+    return min(one, Picture(out.getvalue(), one.width, one.height), key=lambda picture: len(picture.png))
