@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from distill import sharding
-from distill.adjoint import Student, matching_gradient
+from distill.adjoint import Matched, Student, matching_gradient
 from distill.augment import Parameters, apply, draw, for_data, strategy
 from distill.condensed import CondensedSet
 from distill.errors import InputError
@@ -33,8 +33,9 @@ class MTTConfig:
 
     The student takes ``syn_steps`` of SGD at the learned step size (it starts at ``lr_init``, learned with ``lr_lr``) from a random expert
     epoch up to ``max_start_epoch``; the target lies ``expert_epochs`` further. ``batch_syn`` None uses all images in every step.
-    ``soft_labels`` learns labels too, from an expert's predictions on the first images (Guo et al., ICLR 2024). The fields of
-    the experts are those of `ExpertConfig`; ZCA is a matter of the data (``data.whitened()``).
+    ``soft_labels`` learns labels too, from an expert's predictions on the first images (Guo et al., ICLR 2024). ``max_norm`` is the
+    longest gradient of the images that is followed; a longer one, and those of the step size and labels with it, is scaled down (None,
+    as published: no limit). The fields of the experts are those of `ExpertConfig`; ZCA is a matter of the data (``data.whitened()``).
     """
 
     iterations: Annotated[int, Field(ge=1)] = 5000
@@ -45,6 +46,7 @@ class MTTConfig:
     lr_lr: Annotated[float, Field(ge=0)] = 1e-5
     lr_init: Annotated[float, Field(gt=0)] = 0.01
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    max_norm: Annotated[float, Field(gt=0)] | None = None
     batch_syn: Annotated[int, Field(ge=1)] | None = None
     soft_labels: bool = False
     lr_label: Annotated[float, Field(gt=0)] = 5.0
@@ -57,6 +59,18 @@ class MTTConfig:
     expert_snapshots: Literal["float32", "bf16"] = "float32"
     expert_seed: Annotated[int, Field(ge=0)] = 0
     compile: Compile = "auto"
+
+
+def shortened(found: Matched, max_norm: float) -> Matched:
+    """All gradients scaled by one factor so that the images' is at most ``max_norm`` long; zero where it is not finite.
+
+    Where a student's step is unstable (its step size times the loss's curvature above 2) the exact gradient grows exponentially back
+    through the steps: one in a few hundred is a thousand times as long as the others, and undoes them all.
+    """
+    length = found.images.norm()
+    scale = torch.where(length.isfinite(), (max_norm / length.clamp_min(1e-30)).clamp_max(1.0), 0.0)
+    images, lr = (torch.nan_to_num(value) * scale for value in (found.images, found.lr))
+    return Matched(found.loss, images, None if found.labels is None else torch.nan_to_num(found.labels) * scale, lr)
 
 
 class MTT:
@@ -135,6 +149,8 @@ class MTT:
 
         labels = self.synthetic.labels if self.logits is None else self.logits.softmax(1)
         found = matching_gradient(self.student, start, target, images, labels, self.lr, view, c.syn_steps)
+        if c.max_norm is not None:
+            found = shortened(found, c.max_norm)
         self.synthetic.descend([found.images], c.lr_img, c.momentum)
         self.lr_velocity.mul_(c.momentum).add_(found.lr)
         self.lr = (self.lr - c.lr_lr * self.lr_velocity).clamp_min(MIN_LR)

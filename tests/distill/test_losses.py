@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import plain
+from distill.adjoint import Matched
 from distill.augment import apply, draw, strategy
 from distill.condensed import CondensedSet
 from distill.matching import gradient_distance, mean_distance
@@ -14,7 +15,7 @@ from distill.methods.datadam import FORMS, DataDAM, DataDAMConfig
 from distill.methods.dm import DM, DMConfig
 from distill.methods.dsa import DSA, DSAConfig
 from distill.methods.gm import GM, INNER_EPOCHS, GMConfig, loops
-from distill.methods.mtt import MTT, MTTConfig
+from distill.methods.mtt import MTT, MTTConfig, shortened
 from distill.networks import create, embed_and_logits
 from distill.randomness import generator
 from distill.statistics import ExactStatistics, mean_gradient
@@ -317,6 +318,22 @@ def test_mtt_step(seed: int, soft: bool) -> None:
         (through,) = torch.autograd.grad(labels, raw, label)
         assert torch.allclose((logits - method.logits) / 0.7, through, atol=1e-3 * float(through.abs().max()))
         assert torch.allclose(method.condensed.labels.sum(1), torch.ones(6))
+
+
+def test_mtt_shortens_a_gradient_that_is_too_long_and_only_that() -> None:
+    images, lr, labels = torch.full((2, 3), 2.0), torch.tensor(5.0), torch.ones(2, 2)
+    length = images.norm().item()
+    same = shortened(Matched(torch.tensor(1.0), images, labels, lr), 1.01 * length)
+    assert torch.equal(same.images, images)
+    assert torch.equal(same.lr, lr)
+    half = shortened(Matched(torch.tensor(1.0), images, labels, lr), 0.5 * length)
+    torch.testing.assert_close(half.images, 0.5 * images)
+    torch.testing.assert_close(half.lr, 0.5 * lr)
+    torch.testing.assert_close(half.labels, 0.5 * labels)
+    for bad in (float("nan"), float("inf"), 1e30):
+        found = shortened(Matched(torch.tensor(1.0), torch.tensor([bad, 1.0]), None, torch.tensor(bad)), 0.5)
+        assert found.images.norm() <= 0.5001
+        assert torch.isfinite(found.lr)
 
 
 def test_mtt_keeps_its_step_size_positive_and_refuses_soft_labels_it_may_not_learn() -> None:
