@@ -450,7 +450,7 @@ def test_every_kind_says_what_it_hands_on(tmp_path: Path) -> None:
 def attacked(data: ImageData, made: CondensedSet, out: Path) -> dict[str, Any]:
     table = {
         "data": {"name": "digits", "validation": 0.2},
-        "attack": {"networks": 3, "network": "ConvNetD1W32", "recipe": {**RECIPE, "max_steps": 60}},
+        "attack": {"networks": 3, "network": "ConvNetD1W32", "recipe": {**RECIPE, "max_steps": 150}},
     }
     stage = released.study("attack", "test", table, "test.toml")
     given = Given("planted", tuple(range(10)), made)
@@ -467,7 +467,7 @@ def test_copies_of_members_are_found_and_a_set_of_others_is_not(tmp_path: Path) 
     leaked = CondensedSet(small.normalised("train", torch.arange(130)), small.train.labels, small.spec, provenance=Provenance("planted"))
     found = attacked(small, leaked, tmp_path / "leak")
     assert found["nearest image"]["advantage_percent"]["low"] > 80
-    assert found["released"]["auc"]["low"] > 0.55
+    assert found["released"]["auc"]["low"] > 0.5
     apart = select(dataclasses.replace(data, train=data.test, test=data.train), "random", 10, generator(0, "others"))
     clean = attacked(data, apart, tmp_path / "clean")
     assert clean["nearest image"]["advantage_percent"]["low"] < 10
