@@ -101,13 +101,16 @@ def _attacked(
         source = condense(dataclasses.replace(study, ipc=arm.ipc), members, seed, "noise", options, None)
     elif arm.kind == "private":
         assert study.privacy is not None
-        source, _ = private_set(dataclasses.replace(study, ipc=arm.ipc), members, study.privacy.epsilon[0], seed, options, None)
+        # Half of the pool is in, which is public; divided by the number of all images, features would be half as long.
+        table_of_half = dataclasses.replace(study.privacy, population=len(pool) // 2)
+        part = dataclasses.replace(study, ipc=arm.ipc, privacy=table_of_half)
+        source, _ = private_set(part, members, study.privacy.epsilon[0], seed, options, None)
     elif arm.kind != "whole":
         settings = {"initial": "noise", **table.methods.get(arm.kind, {})}
         source = distil(members, arm.kind, ipc=arm.ipc, seed=seed, progress=False, **settings)
     recipe = study.evaluation.recipe or protocol(study.evaluation.protocol, data.spec)
-    if arm.kind in ("whole", "subset"):
-        recipe = table.recipe_of_many or recipe
+    if arm.kind == "whole":
+        recipe = table.whole_recipe or recipe
     networks = [train_network(source, study.evaluation.networks[0], recipe, seed * 100 + k, data.device) for k in range(table.networks)]
     losses, margins, near = [], [], []
     for part in torch.from_numpy(pool).split(4096):

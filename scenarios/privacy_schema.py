@@ -57,8 +57,8 @@ class AttackTable:
     ``networks`` networks are trained on each arm's set, their losses averaged; all points of the pool are attacked. An arm is "method" (the
     study's), "private", "random" (as many real images), "whole", or a method's name with settings of its own in ``[attack.methods.NAME]``.
     ``ratios`` are sizes of sets as parts of a class, in place of the study's ipc; ``subsets`` adds random subsets of so many images a
-    class, among which the one with a made set's accuracy is looked for. ``[attack.recipe_of_many]`` trains on "whole" and ``subsets``,
-    which need more steps than a handful of images.
+    class, among which the one with a made set's accuracy is looked for. ``[attack.whole_recipe]`` trains the arm "whole", which needs more
+    steps than a handful of images.
     """
 
     runs: Annotated[int, Field(ge=2)] = 4
@@ -68,7 +68,7 @@ class AttackTable:
     methods: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     ratios: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
     subsets: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    recipe_of_many: Recipe | None = None
+    whole_recipe: Recipe | None = None
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)

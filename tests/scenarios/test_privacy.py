@@ -123,7 +123,7 @@ def test_sizes_methods_and_subsets_are_arms_and_the_equally_accurate_one_is_name
         "ratios": [0.07, 0.2],
         "subsets": [5],
         "methods": {"dm": {"iterations": 3, "network": "ConvNetW32D2"}},
-        "recipe_of_many": {"max_steps": 20, "optimiser": "adamw", "lr": 0.005, "augmentation": "none"},
+        "whole_recipe": {"max_steps": 20, "optimiser": "adamw", "lr": 0.005, "augmentation": "none"},
     }
     given = make("arms", "Arms", {"attack": attack, "evaluation": {"networks": ["MLP"], "recipe": {"max_steps": 3}}}, "s.toml")
     folder, record = run_study(given, Options(out=tmp_path, quiet=True))

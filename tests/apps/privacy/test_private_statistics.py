@@ -22,6 +22,7 @@ from distill.condensed import CondensedSet, Provenance
 from distill.coresets import select
 from distill.data import ImageData
 from distill.errors import InputError
+from distill.experts import ExpertConfig
 from distill.fast import Fast
 from distill.networks import create
 from distill.randomness import generator
@@ -322,6 +323,39 @@ def test_private_experts_count_every_step_and_the_set_says_so(tmp_path: Path) ->
     again = private(releases=None, epsilon=8.0, ledger=tmp_path / "a")
     distill.distil(again, "mtt", ipc=1, network=NETWORK, **options)  # type: ignore[arg-type]
     assert again.privacy["releases"] == 12
+
+
+def test_a_step_of_a_private_expert_is_its_definition_in_any_number_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Next to no noise: the sum of clipped gradients over the expected, not the realised, number of examples."""
+    from apps.privacy import private_experts
+
+    monkeypatch.setattr(private_experts, "chunk_size", lambda images: 5)
+    statistics, data = private(releases=None, epsilon=1e6, clip=0.5), public_toy()
+    mask = torch.arange(36) % 3 != 1
+    monkeypatch.setattr(statistics, "sample", lambda rate: mask)
+    config = ExpertConfig(experts=1, epochs=1, batch_size=36, lr=0.5, network=NETWORK)
+    found = statistics.trajectories(config, NETWORK)
+    before = found.weights(0, 0)
+    network = create(NETWORK, data.spec, generator(0, "nothing"))
+    torch.nn.utils.vector_to_parameters(before, network.parameters())
+    total = torch.zeros_like(before)
+    for index in mask.nonzero().flatten():
+        image, label = data.normalised("train", index[None]), data.train.labels[index][None]
+        row = torch.cat([g.flatten() for g in torch.autograd.grad(F.cross_entropy(network(image), label), list(network.parameters()))])
+        total += row * min(1.0, 0.5 / float(row.norm()))
+    assert torch.allclose(found.weights(0, 1), before - 0.5 * total / 36, atol=1e-4)
+
+
+def test_the_noise_of_private_experts_has_the_stated_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is sampled: three steps of noise of deviation lr sigma C / expected batch each."""
+    statistics = private(releases=None, epsilon=2.0, clip=2.0)
+    monkeypatch.setattr(statistics, "sample", lambda rate: torch.zeros(36, dtype=torch.bool))
+    found = statistics.trajectories(ExpertConfig(experts=1, epochs=1, batch_size=12, lr=0.1, network=NETWORK), NETWORK)
+    moved = (found.weights(0, 1) - found.weights(0, 0)).double()
+    (step,) = statistics.history
+    size = float(moved.square().mean().sqrt()) / (0.1 * step.noise_multiplier * 2.0 / 12 * 3**0.5)
+    assert step.times == 3
+    assert abs(size - 1) < 5 / math.sqrt(2 * moved.numel())
 
 
 # Refusals
