@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distill.architectures import NAMES as NAMES
 from distill.architectures import Network, build
-from distill.architectures import check_name as check_name
+from distill.architectures import check_name as check_listed
 from distill.errors import InputError
 from distill.spec import DataSpec
 
@@ -20,7 +20,17 @@ Factory = str | Callable[[DataSpec], nn.Module]
 # Names and specs can come from other parties, so a network's size is bounded before it is allocated.
 MAX_PARAMETERS = 2_000_000_000
 
+# A user's own functions under the names that the user's own scenario gives them (scenarios/own.py puts them here). Names that come from
+# other parties are looked up here and never imported.
+OWN: dict[str, Callable[[DataSpec], nn.Module]] = {}
+
 _factory_lock = threading.RLock()
+
+
+def check_name(name: str) -> None:
+    """Raises `InputError` (with the nearest listed name) unless ``name`` is a listed network, ConvNet with suffixes, or one of `OWN`."""
+    if not (isinstance(name, str) and name in OWN):
+        check_listed(name)
 
 
 def create(network: Factory, spec: DataSpec, generator: torch.Generator, device: torch.device | str = "cpu") -> nn.Module:
@@ -30,6 +40,8 @@ def create(network: Factory, spec: DataSpec, generator: torch.Generator, device:
     generator seeded from ``generator`` and put back afterwards, so its own initialisation is kept and repeats; what it draws on a GPU is
     not covered, so let it build on the CPU. Raises `InputError` for an unknown name, images that are too small, or a wrong result.
     """
+    if isinstance(network, str) and network in OWN:
+        network = OWN[network]
     if isinstance(network, str):
         with torch.device("meta"):
             made = build(network, spec)

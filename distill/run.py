@@ -27,7 +27,7 @@ from distill.configure import configure
 from distill.data import ImageData
 from distill.errors import InputError, unknown_name
 from distill.methods import METHODS
-from distill.networks import Factory
+from distill.networks import OWN, Factory
 from distill.randomness import generator
 from distill.records import append_line, read_lines, versions, write_json_lines, write_whole
 from distill.statistics import ExactStatistics, RealStatistics
@@ -160,7 +160,8 @@ def _make(
         stated["network"] = f"given: {getattr(network, '__name__', type(network).__name__)}"
     if isinstance(initial, CondensedSet):
         stated["initial"] = f"given: {initial.provenance.method}"
-    return distiller(config, first, None if isinstance(network, str) else network), stated
+    own = OWN.get(config.network) if network is None or isinstance(network, str) else network
+    return distiller(config, first, own), stated
 
 
 # Checkpoints

@@ -19,6 +19,7 @@ from distill.evaluation import BASELINES
 from distill.methods import METHODS
 from distill.networks import check_name
 from distill.train import PROTOCOLS, Recipe
+from scenarios import own
 from scenarios.template import from_template
 
 KINDS = ("condense", "federated", "continual", "privacy", "nas", "pipeline")
@@ -171,10 +172,15 @@ def study(name: str, tables: dict[str, Any], source: str) -> Study:
     title = tables.pop("title", name)
     if not isinstance(title, str):
         raise InputError(f"{source}: key 'title' is {_text(title)}; allowed: text.")
+    files = own.register(kind, tables, source)
+    made: Study
     if kind != "condense":
-        made: Study = importlib.import_module(f"scenarios.{kind}").study(name, title, tables, source)
-        return made
-    return condense_study(name, title, tables, source)
+        made = importlib.import_module(f"scenarios.{kind}").study(name, title, tables, source)
+    else:
+        made = condense_study(name, title, tables, source)
+    if files:
+        made.merged["own"] = files  # a changed file is another study, in a folder of its own
+    return made
 
 
 def condense_study(name: str, title: str, tables: dict[str, Any], source: str) -> CondenseStudy:

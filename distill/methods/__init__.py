@@ -1,7 +1,12 @@
 """The methods: one file tells one method. `METHODS` is the list that everybody reads."""
 
+import dataclasses
+import inspect
 from typing import Any
 
+import pydantic
+
+from distill.errors import InputError, clipped
 from distill.methods.datadam import DataDAM, DataDAMConfig
 from distill.methods.dm import DM, DMConfig
 from distill.methods.dsa import DSA, DSAConfig
@@ -15,3 +20,39 @@ METHODS: dict[str, tuple[type[Any], type[Any]]] = {
     "datadam": (DataDAMConfig, DataDAM),
     "mtt": (MTTConfig, MTT),
 }
+
+PARTS = ("step", "condensed", "state", "load_state")
+SETTINGS = ("network", "augmentation", "initial")
+
+
+def register(name: str, config: object, method: object) -> None:
+    """Put a user's own method into `METHODS` under ``name``; its config is checked as strictly as the built-in ones are.
+
+    ``config`` is a frozen dataclass with defaults for all fields, ``network``, ``augmentation`` and ``initial`` (text) among them;
+    ``method`` is a class made as ``method(config, initial set, network or None)`` that offers what `distill.run.Distiller` lists. Raises
+    `InputError` where something is missing, or the name is a built-in method's.
+    """
+    what = f"method {clipped(name)!r}"
+    if name in METHODS and METHODS[name][1].__module__.startswith("distill.methods."):
+        raise InputError(f"{what} is there already; give yours another name.")
+    if not (isinstance(config, type) and dataclasses.is_dataclass(config) and vars(config)["__dataclass_params__"].frozen):
+        raise InputError(f"{what}: its settings are {clipped(config, 60)}; allowed: a frozen dataclass.")
+    fields = {field.name: field.default for field in dataclasses.fields(config)}
+    if missing := [field for field in SETTINGS if not isinstance(fields.get(field), str)]:
+        raise InputError(
+            f"method {clipped(name)!r}: {config.__name__} has no text field {missing[0]!r} with a default; for example 'none'."
+        )
+    if not isinstance(method, type):
+        raise InputError(f"{what} is a {type(method).__name__}; allowed: a class with {', '.join(PARTS)}.")
+    if lacking := [part for part in PARTS if not hasattr(method, part)]:
+        raise InputError(
+            f"method {clipped(name)!r}: class {method.__name__} has no {lacking[0]!r}; allowed: a class with {', '.join(PARTS)}."
+        )
+    if len(inspect.signature(method).parameters) != 3:
+        raise InputError(
+            f"method {clipped(name)!r}: allowed: {method.__name__}(config, initial, network), as the built-in methods are made."
+        )
+    if not pydantic.dataclasses.is_pydantic_dataclass(config):
+        strict = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+        config = pydantic.dataclasses.dataclass(config, frozen=True, config=strict)
+    METHODS[name] = (config, method)

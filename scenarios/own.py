@@ -1,0 +1,122 @@
+"""A user's own method or network, by the import path in the user's own scenario: "mymethod:MyMethod", "mynets:make_net".
+
+``file:Name`` is file.py beside the scenario file (of a command without one, in the current folder), else a module on Python's path. Nothing
+else in the project imports what a name says: sets, uploads, checkpoints and run configs of other parties name methods and networks too, and
+those names are only looked up.
+"""
+
+import difflib
+import hashlib
+import importlib
+import re
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from distill import networks
+from distill.errors import InputError, clipped, unknown_name
+from distill.methods import register as register_method
+
+# Federated and nas studies work in processes of their own, some of them on other machines, which must not import what a message says.
+KINDS = ("condense", "privacy", "continual")
+METHODS_IN = (("method", "name"), ("memory", "methods"))
+NETWORKS_IN = (("method", "network"), ("evaluation", "networks"), ("learner", "network"), ("attack", "network"), ("visual", "network"))
+
+_PATH = re.compile(r"(?P<module>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*)", re.ASCII)
+_loaded: dict[str, tuple[Path, str, ModuleType]] = {}  # by module name: its file, the file's digest
+
+
+def register(kind: str, tables: dict[str, Any], source: str) -> dict[str, str]:
+    """Make known what the tables name with a colon; import path -> digest of its file, so that another file is another study.
+
+    ``source`` is the scenario file and opens each message. Raises `InputError`.
+    """
+    found: dict[str, str] = {}
+    for what, places in (("method", METHODS_IN), ("network", NETWORKS_IN)) if kind in KINDS else ():
+        for table, key in places:
+            inner = tables.get(table)
+            given = inner.get(key) if isinstance(inner, dict) else None
+            for path in given if isinstance(given, list) else [given]:
+                if isinstance(path, str) and ":" in path:
+                    found[path] = _register(what, path, Path(source).parent, f"{source}: [{table}]: key {key!r}")
+    return found
+
+
+def _register(what: str, path: str, folder: Path, where: str) -> str:
+    parts = _PATH.fullmatch(path)
+    if parts is None:
+        example = "mymethod:MyMethod" if what == "method" else "mynets:make_net"
+        raise InputError(f"{where} is {clipped(path)!r}; allowed: a name, or an import path of your own {what}, like {example!r}.")
+    module, digest = _module(parts["module"], folder, f"{where}: {path!r}")
+    public = [name for name, value in vars(module).items() if not name.startswith("_") and callable(value)]
+    if not hasattr(module, parts["name"]):
+        raise unknown_name(f"{where}: {parts['module']}.py: name", parts["name"], public)
+    made = getattr(module, parts["name"])
+    if what == "network":
+        if not callable(made):
+            raise InputError(f"{where}: {path!r} is a {type(made).__name__}; allowed: a function of the data spec that returns a module.")
+        networks.OWN[path] = made
+        return digest
+    config = f"{parts['name']}Config"
+    if not hasattr(module, config):
+        raise InputError(
+            f"{where}: {path!r} has no settings; put a frozen dataclass {config} beside the class, as {module.__name__}:{config}."
+        )
+    try:
+        register_method(path, getattr(module, config), made)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    return digest
+
+
+def _module(name: str, folder: Path, where: str) -> tuple[ModuleType, str]:
+    """(module, digest of its file): the file beside the scenario, else whatever Python finds."""
+    file = (folder / f"{name}.py").resolve()
+    if "." in name or not file.is_file():
+        return _installed(name, folder, where)
+    text = file.read_bytes()
+    digest = hashlib.sha256(text).hexdigest()[:16]
+    if name in _loaded and _loaded[name][:2] == (file, digest):
+        return _loaded[name][2], digest
+    if name in sys.modules and name not in _loaded:
+        raise InputError(f"{where}: {name!r} is the name of a module of Python's that is in use; give {file.name} another name.")
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))  # the file may import its neighbours
+    module = ModuleType(name)
+    module.__file__ = str(file)
+    before = sys.modules.get(name)
+    sys.modules[name] = module  # dataclasses look their own module up while it is made
+    try:
+        # Not through Python's cache of compiled files, which takes a file changed within a second for the old one.
+        exec(compile(text, str(file), "exec"), module.__dict__)
+    except (Exception, SystemExit) as error:
+        sys.modules.pop(name) if before is None else sys.modules.update({name: before})
+        raise InputError(f"{where}: {_trouble(error, file)}.") from None
+    _loaded[name] = (file, digest, module)
+    return module, digest
+
+
+def _installed(name: str, folder: Path, where: str) -> tuple[ModuleType, str]:
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise InputError(f"{where}: {name} cannot be imported ({clipped(error)}).") from None
+        near = difflib.get_close_matches(name, [file.stem for file in folder.glob("*.py")], n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise InputError(
+            f"{where}: there is no {name}.py in {folder.resolve()}, and no module {name!r} on Python's path (PYTHONPATH){hint}"
+        ) from None
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{where}: {name} cannot be imported ({type(error).__name__}: {clipped(error, 160)}).") from None
+    file = getattr(module, "__file__", None)
+    return module, hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else ""
+
+
+def _trouble(error: BaseException, file: Path) -> str:
+    """``mymethod.py, line 3: NameError: name 'x' is not defined``."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+    return f"{file.name}{'' if line is None else f', line {line}'}: {type(error).__name__}: {clipped(error, 160)}"
