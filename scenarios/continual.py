@@ -20,6 +20,7 @@ from scenarios.continual_report import accuracy_table as accuracy_table
 from scenarios.continual_report import answer as answer
 from scenarios.continual_report import draw as draw
 from scenarios.continual_report import kept_rows as kept_rows
+from scenarios.continual_report import note as note
 from scenarios.continual_report import page_text as page_text
 from scenarios.continual_tables import ALONE, ContinualStudy
 from scenarios.continual_tables import study as study

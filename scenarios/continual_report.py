@@ -8,6 +8,11 @@ from scenarios.continual_tables import ContinualStudy
 from scenarios.report import shown
 from scenarios.table import as_markdown
 
+note = (
+    "Average accuracy over the experiences seen so far, and forgetting, in percent after the last experience: mean and 95 % interval"
+    " (Student's t) over class orders."
+)
+
 
 def draw(study: ContinualStudy, folder: Path, results: dict[str, Any]) -> None:
     """Accuracy by experience of all memories, an accuracy matrix for each, and the memories' images growing (first class order)."""

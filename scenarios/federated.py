@@ -23,6 +23,7 @@ from distill.randomness import generator
 from distill.records import read_lines, write_whole
 from scenarios.federated_cells import lines_of_cell, run_cells
 from scenarios.federated_tables import kept_rows as kept_rows
+from scenarios.federated_tables import note as note
 from scenarios.federated_tables import page_text as page_text
 from scenarios.folder import Options, say
 from scenarios.report import shown

@@ -5,6 +5,8 @@ from pathlib import Path
 from distill.records import read_json
 from scenarios.table import as_markdown
 
+note = "Test accuracy in percent of each strategy's network: mean and 95 % interval over seeds. Megabytes: all rounds, mean over seeds."
+
 
 def kept_rows(folder: Path) -> list[dict[str, str]]:
     """One row a round and strategy; accuracy in percent over seeds, megabytes the mean over seeds up to and with this round.

@@ -19,7 +19,7 @@ from distill.errors import InputError
 from scenarios import page, report
 from scenarios.folder import Options, run_study
 from scenarios.question import not_run, question
-from scenarios.schema import parse, shipped, study
+from scenarios.schema import READY, parse, shipped, study
 from tests.scenarios.test_cli import SCENARIO
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome-headless-shell")
@@ -202,6 +202,10 @@ def test_what_is_missing_is_said(runs: list[Path], tmp_path: Path) -> None:
     report.write_report([place], tmp_path / "page.html")
     assert "Not run" in checked(tmp_path / "page.html").text
     assert not_run(record, {"kind": "condense"}) == ["What else was left out cannot be told from this configuration."]
+
+
+def test_what_an_interval_is_over_is_said_by_the_kind() -> None:
+    assert {kind for kind in READY if not hasattr(report._room({"kind": kind}), "note")} <= {"condense", "privacy"}, "over networks, there"
 
 
 @pytest.mark.parametrize("name", sorted(shipped()))

@@ -342,47 +342,45 @@ def test_wrong_tables_and_grids_are_one_line(swept: tuple[Path, int, str, str], 
     assert list(tmp_path.iterdir()) == [copy]
 
 
-def test_interrupted_with_ctrl_c_saved_and_no_process_left(tmp_path: Path) -> None:
+def test_interrupted_with_ctrl_c_saved_and_no_process_left(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Ctrl-C ends all cells with their state saved; and when the parent is killed, its cells stop by themselves."""
     scenario = tmp_path / "long.toml"
     scenario.write_text(SCENARIO.format(iterations=1_000_000))
     out = tmp_path / "runs"
-    arguments = ["run", str(scenario), "--seeds", "0..1", "--jobs", str(min(2, len(sweep.cores()))), "--out", str(out), "--device", "cpu"]
-    count = min(2, len(sweep.cores()))
 
-    def started(*more: str) -> subprocess.Popen[str]:
-        before = steps(out)
-        command = [sys.executable, "-m", "scenarios.cli", *arguments, *more]
+    def started(jobs: int, *more: str) -> tuple[subprocess.Popen[str], list[str]]:
+        """The command, as soon as all its first cells are at work."""
+        arguments = ["run", str(scenario), "--seeds", "0..1", "--jobs", str(jobs), "--out", str(out), "--device", "cpu", *more]
+        command = [sys.executable, "-m", "scenarios.cli", *arguments]
         parent = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        request.addfinalizer(parent.wait)
+        request.addfinalizer(parent.kill)
         deadline = time.monotonic() + 120
-        while sum(steps(out).get(folder, 0) > before.get(folder, 0) for folder in steps(out)) < count:
+        while statuses(out).count("running") < jobs or len(list(out.glob("*/metrics.jsonl"))) < jobs:
             assert parent.poll() is None, parent.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        return parent
+        return parent, arguments
 
-    parent = started()
-    assert len(with_words(str(scenario))) == 1 + count
+    jobs = min(2, len(sweep.cores()))
+    parent, arguments = started(jobs)
+    assert len(with_words(str(scenario))) == 1 + jobs
     parent.send_signal(signal.SIGINT)
     _, errors = parent.communicate(timeout=120)
     assert parent.returncode == 130
     line = errors.strip().splitlines()[-1]
     assert shlex.split(line.removeprefix("interrupted; continue with: ")) == ["distill", *arguments, "--resume"]
     assert with_words(str(scenario)) == []
-    assert statuses(out) == ["interrupted"] * count
+    assert statuses(out) == ["interrupted"] * jobs
 
-    parent = started("--resume")
+    parent, _ = started(1, "--resume")
     parent.kill()
     parent.communicate()
     deadline = time.monotonic() + 60
     while with_words(str(scenario)):
         assert time.monotonic() < deadline, "a cell has outlived the process that started it"
         time.sleep(0.1)
-    assert statuses(out) == ["interrupted"] * count
-
-
-def steps(out: Path) -> dict[str, int]:
-    return {path.parent.name: path.stat().st_size for path in out.glob("*/metrics.jsonl")}
+    assert statuses(out) == ["interrupted"] * jobs
 
 
 def statuses(out: Path) -> list[str]:
