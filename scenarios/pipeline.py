@@ -26,6 +26,7 @@ from scenarios.pipeline_report import headline, overview
 from scenarios.pipeline_report import kept_rows as kept_rows
 from scenarios.pipeline_report import not_run as not_run
 from scenarios.pipeline_report import note as note
+from scenarios.pipeline_report import page_text as page_text
 from scenarios.pipeline_report import question as question
 from scenarios.pipeline_schema import PipelineStudy, Stage, folder_of, planned
 from scenarios.pipeline_schema import study as study

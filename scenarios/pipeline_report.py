@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from distill.errors import InputError
 from distill.records import read_json
+from scenarios.table import as_markdown
 
 FIGURES = {
     "epsilon": ("epsilon", ""),
@@ -207,3 +208,18 @@ def kept_rows(folder: Path) -> list[dict[str, str]]:
         device = environment["gpu"] or f"{environment['cores']} cores, {environment['processor']}"
         rows.append({**{column: str(cells[column]) for column in _COLUMNS}, "device": device})
     return rows
+
+
+def page_text(rows: Mapping[str, list[dict[str, str]]], place: Path) -> str:
+    """The kept runs' headline figures, a table for each run."""
+    parts = []
+    for name, cells in rows.items():
+        table = [["stage", "figure", "of", "value (95 %)"]]
+        for row in cells:
+            digits = 2 if row["figure"] in ("epsilon", "rank_correlation") else 1
+            middle, low, high = (f"{float(row[key]):.{digits}f}" if row[key] else "" for key in ("value", "low", "high"))
+            unit = {"%": " %", "points": " points"}.get(row["unit"], "")
+            spread = f" ({low} to {high})" if low and high else ""
+            table.append([row["stage"], FIGURES[row["figure"]][0], row["of"], f"{middle or 'none'}{unit}{spread}"])
+        parts.append(f"`{name}` ({cells[0]['dataset']}):\n\n{as_markdown(table)}")
+    return "\n\n".join(parts)
