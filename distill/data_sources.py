@@ -94,16 +94,21 @@ def load(
     """A data set by name: one of `NAMES`, the name of any ``<root>/<name>.npz``, ``folder:PATH`` or ``mhist:PATH``.
 
     ``validation`` is the fraction of the training images kept apart, drawn with ``seed``; the test images are never touched. ``size``
-    (pixels) resizes the images of folders and MHIST. Raises `InputError` when the name is unknown or the files are missing or damaged.
+    (pixels) resizes the images of folders, MHIST and the built-in digits. Raises `InputError` when the name is unknown or the files are
+    missing or damaged.
     """
     check_fraction(validation)
     kind, _, path = str(name).partition(":")
     reads_files = kind in ("folder", "mhist") and path != ""
-    if size is not None and (not reads_files or isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= MAX_SIDE):
-        raise InputError(f"size is {size!r} for data {name!r}; allowed: 1 to {MAX_SIDE} pixels, with folder:PATH and mhist:PATH only.")
+    if size is not None and (
+        not (reads_files or name == "digits") or isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= MAX_SIDE
+    ):
+        raise InputError(f"size is {size!r} for data {name!r}; allowed: 1 to {MAX_SIDE} pixels, with folder:PATH, mhist:PATH and digits.")
     if reads_files:
         place = Path(path).expanduser()
         data = read_folder(place, size, seed) if kind == "folder" else read_mhist(place, size)
+    elif name == "digits":
+        data = _digits(size or 16)
     else:
         data = _by_name(str(name), data_root(root))
     return data.hold_out(validation, seed).to(device)
@@ -127,8 +132,6 @@ def _own_files(where: Path) -> list[str]:
 
 
 def _by_name(name: str, where: Path) -> ImageData:
-    if name == "digits":
-        return _digits()
     # A name is never a path: scenario files may come from others.
     if re.fullmatch(r"\w[\w.-]{0,199}", name) and (where / f"{name}.npz").is_file():
         return _npz(name, where / f"{name}.npz")
@@ -137,13 +140,13 @@ def _by_name(name: str, where: Path) -> ImageData:
     return _torchvision(name, where)
 
 
-def _digits() -> ImageData:
-    """scikit-learn's digits, 8 x 8 in 17 greys, enlarged to 16 x 16; always the same 50 test images a class."""
+def _digits(side: int) -> ImageData:
+    """scikit-learn's digits, 8 x 8 in 17 greys, enlarged to 16 x 16 or ``side``; always the same 50 test images a class."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     small = torch.from_numpy(bunch.images).float()[:, None] / 16
-    images = (F.interpolate(small, size=(16, 16), mode="bilinear", align_corners=False) * 255).round().to(torch.uint8)
+    images = (F.interpolate(small, size=(side, side), mode="bilinear", align_corners=False) * 255).round().to(torch.uint8)
     labels = torch.from_numpy(bunch.target).long()
     order = torch.randperm(len(labels), generator=generator(0, "digits", "test split"))
     test = torch.zeros(len(labels), dtype=torch.bool)

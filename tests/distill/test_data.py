@@ -547,6 +547,15 @@ def test_npz_fuzz_gives_data_or_one_clear_line(tmp_path):
 # Names
 
 
+def test_digits_of_another_size_are_the_same_digits():
+    usual, larger = load("digits"), load("digits", size=32)
+    assert larger.spec.shape == (1, 32, 32)
+    assert torch.equal(usual.test.labels, larger.test.labels)
+    assert torch.equal(load("digits", size=16).train.images, usual.train.images)
+    back = torch.nn.functional.avg_pool2d(larger.train.images.float(), 2)
+    assert (back - usual.train.images.float()).abs().mean() < 5
+
+
 def test_unknown_and_malicious_names(tmp_path):
     (tmp_path / "inner").mkdir()
     save(tmp_path / "outside.npz", **arrays())
@@ -561,8 +570,8 @@ def test_unknown_and_malicious_names(tmp_path):
     for size in (0, 1.5, True, 10**9):
         with pytest.raises(InputError, match="allowed: 1 to 4096 pixels"):
             load(f"folder:{tmp_path}", size=size)
-    with pytest.raises(InputError, match=r"with folder:PATH and mhist:PATH only"):
-        load("digits", size=8)
+    with pytest.raises(InputError, match=r"with folder:PATH, mhist:PATH and digits"):
+        load("mnist", size=8)
     with pytest.raises(InputError, match="validation is -1"):
         load("digits", validation=-1)
 

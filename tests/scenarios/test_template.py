@@ -37,13 +37,14 @@ def test_every_name_is_a_study(name: str) -> None:
 
 
 def test_all_combinations_are_there_and_nothing_else_is_taken() -> None:
-    assert len(EVERY) == len(set(EVERY)) == 3 * len(METHODS) * len(DATA) * len(IPC) == 225
+    assert len(EVERY) == len(set(EVERY)) == 3 * len(METHODS) * len(DATA) * len(IPC) + len(METHODS) == 230
     for wrong in (
         "paper-dm-cifar10",
         "paper-xx-cifar10-ipc1",
         "long-dm-cifar10-ipc1",
         "paper-dm-cifar10-ipc1.toml",
         "paper-dm-cifar10-ipcx",
+        "paper-dm-digits-ipc1",
     ):
         assert from_template(wrong) is None
     assert study("x", from_template("paper-dm-svhn-ipc20"), "x").merged["method"]["ipc"] == [20]  # type: ignore[arg-type]
