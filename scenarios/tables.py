@@ -133,6 +133,25 @@ def readme_table(rows: Rows) -> str:
     return as_markdown(table)
 
 
+def methods_tables(rows: Rows) -> str:
+    """Markdown: the template's runs as `readme_table` has them, then one table a data set and IPC of the runs across architectures."""
+    across = [row for row in rows if row["scenario"].startswith("cross-")]
+    parts = [readme_table([row for row in rows if row not in across])]
+    for dataset, ipc in dict.fromkeys((row["dataset"], row["ipc"]) for row in across):
+        here = [row for row in across if (row["dataset"], row["ipc"]) == (dataset, ipc)]
+        networks = list(dict.fromkeys(row["network"] for row in here))
+        table = [[f"{dataset}, IPC {ipc}, judged by", *networks]]
+        for name in sorted({row["set"] for row in here}, key=lambda name: (name == "random", name)):
+            cells = {
+                row["network"]: f"{float(row['mean']):.1f} ± {float(row['high']) - float(row['mean']):.1f}"
+                for row in here
+                if row["set"] == name
+            }
+            table.append([name, *(cells.get(network, "") for network in networks)])
+        parts.append(as_markdown(table))
+    return "\n\n".join(parts)
+
+
 def page_text(kind: str) -> str:
     """Markdown of a kind's kept runs: as its room writes it, else every column but those about the machine."""
     rows = kept(kind)
@@ -169,7 +188,7 @@ def pages() -> dict[Path, str]:
     rows = [row for part in kept().values() for row in part]
     tables = {
         README: readme_table([row for row in rows if row["scenario"] in files]),
-        METHODS_PAGE: readme_table([row for row in rows if row["scenario"] not in files]),
+        METHODS_PAGE: methods_tables([row for row in rows if row["scenario"] not in files]),
     }
     for kind in READY:
         page = page_of(kind)

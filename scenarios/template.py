@@ -42,13 +42,16 @@ SHORT: dict[str, dict[str, Any]] = {
     "datadam": {"iterations": 300, "lr_img": 10.0, "weight": 100.0},
     "mtt": {
         "network": "ConvNetW32",
-        "experts": 5,
-        "max_start_epoch": 0,
+        "initial": "kmeans",
+        "experts": 3,
+        "max_start_epoch": 3,
         "expert_epochs": 1,
-        "syn_steps": 15,
-        "iterations": 300,
-        "lr_img": 1000.0,
+        "syn_steps": 40,
+        "iterations": 500,
+        "lr_img": 60.0,
+        "max_norm": 0.04,
         "lr_init": 0.03,
+        "lr_lr": 1e-6,
     },
 }
 # The same for the digits, at 32 x 32 because the deeper networks need it; an epoch is 6 batches of 256 there.
@@ -107,7 +110,7 @@ def _short(method: str, data: str, ipc: int, cross: bool) -> dict[str, Any]:
     settings = {"name": method, "ipc": ipc, **(DIGITS if data == "digits" else SHORT)[method]}
     table = {"name": data, "size": 32} if data == "digits" else {"name": data}
     network = settings.get("network", "ConvNet")
-    recipe = {**SHORT_RECIPE, **({"optimiser": "sgd", "lr": 0.01} if method == "mtt" else {})}
+    recipe = SHORT_RECIPE
     evaluation: dict[str, Any] = {"networks": [network], "seeds": 5, "baselines": ["random"], "recipe": recipe}
     if cross:
         # Random images are judged beside one method only: their figures are the same for all.
