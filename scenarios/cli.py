@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -220,7 +221,11 @@ def _study(made: Any, out: Path, seed: int, device: str, data_root: Path | None,
     from scenarios.report import accuracy_table, answer
     from scenarios.table import as_text
 
-    folder, record = run_study(made, Options(out, data_root, seed, _device(device), resume, quiet))
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop saves as Ctrl-C does
+    try:
+        folder, record = run_study(made, Options(out, data_root, seed, _device(device), resume, quiet))
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if not quiet and record["results"]:
         if rows := accuracy_table(record):
             typer.echo(as_text(rows))

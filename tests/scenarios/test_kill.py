@@ -112,3 +112,27 @@ def test_ctrl_c_saves_says_how_to_go_on_and_exits_130(number: signal.Signals, tm
     (folder,) = (tmp_path / "runs").iterdir()
     assert json.loads((folder / "record.json").read_text())["status"] == "interrupted"
     assert (folder / "checkpoint-ipc1.safetensors").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_while_networks_are_judged_is_recorded_too(number: signal.Signals, tmp_path: Path) -> None:
+    scenario = tmp_path / "study.toml"
+    scenario.write_text(
+        SCENARIO.format(method="dm", iterations=2, more="")
+        .replace("max_steps = 25", "max_steps = 100000")
+        .replace("epochs = 1000", "epochs = 1000000")
+    )
+    child = subprocess.Popen(
+        command(scenario, tmp_path / "runs"), env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not list((tmp_path).glob("runs/*/condensed*.safetensors")):
+        assert child.poll() is None, "the run ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    child.send_signal(number)
+    _, errors = child.communicate(timeout=120)
+    assert child.returncode == 130
+    assert errors.strip().splitlines()[-1].startswith("interrupted; continue with: distill run")
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert json.loads((folder / "record.json").read_text())["status"] == "interrupted"
