@@ -12,7 +12,7 @@ from distill.evaluation import Accuracy
 from distill.figures import accuracy_bars, image_grid
 from distill.records import read_json, write_whole
 from scenarios.privacy_attack import cell
-from scenarios.privacy_schema import PrivacyStudy
+from scenarios.privacy_schema import MEASURES, PrivacyStudy
 from scenarios.report import shown
 
 MAX_CURVES = 8
@@ -47,8 +47,8 @@ def accuracy_table(record: dict[str, Any]) -> list[list[str]]:
         rows = [[name, *(shown(row[key]) for key in ("accuracy", "naive", "optimised"))] for name, row in results["poisoning"].items()]
         return [["learned from", "clean accuracy, %", "naive trigger obeyed, %", "optimised trigger obeyed, %"], *rows]
     if "visual" in results:
-        rows = [[name, *(cell(row["share_closer"], 2) for row in found.values())] for name, found in results["visual"].items()]
-        return [["closer to training images than to the holdout", *next(iter(results["visual"].values()))], *rows]
+        rows = [[name, *(cell(row["share_outstanding"], 2) for row in found.values())] for name, found in results["visual"].items()]
+        return [["nearest training image stands out", *next(iter(results["visual"].values()))], *rows]
     return []
 
 
@@ -81,14 +81,9 @@ def answer(record: dict[str, Any]) -> str:
             f"TPR at 1 % FPR {cell(row['tpr_at_1_percent_difference'], 4)} more."
         )
     if results.get("visual"):
-        said = ", ".join(
-            f"{name} {measure} {row['share_closer']['value']:.2f}"
-            for name, rows in results["visual"].items()
-            for measure, row in rows.items()
-        )
-        parts.append(
-            f"Share of comparisons in which training images are nearer than the holdout (0.5: no copying seen, 1: copies): {said}."
-        )
+        copied = {name: [measure for measure, row in rows.items() if row["copied"]] for name, rows in results["visual"].items()}
+        said = "; ".join(f"{name} in {' and '.join(measures) or 'none'}" for name, measures in copied.items())
+        parts.append(f"Distances in which a set looks copied from its training images: {said}; none is no proof of privacy.")
     if results.get("poisoning"):
         said = ", ".join(
             f"{name} {shown(row['naive'])} % naive and {shown(row['optimised'])} % optimised" for name, row in results["poisoning"].items()
@@ -110,9 +105,8 @@ FIGURES = {  # column: (key in a row of the record, digits)
     "nearest_auc": ("nearest.auc", 4),
     "advantage_more_than_rival": ("advantage_percent_difference", 3),
     "tpr_at_1_percent_fpr_more_than_rival": ("tpr_at_1_percent_difference", 4),
-    "closer_in_pixels": ("pixels.share_closer", 3),
-    "closer_in_structure": ("structure.share_closer", 3),
-    "closer_in_features": ("features.share_closer", 3),
+    **{f"closer_in_{name}": (f"{name}.share_closer", 3) for name in MEASURES},
+    **{f"outstanding_in_{name}": (f"{name}.share_outstanding", 3) for name in MEASURES},
     "naive_trigger_percent": ("naive", 2),
     "optimised_trigger_percent": ("optimised", 2),
 }
@@ -143,7 +137,8 @@ def kept_rows(folder: Path) -> list[dict[str, str]]:
         same = results["same_accuracy"].get(name, {})
         rows.append({"part": "attack", "set": name, "ipc": found["images_a_class"], "runs": found["runs"], **found, **same})
     for name, found in results.get("visual", {}).items():
-        rows.append({"part": "visual", "set": name, "ipc": method["ipc"], **found})
+        chance = f"{next(iter(found.values()))['chance']:.3f}"
+        rows.append({"part": "visual", "set": name, "ipc": method["ipc"], "chance_of_closer": chance, **found})
     for name, found in results.get("poisoning", {}).items():
         rows.append({"part": "poisoning", "set": name, "ipc": method["ipc"], **found})
     environment, evaluation = record["environment"], config["evaluation"]
@@ -159,7 +154,20 @@ def kept_rows(folder: Path) -> list[dict[str, str]]:
 
 
 def _flat(row: dict[str, Any]) -> dict[str, str]:
-    plain = ("part", "set", "ipc", "budget", "epsilon", "delta", "releases", "accountant", "runs", "rival", "distil_seconds")
+    plain = (
+        "part",
+        "set",
+        "ipc",
+        "budget",
+        "epsilon",
+        "delta",
+        "releases",
+        "accountant",
+        "runs",
+        "rival",
+        "distil_seconds",
+        "chance_of_closer",
+    )
     bounds = ("gaussian_bound", "rates_bound", "one_run_bound", "size_bound")
     found = {name: "" if row.get(name) is None else str(row[name]) for name in (*plain, *bounds)}
     for column, (path, digits) in FIGURES.items():
@@ -180,8 +188,8 @@ PAGE = {  # part: (words, columns of its table)
         ("set", "ipc", "accuracy", "advantage_percent", "tpr_at_1_percent_fpr", "lira_tpr_at_1_percent_fpr", "rival"),
     ),
     "visual": (
-        "How often training images are nearer than as many others (0.5: no copying seen)",
-        ("set", "closer_in_pixels", "closer_in_structure", "closer_in_features"),
+        "How often training images are nearer than others (beside chance) and stand out more than others (chance 0.5)",
+        ("set", "chance_of_closer", *(f"{what}_in_{name}" for name in MEASURES for what in ("closer", "outstanding"))),
     ),
     "poisoning": (
         "Images of other classes that obey a planted trigger",

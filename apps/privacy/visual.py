@@ -7,6 +7,7 @@ holdout images are equally strange. A small distance alone says little: some dat
 the comparison with the holdout. Nothing found is no proof of privacy.
 """
 
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -96,67 +97,88 @@ def nearest(points: Tensor, fetch: Fetch, positions: Tensor, distance: Distance)
 class Closeness:
     """How a set's n images compare by one distance.
 
-    ``share_closer``: share of comparisons in which training images are nearer than the holdout; 0.5 where nothing was copied, 1 for copies.
-    ``median_ratio`` (train over holdout) and ``fifth_percentiles`` (train, holdout) say how much. ``first_to_second``: median ratio of the
-    nearest distance to the second nearest, far below 1 for copies. ``found``: the nearest among all training images.
+    ``share_closer``: share of images whose nearest training image is nearer than their nearest holdout image. ``chance`` is what it is
+    where nothing was copied (training images over all images compared); 1 is copies. ``share_outstanding``: share of images whose nearest
+    training image stands out more from the second nearest than their nearest holdout image does; half where nothing was copied, 1 for
+    copies, and less where training images repeat themselves. ``median_ratio`` (train over holdout) and ``fifth_percentiles`` (train,
+    holdout) say how much, at one size of both sides; ``first_to_second`` is the median ratio of the nearest to the second nearest.
+    ``found``: the nearest among all training images.
     """
 
     share_closer: Interval
+    chance: float
+    share_outstanding: Interval
     median_ratio: float
     fifth_percentiles: tuple[float, float]
     first_to_second: float
     found: Nearest
 
+    @property
+    def copied(self) -> bool:
+        """Whether more is alike than chance explains: either share's 95 % interval lies above what chance gives."""
+        return self.share_closer.low > self.chance or self.share_outstanding.low > 0.5
+
     def as_dict(self) -> dict[str, object]:
-        share = self.share_closer
         return {
-            "share_closer": {"value": share.value, "low": share.low, "high": share.high},
+            "share_closer": dataclasses.asdict(self.share_closer),
+            "chance": self.chance,
+            "share_outstanding": dataclasses.asdict(self.share_outstanding),
             "median_ratio": self.median_ratio,
             "fifth_percentile_train": self.fifth_percentiles[0],
             "fifth_percentile_holdout": self.fifth_percentiles[1],
             "first_to_second": self.first_to_second,
             "smallest": float(self.found.distance.min()),
             "images": len(self.found.distance),
+            "copied": self.copied,
         }
 
     def __str__(self) -> str:
-        low, high = self.share_closer.low, self.share_closer.high
-        verdict = "nearer to training images" if low > 0.5 else "farther from training images" if high < 0.5 else "no difference seen"
+        shares = f"closer to train {self.share_closer} (chance {self.chance:.3g}), outstanding {self.share_outstanding} (chance 0.5)"
         ratios = f"median ratio {self.median_ratio:.3f}, nearest / second {self.first_to_second:.3f}"
-        return f"closer to train {self.share_closer}, {ratios}: {verdict}"
+        return f"{shares}, {ratios}: {'COPIES' if self.copied else 'no copying seen'}"
 
 
 def closeness(points: Tensor, train: tuple[int, Fetch], holdout: tuple[int, Fetch], distance: Distance, seed: int = 0) -> Closeness:
     """Compare a set's images with (count, fetch) of training and of holdout images.
 
-    More images are nearer by chance alone, so both sides are cut to one size: training images into as many parts as there are, by a seeded
-    draw, each compared with the holdout. The nearest of all training images is looked for among all of them. Ties count half.
+    More images are nearer by chance alone. For the shares, chance is known: where a set owes nothing to its training images, the nearest of
+    all images compared is any of them with equal probability, and how much it stands out does not depend on their number. For distances
+    both sides are cut to one size: training images into as many parts as there are, by a seeded draw. Ties count half.
     """
     size = min(train[0], holdout[0])
     if size < 1:
         raise InputError(f"{train[0]} training and {holdout[0]} holdout images; allowed: at least one of each.")
     draws = generator(seed, "visual")
-    device = points.device
-    order, others = (torch.randperm(count, generator=draws).to(device) for count in (train[0], holdout[0]))
-    parts = [nearest(points, train[1], part, distance) for part in order.split(size)]
-    whole = [part for part, positions in zip(parts, order.split(size), strict=True) if len(positions) == size]
-    outside = nearest(points, holdout[1], others[:size], distance)
-    wins = torch.stack([(part.distance < outside.distance).double() + 0.5 * (part.distance == outside.distance) for part in whole])
-    share = float(wins.mean())
-    low, high = clopper_pearson(round(share * len(points)), len(points))
-    inside = torch.stack([part.distance for part in whole]).double()
-    away = outside.distance.double()
+    sides = []
+    for count, fetch in (train, holdout):
+        positions = torch.randperm(count, generator=draws).to(points.device).split(size)
+        parts = [nearest(points, fetch, part, distance) for part in positions]
+        equal = torch.stack([part.distance for part, there in zip(parts, positions, strict=True) if len(there) == size])
+        sides.append((_together(parts), equal.double()))
+    (inside, near), (outside, away) = sides
+    found, other = (side.distance / side.second.clamp_min(1e-12) for side in (inside, outside))
+    return Closeness(
+        _share(inside.distance, outside.distance),
+        train[0] / (train[0] + holdout[0]),
+        _share(found, other),
+        float(near.median() / away.median().clamp_min(1e-12)),
+        (float(near.flatten().quantile(0.05)), float(away.flatten().quantile(0.05))),
+        float(found.median()),
+        inside,
+    )
+
+
+def _together(parts: Sequence[Nearest]) -> Nearest:
+    """The nearest among all parts."""
     both = torch.cat([torch.stack([part.distance, part.second]) for part in parts]).sort(dim=0, stable=True).values
     best = torch.stack([part.distance for part in parts]).argmin(0)
-    position = torch.stack([part.position for part in parts]).gather(0, best[None])[0]
-    found = Nearest(both[0], both[1], position)
-    return Closeness(
-        Interval(share, low, high),
-        float(inside.median() / away.median().clamp_min(1e-12)),
-        (float(inside.flatten().quantile(0.05)), float(away.quantile(0.05))),
-        float((found.distance / found.second.clamp_min(1e-12)).median()),
-        found,
-    )
+    return Nearest(both[0], both[1], torch.stack([part.position for part in parts]).gather(0, best[None])[0])
+
+
+def _share(ours: Tensor, theirs: Tensor) -> Interval:
+    """How often ours is smaller, with its exact interval over images."""
+    share = float(((ours < theirs).double() + 0.5 * (ours == theirs)).mean())
+    return Interval(share, *clopper_pearson(round(share * len(ours)), len(ours)))
 
 
 def visual_privacy(
@@ -210,7 +232,7 @@ def visual_privacy(
         fetch, points = (embedded, features(condensed.images)) if name == "features" else (pixels, condensed.pixels())
         found = closeness(points, fetch("train"), fetch(holdout), structure if name == "structure" else root_mean_square, seed)
         there = Nearest(found.found.distance, found.found.second, chosen["train"][found.found.position])
-        rows[name] = Closeness(found.share_closer, found.median_ratio, found.fifth_percentiles, found.first_to_second, there)
+        rows[name] = dataclasses.replace(found, found=there)
     return rows
 
 

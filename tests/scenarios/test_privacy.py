@@ -65,7 +65,7 @@ def test_mistakes_are_one_line(change: dict[str, Any], words: str) -> None:
 
 def test_a_study_leaves_sets_a_guarantee_and_figures_and_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     attack = {"runs": 2, "arms": ["private", "random"], "pool": 200}
-    given = make("tiny", "Tiny", tables(attack=attack, visual={"network": "MLP", "limit": 100}), "s.toml")
+    given = make("tiny", "Tiny", tables(attack=attack, visual={"network": "MLP"}), "s.toml")
 
     def stops(*args: Any, **named: Any) -> None:
         raise KeyboardInterrupt
@@ -90,7 +90,9 @@ def test_a_study_leaves_sets_a_guarantee_and_figures_and_goes_on_where_it_stoppe
     assert "not covered" in privacy.answer(record)
     assert privacy.accuracy_table(record)[0] == ["set", "epsilon 8"]
     assert "differential privacy" in (folder / "report.html").read_text()
-    assert record["results"]["visual"]["random"]["pixels"]["share_closer"]["value"] > 0.5  # copies, where they are among the 100
+    assert record["results"]["visual"]["random"]["pixels"]["copied"]
+    assert not record["results"]["visual"]["private start, epsilon 8"]["pixels"]["copied"]
+    assert "random in pixels" in privacy.answer(record)
     rows = privacy.kept_rows(folder)
     assert len({tuple(row) for row in rows}) == 1
     assert {row["part"] for row in rows} == {"sets", "attack", "visual"}

@@ -78,31 +78,43 @@ def pool(images: Tensor) -> tuple[int, visual.Fetch]:
     return len(images), lambda index: images[index]
 
 
-def test_copies_are_seen() -> None:
-    train, holdout = torch.rand((50, 1, 4, 4), generator=draws()), torch.rand((20, 1, 4, 4), generator=draws(1))
+def test_copies_are_seen_among_many_images() -> None:
+    """Ten copies among six times as many training as holdout images."""
+    train, holdout = torch.rand((600, 1, 4, 4), generator=draws()), torch.rand((100, 1, 4, 4), generator=draws(1))
     found = closeness(train[20:30], pool(train), pool(holdout), root_mean_square)
-    # A copy is in one of the two whole parts at most; in the other the comparison is a fair one.
     assert found.found.position.tolist() == list(range(20, 30))
+    assert found.share_closer.value == found.share_outstanding.value == 1.0
     assert found.first_to_second == 0.0
-    assert found.share_closer.value > 0.5
-    alone = closeness(train[:20], pool(train[:20]), pool(holdout), root_mean_square)
-    assert alone.share_closer.value == 1.0
-    assert alone.share_closer.low > 0.8
+    assert found.chance == pytest.approx(6 / 7)
+    assert found.copied
+    assert "COPIES" in str(found)
+    alone = closeness(train[:20], pool(train[:100]), pool(holdout), root_mean_square)
+    assert alone.share_closer.low > 0.8 > alone.chance == 0.5
     assert alone.median_ratio == 0.0
-    assert "nearer to training images" in str(alone)
 
 
-def test_more_training_than_holdout_images_do_not_look_like_copying() -> None:
-    """All images from one distribution: half of the comparisons go each way, whatever the sizes. Uncut, five of six would."""
-    for sizes in ((500, 100), (100, 500)):
-        shares = []
-        for seed in range(30):
-            points, train, holdout = (
-                torch.rand((20, 1, 2, 2), generator=draws(seed)),
-                *(torch.rand((n, 1, 2, 2), generator=draws(seed + 100 * n)) for n in sizes),
-            )
-            shares.append(closeness(points, pool(train), pool(holdout), root_mean_square, seed).share_closer.value)
-        assert abs(np.mean(shares) - 0.5) < 4 * np.std(shares) / 30**0.5
+def test_near_copies_are_seen_too() -> None:
+    train, holdout = torch.rand((300, 1, 6, 6), generator=draws()), torch.rand((300, 1, 6, 6), generator=draws(1))
+    points = train[:30] + 0.1 * torch.rand((30, 1, 6, 6), generator=draws(2))
+    assert closeness(points, pool(train), pool(holdout), root_mean_square).copied
+
+
+@pytest.mark.parametrize("sizes", [(500, 100), (100, 500), (300, 300)])
+def test_more_training_than_holdout_images_do_not_look_like_copying(sizes: tuple[int, int]) -> None:
+    """All images from one distribution: both shares are what chance gives, whatever the sizes, and hardly any verdict is wrong."""
+    closer, outstanding, ratios, wrong = [], [], [], 0
+    for seed in range(60):
+        points = torch.rand((20, 1, 3, 3), generator=draws(seed))
+        train, holdout = (torch.rand((count, 1, 3, 3), generator=draws(1000 * seed + k + 1)) for k, count in enumerate(sizes))
+        found = closeness(points, pool(train), pool(holdout), root_mean_square, seed)
+        closer.append(found.share_closer.value)
+        outstanding.append(found.share_outstanding.value)
+        ratios.append(found.median_ratio)
+        wrong += found.copied
+    assert abs(np.mean(closer) - sizes[0] / sum(sizes)) < 4 * np.std(closer) / 60**0.5
+    assert abs(np.mean(outstanding) - 0.5) < 4 * np.std(outstanding) / 60**0.5
+    assert abs(np.mean(ratios) - 1) < 0.05
+    assert wrong <= 9  # each share is wrong in 2.5 % at most
 
 
 def test_a_set_of_real_images_is_told_from_one_of_others(toy_data: ImageData) -> None:
@@ -111,6 +123,7 @@ def test_a_set_of_real_images_is_told_from_one_of_others(toy_data: ImageData) ->
     assert set(rows) == {"pixels", "structure", "features"}
     for row in rows.values():
         assert row.share_closer.value == 1.0
+        assert row.copied
     images = toy_data.normalised("train", rows["pixels"].found.position)
     assert torch.allclose(images, copied.images, atol=1e-5)
     strange = select(toy(seed=77), "random", 3, draws())
