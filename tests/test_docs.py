@@ -1,0 +1,191 @@
+"""Every code block of the pages is run, or, where it says that it needs more than a test has, checked; and the check can fail."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from distill import networks
+from distill.errors import InputError
+from distill.methods import METHODS
+from tests import test_examples
+from tests.pages import COMMANDS, LANGUAGES, PAGES, ROOT, Block, blocks, check_command, check_python, check_toml, commands, inline_commands
+
+BLOCKS = [block for page in PAGES for block in blocks(page.read_text(), str(page.relative_to(ROOT)))]
+PYTHON = [block for block in BLOCKS if block.language == "python"]
+EXAMPLES = {path.read_text().strip(): path for path in sorted((ROOT / "examples").iterdir()) if path.is_file()}
+# Pages whose Python blocks another test runs, with what the page leaves to the reader.
+ELSEWHERE = {"apps/continual/README.md": "tests/apps/continual/test_readme.py", "docs/privacy.md": "tests/apps/privacy/test_page.py"}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_known():
+    before = [(known, dict(known)) for known in (METHODS, networks.OWN)]
+    yield
+    for known, kept in before:
+        known.clear()
+        known.update(kept)
+
+
+def is_example(block: Block) -> bool:
+    """Whether the block is a file of examples/, which test_examples.py runs."""
+    path = EXAMPLES.get(block.text.strip())
+    if path is None:
+        return False
+    assert path.name in (*test_examples.SCRIPTS, *test_examples.STUDIES, "mymethod.py")
+    return True
+
+
+def test_pages_are_found_and_every_block_says_what_it_is() -> None:
+    assert len(PAGES) > 12
+    assert len(PYTHON) > 12
+    assert [f"{block}: {block.language!r}" for block in BLOCKS if block.language not in LANGUAGES] == []
+    for block in BLOCKS:
+        if block.language == "text":
+            hidden = [line for line in block.text.splitlines() if line.split()[:1] and line.split()[0] in COMMANDS]
+            assert not hidden, f"{block}: a command in a block of text: {hidden[0]}"
+
+
+RUN = sorted({block.page for block in PYTHON if not (block.needs or is_example(block)) and block.page not in (*ELSEWHERE, "README.md")})
+
+
+@pytest.mark.plain_layers  # pages show plain scripts
+@pytest.mark.parametrize("page", RUN)
+def test_python_blocks_run_one_after_the_other(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "page"}
+    for block in PYTHON:
+        if block.page == page and not block.needs and not is_example(block):
+            exec(compile("\n" * block.line + block.text, str(ROOT / page), "exec"), names)
+
+
+def test_the_readmes_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    (block,) = [block for block in PYTHON if block.page == "README.md"]
+    exec(compile(block.text, "README.md", "exec"), {"__name__": "page"})
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("condensed", "random", "whole", "±"))
+    assert (tmp_path / "digits.safetensors").is_file()
+
+
+@pytest.mark.parametrize("block", [block for block in PYTHON if block.needs], ids=str)
+def test_a_block_that_needs_more_is_checked(block: Block) -> None:
+    check_python(block.text, str(block))
+
+
+@pytest.mark.parametrize(("page", "test"), ELSEWHERE.items())
+def test_blocks_that_run_elsewhere_do(page: str, test: str) -> None:
+    code = (ROOT / test).read_text()
+    assert Path(page).name in code
+    assert "exec(" in code
+    assert "```python" in code
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "toml"], ids=str)
+def test_toml_blocks_are_studies(block: Block) -> None:
+    check_toml(block.text, str(ROOT / "examples" / "page.toml"))
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "sh"], ids=str)
+def test_shell_blocks_are_commands_that_exist(block: Block) -> None:
+    if any(tool in block.text for tool in ("flwr ", "flower-")):
+        pytest.importorskip("flwr")
+    found = commands(block.text)
+    assert found
+    if "[--" not in block.text and "<" not in block.text and not re.search(r"\w  +[^#\s\\]", block.text):  # no synopsis, no prose beside
+        subprocess.run(["bash", "-n"], input=block.text, text=True, check=True)
+    for words in found:
+        check_command(words)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_in_the_text_exist(page: Path) -> None:
+    for command in inline_commands(page.read_text()):
+        for words in commands(command):
+            check_command(words)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_pictures_are_there(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text()):
+        if not target.startswith(("http://", "https://")):
+            assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) < 200
+
+
+# The checks can fail
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "distill run quickstrat",
+        "distill run no-such-study.toml",
+        "distill run quickstart --sed 3",
+        "distill run quickstart --set method.iterations=many",
+        "distill run quickstart --set method.iteration=3",
+        "distill run paper-dm-cifar11-ipc10",
+        "distill condense --data digts",
+        "distill condense --data digits --method dmm",
+        "distill condense --data digits --set lr=1",
+        "distill evaluate SET.safetensors --data digits --network ConvNett",
+        "distill evaluate SET.safetensors --data digits --baseline rndom",
+        "distill evaluate SET.safetensors",
+        "distill list method",
+        "distill shwo SET.safetensors",
+        "distill run SCENARIO [--seeed N]",
+        "python -m apps.privacy.adit scores.npz",
+        "python -m apps.privacy.audit scores.npz --clamed 3",
+        "python -m apps.privacy.audit scores.npz [--clamed EPSILON]",
+        "python -m scenarios.tables --all",
+        "python script.py",
+        "make tset",
+        'make reproduce REPRODUCE="--minute 3 x --form papers"',
+        'pip install "distill-apps[federate]"',
+        "distil run quickstart",
+    ],
+)
+def test_a_wrong_command_is_found(command: str) -> None:
+    (words,) = commands(command)
+    with pytest.raises(Exception, match=r"\w{3}"):
+        check_command(words)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from distill import distill",
+        "import distil",
+        "import distill\ndistill.distil(data)",
+        "import distill\ndata = distill.load('digits', sise=3)",
+        "import distill\ndata = distill.load('digits')\ndistill.distil(data, method='dm', iteration=3)",
+        "import distill\ndata = distill.laod('digits')",
+        "import distill\nif True print(distill)",
+    ],
+)
+def test_a_wrong_python_block_is_found(code: str) -> None:
+    with pytest.raises((AssertionError, ImportError, AttributeError, SyntaxError)):
+        check_python(f"# needs an hour\n{code}", "page")
+
+
+def test_a_wrong_toml_block_is_found() -> None:
+    good = 'kind = "condense"\n[data]\nname = "digits"\n[method]\niterations = 3'
+    check_toml(good, "page.toml")
+    for wrong in (good.replace("iterations", "iteration"), good.replace("condense", "condens"), good.replace("3", '"3"')):
+        with pytest.raises(InputError):
+            check_toml(wrong, "page.toml")
+
+
+def test_blocks_are_found_where_they_are() -> None:
+    page = "a\n\n    distill run x\n\n```python\nb = 1\n```\n- list\n  more\n\n```\nc\n```\n\n    tree/\n      leaf\n"
+    assert [(b.line, b.language, b.text) for b in blocks(page, "p")] == [
+        (3, "sh", "distill run x"),
+        (5, "python", "b = 1"),
+        (11, "", "c"),
+        (15, "text", "tree/\n  leaf"),
+    ]
+    assert inline_commands("a `distill run\nx` b\n```sh\n`distill run y`\n```\n") == ["distill run x"]
