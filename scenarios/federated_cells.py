@@ -4,7 +4,6 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
-import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from apps.federated.settings import ALONE, Settings
 from distill.data import ImageData
 from distill.errors import InputError
 from distill.memory import keep_freed_memory
+from distill.processes import end_with_parent
 from distill.records import read_lines, write_json_lines
 from scenarios.folder import Options, load_data
 
@@ -99,7 +99,7 @@ def _side_by_side(
     try:
         for _ in range(workers):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, study, options, folder, os.getpid()), daemon=True)
+            process = context.Process(target=_work, args=(theirs, study, options, folder), daemon=True)
             process.start()
             theirs.close()
             give(ours, process)
@@ -127,11 +127,11 @@ def _side_by_side(
             process.join()
 
 
-def _work(pipe: Connection, study: "FederatedStudy", options: Options, folder: Path, parent: int) -> None:
+def _work(pipe: Connection, study: "FederatedStudy", options: Options, folder: Path) -> None:
     """A worker's life: take a cell, run it, send None or what was wrong with the input, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
     keep_freed_memory()
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    end_with_parent()
     data = load_data(study, options)
     try:
         while True:
@@ -147,10 +147,3 @@ def _work(pipe: Connection, study: "FederatedStudy", options: Options, folder: P
     except Exception:
         traceback.print_exc()
         os._exit(1)
-
-
-def _end_with(parent: int) -> None:
-    """When the parent is gone, however it went, nobody may write in its folder any more."""
-    while os.getppid() == parent:
-        time.sleep(0.2)
-    os._exit(1)

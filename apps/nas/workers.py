@@ -21,6 +21,7 @@ import torch
 from apps.nas.training import WHOLE, Job, Shelf, failed, measure
 from distill.errors import InputError
 from distill.memory import keep_freed_memory
+from distill.processes import end_with_parent
 from distill.train import Recipe
 
 Row = dict[str, Any]
@@ -185,6 +186,7 @@ def _end(worker: _Worker) -> None:
 def serve(pipe: Connection, content: bytes, device: str) -> None:
     """A worker's life: take a job, send its row, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
+    end_with_parent()
     torch.set_num_threads(1)
     keep_freed_memory()
     shelf = pickle.loads(content).to(device)

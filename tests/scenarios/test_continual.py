@@ -93,7 +93,7 @@ def test_table_answer_and_kept_rows(whole: tuple[Path, dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize("moment", [4, 15])
-def test_a_killed_run_resumes_to_the_same_numbers(
+def test_a_stopped_run_resumes_to_the_same_numbers(
     moment: int, whole: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped after so many ledger lines (between units, between and inside experiences), then resumed."""

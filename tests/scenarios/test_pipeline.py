@@ -1,15 +1,8 @@
 """Pipelines: the sets that go from stage to stage, files that cannot work, stages that are done, and runs that are stopped anywhere."""
 
-import contextlib
 import copy
 import dataclasses
 import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -291,53 +284,10 @@ def test_a_failed_stage_names_itself_and_can_be_resumed(error: Exception, tmp_pa
     assert again["status"] == "done"
 
 
-# A child whose checkpoints come at every step, so that a kill lands between, before and inside them.
-CHILD = "import distill.run; distill.run.CHECKPOINT_SECONDS = 0.0; from scenarios.cli import main; main()"
-
-
-def progress(out: Path) -> int:
-    """Lines that were logged and files that were finished, in all stages."""
-    count = 0
-    with contextlib.suppress(FileNotFoundError):  # files come and go while they are counted
-        count = sum(len(list(out.rglob(name))) for name in ("*.npz", "record.json", "memory-*.safetensors"))
-        count += sum(len(path.read_bytes().splitlines()) for name in ("metrics.jsonl", "rounds.jsonl") for path in out.rglob(name))
-    return count
-
-
-def test_kill_and_resume_gives_the_same_results(tmp_path: Path) -> None:
-    scenario = tmp_path / "test.toml"
-    scenario.write_text(_toml(tables()))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def command(out: str) -> list[str]:
-        return [sys.executable, "-c", CHILD, "run", str(scenario), "--out", str(tmp_path / out), "--device", "cpu", "--resume"]
-
-    subprocess.run(command("whole"), env=environment, check=True, capture_output=True)
-    dice = random.Random("pipeline")
-    moments = sorted(dice.uniform(0.05, 0.9) * progress(tmp_path / "whole") for _ in range(3))
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    kills = 0
-    for moment in moments:
-        child = subprocess.Popen(command("killed"), env=environment, **quiet)
-        while progress(tmp_path / "killed") < moment and child.poll() is None:
-            time.sleep(0.005)
-        time.sleep(dice.uniform(0, 0.05))
-        child.kill()
-        kills += child.wait() == -signal.SIGKILL
-    subprocess.run(command("killed"), env=environment, check=True, capture_output=True)
-    assert kills >= 1
-    whole, killed = (read_json(next((tmp_path / out).iterdir()) / "record.json") for out in ("whole", "killed"))
-    assert killed["status"] == "done"
-    assert timeless(whole["results"]) == timeless(killed["results"])
-    sets = [CondensedSet.load(next((tmp_path / out).glob("*/sets/*.safetensors"))).images for out in ("whole", "killed")]
-    assert torch.equal(*sets)
-    assert not list((tmp_path / "killed").rglob(".*.part"))
-
-
-def _toml(given: dict[str, Any], where: str = "") -> str:
+def toml(given: dict[str, Any], where: str = "") -> str:
     """Tables as TOML text, which the standard library only reads."""
     plain = [f"{key} = {json.dumps(value)}" for key, value in given.items() if not isinstance(value, dict)]
-    inner = [_toml(value, f"{where}.{key}" if where else key) for key, value in given.items() if isinstance(value, dict)]
+    inner = [toml(value, f"{where}.{key}" if where else key) for key, value in given.items() if isinstance(value, dict)]
     return "\n".join([*([f"[{where}]"] if where else []), *plain, *inner])
 
 
@@ -422,7 +372,7 @@ def test_a_set_of_other_classes_than_planned_is_refused(tmp_path: Path) -> None:
 
 def test_the_command_line_names_the_stage_and_exits_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scenario = tmp_path / "mine.toml"
-    scenario.write_text(_toml(tables("stages.rank.from=clint")))
+    scenario.write_text(toml(tables("stages.rank.from=clint")))
     with pytest.raises(SystemExit) as caught:
         main(["run", str(scenario), "--out", str(tmp_path / "out")])
     assert caught.value.code == 2
