@@ -89,10 +89,9 @@ def train_experts(data: ImageData, config: ExpertConfig, network: Factory | None
         made = [torch.stack(list(_epochs(data, config, network, k))) for k in range(config.experts)]
         return Trajectories(config.experts, config.epochs, lambda expert, epoch: made[expert][epoch])
     folder = cache_folder(data, config)
-    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", {"data": data.spec.name, **dataclasses.asdict(config)})
     with (folder / ".lock").open("w") as lock, _bar(config, progress) as advance:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another process at the same experts finishes them first
-        write_json(folder / "config.json", {"data": data.spec.name, **dataclasses.asdict(config)})
         for expert in range(config.experts):
             path = folder / f"expert-{expert:04d}.safetensors"
             if not path.exists():

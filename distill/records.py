@@ -1,6 +1,7 @@
 """What a run leaves on disk: whole files or none, one JSON line per event, and the facts of the machine."""
 
 import contextlib
+import errno
 import importlib.metadata
 import json
 import math
@@ -10,27 +11,49 @@ import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from distill.errors import InputError
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "safetensors", "distill-apps")
 
 
-def write_whole(path: Path, data: bytes | str) -> None:
-    """Write to a temporary file beside ``path``, flush it to the disk, rename: a reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+class CannotWrite(InputError):
+    """The system does not let a file be written: no room, no right, no such place. What was written before is whole."""
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Whatever the system refuses inside the block becomes one line (`CannotWrite`) with the path and what to do."""
     try:
-        with part.open("wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        do = "make room there" if error.errno in NO_ROOM else "give a place that can be written"
+        raise CannotWrite(
+            f"{path}: cannot be written ({error.strerror or error}); {do}. A run that stopped goes on with --resume."
+        ) from None
+
+
+def write_whole(path: Path, data: bytes | str) -> None:
+    """Write to a temporary file beside ``path``, flush it to the disk, rename: a reader sees the old file or the new one, never a part.
+
+    `CannotWrite` when the disk is full or the place cannot be written; the old file, where there was one, stays.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("wb") as file:
+                file.write(data.encode() if isinstance(data, str) else data)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            with contextlib.suppress(OSError):  # where it could not be made it cannot be there
+                part.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -49,9 +72,26 @@ def read_json(path: Path) -> Any:
 
 
 def append_line(path: Path, event: dict[str, Any]) -> None:
-    """Append one flat JSON object as a line of its own."""
-    with path.open("a") as file:
-        file.write(json.dumps(_plain(event), allow_nan=False) + "\n")
+    """Append one flat JSON object as a line of its own; the file has one writer. `CannotWrite` as in `write_whole`."""
+    line = json.dumps(_plain(event), allow_nan=False) + "\n"
+    with writing(path), path.open("ab+") as file:
+        _cut_to_whole_lines(file)
+        file.write(line.encode())
+
+
+def _cut_to_whole_lines(file: BinaryIO) -> None:
+    """A last line that a kill or a full disk cut off would swallow the next one; readers do not see it anyway."""
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - 65536)
+        file.seek(start)
+        block = file.read(end - start)
+        if (place := block.rfind(b"\n")) >= 0:
+            end = start + place + 1
+            break
+        end = start
+    if end < file.seek(0, os.SEEK_END):
+        file.truncate(end)
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -25,7 +25,7 @@ from distill import sharding
 from distill.data import ImageData
 from distill.data_sources import load
 from distill.errors import InputError
-from distill.records import environment, peak_memory_bytes, read_json, write_json
+from distill.records import CannotWrite, environment, peak_memory_bytes, read_json, write_json, writing
 from scenarios.report import write_report
 from scenarios.schema import Study
 
@@ -55,6 +55,9 @@ def run_study(study: Study, options: Options) -> tuple[Path, dict[str, Any]]:
     console = Console(stderr=True, highlight=False, quiet=options.quiet)
     earlier = read_json(folder / "record.json") if (folder / "record.json").exists() else None
     if earlier and earlier.get("status") == "done":
+        if not (folder / "report.html").exists():  # stopped in its very last moment
+            with contextlib.suppress(CannotWrite):
+                write_report([folder], folder / "report.html")
         say(console, f"{folder} is done already; showing its record. Delete the folder to run it again.")
         return folder, earlier
     if folder.exists() and any(folder.iterdir()) and not options.resume:
@@ -64,7 +67,8 @@ def run_study(study: Study, options: Options) -> tuple[Path, dict[str, Any]]:
     if sharding.rank() > 0:  # computes its share; the first process keeps the folder
         room.fill(study, options, data, folder, {}, Console(quiet=True))
         return folder, {"status": "done", "results": {}}
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with _only_one(folder):
         for part in folder.rglob(".*.part"):  # what a killed process was writing; nobody else writes here now
             part.unlink()
@@ -86,16 +90,14 @@ def run_study(study: Study, options: Options) -> tuple[Path, dict[str, Any]]:
         try:
             with _clock(record):
                 room.fill(study, options, data, folder, record["results"], console)
-                record["status"] = "done"
-        except KeyboardInterrupt:
-            record["status"] = "interrupted"
+            room.draw(study, folder, record["results"])
+        except BaseException as error:
+            record["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            with contextlib.suppress(CannotWrite):  # on a full disk the record stays as it was; what stopped the run is what is told
+                write_json(folder / "record.json", record)
             raise
-        except BaseException:
-            record["status"] = "failed"
-            raise
-        finally:
-            write_json(folder / "record.json", record)
-        room.draw(study, folder, record["results"])
+        record["status"] = "done"
+        write_json(folder / "record.json", record)
         write_report([folder], folder / "report.html")
     return folder, record
 
@@ -128,7 +130,9 @@ def _clock(record: dict[str, Any]) -> Iterator[None]:
 @contextlib.contextmanager
 def _only_one(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; the system lets go of it when the process ends, however it ends."""
-    with (folder / ".lock").open("w") as file:
+    with contextlib.ExitStack() as stack:
+        with writing(folder):
+            file = stack.enter_context((folder / ".lock").open("w"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -107,7 +107,7 @@ def _run(made: Any, options: Options, folder: Path, console: Console, what: str)
         shutil.copytree(sister, part)
         part.rename(own)
         say(console, f"{what}: taken from {sister}")
-    if _status(own) == "done":
+    if _status(own) == "done" and (own / "report.html").exists():
         say(console, f"{what}: done already, in {own}")
     else:
         say(console, f"{what} ({made.kind})")

@@ -16,7 +16,7 @@ from apps.federated.server_app import serve
 from apps.federated.settings import Settings, to_json
 from apps.federated.wire import parse_npy
 from distill.data import ImageData
-from distill.records import write_whole
+from distill.records import CannotWrite, write_whole
 
 FIRST_NODE = 1000
 CRASHED = 2  # Flower's code for a ClientApp that raised
@@ -75,6 +75,8 @@ class LocalGrid(Grid):
         context = self.contexts[message.metadata.dst_node_id]
         try:
             reply = self.client(message, context)
+        except CannotWrite:  # here all clients share the server's disk
+            raise
         except Exception as error:  # as Flower does: a client's crash is an answer, not ours
             reply = Message(Error(CRASHED, f"{type(error).__name__}: {error}"), reply_to=message)
         self._remember(message.metadata.dst_node_id, context)
