@@ -34,9 +34,13 @@ def register(kind: str, tables: dict[str, Any], source: str) -> dict[str, str]:
     ``source`` is the scenario file and opens each message. Raises `InputError`.
     """
     found: dict[str, str] = {}
-    for what, places in (("method", METHODS_IN), ("network", NETWORKS_IN)) if kind in KINDS else ():
+    settings = tables.get("settings")
+    networks_in = [*NETWORKS_IN, *((f"settings.{method}", "network") for method in (settings if isinstance(settings, dict) else ()))]
+    for what, places in (("method", METHODS_IN), ("network", networks_in)) if kind in KINDS else ():
         for table, key in places:
-            inner = tables.get(table)
+            first, _, method = table.partition(".")
+            inner = tables.get(first)
+            inner = inner.get(method) if method and isinstance(inner, dict) else inner
             given = inner.get(key) if isinstance(inner, dict) else None
             for path in given if isinstance(given, list) else [given]:
                 if isinstance(path, str) and ":" in path:

@@ -163,6 +163,19 @@ def test_a_network_of_ones_own_is_condensed_with_and_judged(tmp_path: Path, toy_
     assert "is a int; allowed: a function of the data spec" in refused(tmp_path, "dm", 'network = "nets:make"')
 
 
+def test_a_continual_study_takes_both(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(METHOD)
+    (tmp_path / "nets.py").write_text(NETS + "other = make\n")
+    settings = {"mine:MyMethod": {"iterations": 3, "network": "nets:other"}}
+    tables = {"kind": "continual", "data": {"name": "digits"}, "memory": {"methods": ["random", "mine:MyMethod"], "per_class": [1]}}
+    tables |= {"learner": {"network": "nets:make"}, "settings": settings}
+    found = study("own", tables, str(tmp_path / "own.toml"))
+    assert set(found.merged["own"]) == {"mine:MyMethod", "nets:make", "nets:other"}
+    settings["mine:MyMethod"]["network"] = "nets:ohter"
+    with pytest.raises(InputError, match=r"own\.toml: \[settings\.mine:MyMethod\]: key 'network': nets\.py: name 'ohter' is not known"):
+        study("own", tables, str(tmp_path / "own.toml"))
+
+
 def test_register_in_python(toy_data: ImageData) -> None:
     import runpy
 
