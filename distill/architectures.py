@@ -65,6 +65,7 @@ class Network(nn.Module):
         return [*outputs, self.neck(images)]
 
     def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, K) of normalised images (N, C, H, W)."""
         return self.head(self.neck(self.body(images)))  # type: ignore[no-any-return]
 
 
@@ -146,6 +147,7 @@ def _style(name: str) -> _Style:
 
 
 def build(name: str, spec: DataSpec) -> Network:
+    """The network called ``name`` for the spec's image shape and classes, with torch's initial weights; `InputError` as `check_name`."""
     check_name(name)
     norm = "BN" if "BN" in name else "IN"
     if name == "MLP":

@@ -43,6 +43,8 @@ DC_RANGES = Ranges(scale=(0.8, 1.2), rotate=45.0, noise=0.001, mean_pad=True)
 
 @dataclass(frozen=True)
 class Strategy:
+    """Names of transforms, of which one is drawn each time (DSA's "Siamese" strategy), and their ranges."""
+
     transforms: tuple[str, ...]
     ranges: Ranges = DSA_RANGES
 

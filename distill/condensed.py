@@ -123,6 +123,7 @@ class CondensedSet:
     # New sets from this one
 
     def to(self, device: torch.device | str) -> "CondensedSet":
+        """The same set with its tensors on ``device``."""
         whitening = None if self.whitening is None else self.whitening.to(device)
         return dataclasses.replace(self, images=self.images.to(device), labels=self.labels.to(device), whitening=whitening)
 

@@ -17,7 +17,10 @@ CORESETS = ("random", "herding", "kcenter", "kmeans", "class_mean")
 
 
 def select(data: ImageData, name: str, ipc: int, generator: torch.Generator, embed: Embed | None = None) -> CondensedSet:
-    """The coreset called ``name`` with ``ipc`` images of each class that the training split has."""
+    """The coreset called ``name``: at most ``ipc`` images of each class that the training split has; `InputError` for an unknown name.
+
+    ``embed`` maps normalised images (n, C, H, W) to the features (n, D) by which images are compared; without it their pixels are.
+    """
     if name not in CORESETS:
         raise unknown_name("coreset", name, CORESETS)
     if ipc < 1:

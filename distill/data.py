@@ -70,6 +70,7 @@ class ImageData:
 
     @property
     def device(self) -> torch.device:
+        """Where all splits lie."""
         return self.train.images.device
 
     @functools.cached_property
@@ -198,6 +199,7 @@ class ImageData:
 
 
 def check_fraction(fraction: float) -> None:
+    """Raises `InputError` unless this is a number of at least 0 and below 1."""
     if not isinstance(fraction, int | float) or not 0 <= fraction < 1:
         raise InputError(f"validation is {str(fraction)[:40]}; allowed: a fraction from 0 up to, not including, 1.")
 

@@ -31,6 +31,7 @@ class Accuracy:
 
     @property
     def mean(self) -> float:
+        """Mean over seeds, percent."""
         return numbers.fmean(self.values)
 
     @property
@@ -42,10 +43,12 @@ class Accuracy:
 
     @property
     def low(self) -> float:
+        """Lower end of the 95 % interval, percent, at least 0; NaN for a single seed."""
         return max(0.0, self.mean - self.half_width) if len(self.values) > 1 else float("nan")
 
     @property
     def high(self) -> float:
+        """Upper end of the 95 % interval, percent, at most 100; NaN for a single seed."""
         return min(100.0, self.mean + self.half_width) if len(self.values) > 1 else float("nan")
 
     def __str__(self) -> str:
@@ -135,7 +138,7 @@ def evaluate(
     """Accuracy of networks trained on a condensed set, beside the same networks trained on rivals under the same recipe.
 
     ``network`` may be a list (cross-architecture). Every number is that of the last step: nothing is ever picked by its accuracy.
-    Raises `InputError` when the set does not fit the data.
+    ``seeds`` is how many networks, or their seeds; accuracies are percent of ``split``. `InputError` when the set does not fit the data.
     """
     data = fitted(condensed, data)
     recipe = protocol(recipe, data.spec) if isinstance(recipe, str) else recipe

@@ -89,4 +89,5 @@ class Fast(nn.Module):
         self._run = accelerated(network, device, work, precision, compile)
 
     def forward(self, images: Tensor) -> Tensor:
+        """The wrapped network's output for images (N, C, H, W)."""
         return self._run(images)

@@ -182,10 +182,12 @@ def around(network: nn.Module, centre: Tensor, radius: float, generator: torch.G
 
 
 def has_batchnorm(network: nn.Module) -> bool:
+    """Whether an image's output depends on the others of its batch."""
     return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in network.modules())
 
 
 def parameter_count(network: nn.Module) -> int:
+    """Number of all parameters, trainable or not."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 

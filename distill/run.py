@@ -71,13 +71,14 @@ def distil(
     tags: dict[str, Any] | None = None,
     **settings: Any,
 ) -> CondensedSet:
-    """A data set's knowledge in ``ipc`` images a class.
+    """A data set's knowledge in ``ipc`` images a class: a `CondensedSet` of (ipc x classes, C, H, W) with its provenance.
 
     ``method`` is a name in `METHODS`, whose config fields may be given as further keywords (``iterations=300``), or a ready distiller.
     ``network`` replaces the config's network by another name or by a function of the data spec; ``initial`` replaces its initialisation.
     With ``checkpoint`` (a file) the run can be stopped at any moment and continued with ``resume=True`` to the same bits; ``metrics`` is a
     JSON-lines file that gets the losses, each line with ``tags``. Progress shows on a terminal unless ``progress`` says otherwise.
-    Under torchrun (after `distill.sharding.start`) processes share the classes out and all return the same set.
+    Under torchrun (after `distill.sharding.start`) processes share the classes out and all return the same set. Raises `InputError` for an
+    unknown method or setting, first images that do not fit the data, and a checkpoint of another run; `Interrupted` when it was stopped.
     """
     statistics = ExactStatistics(source) if isinstance(source, ImageData) else source
     device = statistics.device

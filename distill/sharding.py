@@ -27,10 +27,12 @@ def end() -> None:
 
 
 def count() -> int:
+    """Number of processes that share the work; 1 without torchrun."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
+    """This process's number, from 0."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
@@ -40,6 +42,7 @@ def mine(position: int) -> bool:
 
 
 def check_classes(classes: int) -> None:
+    """Raises `InputError` when there are more processes than classes to share out."""
     if count() > classes:
         raise InputError(f"{count()} processes were launched for {classes} classes; at most one process a class is of use.")
 

@@ -48,6 +48,7 @@ class DataSpec:
 
     @property
     def num_classes(self) -> int:
+        """K, the number of class names."""
         return len(self.classes)
 
     @property

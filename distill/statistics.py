@@ -25,6 +25,8 @@ Embed = Callable[[Tensor], Tensor]
 class RealStatistics(Protocol):
     """What a matching method may ask about real data. A method that asks nothing else can be made private from outside.
 
+    ``spec`` is the data's, ``device`` where tensors are given, ``fingerprint`` tells data sets apart (None where it would tell too much),
+    ``whitening`` the transform in whose space images are shown, or None.
     ``classes`` are the class ids that have images; lists and first dimensions below follow their order. ``privacy`` is None or the
     statement that goes into the provenance of a set made from these statistics.
     """
@@ -54,7 +56,7 @@ class RealStatistics(Protocol):
     def class_gradients(
         self, network: nn.Module, batch_size: int, augment: Augment | None, generator: torch.Generator
     ) -> list[list[Tensor]]:
-        """For each class, the gradient of the mean cross-entropy of a random batch, one tensor per trainable parameter."""
+        """For each class, the gradient of the mean cross-entropy of a random batch, one tensor per trainable parameter, in its shape."""
         ...
 
     def warm_batchnorm(self, network: nn.Module, per_class: int, generator: torch.Generator) -> None:
@@ -109,6 +111,7 @@ class ExactStatistics:
     def class_means(
         self, embed: Embed, batch_size: int, augment: Augment | None, generator: torch.Generator, joint: bool = False
     ) -> Tensor:
+        """(number of classes, D) without gradients, in chunks that fit the cache; see `RealStatistics.class_means`."""
         with torch.no_grad():
             batches = []
             means: dict[int, Tensor] = {}
@@ -133,6 +136,7 @@ class ExactStatistics:
     def class_gradients(
         self, network: nn.Module, batch_size: int, augment: Augment | None, generator: torch.Generator
     ) -> list[list[Tensor]]:
+        """One list of gradients a class, shaped like the network's trainable parameters; see `RealStatistics.class_gradients`."""
         gradients = []
         for position, label in enumerate(self.classes):
             chosen = self._drawn(position, batch_size, generator)
@@ -146,6 +150,7 @@ class ExactStatistics:
         return gradients
 
     def warm_batchnorm(self, network: nn.Module, per_class: int, generator: torch.Generator) -> None:
+        """From ``per_class`` images of each class; see `RealStatistics.warm_batchnorm`."""
         images = torch.cat([self.batch(position, per_class, generator) for position in range(len(self.classes))])
         network.train()
         with torch.no_grad():
@@ -155,11 +160,13 @@ class ExactStatistics:
                 module.eval()
 
     def trajectories(self, config: "ExpertConfig", network: Factory, progress: bool | None = None) -> "Trajectories":
+        """Experts trained now, or found in the cache (`distill.experts.train_experts`)."""
         from distill.experts import train_experts  # here, because experts are trained with this file's gradients
 
         return train_experts(self.data, config, network, progress)
 
     def initial_images(self, kind: str, ipc: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Up to ``ipc`` images a class, chosen by a coreset; `InputError` for a name that is none."""
         from distill.coresets import select  # here, because coresets need data that a private statistics object never shows
 
         chosen = select(self.data, kind, ipc, generator)

@@ -54,9 +54,11 @@ class Synthetic:
         return dataclasses.replace(self.template, images=images, labels=labels, augmentation=augmentation, lr=lr)
 
     def state(self) -> dict[str, Tensor]:
+        """Images and velocity, for a checkpoint."""
         return {"images": self.images, "velocity": self.velocity}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
+        """Put a checkpoint's tensors back, in place."""
         self.images.copy_(state["images"])
         self.velocity.copy_(state["velocity"])
 

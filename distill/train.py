@@ -69,7 +69,10 @@ def train_on(
     seeds: int | Iterable[int] = 5,
     device: torch.device | str | None = None,
 ) -> list[nn.Module]:
-    """Networks trained on a set (of `ImageData`, on its training split), one for each seed, in evaluation mode."""
+    """Networks trained on a set (of `ImageData`, on its training split), one for each seed, in evaluation mode on ``device``.
+
+    ``recipe`` is a `Recipe` or a name in `PROTOCOLS`; None as ``device`` trains where the set is. Raises `InputError` for unknown names.
+    """
     numbers = range(seeds) if isinstance(seeds, int) else seeds
     return [train_network(source, network, recipe, seed, device) for seed in numbers]
 

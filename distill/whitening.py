@@ -56,6 +56,7 @@ class Whitening:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of mean and matrix."""
         return 4 * (self.mean.numel() + self.matrix.numel())
 
     def apply(self, images: Tensor) -> Tensor:
@@ -72,9 +73,11 @@ class Whitening:
         return found
 
     def to(self, device: torch.device | str) -> "Whitening":
+        """The same transform on ``device``."""
         return Whitening(self.mean.to(device), self.matrix.to(device))
 
     def same_as(self, other: "Whitening | None") -> bool:
+        """Whether both give the same white images."""
         return other is not None and torch.equal(self.mean.cpu(), other.mean.cpu()) and torch.equal(self.matrix.cpu(), other.matrix.cpu())
 
 

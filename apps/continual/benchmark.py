@@ -36,6 +36,7 @@ class Budget:
 
     @property
     def name(self) -> str:
+        """``items3``, ``bytes1``: its part of a record's names."""
         return f"{self.kind}{self.count}"
 
     def per_class(self, shape: tuple[int, int, int], storage: str) -> int:
@@ -73,6 +74,7 @@ class Unit:
 
     @property
     def name(self) -> str:
+        """What tells this memory from the study's others: budget, method, storage, class order."""
         return f"{self.budget.name}-{self.method}-{self.storage}-order{self.order}"
 
     def config(self, spec: DataSpec, groups: int) -> MemoryConfig:

@@ -216,6 +216,7 @@ class OnlineCondensedBuffer(CondensedBuffer):
 
     @property
     def queue_nbytes(self) -> int:
+        """Bytes of the real images that wait; not part of `nbytes`."""
         return self.queue.nbytes
 
     def _take(self, agent: Any, images: Tensor, labels: Tensor, task: int) -> None:

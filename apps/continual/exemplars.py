@@ -51,6 +51,7 @@ class Exemplars:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of images, labels, grid and stored outputs."""
         logits = 0 if self.logits is None else 4 * self.logits.numel()
         grid = GRID_BYTES * len(self.grid or ())
         return self.values.numel() * self.values.element_size() + LABEL_BYTES * len(self) + grid + logits
@@ -88,6 +89,7 @@ def stored(images: Tensor, storage: str, mean: tuple[float, ...] | None, std: tu
 
 
 def encode(images: Tensor, grid: Grid) -> Tensor:
+    """Images (..., C, H, W) as uint8 codes: the nearest of 256 values a channel."""
     low, step = _columns(grid)
     return ((images.double() - low) / step).round().clamp(0, 255).to(torch.uint8)
 

@@ -21,6 +21,7 @@ class Queue:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the images and labels that wait."""
         return 0 if self.waiting is None else sum(t.numel() * t.element_size() for t in self.waiting)
 
     def add(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor] | None:

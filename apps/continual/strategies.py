@@ -60,6 +60,7 @@ def joint(stream: Sequence[ImageData], network: Factory, recipe: Recipe, seed: i
 
 
 def accuracies(model: nn.Module, stream: Sequence[ImageData], split: str) -> list[float]:
+    """Accuracy in percent on each experience's split."""
     return [accuracy(model, data, split) for data in stream]
 
 

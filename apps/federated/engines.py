@@ -181,6 +181,7 @@ def carrying(home: Path) -> list[int]:
 
 
 def free_port() -> int:
+    """A TCP port of the loopback that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -185,4 +185,5 @@ def from_mapping(values: Mapping[str, Any], where: str = "settings") -> Settings
 
 
 def from_json(text: str) -> Settings:
+    """Settings from `to_json`'s text, checked as `from_mapping` does."""
     return from_mapping(json.loads(text))

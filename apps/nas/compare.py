@@ -27,6 +27,7 @@ class Scores:
 
     @property
     def total(self) -> float:
+        """Seconds in all: what is paid once, and all networks."""
         return self.one_off + self.seconds
 
 

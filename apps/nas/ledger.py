@@ -39,6 +39,7 @@ class Ledger:
             self.rows |= {_name(row): row for row in lines if "id" in row and "key" in row}
 
     def add(self, row: Row) -> None:
+        """Write a row down and know it."""
         if self.path is not None:
             append_line(self.path, row)
         self.rows[_name(row)] = row

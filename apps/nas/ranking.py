@@ -34,6 +34,7 @@ class Estimate:
     high: float
 
     def as_dict(self) -> dict[str, float]:
+        """For records."""
         return {"value": self.value, "low": self.low, "high": self.high}
 
 

@@ -25,9 +25,11 @@ class Shelf:
     sets: dict[str, CondensedSet]
 
     def source(self, name: str) -> ImageData | CondensedSet:
+        """The set called ``name``, or all data for `WHOLE`."""
         return self.data if name == WHOLE else self.sets[name]
 
     def to(self, device: torch.device | str) -> "Shelf":
+        """The same on ``device``."""
         return Shelf(self.data.to(device), {name: one.to(device) for name, one in self.sets.items()})
 
 
@@ -49,6 +51,7 @@ class Job:
 
     @property
     def name(self) -> tuple[str, str, int, str]:
+        """What a ledger finds its row by."""
         return self.stage, self.id, self.seed, self.key
 
 
@@ -69,6 +72,7 @@ def measure(job: Job, shelf: Shelf) -> dict[str, Any]:
 
 
 def failed(job: Job, reason: str) -> dict[str, Any]:
+    """The row of a network that has no accuracy, with the reason in one line."""
     return {**_name(job), "status": "failed", "reason": clipped(" ".join(reason.split()), 200)}
 
 

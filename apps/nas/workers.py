@@ -39,6 +39,7 @@ class Crew:
 
     @property
     def size(self) -> int:
+        """Networks at a time."""
         if self.workers is not None:
             return self.workers
         return (

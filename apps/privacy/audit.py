@@ -128,6 +128,7 @@ def read_scores(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main(arguments: list[str]) -> int:
+    """The command line; 0, or 1 where a bound is above the claimed epsilon."""
     import argparse
 
     from apps.privacy.metrics import membership

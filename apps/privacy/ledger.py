@@ -39,9 +39,11 @@ class Ledger:
                 self._write()
 
     def find(self, key: str) -> Tensor | None:
+        """A release that was made, by its question's key; None where there is none."""
         return self._kept.get(key)
 
     def set_plan(self, plan: Sequence[Any]) -> None:
+        """Write down what may be released in all."""
         self.plan = plan
         self._write()
 

@@ -62,4 +62,5 @@ def question(kind: str, seen: Sequence[Tensor]) -> str:
 
 
 def refused(what: str, instead: str) -> InputError:
+    """The error for what has no guarantee, and what to use instead."""
     return InputError(f"refused, because it has no privacy guarantee: {what}; {instead}.")

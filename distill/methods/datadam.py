@@ -93,6 +93,7 @@ class DataDAM:
 
     @property
     def condensed(self) -> CondensedSet:
+        """The set as it is now."""
         return self.synthetic.to_set(self.augmentation)
 
     def matched(self, network: nn.Module, images: Tensor) -> Tensor:
@@ -136,7 +137,9 @@ class DataDAM:
         return network
 
     def state(self) -> dict[str, Tensor]:
+        """Images and velocity."""
         return self.synthetic.state()
 
     def load_state(self, state: dict[str, Tensor]) -> None:
+        """Put `state` back."""
         self.synthetic.load_state(state)

@@ -59,6 +59,7 @@ class DM:
 
     @property
     def condensed(self) -> CondensedSet:
+        """The set as it is now."""
         return self.synthetic.to_set(self.augmentation)
 
     def step(self, statistics: RealStatistics, generator: torch.Generator) -> dict[str, Tensor]:
@@ -99,9 +100,11 @@ class DM:
         return network
 
     def state(self) -> dict[str, Tensor]:
+        """Images, velocity and (with ``radius``) the centre (P,)."""
         return {**self.synthetic.state(), **({} if self.centre is None else {"centre": self.centre})}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
+        """Put `state` back."""
         self.synthetic.load_state(state)
         if "centre" in state:
             self.centre = state["centre"].to(self.synthetic.images.device)

@@ -73,6 +73,7 @@ class GM:
 
     @property
     def condensed(self) -> CondensedSet:
+        """The set as it is now."""
         return self.synthetic.to_set(self.augmentation)
 
     def step(self, statistics: RealStatistics, generator: torch.Generator) -> dict[str, Tensor]:
@@ -134,10 +135,12 @@ class GM:
                         parameter.sub_(gradient, alpha=self.config.lr_net)
 
     def state(self) -> dict[str, Tensor]:
+        """Images, velocity, image updates done, and the network that is being trained."""
         network = {f"network.{name}": value for name, value in self.network.state_dict().items()} if self.network else {}
         return {**self.synthetic.state(), "steps_done": torch.tensor(self.steps_done), **network}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
+        """Put `state` back."""
         self.synthetic.load_state(state)
         self.steps_done = int(state["steps_done"])
         saved = {name.removeprefix("network."): value for name, value in state.items() if name.startswith("network.")}

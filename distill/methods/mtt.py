@@ -96,6 +96,7 @@ class MTT:
 
     @property
     def condensed(self) -> CondensedSet:
+        """The set as it is now, with its learned step size."""
         if self.logits is not None:
             self.synthetic.labels = self.logits.softmax(1)
         return self.synthetic.to_set(self.augmentation, lr=float(self.lr))
@@ -176,6 +177,7 @@ class MTT:
         return draw(self.strategy, generator, height, width, count)
 
     def state(self) -> dict[str, Tensor]:
+        """Images, the learned step size, soft labels where they are learned, and their velocities."""
         soft = {"logits": self.logits, "label_velocity": self.label_velocity}
         return {
             **self.synthetic.state(),
@@ -185,6 +187,7 @@ class MTT:
         }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
+        """Put `state` back."""
         self.synthetic.load_state(state)
         device = self.synthetic.images.device
         self.lr, self.lr_velocity = state["lr"].to(device), state["lr_velocity"].to(device)
