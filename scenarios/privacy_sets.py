@@ -45,15 +45,14 @@ def condense(study: PrivacyStudy, source: Any, seed: int, start: Any, options: O
     if table is not None and table.networks:
         network = drawn_once(network or "ConvNet", table.networks)
         settings.setdefault("augmentation", "none")  # a new augmentation would be a new release
-    if start is not None:
-        settings.pop("initial", None)
+    chosen = settings.pop("initial", None)
     return distil(
         source,
         study.method,
         ipc=study.ipc,
         seed=seed,
         network=network,
-        initial=start,
+        initial=chosen if start is None else start,
         checkpoint=checkpoint,
         resume=checkpoint is not None,
         progress=False if options.quiet or checkpoint is None else None,

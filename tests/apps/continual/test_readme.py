@@ -37,7 +37,7 @@ def test_the_example_in_a_users_own_script(digits: ImageData) -> None:
     assert "30 items, 30960 bytes" in printed.getvalue()
     assert len([line for line in first.splitlines() if line.strip()]) <= 12
 
-    names = {"images": digits.normalised("train", torch.arange(60)), "labels": digits.train.labels[:60]}
+    names = {"images": digits.normalised("train", torch.arange(300)), "labels": digits.train.labels[:300]}
     exec(second.replace("items=100", "items=100, settings={'iterations': 2, 'network': 'ConvNetD1W8'}"), names)
     memory = names["memory"]
     assert memory.nbytes == 100 * (256 + 8) + 10 * 8  # type: ignore[attr-defined]
