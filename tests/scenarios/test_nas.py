@@ -123,7 +123,7 @@ def test_kept_figures_are_the_records(done: tuple[Path, dict], tmp_path: Path, m
     assert len(read_table(paths[1])) == 8
     text = tables.page_text("nas")
     assert text.startswith(f"**`nas-smoke`**: {answer(done[1])}\n\n| proxy |")
-    assert text.count("\n| ") == 1 + len(rows)  # header and rows
+    assert text.count("\n| ") == 2 + len(rows)  # header, its rule, and rows
 
 
 @pytest.mark.parametrize(
