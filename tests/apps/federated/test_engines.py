@@ -70,6 +70,12 @@ def test_processes_are_found_by_their_home_only(tmp_path: Path) -> None:
             process.wait()
 
 
+def test_a_simulation_never_joins_a_ray_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's rule: "local" starts one of its own; anything else, or nothing, joins the last one, and waits for it when it has died."""
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
+    assert engines.offline(tmp_path, 1)["RAY_ADDRESS"] == "local"
+
+
 @pytest.mark.slow
 @pytest.mark.network_engine
 def test_simulation_gives_the_uploads_of_the_inline_engine(tmp_path: Path) -> None:
