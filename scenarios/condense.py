@@ -164,6 +164,7 @@ def answer(record: dict[str, Any]) -> str:
             method = next(iter(rows))
             others = ", ".join(f"{name} {shown(row)}" for name, row in rows.items() if name != method)
             parts.append(
-                f"{key[3:]} image{'s' if key != 'ipc1' else ''} a class by {method} train a network to {shown(rows[method])} % ({others})"
+                f"{key[3:]} image{'s' if key != 'ipc1' else ''} a class by {method} train a network to {shown(rows[method])} %"
+                + (f" ({others})" if others else "")
             )
     return ("; ".join(parts) + ".") if parts else f"Condensed sets were made; nothing was judged. Status: {record['status']}."
