@@ -10,6 +10,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from scenarios.said import complaint, printable
+
 app = typer.Typer(
     name="distill",
     help="A data set's knowledge in a handful of synthetic images: make them, judge them, use them.",
@@ -83,13 +85,13 @@ def table(
         raise unknown_name("format", form, tables.FORMATS)
     runs, left = tables.finished(tables.find_runs(folders))
     for line in left:
-        typer.echo(_printable(line), err=True)
+        typer.echo(printable(line), err=True)
     if not runs:
         raise InputError("none of the runs is done; finish one with --resume.")
     rows = tables.summary(runs, figures or [])
     if len(rows) == 1:
         raise tables.no_figures(runs, figures or [])
-    typer.echo("\n".join(map(_printable, tables.shown(rows, form).splitlines())))
+    typer.echo("\n".join(map(printable, tables.shown(rows, form).splitlines())))
 
 
 @app.command()
@@ -141,7 +143,7 @@ def evaluate(
     rivals = [] if baseline == ["none"] else baseline or ["random", "whole"]
     typer.echo(str(judge(tiny, images, network=networks, recipe=named(protocol, images.spec), seeds=seeds, baselines=rivals)))
     if tiny.provenance.dp:
-        typer.echo(_printable(guarantee(tiny.provenance.dp)))
+        typer.echo(printable(guarantee(tiny.provenance.dp)))
 
 
 @app.command()
@@ -243,7 +245,7 @@ def _sweep(scenario: str, combinations: Any, seeds: list[int], jobs: int | None,
 
     def told(text: str) -> None:
         if not quiet:
-            typer.echo(_printable(text), err=True)
+            typer.echo(printable(text), err=True)
 
     done, failed = sweep(scenario, combinations, seeds, jobs=jobs, told=told, **options)
     rows = summary(find_runs(done)) if done and not quiet else []
@@ -251,7 +253,7 @@ def _sweep(scenario: str, combinations: Any, seeds: list[int], jobs: int | None,
         typer.echo(shown(rows, "text"))
     for label, (code, reason) in failed.items():
         lines = reason.splitlines()
-        typer.echo("\n".join(map(_printable, [f"failed: {label}: {reason}"] if code == 2 else [f"failed: {label}:", *lines])), err=True)
+        typer.echo("\n".join(map(printable, [f"failed: {label}: {reason}"] if code == 2 else [f"failed: {label}:", *lines])), err=True)
     raise typer.Exit(0 if not failed else 2 if all(code == 2 for code, _ in failed.values()) else 1)
 
 
@@ -274,11 +276,6 @@ def _resized(tiny: Any, data: str) -> int | None:
     return tiny.spec.height if data.partition(":")[0] in ("folder", "mhist") and tiny.spec.height == tiny.spec.width else None
 
 
-def _printable(text: str) -> str:
-    """A set's names come from elsewhere: no control characters reach the terminal."""
-    return "".join(char if char.isprintable() else "?" for char in text)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 wrong input (one line), 1 our fault (traceback), 130 interrupted."""
     from distill.errors import InputError
@@ -289,7 +286,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = app(args=given, prog_name="distill", standalone_mode=False)
     except InputError as error:
-        _fail(f"error: {_printable(str(error))}", 2)
+        _fail(f"error: {printable(str(error))}", 2)
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:
@@ -298,7 +295,7 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         # typer's own complaints about options (whichever click it carries) know how to say themselves.
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-            _fail(f"error: {_printable(_complaint(error))} (see: distill --help)", 2)
+            _fail(f"error: {printable(complaint(error))} (see: distill --help)", 2)
         traceback.print_exc()
         sys.exit(1)
     if code == 130:  # typer turns Ctrl-C into this number
@@ -306,19 +303,6 @@ def main(arguments: list[str] | None = None) -> None:
         again = shlex.join(["distill", *given, *([] if "--resume" in given else ["--resume"])])
         _fail(f"interrupted; continue with: {again}" if resumable else "interrupted", 130)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _complaint(error: Any) -> str:
-    """What typer says about a command line, with the names that are allowed."""
-    from distill.errors import unknown_name
-
-    text = " ".join(error.format_message().split())
-    command = getattr(getattr(error, "ctx", None), "command", None)
-    if text.startswith("No such command"):
-        return str(unknown_name("command", text.removeprefix("No such command ").partition(". ")[0].strip("'\"."), command.commands))
-    if text.startswith("No such option"):
-        return str(unknown_name("option", error.option_name, [name for option in command.params for name in option.opts if name[0] == "-"]))
-    return text or "no command was given"
 
 
 def _fail(text: str, code: int) -> None:

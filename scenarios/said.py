@@ -1,0 +1,21 @@
+"""What the command line says: nothing that a terminal would take as a command, and typer's complaints with the names that are allowed."""
+
+from typing import Any
+
+from distill.errors import unknown_name
+
+
+def printable(text: str) -> str:
+    """A set's names come from elsewhere: no control characters reach the terminal."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def complaint(error: Any) -> str:
+    """What typer says about a command line, with the names that are allowed."""
+    text = " ".join(error.format_message().split())
+    command = getattr(getattr(error, "ctx", None), "command", None)
+    if text.startswith("No such command"):
+        return str(unknown_name("command", text.removeprefix("No such command ").partition(". ")[0].strip("'\"."), command.commands))
+    if text.startswith("No such option"):
+        return str(unknown_name("option", error.option_name, [name for option in command.params for name in option.opts if name[0] == "-"]))
+    return text or "no command was given"

@@ -1,0 +1,69 @@
+"""Runs of their own for tests that kill, stop or hinder them: forked from a process that has imported everything.
+
+`multiprocessing`'s forkserver is that process, so that a run costs what it does and not ten seconds of imports.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+PRELOAD = [
+    *(f"scenarios.{kind}" for kind in ("cli", "condense", "federated", "continual", "privacy", "nas", "pipeline", "released")),
+    *("apps.federated.inline", "apps.federated.alone", "apps.continual.benchmark", "apps.continual.engine", "avalanche.training"),
+    *("sklearn.datasets", "sklearn.cluster", "opacus.accountants", "tests.scenarios.conftest"),
+]
+
+
+def child(arguments: list[str], log: str, cores: int | None) -> None:
+    """`distill` with these arguments in a process group of its own, on ``cores`` cores; what it says goes to ``log``."""
+    import distill.run
+    from scenarios.cli import main
+
+    os.setpgrp()
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for number in (1, 2):
+        os.dup2(output, number)
+    torch.set_num_threads(1)
+    if cores is not None and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    distill.run.CHECKPOINT_SECONDS = 0.0  # a checkpoint at every step, so that a kill lands between, before and inside them
+    main(arguments)
+
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """``start(scenario, out, cores=1)`` begins or continues a run; whatever is left at the end of the test is killed."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    begun = []
+
+    def begin(scenario: Path, out: Path, cores: int | None = 1) -> Any:
+        arguments = ["run", str(scenario), "--out", str(out), "--device", "cpu", "--resume"]
+        process = context.Process(target=child, args=(arguments, str(tmp_path / "log"), cores))
+        process.start()
+        begun.append(process)
+        return process
+
+    yield begin
+    for process in begun:
+        kill(process)
+
+
+def kill(process: Any) -> bool:
+    """SIGKILL to the whole group; whether that is what ended it."""
+    for attempt in (os.killpg, os.kill):  # its group is there a moment after itself
+        with contextlib.suppress(ProcessLookupError):
+            attempt(process.pid, signal.SIGKILL)
+    process.join()
+    return bool(process.exitcode == -signal.SIGKILL)
