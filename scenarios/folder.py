@@ -56,8 +56,7 @@ def run_study(study: Study, options: Options) -> tuple[Path, dict[str, Any]]:
     earlier = read_json(folder / "record.json") if (folder / "record.json").exists() else None
     if earlier and earlier.get("status") == "done":
         if not (folder / "report.html").exists():  # stopped in its very last moment
-            with contextlib.suppress(CannotWrite):
-                write_report([folder], folder / "report.html")
+            write_report([folder], folder / "report.html")
         say(console, f"{folder} is done already; showing its record. Delete the folder to run it again.")
         return folder, earlier
     if folder.exists() and any(folder.iterdir()) and not options.resume:
