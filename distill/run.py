@@ -34,6 +34,8 @@ from distill.statistics import ExactStatistics, RealStatistics
 from distill.synthetic import Initial, check_classes, initial_set
 
 CHECKPOINT_SECONDS = 20.0
+# One press of Ctrl-C can arrive several times: from the terminal, passed on by a parent, and when that parent ends.
+SAME_STOP_SECONDS = 0.5
 MAX_LOGGED = 500
 
 
@@ -121,12 +123,12 @@ def distil(
             else:
                 advance(step, {})
             now = time.monotonic()
-            if sharding.any_of(stop.is_set(), device):
-                stop.set()
-            if checkpoint is not None and sharding.rank() == 0 and (stop.is_set() or now - last > CHECKPOINT_SECONDS):
+            if sharding.any_of(bool(stop), device):
+                stop.append(now)
+            if checkpoint is not None and sharding.rank() == 0 and (stop or now - last > CHECKPOINT_SECONDS):
                 save_checkpoint(checkpoint, key, distiller, draws, step, earlier + now - start)
                 last = now
-            if stop.is_set():
+            if stop:
                 raise Interrupted
     seconds = earlier + time.monotonic() - start
     provenance = Provenance(name, {"ipc": ipc, **config}, seed, statistics.fingerprint, versions(), seconds, statistics.privacy)
@@ -201,19 +203,23 @@ def _tagged(line: dict[str, Any], tags: dict[str, Any] | None) -> bool:
 
 
 @contextlib.contextmanager
-def _stop_signals(wanted: bool) -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C (or SIGTERM) into an event that is looked at between steps; the second one acts at once."""
-    stop = threading.Event()
+def _stop_signals(wanted: bool) -> Iterator[list[float]]:
+    """A list that the first Ctrl-C (or SIGTERM) puts its time into, looked at between steps; a second one acts at once."""
+    stop: list[float] = []
     if not wanted or threading.current_thread() is not threading.main_thread():
         yield stop
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def request(number: int, frame: FrameType | None) -> None:
-        stop.set()
-        # A handler may run inside a print; the plain system call is safe there.
-        os.write(2, b"stopping after this step; press Ctrl-C again to stop at once\n")
-        signal.signal(number, before[signal.Signals(number)] or signal.SIG_DFL)
+        # A handler may interrupt itself or a print: nothing here takes a lock (an Event would), and the plain system call is safe.
+        now = time.monotonic()
+        if not stop:
+            stop.append(now)
+            os.write(2, b"stopping after this step; press Ctrl-C again to stop at once\n")
+        elif now - stop[0] > SAME_STOP_SECONDS:
+            signal.signal(number, before[signal.Signals(number)] or signal.SIG_DFL)
+            signal.raise_signal(number)
 
     for number in before:
         signal.signal(number, request)
