@@ -133,8 +133,10 @@ def evaluate(
     from distill.evaluation import evaluate as judge
     from distill.networks import check_name
     from distill.train import protocol as named
+    from scenarios import own
 
     networks = network or ["ConvNet"]
+    own.register("condense", {"evaluation": {"networks": networks}}, "distill evaluate")
     for name in networks:
         check_name(name)
     where = _device(device)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import distill
 from apps.federated.settings import from_mapping
 from distill import networks
 from distill.condensed import CondensedSet, Provenance
@@ -19,6 +20,7 @@ from distill.networks import create
 from distill.randomness import generator
 from distill.run import distil
 from scenarios.schema import read_scenario, study
+from tests.scenarios.test_cli import call
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 METHOD = (EXAMPLES / "mymethod.py").read_text()
@@ -209,3 +211,14 @@ def test_nobody_elses_name_is_imported(tmp_path: Path, monkeypatch: pytest.Monke
             study("a", {"kind": kind, "data": {"name": "digits"}, **table}, str(tmp_path / "a.toml"))
     assert not (tmp_path / "ran").exists()
     assert "evil" not in sys.modules
+
+
+def test_evaluate_trains_a_network_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nets.py").write_text(NETS)
+    monkeypatch.chdir(tmp_path)
+    select(distill.load("digits"), "random", 1, generator(0, "set")).save(tmp_path / "set.safetensors")
+    words = ["evaluate", "set.safetensors", "--data", "digits", "--seeds", "1", "--baseline", "none", "--network"]
+    code, printed, errors = call(*words, "nets:make")
+    assert code == 0, errors
+    assert "nets:make" in printed
+    assert "nets.py: name 'mkae' is not known; did you mean 'make'?" in call(*words, "nets:mkae")[2]
