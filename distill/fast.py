@@ -5,6 +5,7 @@ compiled function cannot be differentiated twice, so gradient matching's synthet
 derivatives are taken inside of what is compiled (adjoint.py).
 """
 
+import logging
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal
@@ -52,6 +53,8 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """``function`` through `torch.compile`, one form for each shape; as it is, after one warning, where no compiler works."""
     import torch._dynamo as dynamo  # here, because it takes a second to load
 
+    # The compiler says on every CPU-only machine that it found no CUDA; nobody asked.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     quick = torch.compile(function, dynamic=False)
     works = True
 
