@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,12 +29,15 @@ from torch import Tensor, nn
 from distill.augment import augment, for_data, strategy
 from distill.data import ImageData
 from distill.errors import InputError
-from distill.networks import Factory, create
+from distill.networks import OWN, Factory, create, flops
+from distill.processes import WorkerFailed, at_once, side_by_side
 from distill.randomness import generator
 from distill.records import write_json, write_whole
 from distill.statistics import mean_gradient
 
 SAVE_SECONDS = 20.0
+# Floating-point operations from which processes of their own repay the seconds that each takes to start.
+WORTH_WORKERS = 5e12
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
@@ -92,12 +96,42 @@ def train_experts(data: ImageData, config: ExpertConfig, network: Factory | None
     write_json(folder / "config.json", {"data": data.spec.name, **dataclasses.asdict(config)})
     with (folder / ".lock").open("w") as lock, _bar(config, progress) as advance:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another process at the same experts finishes them first
-        for expert in range(config.experts):
-            path = folder / f"expert-{expert:04d}.safetensors"
-            if not path.exists():
-                _train_one(data, config, expert, path, lambda epoch, expert=expert: advance(expert * config.epochs + epoch))  # type: ignore[misc]
-            advance((expert + 1) * config.epochs)
-    return Trajectories(config.experts, config.epochs, lambda expert, epoch: _read(folder / f"expert-{expert:04d}.safetensors", epoch))
+        missing = [expert for expert in range(config.experts) if not _place(folder, expert).exists()]
+        done = config.experts - len(missing)
+        advance(done * config.epochs)
+        if _side_by_side(data, config):
+            try:
+                # Plain bytes: tensors would go through shared memory, which containers keep small.
+                for number, _ in enumerate(side_by_side(_trainer, (pickle.dumps(data), config, folder), missing, at_once(len(missing)))):
+                    advance((done + number + 1) * config.epochs)
+            except WorkerFailed as failed:
+                raise InputError(failed.reason) from None
+        else:
+            for number, expert in enumerate(missing):
+                _train_one(data, config, expert, folder, lambda epoch, at=done + number: advance(at * config.epochs + epoch))  # type: ignore[misc]
+    return Trajectories(config.experts, config.epochs, lambda expert, epoch: _read(_place(folder, expert), epoch))
+
+
+def _side_by_side(data: ImageData, config: ExpertConfig) -> bool:
+    """Whether each expert gets one core of a CPU for itself, which wastes less than all cores on one; not where that is soon done.
+
+    It looks at what is asked for and not at what is missing, so that a stopped training goes on to the same bits.
+    """
+    if data.device.type != "cpu" or config.experts < 2 or config.network in OWN:  # a process of its own knows no network of the user's
+        return False
+    network = create(config.network, data.spec, generator(config.seed, "expert", 0, "weights"))
+    return 3.0 * flops(network, data.spec) * len(data.train) * config.epochs * config.experts >= WORTH_WORKERS
+
+
+def _trainer(content: bytes, config: ExpertConfig, folder: Path) -> Callable[[int], None]:
+    """What a worker process does with an expert's number."""
+    torch.set_num_threads(1)
+    data: ImageData = pickle.loads(content)  # made by the process that started this one
+    return lambda expert: _train_one(data, config, expert, folder, lambda epoch: None)
+
+
+def _place(folder: Path, expert: int) -> Path:
+    return folder / f"expert-{expert:04d}.safetensors"
 
 
 def cache_folder(data: ImageData, config: ExpertConfig) -> Path:
@@ -143,7 +177,8 @@ def _epochs(
         yield flat(model).cpu()
 
 
-def _train_one(data: ImageData, config: ExpertConfig, expert: int, path: Path, advance: Callable[[int], None]) -> None:
+def _train_one(data: ImageData, config: ExpertConfig, expert: int, folder: Path, advance: Callable[[int], None]) -> None:
+    path = _place(folder, expert)
     part = path.with_suffix(".part")
     done: dict[str, Tensor] = _load(part) if part.exists() else {}
     weights: list[Tensor] = []

@@ -1,8 +1,133 @@
-"""Worker processes that do not outlive the one that started them."""
+"""Worker processes: independent jobs side by side, and no worker that outlives the process that started it."""
 
+import contextlib
 import multiprocessing
+import multiprocessing.connection
 import os
+import signal
+import sys
 import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from distill.errors import InputError
+from distill.memory import keep_freed_memory
+
+BYTES_A_PROCESS = 2 << 30  # what a small study takes, with a margin
+
+
+class WorkerFailed(Exception):
+    """``job`` was not done, for the ``reason``, which is one line."""
+
+    def __init__(self, job: Any, reason: str) -> None:
+        super().__init__(reason)
+        self.job, self.reason = job, reason
+
+
+def cores() -> list[int]:
+    """The cores that this process may use, as the system numbers them."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def free_bytes() -> int:
+    """Memory that new processes can take; very much where the system does not say."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return 1 << 62
+
+
+def at_once(jobs: int, threads: int = 1) -> int:
+    """How many processes of so many threads each to start for so many jobs: at least one, as far as cores and free memory go."""
+    return max(1, min(jobs, len(cores()) // threads, free_bytes() // BYTES_A_PROCESS))
+
+
+def side_by_side(
+    prepare: Callable[..., Callable[[Any], None]], arguments: tuple[Any, ...], jobs: Sequence[Any], workers: int
+) -> Iterator[tuple[Any, float]]:
+    """(job, seconds) of each job as it ends, worked on by so many processes.
+
+    A worker calls ``prepare(*arguments)`` once (a function at the top of a module) and what that returns on every job it is given; both
+    say themselves how many threads they take. Raises `WorkerFailed`; then, and when the caller stops early, all workers are ended.
+    """
+    context = multiprocessing.get_context("spawn")
+    todo = list(jobs)
+    team: dict[Connection, tuple[Any, Any, float]] = {}
+
+    def give(pipe: Connection, process: Any) -> None:
+        job = todo.pop(0)
+        pipe.send(job)
+        team[pipe] = (process, job, time.monotonic())
+
+    try:
+        for _ in range(min(workers, len(todo))):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(theirs, prepare, arguments), daemon=True)
+            with _main_left_out():
+                process.start()
+            theirs.close()
+            give(ours, process)
+        while team:
+            for pipe in multiprocessing.connection.wait(list(team)):
+                assert isinstance(pipe, Connection)
+                process, job, start = team[pipe]
+                try:
+                    trouble = pipe.recv()
+                except EOFError:
+                    process.join()
+                    trouble = f"its process ended with exit code {process.exitcode}; see above"
+                if trouble is not None:
+                    raise WorkerFailed(job, trouble)
+                yield job, time.monotonic() - start
+                if todo:
+                    give(pipe, process)
+                else:
+                    del team[pipe]
+                    pipe.close()
+                    process.join()
+    finally:
+        for process, _, _ in team.values():
+            process.kill()
+            process.join()
+
+
+@contextlib.contextmanager
+def _main_left_out() -> Iterator[None]:
+    """A process started here does not import the caller's script, which without a guard for ``__main__`` would run a second time in it."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _work(pipe: Connection, prepare: Callable[..., Callable[[Any], None]], arguments: tuple[Any, ...]) -> None:
+    """A worker's life: take a job, do it, send None or what was wrong with the input, until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
+    keep_freed_memory()
+    end_with_parent()
+    try:
+        work = prepare(*arguments)
+        while True:
+            job = pipe.recv()
+            try:
+                work(job)
+            except InputError as error:
+                pipe.send(str(error))
+            else:
+                pipe.send(None)
+    except EOFError:
+        return
+    except Exception:
+        traceback.print_exc()
+        os._exit(1)
 
 
 def end_with_parent() -> None:

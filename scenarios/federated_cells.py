@@ -1,21 +1,14 @@
 """The runs of a federated study, one for each strategy and seed: each folder is a ledger; as many run at once as there are cores."""
 
-import multiprocessing
-import multiprocessing.connection
-import os
-import signal
 import time
-import traceback
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.federated.settings import ALONE, Settings
 from distill.data import ImageData
 from distill.errors import InputError
-from distill.memory import keep_freed_memory
-from distill.processes import end_with_parent
+from distill.processes import WorkerFailed, at_once, side_by_side
 from distill.records import read_lines, write_json_lines
 from scenarios.folder import Options, load_data
 
@@ -31,8 +24,7 @@ def run_cells(
     """Run every cell that its folder does not hold finished. On the inline engine of a CPU, several processes of ``threads`` threads each
     work on them (a cell's bits do not depend on it); Flower's engines start processes of their own, so there cells follow one another."""
     waiting = [cell for cell in cells if not finished(cell, folder)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(len(waiting), max(1, cores // study.settings.threads))
+    workers = at_once(len(waiting), study.settings.threads)
     if workers > 1 and study.federation.engine == "inline" and options.device == "cpu":
         _side_by_side(study, waiting, options, folder, workers, say)
         return
@@ -87,63 +79,19 @@ def _told(cell: Settings, lines: Lines, seconds: float) -> str:
 def _side_by_side(
     study: "FederatedStudy", waiting: Sequence[Settings], options: Options, folder: Path, workers: int, say: Callable[[str], None]
 ) -> None:
-    context = multiprocessing.get_context("spawn")
-    todo = list(waiting)
-    team: dict[Connection, tuple[Any, Settings, float]] = {}
-
-    def give(pipe: Connection, process: Any) -> None:
-        cell = todo.pop(0)
-        pipe.send(cell)
-        team[pipe] = (process, cell, time.monotonic())
-
     try:
-        for _ in range(workers):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, study, options, folder), daemon=True)
-            process.start()
-            theirs.close()
-            give(ours, process)
-        while team:
-            for pipe in multiprocessing.connection.wait(list(team)):
-                assert isinstance(pipe, Connection)
-                process, cell, start = team[pipe]
-                try:
-                    trouble = pipe.recv()
-                except EOFError:
-                    process.join()
-                    trouble = f"its process ended with exit code {process.exitcode}; see above"
-                if trouble is not None:
-                    raise InputError(f"strategy {cell.strategy!r}, seed {cell.seed}: {trouble}. What is finished is kept: add --resume.")
-                say(_told(cell, lines_of_cell(cell, folder), time.monotonic() - start))
-                if todo:
-                    give(pipe, process)
-                else:
-                    del team[pipe]
-                    pipe.close()
-                    process.join()
-    finally:
-        for process, _, _ in team.values():
-            process.kill()
-            process.join()
+        for cell, seconds in side_by_side(_runner, (study, options, folder), waiting, workers):
+            say(_told(cell, lines_of_cell(cell, folder), seconds))
+    except WorkerFailed as failed:
+        where = f"strategy {failed.job.strategy!r}, seed {failed.job.seed}"
+        raise InputError(f"{where}: {failed.reason}. What is finished is kept: add --resume.") from None
 
 
-def _work(pipe: Connection, study: "FederatedStudy", options: Options, folder: Path) -> None:
-    """A worker's life: take a cell, run it, send None or what was wrong with the input, until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
-    keep_freed_memory()
-    end_with_parent()
+def _runner(study: "FederatedStudy", options: Options, folder: Path) -> Callable[[Settings], None]:
+    """What a worker does with a cell, on data that it loads once."""
     data = load_data(study, options)
-    try:
-        while True:
-            cell = pipe.recv()
-            try:
-                run_cell(study, cell, options, data, folder)
-            except InputError as error:
-                pipe.send(str(error))
-            else:
-                pipe.send(None)
-    except EOFError:
-        return
-    except Exception:
-        traceback.print_exc()
-        os._exit(1)
+
+    def work(cell: Settings) -> None:
+        run_cell(study, cell, options, data, folder)
+
+    return work

@@ -20,13 +20,13 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
+from distill import processes
 from distill.errors import InputError
 from distill.records import read_json
 from scenarios.grid import Cell, cells
 from scenarios.schema import override, read_scenario, study
 
 COMMAND = (sys.executable, "-m", "scenarios.sweep")  # see _main
-BYTES_A_JOB = 2 << 30  # what a small study takes, with a margin; --jobs says otherwise
 STOP_SECONDS = 60.0  # a study saves itself after its current step
 
 
@@ -64,7 +64,7 @@ def sweep(
             failed[cell.label] = (2, f"{cell.folder} holds an unfinished run; add --resume to continue it, or delete the folder.")
     todo = [cell for cell in todo if cell.label not in failed]
     jobs = jobs_for(jobs, max(1, len(todo)), gpu=device != "cpu")
-    share = max(1, len(cores()) // jobs)
+    share = max(1, len(processes.cores()) // jobs)
     counts = f"{len(good) + len(wrong)} runs: {done} done already, {len(failed)} that cannot be run, {len(todo)} to do"
     told(f"{counts}, {jobs} at a time with {share} core{'s' if share > 1 else ''} each")
     shared = ["run", scenario, "--out", str(out), "--device", device, "--quiet", *(["--resume"] if resume else [])]
@@ -78,27 +78,14 @@ def is_done(folder: Path) -> bool:
     return isinstance(found, dict) and found.get("status") == "done"
 
 
-def cores() -> list[int]:
-    """The cores that this process may use, as the system numbers them."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-
-
 def jobs_for(wanted: int | None, count: int, gpu: bool) -> int:
     """How many runs at a time: as asked, else one a core as far as memory goes, and one on a GPU."""
-    most = len(cores())
+    most = len(processes.cores())
     if wanted is not None:
         if not 1 <= wanted <= most:
             raise InputError(f"--jobs {wanted}: allowed: 1 to {most}, the cores that are here.")
         return min(wanted, count)
-    return 1 if gpu else max(1, min(count, most, _free_bytes() // BYTES_A_JOB))
-
-
-def _free_bytes() -> int:
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return 1 << 62
+    return 1 if gpu else processes.at_once(count)
 
 
 @dataclass
@@ -116,7 +103,7 @@ def run_cells(todo: list[Cell], shared: list[str], jobs: int, told: Callable[[st
     ``shared`` is a `distill run` command line without the cells' own part. Ctrl-C and SIGTERM stop all cells, wait until they have saved
     themselves (a second Ctrl-C does not wait), and raise `KeyboardInterrupt`.
     """
-    here = cores()
+    here = processes.cores()
     threads = max(1, len(here) // max(1, jobs))
     waiting, free, busy = deque(todo), list(range(jobs)), list[_Worker]()
     failed: dict[str, tuple[int, str]] = {}

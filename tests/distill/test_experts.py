@@ -116,6 +116,32 @@ def test_a_stopped_training_goes_on_to_the_same_bits(cache: Path, monkeypatch: p
             assert torch.equal(again.weights(expert, epoch), whole.weights(expert, epoch))
 
 
+def test_side_by_side_each_expert_is_the_one_it_is_alone(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the work is worth it: processes of one thread each, beside what is there already; one that diverges is named."""
+    data = toy()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone = train_experts(data, CONFIG)
+        expected = [[alone.weights(expert, epoch) for epoch in range(4)] for expert in range(2)]
+    finally:
+        torch.set_num_threads(threads)
+    (cache_folder(data, CONFIG) / "expert-0001.safetensors").unlink()
+    monkeypatch.setattr(experts, "WORTH_WORKERS", 0.0)
+    monkeypatch.setattr(experts, "_train_one", None)  # this process trains none
+    together = train_experts(data, CONFIG)
+    for expert in range(2):
+        assert all(torch.equal(together.weights(expert, epoch), expected[expert][epoch]) for epoch in range(4))
+    with pytest.raises(InputError, match=r"expert [01] diverged at lr 1e\+30; use a smaller one\."):
+        train_experts(data, ExpertConfig(**{**CONFIG.__dict__, "lr": 1e30}))
+    monkeypatch.setitem(
+        experts.OWN,
+        "nets:make",
+        lambda spec: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(spec.channels * spec.height * spec.width, 2)),
+    )
+    assert not experts._side_by_side(data, ExpertConfig(**{**CONFIG.__dict__, "network": "nets:make"}))
+
+
 def test_bfloat16_snapshots_are_smaller_and_near(cache: Path) -> None:
     data = toy()
     small = ExpertConfig(**{**CONFIG.__dict__, "snapshots": "bf16"})

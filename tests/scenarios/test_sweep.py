@@ -18,6 +18,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distill import processes
 from distill.errors import InputError
 from scenarios import sweep
 from scenarios.grid import MAX_CELLS, Cell, alternatives, cells, combinations, seeds
@@ -160,7 +161,7 @@ def some(count: int) -> list[Cell]:
 
 
 def test_cells_have_their_own_cores_and_as_many_threads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    here = sweep.cores()
+    here = processes.cores()
     fake(
         monkeypatch,
         "import json, os, sys, time; start = time.time(); time.sleep(0.3);"
@@ -240,12 +241,12 @@ def gone(pid: int) -> bool:
 
 
 def test_jobs_follow_the_cores_and_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "cores", lambda: list(range(8)))
-    monkeypatch.setattr(sweep, "_free_bytes", lambda: 5 << 30)
+    monkeypatch.setattr(processes, "cores", lambda: list(range(8)))
+    monkeypatch.setattr(processes, "free_bytes", lambda: 5 << 30)
     assert sweep.jobs_for(None, 20, gpu=False) == 2
-    monkeypatch.setattr(sweep, "_free_bytes", lambda: 0)
+    monkeypatch.setattr(processes, "free_bytes", lambda: 0)
     assert sweep.jobs_for(None, 20, gpu=False) == 1
-    monkeypatch.setattr(sweep, "_free_bytes", lambda: 1 << 50)
+    monkeypatch.setattr(processes, "free_bytes", lambda: 1 << 50)
     assert [sweep.jobs_for(None, count, gpu=False) for count in (1, 3, 20)] == [1, 3, 8]
     assert sweep.jobs_for(None, 20, gpu=True) == 1
     assert sweep.jobs_for(6, 20, gpu=True) == 6
@@ -362,7 +363,7 @@ def test_interrupted_with_ctrl_c_saved_and_no_process_left(tmp_path: Path, reque
             time.sleep(0.05)
         return parent, arguments
 
-    jobs = min(2, len(sweep.cores()))
+    jobs = min(2, len(processes.cores()))
     parent, arguments = started(jobs)
     assert len(with_words(str(scenario))) == 1 + jobs
     parent.send_signal(signal.SIGINT)
