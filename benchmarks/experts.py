@@ -1,0 +1,56 @@
+"""MTT's experts one after the other on all cores, and side by side with a core each: python -m benchmarks.experts [--json FILE]
+
+Needs mnist (DISTILL_DATA). Both forms are `distill.experts.train_experts` as it stands, in an empty cache; the start of the worker
+processes is in the seconds.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import distill
+from distill import experts
+from distill.memory import keep_freed_memory
+from distill.records import environment, write_json
+
+
+def seconds(data: distill.ImageData, config: experts.ExpertConfig, side_by_side: bool) -> float:
+    """Seconds for all experts of the configuration, from nothing."""
+    experts.WORTH_WORKERS = 0.0 if side_by_side else float("inf")
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["DISTILL_CACHE"] = cache
+        start = time.perf_counter()
+        experts.train_experts(data, config)
+        return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--experts", type=int, default=4)
+    parser.add_argument("--network", nargs="+", default=["ConvNetW32"])
+    parser.add_argument("--rounds", type=int, default=2)
+    given = parser.parse_args()
+    keep_freed_memory()
+    data = distill.load("mnist")
+    result: dict[str, Any] = {"environment": environment("cpu"), "experts": given.experts, "epochs": 1, "data": "mnist", "seconds": {}}
+    for network in given.network:
+        config = experts.ExpertConfig(given.experts, 1, network=network)
+        taken: dict[str, list[float]] = {"one after the other": [], "side by side": []}
+        for _ in range(given.rounds):
+            for form, values in taken.items():
+                values.append(seconds(data, config, form == "side by side"))
+                print(f"{network}, {given.experts} experts of one epoch, {form}: {values[-1]:.1f} s", flush=True)
+        alone, together = (statistics.median(values) for values in taken.values())
+        print(f"{network}: side by side {alone / together:.2f} times as fast")
+        result["seconds"][network] = taken
+    if given.json:
+        write_json(given.json, result)
+
+
+if __name__ == "__main__":
+    main()
