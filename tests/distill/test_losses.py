@@ -292,7 +292,7 @@ def test_datadam_forms() -> None:
 def test_mtt_step(seed: int, soft: bool) -> None:
     """One step's loss and its updates of images, step size and labels, against one graph through the whole student."""
     statistics, initial = start()
-    settings = {"experts": 2, "max_start_epoch": 2, "expert_epochs": 1, "syn_steps": 4, "expert_lr": 0.05, "batch_syn": 4}
+    settings = {"experts": 2, "max_start_epoch": 2, "expert_epochs": 1, "syn_steps": 4, "expert_lr": 0.05, "batch_syn": 4, "compile": "off"}
     config = MTTConfig(network=NET, lr_img=0.3, lr_lr=1e-6, lr_init=0.05, augmentation="none", soft_labels=soft, lr_label=0.7, **settings)
     method = MTT(config, initial)
     method.prepare(statistics)
@@ -340,7 +340,7 @@ def test_mtt_keeps_its_step_size_positive_and_refuses_soft_labels_it_may_not_lea
     from distill.errors import InputError
 
     statistics, initial = start()
-    settings = {"experts": 1, "max_start_epoch": 0, "expert_epochs": 1, "syn_steps": 2, "network": NET}
+    settings = {"experts": 1, "max_start_epoch": 0, "expert_epochs": 1, "syn_steps": 2, "network": NET, "compile": "off"}
     method = MTT(MTTConfig(lr_lr=1e9, **settings), initial)
     for _ in range(2):
         method.step(statistics, generator(0, "steps"))
