@@ -99,13 +99,13 @@ def train_experts(data: ImageData, config: ExpertConfig, network: Factory | None
         missing = [expert for expert in range(config.experts) if not _place(folder, expert).exists()]
         done = config.experts - len(missing)
         advance(done * config.epochs)
-        if _side_by_side(data, config):
+        if missing and _side_by_side(data, config):
             try:
                 # Plain bytes: tensors would go through shared memory, which containers keep small.
                 for number, _ in enumerate(side_by_side(_trainer, (pickle.dumps(data), config, folder), missing, at_once(len(missing)))):
                     advance((done + number + 1) * config.epochs)
             except WorkerFailed as failed:
-                raise InputError(failed.reason) from None
+                raise InputError(f"training expert {failed.job}: {failed.reason}") from None
         else:
             for number, expert in enumerate(missing):
                 _train_one(data, config, expert, folder, lambda epoch, at=done + number: advance(at * config.epochs + epoch))  # type: ignore[misc]
