@@ -48,6 +48,19 @@ def at_once(jobs: int, threads: int = 1) -> int:
     return max(1, min(jobs, len(cores()) // threads, free_bytes() // BYTES_A_PROCESS))
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread inside the block, as in a worker: the sums are then the same in both."""
+    import torch  # here: a sweep needs no torch of its own
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def side_by_side(
     prepare: Callable[..., Callable[[Any], None]], arguments: tuple[Any, ...], jobs: Sequence[Any], workers: int
 ) -> Iterator[tuple[Any, float]]:

@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from distill.condensed import CondensedSet
 from distill.data import ImageData, Split
 from distill.errors import InputError
 from distill.evaluation import fitted
 from distill.networks import create
-from distill.randomness import derived_seed, generator
-from distill.records import append_line, read_lines
-from distill.train import protocol
+from distill.randomness import generator
+from distill.records import read_lines
+from scenarios.continual_parts import budgets, run_parts
 from scenarios.continual_report import accuracy_table as accuracy_table
 from scenarios.continual_report import answer as answer
 from scenarios.continual_report import draw as draw
@@ -24,7 +23,7 @@ from scenarios.continual_report import note as note
 from scenarios.continual_report import page_text as page_text
 from scenarios.continual_tables import ALONE, ContinualStudy
 from scenarios.continual_tables import study as study
-from scenarios.folder import Options, say
+from scenarios.folder import Options
 from scenarios.given import Given
 
 
@@ -37,7 +36,7 @@ def check(study: ContinualStudy, data: ImageData) -> None:
     elif study.stream.setting != "domain":
         class_incremental(data, study.stream.experiences, 0)
     create(study.learner.network, data.spec, generator(0, "check"))
-    for budget, storage in _budgets(study):
+    for budget, storage in budgets(study):
         budget.per_class(data.spec.shape, storage)
     if not len(getattr(data, study.learner.split)):
         raise InputError(f"data {data.spec.name!r} has no {study.learner.split} images to judge on; set data.validation, or split = test.")
@@ -48,22 +47,16 @@ def check(study: ContinualStudy, data: ImageData) -> None:
 
 
 def fill(study: ContinualStudy, options: Options, data: ImageData, folder: Path, results: dict[str, Any], console: Console) -> None:
-    """Order by order: the memories, then every learner on them; metrics.jsonl is the ledger."""
+    """The parts of the study (`run_parts`), then the figures of every cell; metrics.jsonl is the ledger."""
     from apps.continual import metrics
     from apps.continual.benchmark import interval
 
     ledger = folder / "metrics.jsonl"
     results["data"] = {"name": data.spec.name, "train": len(data.train), "test": len(data.test), "fingerprint": data.fingerprint}
-    for order in range(study.stream.orders):
-        stream = _stream(study, options, data, order)
-        if order == 0:
-            results["experiences"] = [{"classes": list(e.classes), "train": len(e.train), "test": len(e.test)} for e in stream]
-        for strategy in [s for s in study.learner.strategies if s in ALONE]:
-            _learn(study, options, stream, strategy, None, order, folder, ledger, console)
-        for unit in _units(study, options, order):
-            _remember(study, options, unit, stream, folder, ledger, console)
-            for strategy in [s for s in study.learner.strategies if s not in ALONE]:
-                _learn(study, options, stream, strategy, unit, order, folder, ledger, console)
+    results["experiences"] = [
+        {"classes": list(one.classes), "train": len(one.train), "test": len(one.test)} for one in stream_of(study, options, data, 0)
+    ]
+    run_parts(study, options, lambda order: stream_of(study, options, data, order), folder, console)
     memories = {(line["memory"], line["order"], line["experience"]): line for line in read_lines(ledger) if line["stage"] == "memory"}
     last = len(results["experiences"]) - 1
     results["cells"] = []
@@ -122,7 +115,7 @@ def _as_float(data: ImageData) -> ImageData:
     )
 
 
-def _stream(study: ContinualStudy, options: Options, data: ImageData, order: int) -> list[ImageData]:
+def stream_of(study: ContinualStudy, options: Options, data: ImageData, order: int) -> list[ImageData]:
     from apps.continual.streams import class_incremental, domain_incremental
     from distill.data_sources import load
 
@@ -138,119 +131,14 @@ def _stream(study: ContinualStudy, options: Options, data: ImageData, order: int
     return domain_incremental([data, *others])
 
 
-def _budgets(study: ContinualStudy) -> Iterator[tuple[Any, str]]:
-    """(budget, storage): equal items as float32, equal bytes in each storage."""
-    from apps.continual.benchmark import Budget
-
-    yield from ((Budget("items", count), "float32") for count in study.memory.per_class)
-    yield from ((Budget("bytes", count), storage) for count in study.memory.bytes_of for storage in study.memory.storages)
-
-
-def _units(study: ContinualStudy, options: Options, order: int) -> Iterator[Any]:
-    from apps.continual.benchmark import Online, Unit
-
-    table = study.stream
-    online = Online(table.mini, table.queue, table.every) if table.setting == "online" else None
-    shrinking = study.memory.share == "shrinking"
-    for budget, storage in _budgets(study):
-        for method in study.memory.methods:
-            yield Unit(budget, method, storage, order, shrinking, study.settings.get(method, {}), options.seed, online)
-
-
 def _cells(study: ContinualStudy) -> Iterator[tuple[str, str, str, str]]:
     """(budget, storage, method, strategy) of every row of the results; the bounds have no memory."""
     for strategy in study.learner.strategies:
         if strategy in ALONE:
             yield "", "", "", strategy
         else:
-            for budget, storage in _budgets(study):
+            for budget, storage in budgets(study):
                 yield from ((budget.name, storage, method, strategy) for method in study.memory.methods)
-
-
-def _remember(
-    study: ContinualStudy, options: Options, unit: Any, stream: list[ImageData], folder: Path, ledger: Path, console: Console
-) -> None:
-    """Fill the unit's memory, and put its size into the ledger."""
-    name = f"{unit.budget.name}-{unit.method}-{unit.storage}"
-    key = {"stage": "memory", "memory": name, "order": unit.order}
-    done = {line["experience"] for line in read_lines(ledger) if all(line.get(k) == v for k, v in key.items())}
-    if len(done) == len(stream):
-        return
-    sizes = _sizes(unit, stream, folder, progress=False if options.quiet else None)
-    for number, size in enumerate(sizes):
-        if number not in done:
-            append_line(ledger, {**key, "experience": number, **size})
-    say(console, f"order {unit.order + 1}, {name}: {sizes[-1]['items']} items, {sizes[-1]['bytes']} bytes, {sizes[-1]['seconds']:.0f} s")
-
-
-def _sizes(unit: Any, stream: list[ImageData], folder: Path, progress: bool | None) -> list[dict[str, Any]]:
-    """Items, bytes and seconds spent condensing, after each experience."""
-    from apps.continual.benchmark import RESERVOIR, fill_memories, reservoirs
-    from apps.continual.exemplars import group_bytes, item_bytes
-
-    if unit.method == RESERVOIR:  # one grid for all images
-        shape = stream[0].spec.shape
-        size, grid = item_bytes(shape, unit.storage), group_bytes(shape, unit.storage)
-        return [{"items": len(held), "bytes": len(held) * size + grid, "seconds": 0.0} for held in reservoirs(unit, stream)]
-    memories = fill_memories(unit, stream, folder / "memories" / unit.name, progress)
-    return [{"items": len(memory), "bytes": memory.nbytes, "seconds": memory.seconds} for memory in memories]
-
-
-def _held(options: Options, unit: Any, stream: list[ImageData], folder: Path) -> list[CondensedSet]:
-    """The unit's memory after each experience, as sets of the stream's spec on its device."""
-    from apps.continual.benchmark import RESERVOIR, fill_memories, reservoirs
-
-    if unit.method == RESERVOIR:
-        return reservoirs(unit, stream)
-    place = folder / "memories" / unit.name
-    return [memory.condensed(stream[0].spec).to(options.device) for memory in fill_memories(unit, stream, place, False)]
-
-
-def _learn(
-    study: ContinualStudy,
-    options: Options,
-    stream: list[ImageData],
-    strategy: str,
-    unit: Any,
-    order: int,
-    folder: Path,
-    ledger: Path,
-    console: Console,
-) -> None:
-    """Train what the ledger does not have yet."""
-    from apps.continual.benchmark import rows
-    from apps.continual.strategies import Training
-
-    table = study.learner
-    recipe = table.recipe or protocol(table.protocol, stream[0].spec)
-    name = f"{unit.budget.name}-{unit.method}-{unit.storage}" if unit else ""
-    held: list[CondensedSet] = []
-    for net in range(table.nets if strategy == "scratch" else 1):
-        key = {"stage": "learn", "strategy": strategy, "memory": name, "order": order, "net": net}
-        lines = {line["experience"]: line for line in read_lines(ledger) if all(line.get(k) == v for k, v in key.items())}
-        if len(lines) == (1 if strategy == "joint" else len(stream)):
-            continue
-        held = held or (_held(options, unit, stream, folder) if unit else [])
-        with console.status(f"order {order + 1}: {strategy} {name}, network {net + 1}"):
-            found = rows(
-                strategy,
-                unit,
-                stream,
-                held,
-                folder / "memories" / (unit.name if unit else ""),
-                table.network,
-                (table.joint or recipe) if strategy == "joint" else recipe,
-                Training(**study.training),
-                derived_seed(options.seed, "learner", order, net),
-                table.split,
-                first=len(lines),
-                mini=study.stream.mini if study.stream.setting == "online" else None,
-            )
-            for number, accuracies in found:
-                if number not in lines:
-                    append_line(ledger, {**key, "experience": number, "accuracies": accuracies})
-    done = [line["accuracies"] for line in read_lines(ledger) if line.get("strategy") == strategy and line.get("memory") == name]
-    say(console, f"order {order + 1}, {strategy} {name}: {sum(done[-1]) / len(done[-1]):.1f} % over all experiences at the end")
 
 
 def _matrix(study: ContinualStudy, ledger: Path, strategy: str, memory: str, order: int, experiences: int) -> list[list[float]]:

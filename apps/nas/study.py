@@ -22,12 +22,13 @@ from apps.nas.ranking import RESAMPLES
 from apps.nas.regression import main_effects
 from apps.nas.space import Candidate, check_candidates
 from apps.nas.training import WHOLE, Job, Shelf, score
-from apps.nas.workers import Crew, Row, one_thread
+from apps.nas.workers import Crew, Row
 from apps.nas.zero_cost import DATA_FREE, ON_A_BATCH, SCORES, SIZES, zero_cost
 from distill.condensed import CondensedSet
 from distill.data import ImageData
 from distill.errors import InputError, clipped, unknown_name
 from distill.evaluation import fitted
+from distill.processes import one_thread
 from distill.randomness import derived_seed, generator
 from distill.train import Recipe
 

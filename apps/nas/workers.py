@@ -21,7 +21,7 @@ import torch
 from apps.nas.training import WHOLE, Job, Shelf, failed, measure
 from distill.errors import InputError
 from distill.memory import keep_freed_memory
-from distill.processes import end_with_parent
+from distill.processes import end_with_parent, one_thread
 from distill.train import Recipe
 
 Row = dict[str, Any]
@@ -70,17 +70,6 @@ def _here(jobs: Sequence[Job], shelf: Shelf) -> Iterator[Row]:
         with one_thread():
             row = measure(job, shelf)
         yield row
-
-
-class one_thread:
-    """Torch on one thread inside the block, as in every worker: the sums are then the same everywhere."""
-
-    def __enter__(self) -> None:
-        self.before = torch.get_num_threads()
-        torch.set_num_threads(1)
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_num_threads(self.before)
 
 
 @dataclass

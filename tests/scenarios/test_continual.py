@@ -97,7 +97,7 @@ def test_a_stopped_run_resumes_to_the_same_numbers(
     moment: int, whole: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped after so many ledger lines (between units, between and inside experiences), then resumed."""
-    import scenarios.continual as room
+    import scenarios.continual_parts as room
 
     real, count = room.append_line, []
 
@@ -117,6 +117,49 @@ def test_a_stopped_run_resumes_to_the_same_numbers(
         run(QUICK, tmp_path)
     _, record = run(QUICK, tmp_path, resume=True)
     assert same(record) == same(whole[1])
+
+
+def test_parts_side_by_side_make_the_same_bits(whole: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped while a finished part's lines are taken in, then resumed, in two processes: as in one process at one go."""
+    import scenarios.continual_parts as room
+
+    monkeypatch.setattr(room, "WORTH_WORKERS", -1.0)
+    monkeypatch.setattr(room, "at_once", lambda jobs: min(jobs, 2))
+    real, count = room.append_line, []
+
+    def failing(path: Path, event: dict[str, Any]) -> None:
+        real(path, event)
+        count.append(1)
+        if len(count) == 7:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(room, "append_line", failing)
+    with pytest.raises(KeyboardInterrupt):
+        run(QUICK, tmp_path)
+    monkeypatch.setattr(room, "append_line", real)
+    folder, record = run(QUICK, tmp_path, resume=True)
+    assert same(record) == same(whole[1])
+    assert not list((folder / "parts").iterdir())
+    lines = [
+        sorted(json.dumps({k: v for k, v in line.items() if k != "seconds"}) for line in read_lines(place / "metrics.jsonl"))
+        for place in (folder, whole[0])
+    ]
+    assert lines[0] == lines[1]
+
+
+def test_a_part_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import scenarios.continual_parts as room
+
+    monkeypatch.setattr(room, "WORTH_WORKERS", -1.0)
+    monkeypatch.setattr(room, "at_once", lambda jobs: min(jobs, 2))
+    tables = changed(learner={"strategies": ["scratch"], "nets": 1}, memory={"methods": ["random"], "bytes_of": []})
+    del tables["settings"]
+    blocked = study("quick", tables, "quick.toml")
+    place = tmp_path / f"quick-{blocked.hash}-s0" / "memories"
+    place.mkdir(parents=True)
+    (place / "items1-random-float32-order1").write_text("in the way")
+    with pytest.raises(InputError, match=r"items1-random-float32-order1: .*--resume"):
+        run(tables, tmp_path, resume=True)
 
 
 def test_the_condensed_memory_of_a_stopped_run_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
