@@ -184,11 +184,11 @@ def draw(study: FederatedStudy, folder: Path, results: dict[str, Any]) -> None:
 
     figures = folder / "figures"
     counts = np.array(results["split"]["counts"])
-    write_whole(figures / "1-split.png", holdings(counts, results["split"]["classes"], f"{study.title}: who holds what (first seed)"))
+    write_whole(figures / "1-split.png", holdings(counts, results["split"]["classes"], "who holds what (first seed)"))
     runs = {name: _runs(folder, name) for name in results["strategies"]}
     write_whole(figures / "2-rounds.png", curves(runs, "round", study.title))
     sending = {name: lines for name, lines in runs.items() if name not in ALONE}
-    if sending:
+    if sending and study.settings.rounds > 1:
         write_whole(figures / "3-bytes.png", curves(sending, "bytes", study.title))
     for name in sending:
         first = sorted((folder / "runs").glob(f"{name}-s*"))[0]

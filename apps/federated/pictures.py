@@ -39,12 +39,18 @@ def holdings(counts: NDArray[np.int64], classes: Sequence[str], title: str) -> b
 def curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], against: str, title: str) -> bytes:
     """Mean accuracy with its 95 % interval over seeds, one line a strategy; ``against`` is "round" or "bytes" (up + down, cumulative).
 
-    ``runs`` has for each strategy one list of round lines a seed.
+    ``runs`` has for each strategy one list of round lines a seed. After a single round there is a point for each strategy instead.
     """
     figure = Figure(figsize=(6.0, 3.6), dpi=110)
     axis = figure.subplots()
-    for name, seeds in runs.items():
+    one_shot = max(len(lines) for seeds in runs.values() for lines in seeds) <= 2
+    for place, (name, seeds) in enumerate(runs.items()):
         rounds = min(len(lines) for lines in seeds)
+        if one_shot:  # lines from the untrained network up would all look the same
+            last = Accuracy(tuple(lines[rounds - 1]["accuracy"] for lines in seeds))
+            wide = last.half_width if len(seeds) > 1 else 0.0
+            axis.errorbar([place], [last.mean], [wide], fmt="o", capsize=4)
+            continue
         found = [Accuracy(tuple(lines[r]["accuracy"] for lines in seeds)) for r in range(rounds)]
         if against == "bytes":
             places = [
@@ -57,14 +63,18 @@ def curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], against: s
             axis.fill_between(
                 places, [each.low for each in found], [each.high for each in found], alpha=0.15, color=line.get_color(), linewidth=0
             )
-    axis.set_xlabel("round" if against == "round" else "cumulative megabytes, up and down, all clients")
     axis.set_ylabel("test accuracy, %")
-    axis.set_ylim(0, 100)
-    if against == "round":
+    if one_shot:
+        axis.set_xticks(range(len(runs)), [_plain(name) for name in runs])
+        axis.set_xlim(-0.5, len(runs) - 0.5)
+    else:
+        axis.set_xlabel("round" if against == "round" else "cumulative megabytes, up and down, all clients")
+        axis.set_ylim(0, 100)
+        axis.legend(frameon=False, fontsize=8, loc="lower right")
+    if against == "round" and not one_shot:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_title(_plain(title[:80]), fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=8, loc="lower right")
     return _png(figure)
 
 
