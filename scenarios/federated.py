@@ -188,7 +188,7 @@ def draw(study: FederatedStudy, folder: Path, results: dict[str, Any]) -> None:
     runs = {name: _runs(folder, name) for name in results["strategies"]}
     write_whole(figures / "2-rounds.png", curves(runs, "round", study.title))
     sending = {name: lines for name, lines in runs.items() if name not in ALONE}
-    if sending and study.settings.rounds > 1:
+    if sending:
         write_whole(figures / "3-bytes.png", curves(sending, "bytes", study.title))
     for name in sending:
         first = sorted((folder / "runs").glob(f"{name}-s*"))[0]

@@ -44,13 +44,8 @@ def curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], against: s
     figure = Figure(figsize=(6.0, 3.6), dpi=110)
     axis = figure.subplots()
     one_shot = max(len(lines) for seeds in runs.values() for lines in seeds) <= 2
-    for place, (name, seeds) in enumerate(runs.items()):
+    for number, (name, seeds) in enumerate(runs.items()):
         rounds = min(len(lines) for lines in seeds)
-        if one_shot:  # lines from the untrained network up would all look the same
-            last = Accuracy(tuple(lines[rounds - 1]["accuracy"] for lines in seeds))
-            wide = last.half_width if len(seeds) > 1 else 0.0
-            axis.errorbar([place], [last.mean], [wide], fmt="o", capsize=4)
-            continue
         found = [Accuracy(tuple(lines[r]["accuracy"] for lines in seeds)) for r in range(rounds)]
         if against == "bytes":
             places = [
@@ -58,21 +53,27 @@ def curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], against: s
             ]
         else:
             places = [float(seeds[0][r]["round"]) for r in range(rounds)]
+        if one_shot:  # lines from the untrained network up would all look the same
+            place = places[-1] if against == "bytes" else number
+            wide = found[-1].half_width if len(seeds) > 1 else 0.0
+            axis.errorbar([place], [found[-1].mean], [wide], fmt="o", markersize=4, capsize=4, label=_plain(name))
+            continue
         (line,) = axis.plot(places, [each.mean for each in found], marker="o", markersize=3, linewidth=1.2, label=_plain(name))
         if len(seeds) > 1:
             axis.fill_between(
                 places, [each.low for each in found], [each.high for each in found], alpha=0.15, color=line.get_color(), linewidth=0
             )
     axis.set_ylabel("test accuracy, %")
-    if one_shot:
+    if one_shot and against == "round":
         axis.set_xticks(range(len(runs)), [_plain(name) for name in runs])
         axis.set_xlim(-0.5, len(runs) - 0.5)
     else:
         axis.set_xlabel("round" if against == "round" else "cumulative megabytes, up and down, all clients")
-        axis.set_ylim(0, 100)
         axis.legend(frameon=False, fontsize=8, loc="lower right")
-    if against == "round" and not one_shot:
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if against == "round":
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if not one_shot:
+        axis.set_ylim(0, 100)
     axis.set_title(_plain(title[:80]), fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)
     return _png(figure)
