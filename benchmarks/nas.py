@@ -70,7 +70,8 @@ def main() -> None:
         part: statistics.median(r[part] for r in taken[1]) / statistics.median(r[part] for r in taken[given.workers])
         for part in ("wall", "steady")
     }
-    print(f"{given.workers} workers: {ratio['wall']:.2f} times the throughput of one, {ratio['steady']:.2f} without the start")
+    asked = f" (asked of two on two idle cores: {AT_LEAST})" if given.workers == 2 else ""
+    print(f"{given.workers} workers: {ratio['wall']:.2f} times the throughput of one{asked}, {ratio['steady']:.2f} without the start")
     if given.json:
         result: dict[str, Any] = {
             "environment": environment("cpu"),

@@ -4,6 +4,8 @@ Each part is worked on by one thread, so that its bits do not depend on what run
 processes, a part for each: a worker writes lines of its own, and `metrics.jsonl` has one writer, who takes them in when the part is done.
 """
 
+import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -91,6 +93,7 @@ def run_parts(study: ContinualStudy, options: Options, stream: Stream, folder: P
     ledger, waiting, start = folder / "metrics.jsonl", parts(study, options.seed), time.monotonic()
     for place in sorted((folder / "parts").glob("*.jsonl")):  # of a run that was stopped
         _take_in(place, ledger)
+    stream = functools.lru_cache(maxsize=1)(stream)  # parts of one order follow one another
     alone = options.device != "cpu" or study.given is not None or _own(study)
     while waiting:
         if not alone and time.monotonic() - start > WORTH_WORKERS and at_once(len(waiting)) > 1:
@@ -108,7 +111,7 @@ def _own(study: ContinualStudy) -> bool:
 
 def _side_by_side(study: ContinualStudy, options: Options, waiting: Sequence[Part], folder: Path, console: Console) -> None:
     ledger = folder / "metrics.jsonl"
-    waiting = [part for part in waiting if not _finished(study, part, Book(ledger), folder)]
+    waiting = [part for part in waiting if not _finished(study, part, Book(ledger))]
     done, total = 0, len(waiting)
     (folder / "parts").mkdir(exist_ok=True)
     try:
@@ -119,7 +122,7 @@ def _side_by_side(study: ContinualStudy, options: Options, waiting: Sequence[Par
                 status.update(f"{done} of {total} parts done, {at_once(total)} at a time")
                 _tell(study, part, Book(ledger), seconds, console)
     except WorkerFailed as failed:
-        raise InputError(f"{failed.job.name}: {failed.reason}. What is finished is kept: add --resume.") from None
+        raise InputError(f"{failed.job.name}: {failed.reason.rstrip('.')}. What is finished is kept: add --resume.") from None
 
 
 def _worker(study: ContinualStudy, options: Options, folder: Path) -> Callable[[Part], None]:
@@ -129,11 +132,12 @@ def _worker(study: ContinualStudy, options: Options, folder: Path) -> Callable[[
     from scenarios.continual import stream_of
 
     torch.set_num_threads(1)
-    data, quiet = load_data(study, options), Console(quiet=True)
+    data, options = load_data(study, options), dataclasses.replace(options, quiet=True)  # the parent tells
+    stream = functools.lru_cache(maxsize=1)(lambda order: stream_of(study, options, data, order))
 
     def work(part: Part) -> None:
         book = Book(folder / "parts" / f"{part.name}.jsonl", folder / "metrics.jsonl")
-        _do(study, options, part, lambda order: stream_of(study, options, data, order), folder, book, quiet)
+        _do(study, options, part, stream, folder, book, Console(quiet=True))
 
     return work
 
@@ -151,7 +155,7 @@ def _key(line: Line) -> tuple[Any, ...]:
     return tuple(line.get(name) for name in ("stage", "strategy", "memory", "order", "net", "experience"))
 
 
-def _finished(study: ContinualStudy, part: Part, book: Book, folder: Path) -> bool:
+def _finished(study: ContinualStudy, part: Part, book: Book) -> bool:
     count = study.stream.experiences if study.stream.setting != "domain" else 1 + len(study.stream.domains)
     if part.unit and len(book.matching({"stage": "memory", "memory": part.memory, "order": part.order})) < count:
         return False
@@ -165,7 +169,7 @@ def _finished(study: ContinualStudy, part: Part, book: Book, folder: Path) -> bo
 
 def _do(study: ContinualStudy, options: Options, part: Part, stream: Stream, folder: Path, book: Book, console: Console) -> None:
     """The memory, then every learner on it; what the book has is not done again."""
-    if _finished(study, part, book, folder):
+    if _finished(study, part, book):
         return
     start, one = time.monotonic(), stream(part.order)
     if part.unit:

@@ -84,7 +84,7 @@ def _side_by_side(
             say(_told(cell, lines_of_cell(cell, folder), seconds))
     except WorkerFailed as failed:
         where = f"strategy {failed.job.strategy!r}, seed {failed.job.seed}"
-        raise InputError(f"{where}: {failed.reason}. What is finished is kept: add --resume.") from None
+        raise InputError(f"{where}: {failed.reason.rstrip('.')}. What is finished is kept: add --resume.") from None
 
 
 def _runner(study: "FederatedStudy", options: Options, folder: Path) -> Callable[[Settings], None]:
