@@ -24,7 +24,8 @@ class PrivacyTable:
     """``[privacy]``: the budget, and what it is spent on.
 
     ``start`` "kmeans" spends ``start_share`` of the budget on a private start in ``start_releases`` releases. ``networks`` is how many
-    random networks there are: with 0 every step has a network and a release of its own. ``twin`` makes a second set without noise or
+    random networks there are: with 0 every step has a network and a release of its own. ``centred`` releases features as differences from
+    the private start's, which a smaller ``clip`` can hold. ``twin`` makes a second set without noise or
     clipping from the same start with the same networks, so that one sees what the noise costs.
     """
 
@@ -37,6 +38,7 @@ class PrivacyTable:
     start_releases: Annotated[int, Field(ge=2)] = 7
     start_share: Annotated[float, Field(gt=0, lt=1)] = 0.3
     networks: Annotated[int, Field(ge=0)] = 0
+    centred: bool = False
     twin: bool = True
 
 
@@ -142,6 +144,8 @@ def study(name: str, title: str, tables: dict[str, Any], source: str) -> Privacy
         _checked(f"{source}: [visual]", "network", lambda: check_name(parts["visual"].network))
     # A table that came later and is not given leaves the hash of older studies as it was.
     plain = {k: _plain(v) if v else None for k, v in parts.items() if v or k in ("privacy", "audit", "attack")}
+    if parts["privacy"] and not parts["privacy"].centred:
+        plain["privacy"].pop("centred")
     merged = {"kind": "privacy", "data": _plain(data), "method": {"name": method, "ipc": ipc[0], **_plain(settings)}}
     merged |= {**plain, "evaluation": _plain(evaluation)}
     return PrivacyStudy(name, title, data, method, ipc[0], given, evaluation=evaluation, merged=merged, **parts)

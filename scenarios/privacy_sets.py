@@ -68,6 +68,8 @@ def private_set(
     assert table is not None
     statistics = statistics_of(study, data, epsilon, folder / f"{name}-releases" if folder else None)
     start = private_kmeans(statistics, study.ipc, seed) if table.start == "kmeans" else None
+    if table.centred and start is not None:
+        statistics.centre_on(start)
     return condense(study, statistics, seed, start, options, folder / f"checkpoint-{name}.safetensors" if folder else None), start
 
 

@@ -88,6 +88,7 @@ class PrivateStatistics:
         self._plan: Plan | None = None
         self._start = "not stated"
         self._separable: set[str] = set()
+        self._centre: CondensedSet | None = None
         self._ledger = Ledger(None)
         if ledger is not None:
             self._open(Path(ledger))
@@ -179,6 +180,21 @@ class PrivateStatistics:
             self._ledger.set_plan(tuple(self._plan))
         return self._plan
 
+    def centre_on(self, centre: CondensedSet) -> None:
+        """From now on release features as differences from the mean feature of ``centre``'s images of the same class.
+
+        Differences are shorter than features, so that a smaller ``clip`` and with it less noise are enough, and the public size of a class
+        scales a small number only. ``centre`` is public, or was made of earlier releases of this account (`private_kmeans`). Raises
+        `InputError` for another one, for one without an image of some class, and where the statistics have no ``clip``.
+        """
+        if self.clip is None:
+            raise InputError("centred features need clip= when making PrivateStatistics: the length that a difference is cut to.")
+        check_start(centre, self._data, self._public_start, self.history)
+        missing = sorted(set(self._classes) - set(centre.labels.tolist()))
+        if missing:
+            raise InputError(f"the centre has no image of the classes {missing[:10]}; give a set with images of each.")
+        self._centre = centre.to(self.device)
+
     # Releases
 
     def class_means(
@@ -196,12 +212,17 @@ class PrivateStatistics:
         if not bool((first[0] - seen[0]).norm() <= 1e-2 * seen[0].norm() + 1e-6):
             raise refused("features of an image that change with its batch (BatchNorm, dropout)", "use a network without them")
         norm = self.clip or float(seen.norm(dim=1).max())
-        key = question("features", [seen, torch.tensor(norm)])
+        middle = torch.zeros(len(self._classes), seen.shape[1], device=self.device)
+        if self._centre is not None:
+            for position, label in enumerate(self._classes):
+                near = self._centre.images[self._centre.labels == label]
+                middle[position] = torch.cat(list(feature_rows(views[position], near))).mean(0)
+        key = question("features", [seen, torch.tensor(norm), *([] if self._centre is None else [middle])])
 
         def rows(images: Tensor, position: int) -> Iterator[tuple[Tensor, None]]:
-            return ((part, None) for part in feature_rows(views[position], images))
+            return ((part - middle[position], None) for part in feature_rows(views[position], images))
 
-        return self.release(key, plan, norm, rows, seen.shape[1])[:, 0] / self._expected(plan)
+        return self.release(key, plan, norm, rows, seen.shape[1])[:, 0] / self._expected(plan) + middle
 
     def class_gradients(
         self, network: nn.Module, batch_size: int, augment: Augment | None, generator: torch.Generator

@@ -125,6 +125,46 @@ def test_gradients_of_each_example_are_those_of_opacus(name: str) -> None:
     assert torch.allclose(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
+def noise_images(data: ImageData) -> CondensedSet:
+    """Three public images a class."""
+    images = torch.randn(9, *data.spec.shape, generator=draws())
+    return CondensedSet(images, torch.arange(3).repeat_interleave(3), data.spec, provenance=Provenance("initial:noise"))
+
+
+def test_a_centred_release_is_its_definition() -> None:
+    data = public_toy()
+    statistics, centre = private(clip=2.0, sample_rate=0.5), noise_images(data)
+    entropy = statistics._entropy = Recorded(0.5)
+    statistics.centre_on(centre)
+    found = statistics.class_means(pixels, 4, None, draws())
+    (plan,) = statistics.history
+    middle = centre.images.flatten(1).double().view(3, 3, -1).mean(1).numpy()
+    slow = np.zeros((3, 64))
+    for index, (image, label) in enumerate(zip(data.train.images, data.train.labels, strict=True)):
+        row = (image.double().flatten().numpy() / 255 - 0.5) / 0.5 - middle[int(label)]
+        if entropy.mask[index] < 0.5:
+            slow[int(label)] += row * min(1.0, 2.0 / np.sqrt((row**2).sum()))
+    slow += plan.noise_multiplier * 2.0 * entropy.noise[:, 0]
+    assert np.allclose(found.numpy(), slow / (0.5 * 36 / 3) + middle, atol=1e-4)
+    assert torch.equal(found, statistics.class_means(pixels, 4, None, draws()))
+    assert statistics.privacy["releases"] == 1
+    statistics._centre = None
+    statistics.class_means(pixels, 4, None, draws())
+    assert statistics.privacy["releases"] == 2  # without the centre it is another question
+
+
+def test_a_centre_is_public_or_released_and_has_every_class() -> None:
+    data = public_toy()
+    with pytest.raises(InputError, match="centred features need clip="):
+        private().centre_on(noise_images(data))
+    with pytest.raises(InputError, match="no privacy guarantee: an initial set made by"):
+        private(clip=1.0).centre_on(select(data, "random", 1, draws()))
+    part = noise_images(data)
+    part = dataclasses.replace(part, images=part.images[:6], labels=part.labels[:6])
+    with pytest.raises(InputError, match=r"the centre has no image of the classes \[2\]"):
+        private(clip=1.0).centre_on(part)
+
+
 def test_clipping_bounds_every_row_and_leaves_short_ones() -> None:
     rows = torch.randn(200, 30, generator=draws()) * torch.logspace(-3, 30, 200)[:, None]
     rows[3, 4], rows[5, 6] = float("nan"), float("inf")
@@ -149,7 +189,8 @@ class Silent:
         return np.zeros(shape)
 
 
-def test_one_example_moves_the_clean_sums_by_at_most_the_clip() -> None:
+@pytest.mark.parametrize("centred", [False, True])
+def test_one_example_moves_the_clean_sums_by_at_most_the_clip(centred: bool) -> None:
     """Every neighbour of a data set, with worst-case examples among them."""
     data = public_toy()
     bright = data.train.images.clone()
@@ -160,6 +201,8 @@ def test_one_example_moves_the_clean_sums_by_at_most_the_clip() -> None:
         part = dataclasses.replace(data, train=data.train.at(rows))
         statistics = private(part, clip=1.5, sample_rate=1.0)
         statistics._entropy = Silent()
+        if centred:
+            statistics.centre_on(noise_images(data))
         return statistics.class_means(pixels, 4, None, draws()) * 12
 
     everyone = torch.arange(36)
