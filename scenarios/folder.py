@@ -71,6 +71,7 @@ def run_study(study: Study, options: Options) -> tuple[Path, dict[str, Any]]:
     with _only_one(folder):
         for part in folder.rglob(".*.part"):  # what a killed process was writing; nobody else writes here now
             part.unlink()
+        before = _worked_before(folder, earlier) if earlier else 0.0
         config = {"scenario": study.name, "title": study.title, "seed": options.seed, "device": options.device, **study.merged}
         write_json(folder / "config.json", config)
         record = {
@@ -81,7 +82,7 @@ def run_study(study: Study, options: Options) -> tuple[Path, dict[str, Any]]:
             "seed": options.seed,
             "status": "running",
             "results": {},
-            "seconds": earlier["seconds"] if earlier else 0.0,
+            "seconds": before,
             "peak_memory_bytes": earlier["peak_memory_bytes"] if earlier else 0,
             "environment": environment(options.device),
         }
@@ -113,6 +114,15 @@ def load_data(study: Study, options: Options) -> ImageData:
 
 def say(console: Console, text: str) -> None:
     console.print(text, soft_wrap=True, markup=False)
+
+
+def _worked_before(folder: Path, earlier: dict[str, Any]) -> float:
+    """Seconds of the processes before this one. One that was killed could not say, but it lived at least until its last file."""
+    if earlier["status"] != "running":
+        return float(earlier["seconds"])
+    began = (folder / "record.json").stat().st_mtime
+    last = max(path.stat().st_mtime for path in folder.rglob("*") if not path.name.startswith("."))
+    return float(earlier["seconds"]) + max(0.0, last - began)
 
 
 @contextlib.contextmanager

@@ -5,11 +5,13 @@ import dataclasses
 import fcntl
 import io
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -342,6 +344,21 @@ def test_an_unfinished_folder_needs_resume_and_then_gives_the_same_set(finished:
     assert torch.equal(again.images, first.images)
 
 
+def test_a_killed_process_is_counted_until_its_last_file(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / finished.name
+    shutil.copytree(finished, folder)
+    record = json.loads((folder / "record.json").read_text())
+    (folder / "record.json").write_text(json.dumps(record | {"status": "running", "seconds": 5.0}))
+    last = (folder / "metrics.jsonl").stat().st_mtime
+    for path in folder.rglob("*"):
+        os.utime(path, (last - 50, last - 50))
+    os.utime(folder / "record.json", (last - 1000, last - 1000))
+    begun = time.monotonic()
+    assert call(*CONDENSE, "--out", tmp_path, "--seed", 3, "--resume", "--quiet")[0] == 0
+    seconds = json.loads((folder / "record.json").read_text())["seconds"] - 955.0
+    assert 0 <= seconds <= time.monotonic() - begun
+
+
 def test_a_second_process_is_refused_while_the_first_holds_the_folder(finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / finished.name
     folder.mkdir()
@@ -496,6 +513,7 @@ def test_evaluate_trains_on_the_set_and_its_rivals(finished: Path) -> None:
 def test_help_imports_nothing_heavy() -> None:
     program = """
 import sys
+import time
 from scenarios import cli
 try:
     cli.main(sys.argv[1:])
