@@ -146,6 +146,8 @@ def study(name: str, title: str, tables: dict[str, Any], source: str) -> Privacy
     plain = {k: _plain(v) if v else None for k, v in parts.items() if v or k in ("privacy", "audit", "attack")}
     if parts["privacy"] and not parts["privacy"].centred:
         plain["privacy"].pop("centred")
+    elif parts["privacy"] and parts["privacy"].start != "kmeans":
+        raise InputError(f'{source}: [privacy]: centred = true needs something to be centred on; add start = "kmeans".')
     merged = {"kind": "privacy", "data": _plain(data), "method": {"name": method, "ipc": ipc[0], **_plain(settings)}}
     merged |= {**plain, "evaluation": _plain(evaluation)}
     return PrivacyStudy(name, title, data, method, ipc[0], given, evaluation=evaluation, merged=merged, **parts)

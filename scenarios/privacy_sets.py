@@ -32,6 +32,7 @@ def statistics_of(study: PrivacyStudy, data: ImageData, epsilon: float, ledger: 
         start_releases=table.start_releases if table.start == "kmeans" else 0,
         start_share=table.start_share,
         clip=table.clip,
+        centred=table.centred,
         population=table.population,
         classes=study.data.classes,
         ledger=ledger,
@@ -68,8 +69,6 @@ def private_set(
     assert table is not None
     statistics = statistics_of(study, data, epsilon, folder / f"{name}-releases" if folder else None)
     start = private_kmeans(statistics, study.ipc, seed) if table.start == "kmeans" else None
-    if table.centred and start is not None:
-        statistics.centre_on(start)
     return condense(study, statistics, seed, start, options, folder / f"checkpoint-{name}.safetensors" if folder else None), start
 
 

@@ -31,7 +31,8 @@ SMALLEST_PART = 0.02
 def private_kmeans(statistics: "PrivateStatistics", ipc: int, seed: int = 0) -> CondensedSet:
     """``ipc`` centres a class, from all ``start_releases`` of the statistics: the first gives class means, the others are rounds of Lloyd.
 
-    Each result is freed of noise by a Wiener filter, which needs to know the noise only. Raises `InputError` without planned releases.
+    Each result is freed of noise by a Wiener filter, which needs to know the noise only. Statistics that are ``centred`` are centred on
+    it. Raises `InputError` without planned releases.
     """
     plan, spec = statistics.start_plan, statistics.spec
     if plan is None or plan.releases < 2:
@@ -76,7 +77,10 @@ def private_kmeans(statistics: "PrivateStatistics", ipc: int, seed: int = 0) -> 
     centres = (means[:, None, :] + offsets).clamp(0, 1)
     images = spec.normalise(centres.reshape(classes * ipc, *spec.shape))
     labels = torch.tensor(statistics.classes, device=device).repeat_interleave(ipc)
-    return CondensedSet(images, labels, spec, provenance=Provenance("private k-means", {"ipc": ipc}, seed, dp=statistics.privacy))
+    made = CondensedSet(images, labels, spec, provenance=Provenance("private k-means", {"ipc": ipc}, seed, dp=statistics.privacy))
+    if statistics.centred:
+        statistics.centre_on(made)
+    return made
 
 
 def _filtered(rows: Tensor, noise: Tensor | float, shape: tuple[int, int, int]) -> Tensor:

@@ -38,7 +38,8 @@ class PrivateStatistics:
     of MTT need), ``sample_rate`` of each release (None: the method's batch times the classes over ``population``), ``population`` the size
     that is publicly known (known for the named data sets), ``classes`` that exist (None: all), ``clip`` the norm of one example's row
     (None: features as long as those of public probe images, gradients 1). ``start_releases`` of all the data, with ``start_share`` of the
-    budget, are for a private start (`apps.privacy.private_start`). ``ledger`` is a folder for releases that survives a kill;
+    budget, are for a private start (`apps.privacy.private_start`). ``centred`` releases features as differences from that start, or from
+    what `centre_on` gets: half the clip and half the noise are enough for them. ``ledger`` is a folder for releases that survives a kill;
     `distil` with a checkpoint sets it. ``public_start`` names the public origin of an initial set that does not say it itself.
     ``insecure_seed`` makes everything repeatable, for tests: there is no guarantee then, and the statement says so.
 
@@ -57,6 +58,7 @@ class PrivateStatistics:
         start_releases: int = 0,
         start_share: float = 0.3,
         clip: float | None = None,
+        centred: bool = False,
         population: int | None = None,
         classes: Sequence[int] | None = None,
         ledger: str | Path | None = None,
@@ -69,13 +71,15 @@ class PrivateStatistics:
         check_target(epsilon, delta, population)
         if clip is not None and not (0 < clip < float("inf")):
             raise InputError(f"clip is {clip}; allowed: a positive norm, or None.")
+        if centred and clip is None:
+            raise InputError("centred features need clip, the length that a difference is cut to; 0.5 suits features of length 1.")
         if start_releases < 0 or not 0 < start_share < 1:
             raise InputError(
                 f"start_releases {start_releases}, start_share {start_share}; allowed: 0 or more, and a share between 0 and 1."
             )
         self._data = data
         self._entropy: Entropy = SystemEntropy() if insecure_seed is None else SeededEntropy(insecure_seed)
-        self._public_start = public_start
+        self._public_start, self.centred = public_start, centred
         self.epsilon, self.delta, self.population, self.clip = float(epsilon), delta, population, clip
         self._classes = tuple(classes) if classes is not None else tuple(range(data.spec.num_classes))
         self._asked = (releases, sample_rate)
@@ -181,14 +185,11 @@ class PrivateStatistics:
         return self._plan
 
     def centre_on(self, centre: CondensedSet) -> None:
-        """From now on release features as differences from the mean feature of ``centre``'s images of the same class.
+        """Release features as differences from the mean feature of ``centre``'s images of the same class (statistics with ``centred``).
 
-        Differences are shorter than features, so that a smaller ``clip`` and with it less noise are enough, and the public size of a class
-        scales a small number only. ``centre`` is public, or was made of earlier releases of this account (`private_kmeans`). Raises
-        `InputError` for another one, for one without an image of some class, and where the statistics have no ``clip``.
+        Where a class is smaller than the public size says, its difference is then too short and not its whole mean. ``centre`` is public
+        or made of earlier releases of this account (`private_kmeans` gives its own); `InputError` for another, or one without some class.
         """
-        if self.clip is None:
-            raise InputError("centred features need clip= when making PrivateStatistics: the length that a difference is cut to.")
         check_start(centre, self._data, self._public_start, self.history)
         missing = sorted(set(self._classes) - set(centre.labels.tolist()))
         if missing:
@@ -213,11 +214,13 @@ class PrivateStatistics:
             raise refused("features of an image that change with its batch (BatchNorm, dropout)", "use a network without them")
         norm = self.clip or float(seen.norm(dim=1).max())
         middle = torch.zeros(len(self._classes), seen.shape[1], device=self.device)
-        if self._centre is not None:
+        if self.centred:
+            if self._centre is None:
+                raise InputError("centred features need something to be centred on: a private start, or centre_on(a public set).")
             for position, label in enumerate(self._classes):
                 near = self._centre.images[self._centre.labels == label]
                 middle[position] = torch.cat(list(feature_rows(views[position], near))).mean(0)
-        key = question("features", [seen, torch.tensor(norm), *([] if self._centre is None else [middle])])
+        key = question("features", [seen, torch.tensor(norm), *([middle] if self.centred else [])])
 
         def rows(images: Tensor, position: int) -> Iterator[tuple[Tensor, None]]:
             return ((part - middle[position], None) for part in feature_rows(views[position], images))

@@ -133,7 +133,7 @@ def noise_images(data: ImageData) -> CondensedSet:
 
 def test_a_centred_release_is_its_definition() -> None:
     data = public_toy()
-    statistics, centre = private(clip=2.0, sample_rate=0.5), noise_images(data)
+    statistics, centre = private(clip=2.0, sample_rate=0.5, centred=True), noise_images(data)
     entropy = statistics._entropy = Recorded(0.5)
     statistics.centre_on(centre)
     found = statistics.class_means(pixels, 4, None, draws())
@@ -148,15 +148,17 @@ def test_a_centred_release_is_its_definition() -> None:
     assert np.allclose(found.numpy(), slow / (0.5 * 36 / 3) + middle, atol=1e-4)
     assert torch.equal(found, statistics.class_means(pixels, 4, None, draws()))
     assert statistics.privacy["releases"] == 1
-    statistics._centre = None
+    statistics.centre_on(dataclasses.replace(centre, images=-centre.images))
     statistics.class_means(pixels, 4, None, draws())
-    assert statistics.privacy["releases"] == 2  # without the centre it is another question
+    assert statistics.privacy["releases"] == 2  # around another centre it is another question
 
 
 def test_a_centre_is_public_or_released_and_has_every_class() -> None:
     data = public_toy()
-    with pytest.raises(InputError, match="centred features need clip="):
-        private().centre_on(noise_images(data))
+    with pytest.raises(InputError, match="centred features need clip"):
+        private(centred=True)
+    with pytest.raises(InputError, match="centred features need something to be centred on"):
+        private(clip=1.0, centred=True).class_means(pixels, 4, None, draws())
     with pytest.raises(InputError, match="no privacy guarantee: an initial set made by"):
         private(clip=1.0).centre_on(select(data, "random", 1, draws()))
     part = noise_images(data)
@@ -199,7 +201,7 @@ def test_one_example_moves_the_clean_sums_by_at_most_the_clip(centred: bool) -> 
 
     def stack(rows: Tensor) -> Tensor:
         part = dataclasses.replace(data, train=data.train.at(rows))
-        statistics = private(part, clip=1.5, sample_rate=1.0)
+        statistics = private(part, clip=1.5, sample_rate=1.0, centred=centred)
         statistics._entropy = Silent()
         if centred:
             statistics.centre_on(noise_images(data))
@@ -493,8 +495,9 @@ def test_the_noise_of_a_release_has_the_stated_size() -> None:
     assert abs(sizes - 1) < 5 / math.sqrt(2 * zeros.numel())
 
 
-def test_the_private_start_is_accounted_and_nearer_than_noise(digits: ImageData) -> None:
-    statistics = PrivateStatistics(digits, epsilon=20.0, start_releases=5, start_share=0.9, releases=2, clip=1.0)
+@pytest.mark.parametrize("centred", [False, True])
+def test_the_private_start_is_accounted_and_nearer_than_noise(centred: bool, digits: ImageData) -> None:
+    statistics = PrivateStatistics(digits, epsilon=20.0, start_releases=5, start_share=0.9, releases=2, clip=1.0, centred=centred)
     start = private_kmeans(statistics, 2)
     assert statistics.privacy["releases"] == 5
     assert statistics.privacy["epsilon"] < 20.0
