@@ -16,6 +16,7 @@ from scenarios.schema import DataTable, EvaluationTable, _checked, _evaluation, 
 
 _STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 ARMS = ("method", "private", "random", "whole")
+NO_FEATURES = ("gm", "dsa", "mtt")  # match gradients or weights, which are not released as differences
 MEASURES = ("pixels", "structure", "features")  # those of `apps.privacy.visual`, which takes seconds to load
 
 
@@ -25,8 +26,8 @@ class PrivacyTable:
 
     ``start`` "kmeans" spends ``start_share`` of the budget on a private start in ``start_releases`` releases. ``networks`` is how many
     random networks there are: with 0 every step has a network and a release of its own. ``centred`` releases features as differences from
-    the private start's, which a smaller ``clip`` can hold. ``twin`` makes a second set without noise or
-    clipping from the same start with the same networks, so that one sees what the noise costs.
+    the private start's, which a smaller ``clip`` can hold. ``twin`` makes a second set without noise or clipping from the same start with
+    the same networks, so that one sees what the noise costs.
     """
 
     epsilon: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
@@ -148,6 +149,8 @@ def study(name: str, title: str, tables: dict[str, Any], source: str) -> Privacy
         plain["privacy"].pop("centred")
     elif parts["privacy"] and parts["privacy"].start != "kmeans":
         raise InputError(f'{source}: [privacy]: centred = true needs something to be centred on; add start = "kmeans".')
+    elif parts["privacy"] and method in NO_FEATURES:
+        raise InputError(f"{source}: [privacy]: centred = true is for methods that match features, as dm and datadam; {method!r} does not.")
     merged = {"kind": "privacy", "data": _plain(data), "method": {"name": method, "ipc": ipc[0], **_plain(settings)}}
     merged |= {**plain, "evaluation": _plain(evaluation)}
     return PrivacyStudy(name, title, data, method, ipc[0], given, evaluation=evaluation, merged=merged, **parts)

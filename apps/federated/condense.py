@@ -24,6 +24,7 @@ from distill.randomness import derived_seed, generator
 from distill.run import distil
 from distill.spec import DataSpec
 from distill.statistics import ExactStatistics, RealStatistics
+from distill.synthetic import Initial, initial_set
 
 
 def partition_of(data: ImageData, settings: Settings) -> Partition:
@@ -73,6 +74,21 @@ def statistics_of(data: ImageData, settings: Settings, ledger: Path | None = Non
     return private
 
 
+def first_images(statistics: RealStatistics, data: ImageData, kind: Initial, settings: Settings, seed: int) -> Initial | CondensedSet:
+    """A class of which the client holds fewer images than ``ipc`` begins with those, and is sent as so many.
+
+    `distil` fills such a class up with copies, which would count a handful of images in the union as much as thousands of another client.
+    """
+    ipc, held = settings.upload.ipc, data.counts
+    if all(held[label] >= ipc for label in data.classes):
+        return kind
+    draws = generator(seed, "initial", settings.upload.method, ipc, device=statistics.device)
+    made = initial_set(statistics, kind, ipc, draws)
+    number = torch.arange(len(made.labels), device=made.labels.device) % ipc  # within its class
+    real = number < torch.tensor(held, device=made.labels.device)[made.labels]
+    return dataclasses.replace(made, images=made.images[real], labels=made.labels[real])
+
+
 def upload(
     data: ImageData,
     settings: Settings,
@@ -99,6 +115,8 @@ def upload(
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in ("network", "initial")}
     statistics, network = statistics_of(data, settings, ledger), network_with(settings.network, weights)
     initial = previous if previous is not None else config.initial
+    if isinstance(initial, str) and initial != "noise" and not private:
+        initial = first_images(statistics, data, initial, settings, seed)
     if "networks" in private:
         network = private_part(settings, "networks")(settings.network, private["releases"])
     if "start" in private:

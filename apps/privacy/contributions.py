@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from distill.errors import InputError
-from distill.statistics import chunk_size
+from distill.statistics import Augment, Embed, chunk_size
 
 # Gradients of this many examples are held at once: 41 MB for a ConvNet-3 of width 128 at 32 examples.
 GRADIENT_CHUNK = 32
@@ -25,6 +25,11 @@ def clipped(rows: Tensor, norm: float) -> Tensor:
     # A millionth below the norm, so that rounding to float32 cannot end above it.
     factor: Tensor = (norm / (length * (1 + 1e-6))).clamp(max=1.0)
     return rows * factor.to(rows.dtype)
+
+
+def through(embed: Embed, augment: Augment | None, position: int) -> Embed:
+    """The features of images as the class at ``position`` is augmented."""
+    return embed if augment is None else lambda images: embed(augment(images, position))
 
 
 def feature_rows(view: Callable[[Tensor], Tensor], images: Tensor) -> Iterator[Tensor]:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from apps.privacy import accounting
 from apps.privacy.accounting import ADJACENCY, Steps
-from apps.privacy.contributions import check_separable, feature_rows, gradient_rows, plain
+from apps.privacy.contributions import check_separable, feature_rows, gradient_rows, plain, through
 from apps.privacy.entropy import Entropy, SeededEntropy, SystemEntropy
 from apps.privacy.ledger import Ledger
 from apps.privacy.public import check_normalisation, check_start, check_target, probe_images, public_size
-from apps.privacy.release import Plan, Rows, noised_sums, poisson_mask, question, refused
+from apps.privacy.release import Plan, Rows, check_independent, noised_sums, poisson_mask, question, refused
 from apps.privacy.statement import NOT_COVERED
 from distill.condensed import CondensedSet
 from distill.data import ImageData
@@ -190,6 +190,8 @@ class PrivateStatistics:
         Where a class is smaller than the public size says, its difference is then too short and not its whole mean. ``centre`` is public
         or made of earlier releases of this account (`private_kmeans` gives its own); `InputError` for another, or one without some class.
         """
+        if not self.centred:
+            raise InputError("centre_on is for statistics made with centred=True and a clip; these release features as they are.")
         check_start(centre, self._data, self._public_start, self.history)
         missing = sorted(set(self._classes) - set(centre.labels.tolist()))
         if missing:
@@ -206,12 +208,9 @@ class PrivateStatistics:
             raise refused("features that need all classes in one batch (BatchNorm)", "use a network with instance or group norm")
         plan = self._planned(batch_size)
         probe = probe_images(self.spec).to(self.device)
-        views = [_through(embed, augment, position) for position in range(len(self._classes))]
+        views = [through(embed, augment, position) for position in range(len(self._classes))]
         seen = torch.cat([row for view in views for row in feature_rows(view, probe)])
-        first = torch.cat(list(feature_rows(views[0], probe[:-1])))
-        # Public images only: a function whose answer for one image depends on its neighbours has no bounded contribution per example.
-        if not bool((first[0] - seen[0]).norm() <= 1e-2 * seen[0].norm() + 1e-6):
-            raise refused("features of an image that change with its batch (BatchNorm, dropout)", "use a network without them")
+        check_independent(views[0], probe)
         norm = self.clip or float(seen.norm(dim=1).max())
         middle = torch.zeros(len(self._classes), seen.shape[1], device=self.device)
         if self.centred:
@@ -231,6 +230,7 @@ class PrivateStatistics:
         self, network: nn.Module, batch_size: int, augment: Augment | None, generator: torch.Generator
     ) -> list[list[Tensor]]:
         """Per class, noised sums of clipped per-example gradients over the publicly expected number of examples of a class."""
+        self._check_uncentred("gradients")
         plan, inner = self._planned(batch_size), plain(network)
         if str(type(inner)) + str(inner) not in self._separable:
             check_separable(inner)
@@ -250,6 +250,10 @@ class PrivateStatistics:
         stacked = self.release(key, plan, norm, rows, length)[:, 0] / self._expected(plan)
         sizes = [p.numel() for p in parameters]
         return [[part.view_as(p) for part, p in zip(row.split(sizes), parameters, strict=True)] for row in stacked]
+
+    def _check_uncentred(self, what: str) -> None:
+        if self.centred:
+            raise InputError(f"{what} cannot be centred; leave centred=True out, or use a method that matches features (dm, datadam).")
 
     def _expected(self, plan: Plan) -> float:
         return plan.sample_rate * self.population / len(self._classes)
@@ -299,6 +303,7 @@ class PrivateStatistics:
         """Experts trained by DP-SGD; matching them is post-processing."""
         from apps.privacy.private_experts import train_private_experts  # here, because it needs Opacus' optimiser
 
+        self._check_uncentred("experts")
         steps = config.epochs * -(-self.population // config.batch_size)
         rate = self._asked[1] or min(1.0, config.batch_size / self.population)
         if self._plan is None and self._ledger.plan is None:
@@ -313,7 +318,3 @@ class PrivateStatistics:
 
     def initial_images(self, kind: str, ipc: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         raise refused(f"initial images of kind {kind!r}, made of private images", 'use initial="noise" or a public set')
-
-
-def _through(embed: Embed, augment: Augment | None, position: int) -> Embed:
-    return embed if augment is None else lambda images: embed(augment(images, position))

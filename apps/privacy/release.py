@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apps.privacy.contributions import clipped
+from apps.privacy.contributions import clipped, feature_rows
 from apps.privacy.entropy import Entropy
 from distill.data import ImageData
 from distill.errors import InputError
@@ -64,3 +64,10 @@ def question(kind: str, seen: Sequence[Tensor]) -> str:
 def refused(what: str, instead: str) -> InputError:
     """The error for what has no guarantee, and what to use instead."""
     return InputError(f"refused, because it has no privacy guarantee: {what}; {instead}.")
+
+
+def check_independent(view: Callable[[Tensor], Tensor], public: Tensor) -> None:
+    """`InputError` for features of an image that change with its batch: an example's part in their sum would not be bounded."""
+    fewer, all_of_them = (torch.cat(list(feature_rows(view, part)))[0] for part in (public[:-1], public))
+    if not bool((fewer - all_of_them).norm() <= 1e-2 * all_of_them.norm() + 1e-6):
+        raise refused("features of an image that change with its batch (BatchNorm, dropout)", "use a network without them")

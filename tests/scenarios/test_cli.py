@@ -513,7 +513,6 @@ def test_evaluate_trains_on_the_set_and_its_rivals(finished: Path) -> None:
 def test_help_imports_nothing_heavy() -> None:
     program = """
 import sys
-import time
 from scenarios import cli
 try:
     cli.main(sys.argv[1:])

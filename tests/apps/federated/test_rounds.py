@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 
 from apps.federated.client_app import client_app
+from apps.federated.condense import partition_of
 from apps.federated.inline import run_inline
 from apps.federated.messages import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict, parts_of, record_of
 from apps.federated.settings import Settings, from_mapping
@@ -105,6 +106,19 @@ def test_a_client_sends_only_classes_that_it_holds() -> None:
         [2],
         [3],
     ]
+
+
+@pytest.mark.parametrize(("method", "initial"), [("dm", "real"), ("dm", "kmeans"), ("gm", "real"), ("dm", "noise")])
+def test_a_class_of_few_images_is_sent_as_so_many(method: str, initial: str) -> None:
+    recorder, steps = Recorder(), {"outer_steps": 1, "inner_epochs": 1} if method == "gm" else {}
+    upload = {"ipc": 10, "method": method, "settings": {"initial": initial, "iterations": 2, "batch_real": 8, **steps}}
+    made = settings(rounds=1, upload=upload, partition={"partitioner": "dirichlet", "alpha": 0.5, "num_partitions": 3})
+    run_inline(made, data(), client=recorder)
+    held = partition_of(data(), made).counts(data().train.labels.numpy(), CLASSES)
+    assert ((held > 0) & (held < 10)).any()
+    for (_, client), parts in recorder.uploads.items():
+        sent = decode(parts, Limits(data().spec, tuple(range(CLASSES)), 10)).counts
+        assert list(sent) == [10 if initial == "noise" and n else min(n, 10) for n in held[client].tolist()]
 
 
 def test_a_client_without_the_wanted_classes_is_empty_and_not_dropped() -> None:

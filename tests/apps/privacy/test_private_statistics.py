@@ -160,11 +160,15 @@ def test_a_centre_is_public_or_released_and_has_every_class() -> None:
     with pytest.raises(InputError, match="centred features need something to be centred on"):
         private(clip=1.0, centred=True).class_means(pixels, 4, None, draws())
     with pytest.raises(InputError, match="no privacy guarantee: an initial set made by"):
-        private(clip=1.0).centre_on(select(data, "random", 1, draws()))
+        private(clip=1.0, centred=True).centre_on(select(data, "random", 1, draws()))
+    with pytest.raises(InputError, match="centre_on is for statistics made with centred=True"):
+        private(clip=1.0).centre_on(noise_images(data))
+    with pytest.raises(InputError, match="gradients cannot be centred"):
+        private(clip=1.0, centred=True).class_gradients(torch.nn.Identity(), 4, None, draws())
     part = noise_images(data)
     part = dataclasses.replace(part, images=part.images[:6], labels=part.labels[:6])
     with pytest.raises(InputError, match=r"the centre has no image of the classes \[2\]"):
-        private(clip=1.0).centre_on(part)
+        private(clip=1.0, centred=True).centre_on(part)
 
 
 def test_clipping_bounds_every_row_and_leaves_short_ones() -> None:
