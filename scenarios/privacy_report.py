@@ -65,7 +65,8 @@ def answer(record: dict[str, Any]) -> str:
             rows = part["accuracy"]
             first = next(iter(rows))
             others = ", ".join(f"{name} {shown(row)}" for name, row in rows.items() if name != first)
-            parts.append(f"{first} at epsilon {key[7:]} trains a network to {shown(rows[first])} % ({others}). {part['guarantee']}")
+            beside = f" ({others})" if others else ""
+            parts.append(f"{first} at epsilon {key[7:]} trains a network to {shown(rows[first])} %{beside}. {part['guarantee']}")
     found = results.get("audit")
     if found:
         highest = max(found["gaussian_bound"], found["rates_bound"], found["one_run_bound"], found["size_bound"])

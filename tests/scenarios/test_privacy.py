@@ -11,6 +11,7 @@ import pytest
 from distill.condensed import CondensedSet
 from distill.data import ImageData
 from distill.errors import InputError
+from distill.evaluation import Accuracy
 from scenarios import privacy, privacy_schema
 from scenarios.folder import Options, run_study
 from scenarios.privacy_schema import study as make
@@ -103,6 +104,14 @@ def test_a_study_leaves_sets_a_guarantee_and_figures_and_goes_on_where_it_stoppe
     assert float(first["epsilon"]) <= 8.0
     assert float(first["accuracy_low"]) <= float(first["accuracy_mean"]) <= float(first["accuracy_high"])
     assert all(isinstance(value, str) for row in rows for value in row.values())
+
+
+def test_a_set_with_nothing_beside_it_is_told_without_brackets() -> None:
+    row = Accuracy((90.0, 92.0)).as_dict()
+    record = {"results": {"epsilon1": {"accuracy": {"private dm": row}, "guarantee": "Private."}}}
+    assert privacy.answer(record) == "private dm at epsilon 1 trains a network to 91.0 ± 12.7 %. Private."
+    record["results"]["epsilon1"]["accuracy"]["random"] = row
+    assert "% (random 91.0 ± 12.7). Private." in privacy.answer(record)
 
 
 def test_an_audit_that_finds_more_than_the_account_fails_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
