@@ -1,6 +1,6 @@
 """Whom does membership inference find? Each arm learns from the images that a coin put in, and every image of the pool is attacked.
 
-Runs come in pairs with opposite coins over one pool, so that every image is in half of the runs and the other runs are LiRA's shadows.
+Runs come in pairs with opposite coins over one pool, so that every image is in half of the runs and the other pairs are LiRA's shadows.
 What a run's networks say about the pool is kept in attack/ARM-RUN.npz, which `python -m apps.privacy.audit` reads, too.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from apps.privacy.attacks import lira_scores, losses_and_margins, nearest_scores, threshold_scores
+from apps.privacy.attacks import FEWEST_RUNS, lira_by_run, losses_and_margins, nearest_scores, threshold_scores
 from apps.privacy.metrics import Interval, auc, by_run, membership, worst_decile
 from distill.condensed import CondensedSet
 from distill.coresets import select
@@ -29,7 +29,6 @@ from scenarios.privacy_schema import AttackTable, PrivacyStudy
 from scenarios.privacy_sets import condense, private_set
 
 REAL = ("random", "whole", "subset")  # arms of real images: the naive baselines
-ENOUGH_FOR_LIRA = 4
 
 
 @dataclass(frozen=True)
@@ -137,10 +136,8 @@ def _figures(arm: Arm, runs: list[dict[str, np.ndarray]], coins: list[np.ndarray
         float(np.mean([auc(s[c & (labels == label)], s[~c & (labels == label)]) for s, c in zip(loss, coins, strict=True)]))
         for label in np.unique(labels)
     ]
-    if len(runs) >= ENOUGH_FOR_LIRA and len(runs) % 2 == 0:
-        margins, inside = np.stack([saved["margins"] for saved in runs]), np.stack(coins)
-        others = [np.arange(len(runs)) != run for run in range(len(runs))]
-        row["lira"] = _attack([lira_scores(margins[run], margins[rest], inside[rest]) for run, rest in enumerate(others)], coins)
+    if len(runs) >= FEWEST_RUNS and len(runs) % 2 == 0:
+        row["lira"] = _attack(lira_by_run(np.stack([saved["margins"] for saved in runs]), np.stack(coins)), coins)
     if all("nearest" in saved for saved in runs):
         row["nearest"] = _attack([saved["nearest"] for saved in runs], coins)
     for part in ("lira", "nearest"):

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from distill.errors import InputError
 from distill.statistics import chunk_size
 
+FEWEST_RUNS = 6  # for LiRA on runs that are each other's shadows: three pairs
+
 
 def losses_and_margins(networks: Iterable[nn.Module], images: Tensor, labels: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """(loss, margin) of each point (n,), float64, averaged over networks.
@@ -48,7 +50,8 @@ def lira_scores(margin: np.ndarray, shadows: np.ndarray, inside: np.ndarray, onl
 
     Carlini et al. (2022). Online: log density under the in-models minus that under the out-models, Gaussians with means of their own for
     each point and, as with fewer than 64 shadows they say to, one variance a side. Offline: the chance that an out-model shows less.
-    Raises `InputError` where a point has no in or no out shadow.
+    Raises `InputError` where a point has no in or no out shadow. How many shadows saw a point must not depend on whether the target did:
+    see `lira_by_run`.
     """
     inside = np.asarray(inside, dtype=bool)
     if shadows.shape != inside.shape or shadows.shape[1:] != margin.shape:
@@ -60,6 +63,22 @@ def lira_scores(margin: np.ndarray, shadows: np.ndarray, inside: np.ndarray, onl
         return np.asarray(scipy.stats.norm.cdf((margin - mean_out) / sd_out))
     mean_in, sd_in = _sides(shadows, inside)
     return np.asarray(scipy.stats.norm.logpdf(margin, mean_in, sd_in) - scipy.stats.norm.logpdf(margin, mean_out, sd_out))
+
+
+def lira_by_run(margins: np.ndarray, inside: np.ndarray, online: bool = True) -> list[np.ndarray]:
+    """`lira_scores` of each run of several (runs, n) that come in pairs of opposite coins, 2k and 2k + 1: all other pairs are its shadows.
+
+    A run's own opposite is left out. With it, a point that is in has fewer in-shadows than a point that is out, and that alone moves the
+    true-positive rate of models that know nothing (with four runs, to a tenth of the false-positive rate). `InputError` for fewer than
+    `FEWEST_RUNS`, which leave two shadows a side, and for runs that are no such pairs.
+    """
+    inside = np.asarray(inside, dtype=bool)
+    if len(inside) < FEWEST_RUNS or len(inside) % 2 or (inside[::2] == inside[1::2]).any():
+        raise InputError(
+            f"{len(inside)} runs; LiRA needs an even number from {FEWEST_RUNS}, with exactly the points in run 2k + 1 that run 2k has out."
+        )
+    pairs = np.arange(len(inside)) // 2
+    return [lira_scores(margins[run], margins[pairs != pairs[run]], inside[pairs != pairs[run]], online) for run in range(len(inside))]
 
 
 def _sides(shadows: np.ndarray, used: np.ndarray) -> tuple[np.ndarray, float]:

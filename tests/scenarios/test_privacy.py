@@ -130,7 +130,7 @@ def test_an_audit_that_finds_more_than_the_account_fails_the_run(tmp_path: Path,
 
 def test_sizes_methods_and_subsets_are_arms_and_the_equally_accurate_one_is_named(tmp_path: Path) -> None:
     attack = {
-        "runs": 4,
+        "runs": 6,
         "pool": 300,
         "arms": ["dm", "random", "whole"],
         "ratios": [0.07, 0.2],

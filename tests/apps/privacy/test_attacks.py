@@ -144,6 +144,42 @@ def test_lira_without_a_side_is_refused() -> None:
         attacks.lira_scores(np.zeros(3), np.zeros((2, 3)), np.ones((2, 3), dtype=bool))
 
 
+def _paired_world(seed: int, effect: float, runs: int, points: int) -> tuple[np.ndarray, np.ndarray]:
+    draws = np.random.default_rng(seed)
+    half = draws.random((runs // 2, points)) < 0.5
+    inside = np.stack([half, ~half], 1).reshape(runs, points)
+    return draws.normal(0, 3, points) + effect * inside + draws.normal(size=inside.shape), inside
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("online", [True, False])
+def test_lira_over_runs_finds_nothing_where_nothing_is_and_what_is_there(seed: int, online: bool) -> None:
+    """True- and false-positive rates of models that do not know their members are the same, in both tails."""
+    margins, inside = _paired_world(seed, 0.0, 6, 100_000)
+
+    def high_and_low(score: np.ndarray, members: np.ndarray) -> tuple[float, float]:
+        low, high = np.quantile(score[~members], [0.01, 0.99])
+        return float((score[members] > high).mean()), float((score[members] < low).mean())
+
+    for score, members in zip(attacks.lira_by_run(margins, inside, online), inside, strict=True):
+        # 50,000 members: more than three standard deviations of the rate and of the threshold together.
+        assert np.allclose(high_and_low(score, members), 0.01, atol=0.0022)
+        assert abs(auc(score[members], score[~members]) - 0.5) < 0.01
+    # The run's own opposite among its shadows would have been seen.
+    wrong = attacks.lira_scores(margins[0], margins[1:], inside[1:], online)
+    assert not np.allclose(high_and_low(wrong, inside[0]), 0.01, atol=0.0022)
+    margins, inside = _paired_world(seed, 1.5, 16, 2000)
+    for score, members in zip(attacks.lira_by_run(margins, inside, online), inside, strict=True):
+        assert auc(score[members], score[~members]) > 0.75
+
+
+def test_lira_over_runs_wants_pairs() -> None:
+    margins, inside = _paired_world(0, 0.0, 6, 50)
+    for wrong in (inside[:4], inside[:5], inside[[0, 2, 1, 3, 4, 5]]):
+        with pytest.raises(InputError, match="LiRA needs an even number from 6"):
+            attacks.lira_by_run(margins[: len(wrong)], wrong)
+
+
 def test_rmia_is_its_double_loop() -> None:
     draws = np.random.default_rng(0)
     target, refs, z, z_refs = draws.random(9), draws.random((3, 9)), draws.random(11), draws.random((3, 11))
