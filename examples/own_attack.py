@@ -3,7 +3,7 @@
 import torch
 
 import distill
-from apps.privacy.audit import lower_bounds
+from apps.privacy.audit import one_run_epsilon
 from apps.privacy.metrics import membership
 from distill.networks import embed
 from distill.train import train_network
@@ -21,4 +21,4 @@ def my_attack(images):
 
 inside, outside = (my_attack(data.normalised(part, torch.arange(len(getattr(data, part))))) for part in ("train", "validation"))
 print(membership(inside.numpy(), outside.numpy()))
-print(lower_bounds(inside.numpy(), outside.numpy(), delta=1e-3))
+print(f"epsilon is at least {one_run_epsilon(inside.numpy(), outside.numpy(), delta=1e-3):.2f}")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import apps.privacy.release as room
 from apps.privacy.accounting import gaussian_epsilon
-from apps.privacy.audit import guess, lower_bounds, main, one_run_bound
+from apps.privacy.audit import guess, lower_bounds, main, one_run_bound, one_run_epsilon
 from apps.privacy.canaries import audit
 from apps.privacy.entropy import SystemEntropy
 from apps.privacy.ledger import Ledger
@@ -184,6 +184,27 @@ def test_scores_from_anywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "AUC 0.9" in capsys.readouterr().out
     assert main([str(tmp_path / "scores.npz"), "--claimed", "1.0"]) == 1
     assert "FAILED" in capsys.readouterr().out
+
+
+def test_scores_of_one_model_are_bounded_as_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They share the model's randomness, so that reading them as independent runs would prove too much."""
+    draws = np.random.default_rng(99)
+    for seed in range(3):
+        coins = np.random.default_rng(seed).random(4000) < 0.5
+        assert one_run_epsilon(np.zeros(coins.sum()), np.zeros((~coins).sum())) == 0.0  # equal scores tell nothing, in whatever order
+        told = np.where(draws.random(4000) < np.e / (1 + np.e), coins, ~coins) + 1e-3 * draws.random(4000)  # randomised response, epsilon 1
+        found = one_run_epsilon(told[coins], told[~coins])
+        assert 0.5 < found < 1.0
+    np.savez(tmp_path / "scores.npz", in_scores=told[coins], out_scores=told[~coins])
+    assert main([str(tmp_path / "scores.npz"), "--one-run", "--claimed", "1.0"]) == 0
+    assert "from one run" in capsys.readouterr().out
+    assert main([str(tmp_path / "scores.npz"), "--one-run", "--claimed", "0.1"]) == 1
+    assert "FAILED: the bound" in capsys.readouterr().out
+    assert main([str(tmp_path / "scores.npz"), "--claimed", "9"]) == 0
+    assert "points of one model: --one-run" in capsys.readouterr().out
+    np.savez(tmp_path / "scores.npz", in_scores=np.zeros(100), out_scores=np.zeros(1000))
+    assert main([str(tmp_path / "scores.npz"), "--one-run"]) == 2
+    assert "about half of them in by fair coins" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04nonsense", b"\x80\x04N."])
