@@ -10,6 +10,7 @@ import pytest
 from distill.condensed import CondensedSet
 from distill.errors import InputError
 from distill.records import read_lines
+from scenarios import federated_cells
 from scenarios.cli import main
 from scenarios.federated_cells import lines_of_cell, run_cell
 from scenarios.folder import Options, load_data, run_study
@@ -154,7 +155,10 @@ def test_side_by_side_or_alone_a_run_has_the_same_bits(done: tuple[Path, dict[st
     assert (first.images == second.images).all()
 
 
-def test_a_worker_that_fails_is_named_and_the_others_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_worker_that_fails_is_named_and_the_others_end(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(federated_cells, "at_once", lambda jobs, threads: 2)  # on one core, too
     made = study("test", with_changes(federation={"strategies": ["random", "herding"], "seeds": 1}), "test.toml")
     folder = tmp_path / f"test-{made.hash}-s0"
     (folder / "runs").mkdir(parents=True)
