@@ -162,16 +162,18 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     try:
         inside, outside = read_scores(given.scores)
-        runs = lower_bounds(inside, outside, given.delta, given.confidence)
-        bound = one_run_epsilon(inside, outside, given.delta, given.confidence) if given.one_run else runs.rates
+        if given.one_run:
+            bound = one_run_epsilon(inside, outside, given.delta, given.confidence)
+            meaning = f"for any mechanism, from one run (delta {given.delta:g}, confidence {given.confidence:.1%})"
+            told = f"epsilon is at least {bound:.2f} {meaning}"
+        else:
+            runs = lower_bounds(inside, outside, given.delta, given.confidence)
+            bound, told = runs.rates, f"{runs}; every score read as a run of its own (points of one model: --one-run)"
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(membership(inside, outside))
-    if given.one_run:
-        print(f"epsilon is at least {bound:.2f} for any mechanism, from one run (delta {given.delta:g}, confidence {given.confidence:.1%})")
-    else:
-        print(f"{runs}; every score read as a run of its own (points of one model: --one-run)")
+    print(told)
     if given.claimed is not None and bound > given.claimed:
         print(f"FAILED: the bound {bound:.2f} is above the claimed epsilon {given.claimed:g}: the guarantee does not hold.")
         return 1
