@@ -12,6 +12,7 @@ its columns are the kind's own. scenarios/<kind>.py offers
     page_text(rows, place) -> str                 Markdown for the page, from the kept rows by scenario and their folder; may be absent
 """
 
+import argparse
 import csv
 import importlib
 import sys
@@ -197,13 +198,20 @@ def pages() -> dict[Path, str]:
     return {page: with_table(page.read_text(), table) for page, table in tables.items()}
 
 
-def main(folders: list[str]) -> None:
-    for folder in folders:
-        print("\n".join(map(str, keep(Path(folder)))))
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m scenarios.tables", description="Keep finished runs, then write the tables of the pages.")
+    parser.add_argument("folders", type=Path, nargs="*", metavar="RUN_DIR", help="a finished run; none: write the pages only")
+    try:
+        for folder in parser.parse_args(arguments).folders:
+            print("\n".join(map(str, keep(folder))))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     for page, text in pages().items():
         if page.read_text() != text:
             write_whole(page, text)
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))
