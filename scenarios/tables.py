@@ -199,7 +199,8 @@ def pages() -> dict[Path, str]:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m scenarios.tables", description="Keep finished runs, then write the tables of the pages.")
+    told = "Keep finished runs, then write the tables of the pages."
+    parser = argparse.ArgumentParser(prog="python -m scenarios.tables", description=told)
     parser.add_argument("folders", type=Path, nargs="*", metavar="RUN_DIR", help="a finished run; none: write the pages only")
     try:
         for folder in parser.parse_args(arguments).folders:
