@@ -7,6 +7,7 @@ found the first time.
 import contextlib
 import functools
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,7 +71,7 @@ def client_app(given: ImageData | None = None, releases: Path | None = None) -> 
     """A new ClientApp with the actions ``query.who``, ``train.condense`` and ``train.fit``.
 
     ``given`` is the whole data set for clients of one process; without it each finds its own. Private clients keep what they released
-    in the folder ``releases``, or in the one that their node's config names.
+    in the folder ``releases``, or in the one that their node's config or the variable ``DISTILL_RELEASES`` names (never the server).
     """
     app = ClientApp()
 
@@ -85,7 +86,7 @@ def client_app(given: ImageData | None = None, releases: Path | None = None) -> 
         settings, server_round, spec = _asked(message, context)
         with torch_threads(settings.threads):
             data, client = own_data(context, settings, spec, given)
-            place = context.node_config.get("releases", releases)
+            place = context.node_config.get("releases", releases or os.environ.get("DISTILL_RELEASES"))
             ledger = None if place is None or settings.privacy is None else Path(str(place)) / f"client-{client}-round-{server_round}"
             return Message(_condensed(message.content, context, settings, server_round, data, client, ledger), reply_to=message)
 

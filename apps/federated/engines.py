@@ -83,24 +83,27 @@ def run_simulation(settings: Settings, folder: Path, data_root: str = "") -> dic
     """Flower's simulation runtime, one core a client."""
     if importlib.util.find_spec("ray") is None:
         raise InputError('engine "simulation" needs Ray; run: pip install "distill-apps[federated]", or set engine = "inline".')
-    with flower(folder / "flower", settings, simulated=settings.partition.num_partitions) as running:
+    with flower(folder / "flower", settings, simulated=settings.partition.num_partitions, releases=folder / "releases") as running:
         return running.run(settings, folder, data_root)
 
 
 def run_deployment(settings: Settings, folder: Path, data_root: str = "") -> dict[str, Any]:
     """A SuperLink and one SuperNode a client, all on this machine and its loopback."""
-    with flower(folder / "flower", settings) as running:
+    with flower(folder / "flower", settings, releases=folder / "releases") as running:
         return running.run(settings, folder, data_root)
 
 
 @contextlib.contextmanager
-def flower(logs: Path, settings: Settings, simulated: int | None = None) -> Iterator[Flower]:
-    """A SuperLink on a free port, with SuperNodes unless ``simulated``; all are gone at the end, whatever happens."""
+def flower(logs: Path, settings: Settings, simulated: int | None = None, releases: Path | None = None) -> Iterator[Flower]:
+    """A SuperLink on a free port, with SuperNodes unless ``simulated``; all are gone at the end, whatever happens.
+
+    ``releases`` is where private clients keep what they released, so that a run that goes on asks them nothing twice.
+    """
     logs.mkdir(parents=True, exist_ok=True)
     home = Path(tempfile.mkdtemp(prefix="flwr-"))  # short, because Ray puts sockets below it
     port = free_port()
     write_whole(home / "config.toml", f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "127.0.0.1:{port}"\ninsecure = true\n')
-    environment = offline(home, settings.threads)
+    environment = offline(home, settings.threads) | ({} if releases is None else {"DISTILL_RELEASES": str(releases.resolve())})
     running = Flower(home, port, logs, environment, simulated=simulated)
     children: list[subprocess.Popen[bytes]] = []
     link = ["--insecure", "--host", "127.0.0.1", "--port", str(port), "--disable-runtime-dependency-installation"]

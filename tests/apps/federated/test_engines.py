@@ -3,6 +3,7 @@
 import os
 import time
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,30 @@ def test_simulation_gives_the_uploads_of_the_inline_engine(tmp_path: Path) -> No
     account = engines.run_simulation(made, tmp_path / "run")
     assert account["status"] == "finished:completed"
     same_as_inline(made, tmp_path / "run", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.network_engine
+@pytest.mark.parametrize("engine", [engines.run_simulation, engines.run_deployment])
+def test_private_clients_of_a_run_that_goes_on_release_nothing_twice(engine: Callable[..., object], tmp_path: Path) -> None:
+    made = settings(
+        rounds=1,
+        upload={"ipc": 1, "networks": "fresh", "settings": {"iterations": 5}},
+        privacy={
+            "statistics": "apps.privacy.private_statistics:PrivateStatistics",
+            "networks": "apps.privacy.networks:drawn_once",
+            "epsilon": 20.0,
+            "population": 500,
+            "releases": 2,
+        },
+    )
+    engine(made, tmp_path)
+    first = CondensedSet.load(tmp_path / "union.safetensors")
+    assert sorted(path.name for path in (tmp_path / "releases").iterdir()) == ["client-0-round-1", "client-1-round-1"]
+    for name in ("checkpoint.safetensors", "rounds.jsonl", "union.safetensors"):  # the server was killed before it had written its round
+        (tmp_path / name).unlink()
+    engine(made, tmp_path)
+    assert CondensedSet.load(tmp_path / "union.safetensors").images.equal(first.images)
 
 
 @pytest.mark.network_engine

@@ -104,6 +104,18 @@ def test_the_inline_engine_keeps_each_clients_releases(tmp_path: Path) -> None:
     assert {client["privacy"]["releases"] for client in line["clients"]} == {4}
 
 
+def test_clients_of_other_processes_keep_their_releases_where_their_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISTILL_RELEASES", str(tmp_path / "kept"))
+    unions = []
+    for name in ("first", "again"):
+        run_inline(settings(), data(), tmp_path / name, client_app(data()))
+        unions.append(CondensedSet.load(tmp_path / name / "union.safetensors"))
+    assert torch.equal(unions[0].images, unions[1].images)
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == [f"client-{k}-round-1" for k in range(4)]
+
+
 class Saying:
     """The real client, with another statement on its upload."""
 
