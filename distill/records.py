@@ -112,14 +112,15 @@ def write_json_lines(path: Path, events: list[dict[str, Any]]) -> None:
 
 
 def peak_memory_bytes() -> int:
-    """The largest resident size this process has had, in bytes."""
-    # getrusage also counts what a parent held when it started this process.
+    """The largest resident size that this process, or one of its workers that have ended, has had, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    # getrusage also counts what a parent held when it started a process: too much for this one, never for its workers beside it.
+    workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)
+                return max(workers, int(line.split()[1]) * 1024)
+    return max(workers, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
 def environment(device: str) -> dict[str, Any]:

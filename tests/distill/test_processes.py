@@ -99,3 +99,14 @@ def test_as_many_as_cores_and_memory_allow(monkeypatch: pytest.MonkeyPatch) -> N
     assert [at_once(20, threads) for threads in (2, 3, 16)] == [4, 2, 1]
     monkeypatch.setattr("distill.processes.free_bytes", lambda: 5 << 30)
     assert at_once(20) == 2
+
+
+def test_peak_memory_counts_workers_that_have_ended() -> None:
+    """In a process of its own, which itself stays below a gigabyte."""
+    program = (
+        "import subprocess, sys\nfrom distill.records import peak_memory_bytes\nbefore = peak_memory_bytes()\n"
+        "subprocess.run([sys.executable, '-c', 'x = bytearray(3 << 29)'], check=True)\nprint(before, peak_memory_bytes())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert before < 1 << 30 < 3 << 29 <= after
