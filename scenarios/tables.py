@@ -5,7 +5,7 @@ python -m scenarios.tables                           write the pages only
 
 A run of kind "condense" becomes scenarios/expected/<scenario>.csv, and a table of README.md or docs/methods.md. A run of another kind
 becomes scenarios/expected/<kind>/<scenario>.csv, and a table of apps/<kind>/README.md (pipelines: docs/pipelines.md);
-its columns are the kind's own. scenarios/<kind>.py offers
+its columns are the kind's own, and the first answers stand in README.md, too (headlines.py). scenarios/<kind>.py offers
 
     kept_rows(folder) -> list[dict[str, str]]     the rows of a finished run; their first column is "scenario"
     kept_files(folder) -> dict[str, str]          more files to keep beside them, name to content; may be absent
@@ -21,6 +21,7 @@ from typing import Any
 
 from distill.errors import InputError
 from distill.records import read_json, write_whole
+from scenarios.headlines import headlines
 from scenarios.schema import READY, shipped
 from scenarios.table import as_csv, as_markdown
 
@@ -184,11 +185,13 @@ def with_table(page: str, table: str) -> str:
 
 
 def pages() -> dict[Path, str]:
-    """Each page with a generated table, as it should be. Condense: shipped scenarios in the README, the template's in docs/methods.md."""
+    """Each page with a generated table, as it should be. README: shipped condensations and the applications' headlines."""
     files = shipped()
     rows = [row for part in kept().values() for row in part]
     tables = {
-        README: readme_table([row for row in rows if row["scenario"] in files]),
+        README: readme_table([row for row in rows if row["scenario"] in files])
+        + "\n\n"
+        + headlines({kind: kept(kind) for kind in READY if kind != "condense"}),
         METHODS_PAGE: methods_tables([row for row in rows if row["scenario"] not in files]),
     }
     for kind in READY:

@@ -9,6 +9,7 @@ import pytest
 
 from distill.errors import InputError
 from scenarios import tables
+from scenarios.headlines import HEADLINES, headlines
 from scenarios.schema import READY, shipped
 from scenarios.tables import BEGIN, COLUMNS, EXPECTED, ROOT, kept, page_of, page_text, pages, readme_table, rows_of, with_table
 from scenarios.template import from_template
@@ -36,6 +37,18 @@ def test_every_kept_file_belongs_to_a_shipped_scenario() -> None:
         for name, rows in kept(kind).items():
             assert {row["scenario"] for row in rows} == {name}
             assert kind == "condense" or name in shipped()
+
+
+def test_headlines_show_the_kept_rows_and_a_missing_row_is_named() -> None:
+    every = {kind: kept(kind) for kind in READY if kind != "condense"}
+    rows = [dict(row) for row in every["privacy"]["privacy-dm-mnist"]]
+    lines = headlines(every).splitlines()[2:]
+    assert [line.split("`")[1] for line in lines] == [h.scenario for h in HEADLINES if h.scenario in every[h.kind]]
+    next(row for row in rows if row["set"] == "private dm" and row["budget"] == "1").update(accuracy_mean="12.34")
+    (changed,) = headlines({"privacy": {"privacy-dm-mnist": rows}}).splitlines()[2:]
+    assert "private DM 12.3 (95.9 to 96.2); without noise 96.3" in changed
+    with pytest.raises(InputError, match=r"privacy-dm-mnist have no row .*private dm"):
+        headlines({"privacy": {"privacy-dm-mnist": rows[4:]}})
 
 
 def test_folders_of_kept_figures_are_kinds() -> None:
