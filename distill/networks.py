@@ -124,6 +124,25 @@ def embed(network: nn.Module, images: Tensor) -> Tensor:
     return seen[-1]
 
 
+class UnitFeatures(nn.Module):
+    """A network whose features have length 1 for every image; its outputs stay.
+
+    Networks of different kinds then weigh alike in distribution matching, and clipping at 1 changes nothing.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Unit vectors (N, D)."""
+        return nn.functional.normalize(embed(self.network, images))
+
+    def forward(self, images: Tensor) -> Tensor:
+        outputs: Tensor = self.network(images)
+        return outputs
+
+
 def _watching(network: nn.Module, seen: list[Tensor], images: Tensor) -> Tensor:
     """The network's output; ``seen`` gets the flattened input of the last linear layer."""
 

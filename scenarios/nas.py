@@ -16,6 +16,7 @@ from apps.nas import ranking
 from apps.nas.compare import means
 from apps.nas.ledger import Ledger, read_table, write_table
 from apps.nas.pictures import correlation_by_cost, regret_by_cost, scatter
+from apps.nas.space import drawn
 from apps.nas.study import Result, SetProxy, rank
 from apps.nas.study import check as check_input
 from apps.nas.workers import Crew, Row
@@ -23,7 +24,7 @@ from distill.condensed import CondensedSet
 from distill.coresets import select
 from distill.data import ImageData
 from distill.errors import InputError
-from distill.networks import create
+from distill.networks import Factory, create
 from distill.randomness import generator
 from distill.records import write_whole
 from distill.run import Interrupted, distil
@@ -51,7 +52,7 @@ def check(study: NasStudy, data: ImageData) -> None:
     for one in candidates:
         create(one.network, data.spec, generator(0, "check"), "meta" if isinstance(one.network, str) else "cpu")
     for settings in study.methods.values():
-        create(settings.network, data.spec, generator(0, "check"))
+        create(_network(study, settings.network), data.spec, generator(0, "check"))
     if study.run.table is not None:
         read_table(_table(study.run.table))
 
@@ -138,7 +139,7 @@ def _condensed(study: NasStudy, options: Options, data: ImageData, folder: Path,
     """The finished sets of this folder, or newly made ones; the seconds are those of all cores on a CPU, wall time on a GPU."""
     found = {}
     for method in study.methods:
-        sets, seconds = [], 0.0
+        sets, seconds, settings = [], 0.0, study.merged["methods"][method]
         for i in range(study.sets.copies):
             path, checkpoint = folder / f"{method}-{i}.safetensors", folder / f"checkpoint-{method}-{i}.safetensors"
             if not path.exists():
@@ -154,7 +155,7 @@ def _condensed(study: NasStudy, options: Options, data: ImageData, folder: Path,
                     resume=True,
                     progress=False if options.quiet else None,
                     tags={"set": path.stem},
-                    **study.merged["methods"][method],
+                    **(settings | {"network": _network(study, settings["network"])}),
                 )
                 cores = (time.process_time() - cpu) / max(time.monotonic() - wall, 1e-9)
                 paid = {"seconds": made.provenance.seconds, "cpu_seconds": made.provenance.seconds * cores}
@@ -165,6 +166,11 @@ def _condensed(study: NasStudy, options: Options, data: ImageData, folder: Path,
             seconds += ledger.rows["condensed", method, i, ""]["cpu_seconds" if options.device == "cpu" else "seconds"]
         found[method] = SetProxy(tuple(sets), seconds)
     return found
+
+
+def _network(study: NasStudy, name: str) -> Factory:
+    """The network that a method learns through; "space" is all networks of the study in turn."""
+    return drawn(study.candidates) if name == "space" else name
 
 
 def _scores(found: Result) -> str:

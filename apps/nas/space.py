@@ -6,16 +6,19 @@ Width x depth x norm x activation x pooling (Zhao, Mopuri and Bilen, ICLR 2021, 
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import pydantic
+import torch
 from pydantic import Field
+from torch import nn
 
 from distill.architectures import MAX_DEPTH, MAX_WIDTH
 from distill.errors import InputError, clipped
-from distill.networks import Factory, check_name
+from distill.networks import Factory, UnitFeatures, check_name, create
+from distill.spec import DataSpec
 
 NORMS = {"none": "NN", "batch": "BN", "layer": "LN", "instance": "IN", "group": "GN"}
 ACTIVATIONS = {"sigmoid": "AS", "relu": "AR", "leaky": "AL"}
@@ -95,6 +98,25 @@ def own(factories: Mapping[str, Factory]) -> list[Candidate]:
         elif not callable(network):
             raise InputError(f"network {id!r} is a {type(network).__name__}; give a function of the data spec or a name.")
     return [Candidate(id, network) for id, network in factories.items()]
+
+
+def drawn(candidates: Iterable[Candidate]) -> Callable[[DataSpec], nn.Module]:
+    """A network function for `distil`: a new network of the space each time one is asked for, with features of length 1.
+
+    A set that one architecture made favours its kind; one that all of them made in turn is fairer to rank them with. For methods that draw
+    many networks, above all DM, whose steps are larger where features have length 1 (``lr_img`` 100 or so at 10 images a class).
+    """
+    listed = check_candidates(candidates)
+
+    def factory(spec: DataSpec) -> nn.Module:
+        # `distill.networks.create` seeds the global generator for this call only, from the run's own stream: a resumed run draws the same.
+        network = listed[int(torch.randint(len(listed), ()))].network
+        if not isinstance(network, str):
+            return UnitFeatures(network(spec))
+        return UnitFeatures(create(network, spec, torch.Generator().manual_seed(int(torch.randint(2**62, ())))))
+
+    factory.__name__ = f"drawn from the {len(listed)} networks of the space, features of length 1"
+    return factory
 
 
 def check_candidates(candidates: Iterable[Candidate]) -> list[Candidate]:

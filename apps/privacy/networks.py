@@ -3,31 +3,13 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from distill.architectures import Network
 from distill.errors import InputError
-from distill.networks import create
+from distill.networks import UnitFeatures, create
 from distill.randomness import generator
 from distill.spec import DataSpec
-
-
-class UnitFeatures(nn.Module):
-    """A network whose features have length 1 for every image.
-
-    Real and synthetic features are then cut alike and clipping at 1 changes nothing; what is left of an image is its direction.
-    """
-
-    def __init__(self, network: Network) -> None:
-        super().__init__()
-        self.network = network
-
-    def embed(self, images: Tensor) -> Tensor:
-        return nn.functional.normalize(self.network.embed(images))
-
-    def forward(self, images: Tensor) -> Tensor:
-        outputs: Tensor = self.network(images)
-        return outputs
 
 
 def drawn_once(name: str, count: int, seed: int = 0, unit: bool = True) -> Callable[[DataSpec], nn.Module]:

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from apps.nas import ranking
 from apps.nas.ledger import read_table
+from distill.condensed import CondensedSet
 from distill.errors import InputError
 from scenarios import tables
 from scenarios.cli import main
@@ -46,7 +48,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
 
 
 def test_shipped_files_are_right() -> None:
-    sizes = {"nas-smoke": 12, "nas-digits": 72, "nas-small": 72, "nas-720": 720}
+    sizes = {"nas-smoke": 12, "nas-digits": 72, "nas-small": 72, "nas-small-space": 72, "nas-720": 720}
     for name in [name for name in shipped() if name.startswith("nas-")]:
         made: Any = study(*read_scenario(name), f"{name}.toml")
         assert len(made.candidates) == sizes[name]
@@ -104,6 +106,14 @@ def test_a_truth_table_spares_the_training(done: tuple[Path, dict], tmp_path: Pa
     assert (folder / "truth.csv").read_text() == (done[0] / "truth.csv").read_text()
 
 
+def test_a_set_is_made_through_all_networks_of_the_space(done: tuple[Path, dict], tmp_path: Path) -> None:
+    one, other = (run(tmp_path / name, 'methods.dm.network="space"')[0] for name in ("one", "other"))
+    first, again = (CondensedSet.load(folder / "dm-0.safetensors") for folder in (one, other))
+    assert torch.equal(first.images, again.images), "the same networks in the same order"
+    assert not torch.equal(first.images, CondensedSet.load(done[0] / "dm-0.safetensors").images)
+    assert first.provenance.config["network"] == "given: drawn from the 4 networks of the space, features of length 1"
+
+
 def test_named_networks(tmp_path: Path) -> None:
     settings = ['space.networks=["MLP","LeNet","ConvNetW4D1"]', "proxy.regression=0", "proxy.equal_cost=[]", "proxy.early=false"]
     _, record = run(tmp_path, *settings)
@@ -114,7 +124,9 @@ def test_named_networks(tmp_path: Path) -> None:
 def test_kept_figures_are_the_records(done: tuple[Path, dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "EXPECTED", tmp_path)
     paths = tables.keep(done[0])
-    assert [str(path.relative_to(tmp_path)) for path in paths] == ["nas/nas-smoke.csv", "nas/nas-smoke-truth.csv", "nas/nas-smoke.json"]
+    names = ("nas-smoke.csv", "nas-smoke-truth.csv", "nas-smoke-scores.csv", "nas-smoke.json")
+    assert [path.relative_to(tmp_path) for path in paths] == [Path("nas", name) for name in names]
+    assert [row["id"] for row in lines(paths[2])] == list(dict.fromkeys(row["id"] for row in lines(paths[1])))
     rows = lines(paths[0])
     results = done[1]["results"]
     assert [row["proxy"] for row in rows] == list(results["proxies"])

@@ -3,15 +3,20 @@
 import itertools
 
 import pytest
+import torch
 from torch import nn
 
-from apps.nas.space import Candidate, Grid, candidate, check_candidates, named, own
+from apps.nas.space import Candidate, Grid, candidate, check_candidates, drawn, named, own
 from distill.errors import InputError
-from distill.networks import create, parameter_count
+from distill.networks import create, embed, parameter_count
 from distill.randomness import generator
 from distill.spec import DataSpec
 
 SPEC = DataSpec("digits", 1, 16, 16, tuple("0123456789"), (0.3,), (0.3,))
+
+
+def tiny(spec: DataSpec) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(256, spec.num_classes))
 
 
 def test_the_720() -> None:
@@ -69,9 +74,6 @@ def test_an_id_may_not_break_what_a_network_needs() -> None:
 
 
 def test_own_and_named_networks() -> None:
-    def tiny(spec: DataSpec) -> nn.Module:
-        return nn.Sequential(nn.Flatten(), nn.Linear(256, spec.num_classes))
-
     mixed = check_candidates([*named(["LeNet"]), *own({"tiny": tiny, "mine-2": "MLP"})])
     assert [one.id for one in mixed] == ["LeNet", "tiny", "mine-2"]
     assert [one.axes for one in mixed] == [()] * 3
@@ -93,3 +95,16 @@ def test_own_and_named_networks() -> None:
 def test_wrong_lists_are_refused(make, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_networks_drawn_from_a_space_are_all_of_it_and_repeat() -> None:
+    space = [*Grid((4,), (1, 2), ("none",), ("relu",), ("avg",)).candidates(), *own({"mine": tiny})]
+    factory, images = drawn(space), torch.randn(5, *SPEC.shape, generator=generator(0, "images"))
+    streams = [generator(3, "networks") for _ in range(2)]
+    kinds = set()
+    for _ in range(30):
+        network, same = (create(factory, SPEC, stream) for stream in streams)
+        assert torch.equal(network(images), same(images))
+        assert torch.allclose(embed(network, images).norm(dim=1), torch.ones(5), atol=1e-5)
+        kinds.add(parameter_count(network))
+    assert kinds == {parameter_count(create(one.network, SPEC, generator(0, "any"))) for one in space}
