@@ -52,6 +52,7 @@ HEADLINES = (
     _private("mnist"),
     _private("fashion-mnist"),
     _proxies("nas-small", "gm", "dsa", "dm", "random", "parameters"),
+    _proxies("nas-small-space", "dm", "random"),
 )
 
 
