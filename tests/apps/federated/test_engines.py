@@ -92,7 +92,7 @@ def test_simulation_gives_the_uploads_of_the_inline_engine(tmp_path: Path) -> No
 def test_private_clients_of_a_run_that_goes_on_release_nothing_twice(engine: Callable[..., object], tmp_path: Path) -> None:
     made = settings(
         rounds=1,
-        upload={"ipc": 1, "networks": "fresh", "settings": {"iterations": 5}},
+        upload={"ipc": 1, "networks": "fresh", "settings": {"iterations": 5, "initial": "noise"}},
         privacy={
             "statistics": "apps.privacy.private_statistics:PrivateStatistics",
             "networks": "apps.privacy.networks:drawn_once",
