@@ -27,9 +27,8 @@ def _rounds(name: str) -> Headline:
 
 
 def _memory(scenario: str, budget: str, asked: str) -> Headline:
-    rows = tuple(
-        (label, {"method": name, "budget": budget}) for label, name in (("DM", "dm"), ("random", "random"), ("herding", "herding"))
-    )
+    shown, cell = (("DM", "dm"), ("random", "random"), ("herding", "herding")), {"strategy": "scratch", "storage": "float32"}
+    rows = tuple((label, {"method": name, "budget": budget, **cell}) for label, name in shown)
     return Headline("continual", scenario, asked, rows)
 
 
@@ -47,8 +46,8 @@ def _proxies(scenario: str, *names: str) -> Headline:
 HEADLINES = (
     _rounds("pathological"),
     _rounds("dirichlet"),
-    _memory("continual-mnist", "items1", "accuracy with 1 image a class, %"),
-    _memory("continual-cifar100-cut", "items20", "accuracy with 20 images a class, %"),
+    _memory("continual-mnist", "items1", "accuracy trained anew on 1 image a class, %"),
+    _memory("continual-cifar100-cut", "items20", "accuracy trained anew on 20 images a class, %"),
     _private("mnist"),
     _private("fashion-mnist"),
     _proxies("nas-small", "gm", "dsa", "dm", "random", "parameters"),

@@ -89,6 +89,10 @@ def study(name: str, title: str, tables: dict[str, Any], source: str) -> NasStud
             raise unknown_name(f"{source}: [methods]: method", method, METHODS)
         if not isinstance(settings, dict):
             raise InputError(f"{source}: [methods]: key {method!r} is not a table; write [methods.{method}].")
+        if method == "mtt" and settings.get("network") == "space":
+            raise InputError(
+                f"{source}: [methods.mtt]: network 'space' is for methods that draw a network a step; name the experts' network."
+            )
         methods[method] = configure(METHODS[method][0], settings, f"{source}: [methods.{method}]")
     for coreset in made["sets"].coresets:
         if coreset not in CORESETS:

@@ -93,12 +93,13 @@ def kept_rows(folder: Path) -> list[dict[str, str]]:
 
 
 def kept_files(folder: Path) -> dict[str, str]:
-    """The truth table, which spares others the training, every proxy's score of every network, and the facts of the run."""
+    """The truth table, which spares others the training (unless it was another's), every proxy's scores, and the facts of the run."""
     record, config = read_json(folder / "record.json"), read_json(folder / "config.json")
     results, name = record["results"], record["scenario"]
     facts = {"config": config, **{key: record[key] for key in ("seconds", "peak_memory_bytes", "environment")}}
     facts |= {"data": results["data"], "ceiling": results["ceiling"], "truth_seconds": results["truth_seconds"], "answer": answer(record)}
-    tables = {f"{name}-{table}.csv": (folder / f"{table}.csv").read_text() for table in ("truth", "scores")}
+    names = ("scores",) if config["run"]["table"] else ("truth", "scores")
+    tables = {f"{name}-{table}.csv": (folder / f"{table}.csv").read_text() for table in names}
     return tables | {f"{name}.json": json.dumps(facts, indent=2) + "\n"}
 
 

@@ -3,6 +3,7 @@
 Every machine of the pool needs this package installed. One processor (and, on GPUs, a quarter of a GPU) a network.
 """
 
+import socket
 import time
 import warnings
 from collections import deque
@@ -47,11 +48,14 @@ def _connected(address: str) -> Any:
         raise InputError('a Ray pool needs Ray: pip install "distill-apps[ray]", or pip install ray.') from None
     if not address or address in ("auto", "local"):
         raise InputError(f"ray address {address!r}: give the pool's own address, for example 10.0.0.5:6379.")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
+        # Ray waits minutes for an address where nobody listens.
+        socket.create_connection((host.strip("[]"), int(port)), 5).close()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Tip: In future versions of Ray", FutureWarning)  # advice about settings that are not used
             ray.init(address=address, log_to_driver=False, logging_level="error", configure_logging=False)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         text = (str(error).splitlines() or [""])[0]
         raise InputError(f"no Ray pool answers at {address[:80]!r} ({text[:120]}); start one with: ray start --head.") from None
     return ray

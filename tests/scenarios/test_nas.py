@@ -154,6 +154,7 @@ def test_kept_figures_are_the_records(done: tuple[Path, dict], tmp_path: Path, m
         (['proxy.zero_cost=["synflo"]'], "did you mean 'synflow'"),
         (["space.depth=[5]", "proxy.regression=0"], "at least 32x32"),
         (['run.table="nothing"'], "cannot be read"),
+        (['methods.mtt.network="space"'], "name the experts' network"),
         (["prox.seeds=1"], "did you mean 'proxy'"),
     ],
 )

@@ -202,11 +202,11 @@ def _wait_for(port: int, pool, log: Path) -> None:
     raise AssertionError(log.read_text())
 
 
-@pytest.mark.slow
-def test_no_pool_at_an_address_is_one_line() -> None:
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://[::1]:9", "nowhere"])
+def test_no_pool_at_an_address_is_one_line(address: str) -> None:
     pytest.importorskip("ray")
     with pytest.raises(InputError, match="no Ray pool answers"):
-        list(rows(jobs(), Shelf(data(), {}), Crew(ray="127.0.0.1:9")))
+        list(rows(jobs(), Shelf(data(), {}), Crew(ray=address)))
 
 
 @pytest.mark.parametrize("address", ["", "auto", "local"])
