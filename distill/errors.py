@@ -1,7 +1,7 @@
-"""The one error for wrong input, and the sentence that offers the nearest allowed name."""
+"""The errors for wrong input and for numbers that are no longer finite, and the sentence that offers the nearest allowed name."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class InputError(ValueError):
@@ -12,6 +12,28 @@ class InputError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+class Diverged(InputError):
+    """A loss, weights or outputs are not finite: the run cannot succeed with these settings, and repeating it ends the same way."""
+
+
+def diverged(what: str, where: str, sizes: Mapping[str, float], usual: Mapping[str, float | None] | None = None) -> Diverged:
+    """The error for a run that diverged, with a smaller value to try for each step size.
+
+    Args:
+        what: a method, ``"expert 3"`` or a network.
+        where: the moment, for example ``"step 12 of 1000"``.
+        sizes: step sizes by the names under which a user gives them.
+        usual: their defaults; a step size far above its default is advised to go back to it.
+    """
+    stated = ", ".join(f"{name} {value:g}" for name, value in sizes.items())
+    tries = []
+    for name, value in sizes.items():
+        default = (usual or {}).get(name)
+        tries.append(f"{name}={default if default is not None and default < value / 10 else value / 10:g}")
+    advice = f"with {stated}; try a smaller step size: {' or '.join(tries)}" if sizes else "; try a smaller step size"
+    return Diverged(f"{what} diverged at {where} {advice}.".replace(" ;", ";"))
 
 
 def clipped(given: object, length: int = 80) -> str:
