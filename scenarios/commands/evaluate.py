@@ -1,0 +1,46 @@
+"""``distill evaluate``: networks trained on a condensed set, beside its baselines."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from scenarios.commands.options import Device, Root, torch_device
+from scenarios.said import printable
+
+
+def evaluate(
+    condensed: Annotated[Path, typer.Argument(metavar="SET.safetensors", help="A condensed set's file.")],
+    data: Annotated[str, typer.Option(help="The data set that it was made from.")],
+    network: Annotated[list[str] | None, typer.Option(help="Network; repeat for cross-architecture. Default: ConvNet.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Networks trained for each set.")] = 5,
+    protocol: Annotated[str, typer.Option(help="dc, dsa, dm or laptop.")] = "laptop",
+    baseline: Annotated[list[str] | None, typer.Option(help="random, herding, kcenter, kmeans, class_mean, whole or none; repeat.")] = None,
+    device: Device = "auto",
+    data_root: Root = None,
+) -> None:
+    """Train networks on a condensed set and on its rivals, and print test accuracies with their intervals."""
+    from apps.privacy.statement import guarantee
+    from distill.condensed import CondensedSet
+    from distill.data_sources import load
+    from distill.evaluation import evaluate as judge
+    from distill.networks import check_name
+    from distill.train import protocol as named
+    from scenarios import own
+
+    networks = network or ["ConvNet"]
+    own.register("condense", {"evaluation": {"networks": networks}}, "distill evaluate")
+    for name in networks:
+        check_name(name)
+    where = torch_device(device)
+    tiny = CondensedSet.load(condensed).to(where)
+    images = load(data, data_root, device=where, size=_resized(tiny, data))
+    rivals = [] if baseline == ["none"] else baseline or ["random", "whole"]
+    typer.echo(str(judge(tiny, images, network=networks, recipe=named(protocol, images.spec), seeds=seeds, baselines=rivals)))
+    if tiny.provenance.dp:
+        typer.echo(printable(guarantee(tiny.provenance.dp)))
+
+
+def _resized(tiny: Any, data: str) -> int | None:
+    """Folders are cut to the set's own size, where it is square."""
+    return tiny.spec.height if data.partition(":")[0] in ("folder", "mhist") and tiny.spec.height == tiny.spec.width else None

@@ -1,0 +1,37 @@
+"""``distill list``: the names that the other commands take."""
+
+from typing import Annotated
+
+import typer
+
+from scenarios.commands.options import Root
+
+
+def list_names(
+    what: Annotated[str, typer.Argument(help="methods, data, networks or scenarios.")],
+    data_root: Root = None,
+) -> None:
+    """List the names that the other commands take."""
+    from distill.errors import unknown_name
+
+    if what == "methods":
+        from distill.methods import METHODS
+
+        typer.echo("\n".join(f"{name:10} {(made.__doc__ or '').splitlines()[0]}" for name, (_, made) in METHODS.items()))
+    elif what == "data":
+        from distill.data_sources import describe
+
+        typer.echo("\n".join(f"{name:16} {'ready  ' if there else 'missing'}  {text}" for name, text, there in describe(data_root)))
+    elif what == "networks":
+        from distill.networks import NAMES
+
+        typer.echo("\n".join(NAMES))
+    elif what == "scenarios":
+        from scenarios.schema import parse, shipped
+
+        typer.echo("\n".join(f"{name:20} {parse(path).get('title', '')}" for name, path in shipped().items()))
+        from scenarios.template import DATA, FORMS, METHODS
+
+        typer.echo(f"{', '.join(f'{form}-METHOD-DATA-ipcN' for form in FORMS)}: {', '.join(METHODS)} on {', '.join(DATA)}")
+    else:
+        raise unknown_name("list", what, ["methods", "data", "networks", "scenarios"])

@@ -1,0 +1,33 @@
+"""``distill show``: what a condensed set is, and a picture of its images."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def show(
+    condensed: Annotated[Path, typer.Argument(metavar="SET.safetensors", help="A condensed set's file.")],
+    out: Annotated[Path | None, typer.Option(help="The picture; default: beside the set.")] = None,
+) -> None:
+    """Print what a set is and where it comes from, and draw its images."""
+    from apps.privacy.statement import guarantee
+    from distill.condensed import CondensedSet
+    from distill.errors import clipped
+    from distill.figures import image_grid
+    from distill.records import write_whole
+
+    tiny = CondensedSet.load(condensed)
+    origin, spec = tiny.provenance, tiny.spec
+    picture = out or condensed.with_suffix(".png")
+    write_whole(picture, image_grid(tiny))
+    counts = f"{tiny.ipc} a class" if len({c for c in tiny.counts if c}) == 1 else f"counts {tiny.counts}"
+    lines = [
+        f"{len(tiny)} images of {spec.channels} x {spec.height} x {spec.width} ({counts}), {tiny.nbytes} bytes",
+        f"data {spec.name}: {spec.num_classes} classes ({', '.join(spec.classes[:10])}{', ...' if spec.num_classes > 10 else ''})",
+        f"method {origin.method}, seed {origin.seed}, {origin.seconds:.0f} s, augmentation {tiny.augmentation or 'none'}",
+        f"settings {', '.join(f'{k}={v}' for k, v in origin.config.items()) or 'none'}",
+        f"privacy guarantee: {guarantee(origin.dp) if origin.dp else 'none'}",
+        f"picture: {picture}",
+    ]
+    typer.echo("\n".join(clipped(line, 2000) for line in lines))

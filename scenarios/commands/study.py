@@ -1,0 +1,27 @@
+"""One study from start to end, with its answer on the terminal: what ``run`` and ``condense`` share."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from scenarios.commands.options import torch_device
+
+
+def run_and_print(made: Any, out: Path, seed: int, device: str, data_root: Path | None, resume: bool, quiet: bool) -> None:
+    """Run, continue or find a study; prints its table, answer and folder unless ``quiet``."""
+    from scenarios.folder import Options, run_study
+    from scenarios.report import accuracy_table, answer
+    from scenarios.table import as_text
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop saves as Ctrl-C does
+    try:
+        folder, record = run_study(made, Options(out, data_root, seed, torch_device(device), resume, quiet))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if not quiet and record["results"]:
+        if rows := accuracy_table(record):
+            typer.echo(as_text(rows))
+        typer.echo(answer(record))
+        typer.echo(f"{record['seconds']:.0f} s, peak memory {record['peak_memory_bytes'] / 1e9:.2f} GB; everything is in {folder}")
