@@ -1,8 +1,10 @@
 """Judge a set honestly: several seeds, the last epoch, an interval, and the same recipe for its rivals."""
 
+import math
 import statistics as numbers
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.stats
@@ -13,7 +15,7 @@ from torch import nn
 from distill.condensed import CondensedSet
 from distill.coresets import CORESETS, select
 from distill.data import ImageData, Split
-from distill.errors import InputError, unknown_name
+from distill.errors import Diverged, InputError, unknown_name
 from distill.fast import Compile, Precision, accelerated
 from distill.networks import Factory, flops
 from distill.randomness import generator
@@ -21,13 +23,23 @@ from distill.statistics import chunk_size
 from distill.train import Recipe, protocol, train_network
 
 BASELINES = (*CORESETS, "whole")
+NOT_FINITE = "the network's outputs are NaN or infinite: its training diverged (use a smaller lr), or its own arithmetic is at fault."
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Test accuracies in percent, one per seed, with the mean and its 95 % interval (Student's t over seeds; none for one seed)."""
+    """Test accuracies in percent, one per seed, with the mean and its 95 % interval (Student's t over seeds; none for one seed).
+
+    NaN stands for a network that has no accuracy, for the ``reason`` given; then there is no mean: that of the others would be too good.
+    """
 
     values: tuple[float, ...]
+    reason: str | None = None
+
+    @property
+    def failed(self) -> int:
+        """How many networks have no accuracy."""
+        return sum(map(math.isnan, self.values))
 
     @property
     def mean(self) -> float:
@@ -52,10 +64,21 @@ class Accuracy:
         return min(100.0, self.mean + self.half_width) if len(self.values) > 1 else float("nan")
 
     def __str__(self) -> str:
+        if self.failed:
+            return f"failed ({self.failed} of {len(self.values)})"
         return f"{self.mean:.1f} ± {self.half_width:.1f}" if len(self.values) > 1 else f"{self.mean:.1f}"
 
+    @staticmethod
+    def read(row: dict[str, Any]) -> "Accuracy":
+        """What `as_dict` wrote."""
+        return Accuracy(tuple(math.nan if value is None else value for value in row["values"]), row.get("reason"))
+
     def as_dict(self) -> dict[str, object]:
-        """For records: ``low`` and ``high`` are None for a single seed."""
+        """For records: ``low`` and ``high`` are None for a single seed. Where networks failed, their values and the mean are None, and
+        ``failed`` and ``reason`` say how many and why."""
+        if self.failed:
+            values = [None if math.isnan(value) else value for value in self.values]
+            return {"mean": None, "low": None, "high": None, "values": values, "failed": self.failed, "reason": self.reason}
         several = len(self.values) > 1
         ends = {"low": self.low if several else None, "high": self.high if several else None}
         return {"mean": self.mean, **ends, "values": list(self.values)}
@@ -76,6 +99,7 @@ class Evaluation:
         width = len(lines[0]) - 16 * len(names)
         lines += [name.ljust(width) + "".join(str(row[n]).rjust(16) for n in names) for name, row in self.rows.items()]
         seeds = len(next(iter(next(iter(self.rows.values())).values())).values)
+        lines += [f"failed: {name}, {n}: {row[n].reason}" for name, row in self.rows.items() for n in names if row[n].failed]
         return "\n".join([*lines, f"mean and 95 % interval over {seeds} network{'s' if seeds > 1 else ''}, last epoch, one recipe for all"])
 
 
@@ -84,7 +108,8 @@ def accuracy(
 ) -> float:
     """Percentage of a split's images that the network labels rightly; no gradients, images normalised as used.
 
-    ``precision`` and ``compile`` see `distill.fast`.
+    ``precision`` and ``compile`` see `distill.fast`. Raises `Diverged` where outputs are NaN or infinite: the largest of them names a
+    class all the same, and the accuracy would be that of chance.
     """
     part: Split = getattr(data, split)
     if not len(part):
@@ -93,9 +118,14 @@ def accuracy(
     size = chunk_size(part.images) if data.device.type == "cpu" else 1024
     run = accelerated(network, data.device, flops(network, data.spec) * len(part), precision, compile)
     right = torch.zeros((), dtype=torch.int64, device=data.device)
+    finite = torch.ones((), dtype=torch.bool, device=data.device)
     with torch.no_grad():
         for indices in torch.arange(len(part), device=data.device).split(size):
-            right += (run(data.normalised(split, indices)).argmax(1) == part.labels[indices]).sum()
+            outputs = run(data.normalised(split, indices))
+            finite &= outputs.isfinite().all()  # looked at once, after the last batch: a look makes a GPU wait
+            right += (outputs.argmax(1) == part.labels[indices]).sum()
+    if not bool(finite):
+        raise Diverged(NOT_FINITE)
     return 100.0 * int(right) / len(part)
 
 
@@ -108,6 +138,27 @@ def learner_set(name: str, condensed: CondensedSet, data: ImageData, seed: int) 
     return select(data, name, condensed.ipc, generator(seed, "coreset", name, condensed.ipc))
 
 
+class Measured(NamedTuple):
+    """One trained network: the set's name, the seed, its accuracy in percent; NaN and the ``reason`` where it has none."""
+
+    name: str
+    seed: int
+    value: float
+    reason: str | None = None
+
+    def line(self) -> dict[str, object]:
+        """For a ledger: ``seed``, ``accuracy`` (None where there is none) and then the ``reason``."""
+        if self.reason is None:
+            return {"seed": self.seed, "accuracy": self.value}
+        return {"seed": self.seed, "accuracy": None, "reason": self.reason}
+
+    @staticmethod
+    def read(name: str, line: dict[str, Any]) -> "Measured":
+        """What `line` wrote."""
+        value = line["accuracy"]
+        return Measured(name, line["seed"], math.nan if value is None else value, line.get("reason"))
+
+
 def accuracies(
     condensed: CondensedSet,
     data: ImageData,
@@ -116,12 +167,16 @@ def accuracies(
     recipe: Recipe | str,
     seeds: Sequence[int],
     split: str = "test",
-) -> Iterator[tuple[str, int, float]]:
-    """(set, seed, accuracy) one by one as networks finish; the name "condensed" is the set itself, the others are baselines."""
+) -> Iterator[Measured]:
+    """Accuracies one by one as networks finish; the name "condensed" is the set itself, the others are baselines."""
     for name in names:
         for seed in seeds:
             source = condensed if name == "condensed" else learner_set(name, condensed, data, seed)
-            yield name, seed, accuracy(train_network(source, network, recipe, seed, data.device), data, split)
+            trained = train_network(source, network, recipe, seed, data.device)
+            try:
+                yield Measured(name, seed, accuracy(trained, data, split))
+            except Diverged as error:
+                yield Measured(name, seed, math.nan, str(error))
 
 
 def evaluate(
@@ -150,16 +205,21 @@ def evaluate(
     for name in baselines:
         if name not in BASELINES:
             raise unknown_name("baseline", name, BASELINES)
-    found: dict[str, dict[str, list[float]]] = {name: {} for name in names}
+    found: dict[str, dict[str, list[Measured]]] = {name: {} for name in names}
     console = Console(stderr=True)
     with console.status("") as status:
         for factory in factories:
             label = factory if isinstance(factory, str) else getattr(factory, "__name__", "own network")
-            for name, seed, value in accuracies(condensed, data, names, factory, recipe, list_of, split):
-                found[name].setdefault(label, []).append(value)
+            for one in accuracies(condensed, data, names, factory, recipe, list_of, split):
+                found[one.name].setdefault(label, []).append(one)
                 if progress is not False:
-                    status.update(f"evaluating: {label} on {name}, seed {seed}: {value:.1f} %")
-    return Evaluation({n: {k: Accuracy(tuple(v)) for k, v in row.items()} for n, row in found.items()}, split, recipe)
+                    status.update(f"evaluating: {label} on {one.name}, seed {one.seed}: {one.value:.1f} %")
+    return Evaluation({n: {k: summed_up(v) for k, v in row.items()} for n, row in found.items()}, split, recipe)
+
+
+def summed_up(networks: Sequence[Measured]) -> Accuracy:
+    """The accuracy over several networks, with the first failure's reason."""
+    return Accuracy(tuple(one.value for one in networks), next((one.reason for one in networks if one.reason), None))
 
 
 def fitted(condensed: CondensedSet, data: ImageData) -> ImageData:

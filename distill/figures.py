@@ -60,9 +60,9 @@ def accuracy_bars(rows: dict[str, Accuracy], title: str) -> bytes:
     figure = Figure(figsize=(5.5, 0.45 * len(rows) + 1.0), dpi=110)
     axis = figure.subplots()
     for place, found in enumerate(rows.values()):
-        error = found.half_width if len(found.values) > 1 else 0
-        axis.barh(place, found.mean, xerr=error, color="#4878a8" if place == 0 else "#b8c4d0", capsize=3)
-        axis.text(1, place, f"{found}", va="center", fontsize=8, color="white" if place == 0 else "black")
+        error = found.half_width if len(found.values) > 1 and not found.failed else 0
+        axis.barh(place, 0 if found.failed else found.mean, xerr=error, color="#4878a8" if place == 0 else "#b8c4d0", capsize=3)
+        axis.text(1, place, f"{found}", va="center", fontsize=8, color="white" if place == 0 and not found.failed else "black")
     axis.set_yticks(range(len(rows)), [_drawable(name) for name in rows])
     axis.invert_yaxis()
     axis.set_xlim(0, 100)

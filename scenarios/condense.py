@@ -11,7 +11,7 @@ from distill import sharding
 from distill.condensed import CondensedSet
 from distill.data import ImageData
 from distill.errors import InputError
-from distill.evaluation import Accuracy, accuracies
+from distill.evaluation import Accuracy, Measured, accuracies, summed_up
 from distill.figures import accuracy_bars, image_grid, loss_curve
 from distill.networks import create, flops, parameter_count
 from distill.randomness import generator
@@ -95,16 +95,17 @@ def _judge(
             # The whole set does not depend on the IPC: it is trained once for the study.
             key = {"stage": "evaluate", "set": method if label == "condensed" else label, "network": network}
             key |= {"ipc": ipc} if label != "whole" else {}
-            done = {line["seed"]: line["accuracy"] for line in read_lines(metrics) if all(line.get(k) == v for k, v in key.items())}
+            lines = [line for line in read_lines(metrics) if all(line.get(k) == v for k, v in key.items())]
+            done = {line["seed"]: Measured.read(label, line) for line in lines}
             missing = [seed for seed in seeds if seed not in done]
             title = f"{network} on {key['set']}"
             with console.status(f"training {title}, {len(missing)} networks") as status:
-                for _, seed, value in accuracies(condensed, data, [label], network, recipe, missing, table.split):
-                    done[seed] = value
-                    append_line(metrics, {**key, "seed": seed, "accuracy": value})
-                    status.update(f"training {title}: {len(done)} of {len(seeds)} networks, the last at {value:.1f} %")
-            found[str(key["set"])] = Accuracy(tuple(done[seed] for seed in seeds))
-            say(console, f"  {title}: {found[str(key['set'])]} %")
+                for one in accuracies(condensed, data, [label], network, recipe, missing, table.split):
+                    done[one.seed] = one
+                    append_line(metrics, {**key, **one.line()})
+                    status.update(f"training {title}: {len(done)} of {len(seeds)} networks, the last at {one.value:.1f} %")
+            row = found[str(key["set"])] = summed_up([done[seed] for seed in seeds])
+            say(console, f"  {title}: {row}: {row.reason}" if row.failed else f"  {title}: {row} %")
         named = {name: row.as_dict() for name, row in found.items()}
         if network == table.networks[0]:
             part["accuracy"] = named
@@ -138,7 +139,7 @@ def draw(study: CondenseStudy, folder: Path, results: dict[str, Any]) -> None:
         name = "condensed" if len(study.ipc) == 1 else f"condensed-ipc{ipc}"
         write_whole(folder / f"figures/images-ipc{ipc}.png", image_grid(CondensedSet.load(folder / f"{name}.safetensors")))
         if "accuracy" in results[f"ipc{ipc}"]:
-            rows = {key: Accuracy(tuple(row["values"])) for key, row in results[f"ipc{ipc}"]["accuracy"].items()}
+            rows = {key: Accuracy.read(row) for key, row in results[f"ipc{ipc}"]["accuracy"].items()}
             write_whole(folder / f"figures/accuracy-ipc{ipc}.png", accuracy_bars(rows, f"{study.title}, ipc {ipc}"))
 
 
@@ -163,8 +164,9 @@ def answer(record: dict[str, Any]) -> str:
         if rows:
             method = next(iter(rows))
             others = ", ".join(f"{name} {shown(row)}" for name, row in rows.items() if name != method)
-            parts.append(
-                f"{key[3:]} image{'s' if key != 'ipc1' else ''} a class by {method} train a network to {shown(rows[method])} %"
-                + (f" ({others})" if others else "")
-            )
+            images = f"{key[3:]} image{'s' if key != 'ipc1' else ''} a class by {method}"
+            reached = f"train a network to {shown(rows[method])} %"
+            if rows[method].get("failed"):
+                reached = f"have no accuracy, because networks that were trained on them {shown(rows[method])}: {rows[method]['reason']}"
+            parts.append(f"{images} {reached}" + (f" ({others})" if others else ""))
     return ("; ".join(parts) + ".") if parts else f"Condensed sets were made; nothing was judged. Status: {record['status']}."

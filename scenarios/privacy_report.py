@@ -23,7 +23,7 @@ def draw(study: PrivacyStudy, folder: Path, results: dict[str, Any]) -> None:
     for key, part in results.items():
         if key.startswith("epsilon"):
             write_whole(folder / f"figures/images-{key}.png", image_grid(CondensedSet.load(folder / f"condensed-{key}.safetensors")))
-            rows = {name: Accuracy(tuple(row["values"])) for name, row in part["accuracy"].items()}
+            rows = {name: Accuracy.read(row) for name, row in part["accuracy"].items()}
             write_whole(folder / f"figures/accuracy-{key}.png", accuracy_bars(rows, f"{study.title}, epsilon {key[7:]}"))
     curves = {}
     for arm in list(results.get("attack", {}))[:MAX_CURVES]:

@@ -11,7 +11,7 @@ from apps.privacy.private_statistics import PrivateStatistics
 from apps.privacy.statement import guarantee
 from distill.condensed import CondensedSet
 from distill.data import ImageData
-from distill.evaluation import Accuracy, accuracies
+from distill.evaluation import Measured, accuracies, summed_up
 from distill.records import append_line, read_lines
 from distill.run import distil
 from distill.train import protocol
@@ -127,12 +127,13 @@ def judge(
     some = next(iter(sets.values()))
     for label in (*sets, *table.baselines):
         key = {"stage": "evaluate", "set": label, "network": table.networks[0], "part": name}
-        done = {line["seed"]: line["accuracy"] for line in read_lines(metrics) if all(line.get(k) == v for k, v in key.items())}
+        lines = [line for line in read_lines(metrics) if all(line.get(k) == v for k, v in key.items())]
+        done = {line["seed"]: Measured.read(label, line) for line in lines}
         missing = [seed for seed in seeds if seed not in done]
         kind = "condensed" if label in sets else label
-        for _, seed, value in accuracies(sets.get(label, some), data, [kind], table.networks[0], recipe, missing, table.split):
-            done[seed] = value
-            append_line(metrics, {**key, "seed": seed, "accuracy": value})
-        rows[label] = Accuracy(tuple(done[seed] for seed in seeds)).as_dict()
+        for one in accuracies(sets.get(label, some), data, [kind], table.networks[0], recipe, missing, table.split):
+            done[one.seed] = one
+            append_line(metrics, {**key, **one.line()})
+        rows[label] = summed_up([done[seed] for seed in seeds]).as_dict()
         say(console, f"  {name}, {table.networks[0]} on {label}: {shown(rows[label])} %")
     return rows

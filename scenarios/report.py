@@ -20,7 +20,9 @@ _CONFIGURATION = 200_000  # characters of it that are shown
 
 
 def shown(row: dict[str, Any]) -> str:
-    """An accuracy of a record as ``89.2 ± 0.6``."""
+    """An accuracy of a record as ``89.2 ± 0.6``, or ``failed (2 of 5)`` where networks have none."""
+    if row.get("failed"):
+        return f"failed ({row['failed']} of {len(row['values'])})"
     if row.get("high") is None:
         return f"{row['mean']:.1f}"
     # An interval that is cut off at 0 or 100 has its full length on the other side.

@@ -63,6 +63,8 @@ def _condensed(folder: Path) -> Rows:
         tables = part.get("cross_architecture") or {evaluation["networks"][0]: part.get("accuracy", {})} if key.startswith("ipc") else {}
         for network, sets in tables.items():
             for name, found in sets.items():
+                if found.get("failed"):
+                    raise InputError(f"{folder}: {found['failed']} networks trained on {name} have no accuracy ({found['reason']})")
                 said = published(config["data"]["name"], "" if name == "whole" else key[3:], name) if network == "ConvNet" else {}
                 row: dict[str, Any] = {
                     "scenario": record["scenario"],

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.errors import InputError
+from distill.errors import Diverged, InputError
+from distill.evaluation import NOT_FINITE
 from distill.statistics import chunk_size
 
 FEWEST_RUNS = 6  # for LiRA on runs that are each other's shadows: three pairs
@@ -21,12 +22,15 @@ def losses_and_margins(networks: Iterable[nn.Module], images: Tensor, labels: Te
     """(loss, margin) of each point (n,), float64, averaged over networks.
 
     The margin is log p_y - log of the sum of the other classes' p (Carlini et al., 2022): it does not saturate where p_y is near 1.
+    Raises `Diverged` where a network's outputs are NaN or infinite.
     """
     losses, margins = [], []
     for network in networks:
         network.eval()
         with torch.no_grad():
             logits = torch.cat([network(part) for part in images.split(chunk_size(images))]).double()
+        if not bool(logits.isfinite().all()):
+            raise Diverged(NOT_FINITE)
         own = logits.gather(1, labels[:, None]).squeeze(1)
         rest = logits.scatter(1, labels[:, None], float("-inf")).logsumexp(1)
         losses.append(F.cross_entropy(logits, labels, reduction="none").cpu().numpy())

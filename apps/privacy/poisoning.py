@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from apps.privacy.contributions import plain
 from distill.condensed import CondensedSet
 from distill.data import ImageData, Split
-from distill.errors import InputError
+from distill.errors import Diverged, InputError
+from distill.evaluation import NOT_FINITE
 from distill.networks import embed as features_of
 from distill.randomness import generator
 from distill.spec import DataSpec
@@ -140,7 +141,10 @@ def _called(network: nn.Module, data: ImageData, split: str, chosen: Tensor, tri
     hits = 0
     with torch.no_grad():
         for part in chosen.split(chunk_size(data.train.images)):
-            hits += int((network(stamped(data.normalised(split, part), trigger, data.spec)).argmax(1) == target).sum())
+            outputs = network(stamped(data.normalised(split, part), trigger, data.spec))
+            if not bool(outputs.isfinite().all()):
+                raise Diverged(NOT_FINITE)
+            hits += int((outputs.argmax(1) == target).sum())
     return hits / len(chosen)
 
 
