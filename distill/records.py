@@ -32,9 +32,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         do = "make room there" if error.errno in NO_ROOM else "give a place that can be written"
-        raise CannotWrite(
-            f"{path}: cannot be written ({error.strerror or error}); {do}. A run that stopped goes on with --resume."
-        ) from None
+        raise CannotWrite(f"{path}: cannot be written ({error.strerror or error}); {do}.") from None
 
 
 def write_whole(path: Path, data: bytes | str) -> None:

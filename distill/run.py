@@ -2,19 +2,11 @@
 
 import contextlib
 import dataclasses
-import hashlib
-import json
-import os
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
-import safetensors
-import safetensors.torch
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -22,20 +14,22 @@ from rich.text import Text
 from torch import Tensor
 
 from distill import sharding
+from distill.checkpoint import State, load_changed, load_checkpoint, save_checkpoint, state_of
 from distill.condensed import CondensedSet, Provenance
 from distill.configure import configure
 from distill.data import ImageData
+from distill.divergence import Watch, diverged_at
 from distill.errors import InputError, unknown_name
 from distill.methods import METHODS
 from distill.networks import OWN, Factory
 from distill.randomness import generator
-from distill.records import append_line, read_lines, versions, write_json_lines, write_whole
+from distill.records import append_line, read_lines, versions, write_json_lines
 from distill.statistics import ExactStatistics, RealStatistics
+from distill.stopping import Cut, Interrupted, stop_signals
 from distill.synthetic import Initial, check_classes, initial_set
 
 CHECKPOINT_SECONDS = 20.0
-# One press of Ctrl-C can arrive several times: from the terminal, passed on by a parent, and when that parent ends.
-SAME_STOP_SECONDS = 0.5
+QUICK_SECONDS = 0.2  # a GPU's steps that take less are waited for when a stop is asked for, and their states are not copied
 MAX_LOGGED = 500
 
 
@@ -54,10 +48,6 @@ class Distiller(Protocol):
     def load_state(self, state: dict[str, Tensor]) -> None: ...
 
 
-class Interrupted(KeyboardInterrupt):
-    """The user asked to stop and everything was saved; ``resume`` goes on from there."""
-
-
 def distil(
     source: ImageData | RealStatistics,
     method: str | Distiller = "dm",
@@ -69,6 +59,7 @@ def distil(
     checkpoint: Path | None = None,
     metrics: Path | None = None,
     resume: bool = False,
+    resume_from: Path | None = None,
     progress: bool | None = None,
     tags: dict[str, Any] | None = None,
     **settings: Any,
@@ -79,8 +70,12 @@ def distil(
     ``network`` replaces the config's network by another name or by a function of the data spec; ``initial`` replaces its initialisation.
     With ``checkpoint`` (a file) the run can be stopped at any moment and continued with ``resume=True`` to the same bits; ``metrics`` is a
     JSON-lines file that gets the losses, each line with ``tags``. Progress shows on a terminal unless ``progress`` says otherwise.
+    Ctrl-C is answered in the middle of a step: the state before it is the checkpoint. A loss or state that is not finite ends the run
+    (on a GPU at most ten steps later) and leaves the last finite state as the checkpoint; ``resume_from`` goes on from such a file with
+    other step sizes, and the provenance says so.
     Under torchrun (after `distill.sharding.start`) processes share the classes out and all return the same set. Raises `InputError` for an
-    unknown method or setting, first images that do not fit the data, and a checkpoint of another run; `Interrupted` when it was stopped.
+    unknown method or setting, first images that do not fit the data, and a checkpoint of another run; `Diverged` (an `InputError`) for
+    numbers that are not finite; `Interrupted` when it was stopped.
     """
     statistics = ExactStatistics(source) if isinstance(source, ImageData) else source
     device = statistics.device
@@ -96,11 +91,13 @@ def distil(
         metrics, progress = None, False  # the first process writes and shows
     name = method if isinstance(method, str) else type(method).__name__.lower()
     draws = generator(seed, "distil", name, ipc, device=device)
-    key = hashlib.sha256(json.dumps([name, config, ipc, seed, statistics.fingerprint], sort_keys=True, default=str).encode()).hexdigest()
+    run = {"method": name, "config": config, "ipc": ipc, "seed": seed, "fingerprint": statistics.fingerprint}
 
     done, earlier = 0, 0.0
+    if resume_from is not None:
+        done, earlier, run["continued"] = load_changed(resume_from, run, distiller, draws)
     if checkpoint is not None and resume and checkpoint.exists():
-        done, earlier = load_checkpoint(checkpoint, key, distiller, draws)
+        done, earlier, _ = load_checkpoint(checkpoint, run, distiller, draws)
     if callable(begin := getattr(statistics, "begin", None)):
         begin(distiller.condensed, distiller.total_steps, done, checkpoint)  # a private form plans its releases and checks the first images
     if metrics is not None:
@@ -108,31 +105,78 @@ def distil(
         kept = [line for line in read_lines(metrics) if not (_tagged(line, tags) and line.get("step", 0) > done)]
         write_json_lines(metrics, kept)
 
-    start = last = time.monotonic()
+    start = time.monotonic() - earlier
     if callable(prepare := getattr(distiller, "prepare", None)):
         prepare(statistics, progress)  # work of its own before the first step (MTT's experts), which keeps its own progress on disk
-    every = max(1, distiller.total_steps // MAX_LOGGED)
-    with _stop_signals(checkpoint is not None) as stop, _bar(f"{name} ipc {ipc}", distiller.total_steps, done, progress) as advance:
-        for step in range(done + 1, distiller.total_steps + 1):
-            values = distiller.step(statistics, draws)
-            if step % every == 0 or step == distiller.total_steps:
-                numbers = {key: float(value) for key, value in values.items()}
-                if metrics is not None:
-                    append_line(metrics, {"stage": "distil", **(tags or {}), "step": step, **numbers})
-                advance(step, numbers)
-            else:
-                advance(step, {})
+    _all_steps(distiller, statistics, draws, done, checkpoint, run, metrics, tags or {}, progress, start)
+    seconds = time.monotonic() - start
+    stated = {"ipc": ipc, **config} | ({"continued": run["continued"]} if "continued" in run else {})
+    provenance = Provenance(name, stated, seed, statistics.fingerprint, versions(), seconds, statistics.privacy)
+    return dataclasses.replace(distiller.condensed, provenance=provenance)
+
+
+def _all_steps(
+    distiller: Distiller,
+    statistics: RealStatistics,
+    draws: torch.Generator,
+    done: int,
+    checkpoint: Path | None,
+    run: dict[str, Any],
+    metrics: Path | None,
+    tags: dict[str, Any],
+    progress: bool | None,
+    start: float,
+) -> None:
+    """Steps ``done`` + 1 to the last. Every way out (the end, a stop, numbers that are not finite) leaves a checkpoint that is finite."""
+    device, total, alone = statistics.device, distiller.total_steps, sharding.count() == 1
+    every = max(1, total // MAX_LOGGED)
+    workable = finite = before = state_of(distiller, draws, done)
+    watch, quick, last = Watch(finite.tensors, device), False, time.monotonic()
+
+    def keep(state: State, diverged: str | None = None) -> None:
+        if checkpoint is not None and sharding.rank() == 0:
+            save_checkpoint(checkpoint, run, state, time.monotonic() - start, diverged)
+
+    def look(step: int) -> None:
+        """End the run where a step up to this one, the last that was made, was not finite."""
+        if (bad := watch.first_bad()) is not None:
+            error = diverged_at(run["method"], finite.step + bad, total, distiller, finite.tensors)
+            # Finite is not enough: from the state before a bad loss no step leads on. From the one kept a finite step has been made.
+            keep(finite if bad > 1 else workable, str(error))
+            raise error
+
+    with stop_signals(checkpoint is not None) as stop, _bar(f"{run['method']} ipc {run['ipc']}", total, done, progress) as advance:
+        for step in range(done + 1, total + 1):
+            began = time.monotonic()
+            try:
+                # Other processes of the same run wait for this one's share of the step.
+                with stop.cutting(alone and before.step == step - 1):
+                    values = distiller.step(statistics, draws)
+            except Cut:
+                look(step - 1)
+                keep(before)
+                raise Interrupted from None
+            watch.add(values, distiller.state())
             now = time.monotonic()
             if sharding.any_of(bool(stop), device):
-                stop.append(now)
-            if checkpoint is not None and sharding.rank() == 0 and (stop or now - last > CHECKPOINT_SECONDS):
-                save_checkpoint(checkpoint, key, distiller, draws, step, earlier + now - start)
+                stop.asked = now
+            logged, due = step % every == 0 or step == total, checkpoint is not None and now - last > CHECKPOINT_SECONDS
+            if logged or due or stop or step - finite.step >= watch.every:
+                look(step)
+                workable, finite = finite, state_of(distiller, draws, step)
+                before = finite
+            elif not quick:
+                before = state_of(distiller, draws, step)
+            numbers = {key: float(value) for key, value in values.items()} if logged else {}
+            if logged and metrics is not None:
+                append_line(metrics, {"stage": "distil", **tags, "step": step, **numbers})
+            advance(step, numbers)
+            quick = device.type != "cpu" and now - began < QUICK_SECONDS
+            if stop or due:
+                keep(finite)
                 last = now
             if stop:
                 raise Interrupted
-    seconds = earlier + time.monotonic() - start
-    provenance = Provenance(name, {"ipc": ipc, **config}, seed, statistics.fingerprint, versions(), seconds, statistics.privacy)
-    return dataclasses.replace(distiller.condensed, provenance=provenance)
 
 
 def _make(
@@ -167,67 +211,11 @@ def _make(
     return distiller(config, first, own), stated
 
 
-# Checkpoints
-
-
-def save_checkpoint(path: Path, key: str, distiller: Distiller, draws: torch.Generator, step: int, seconds: float) -> None:
-    """The method's tensors, the random state and the step, in one safetensors file, whole or not at all."""
-    tensors = {f"state.{name}": value.detach().cpu().contiguous() for name, value in distiller.state().items()}
-    tensors["generator"] = draws.get_state().cpu()
-    facts = {"key": key, "step": step, "seconds": seconds}
-    write_whole(path, safetensors.torch.save(tensors, {"checkpoint": json.dumps(facts)}))
-
-
-def load_checkpoint(path: Path, key: str, distiller: Distiller, draws: torch.Generator) -> tuple[int, float]:
-    """Put the saved state back; (steps done, seconds spent). `InputError` when the file is damaged or belongs to another run."""
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            facts = json.loads(file.metadata()["checkpoint"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
-        if facts["key"] != key:
-            raise InputError(f"{path}: belongs to a run with other settings, data or seed; delete it to start again.")
-        distiller.load_state({name.removeprefix("state."): value for name, value in tensors.items() if name.startswith("state.")})
-        draws.set_state(tensors["generator"])
-        return int(facts["step"]), float(facts["seconds"])
-    except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: is damaged ({str(error)[:100]}); delete it to start again.") from None
-
-
 def _tagged(line: dict[str, Any], tags: dict[str, Any] | None) -> bool:
     return line.get("stage") == "distil" and all(line.get(key) == value for key, value in (tags or {}).items())
 
 
-# Stopping and showing
-
-
-@contextlib.contextmanager
-def _stop_signals(wanted: bool) -> Iterator[list[float]]:
-    """A list that the first Ctrl-C (or SIGTERM) puts its time into, looked at between steps; a second one acts at once."""
-    stop: list[float] = []
-    if not wanted or threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def request(number: int, frame: FrameType | None) -> None:
-        # A handler may interrupt itself or a print: nothing here takes a lock (an Event would), and the plain system call is safe.
-        now = time.monotonic()
-        if not stop:
-            stop.append(now)
-            os.write(2, b"stopping after this step; press Ctrl-C again to stop at once\n")
-        elif now - stop[0] > SAME_STOP_SECONDS:
-            signal.signal(number, before[signal.Signals(number)] or signal.SIG_DFL)
-            signal.raise_signal(number)
-
-    for number in before:
-        signal.signal(number, request)
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
+# Showing
 
 
 class _Rate(ProgressColumn):

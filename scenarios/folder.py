@@ -24,7 +24,7 @@ from rich.console import Console
 from distill import sharding
 from distill.data import ImageData
 from distill.data_sources import load
-from distill.errors import InputError
+from distill.errors import InputError, clipped
 from distill.records import CannotWrite, environment, peak_memory_bytes, read_json, write_json, writing
 from scenarios.report import write_report
 from scenarios.schema import Study
@@ -56,7 +56,8 @@ def run_study(study: Study, options: Options) -> tuple[Path, dict[str, Any]]:
     earlier = read_json(folder / "record.json") if (folder / "record.json").exists() else None
     if earlier and earlier.get("status") == "done":
         if not (folder / "report.html").exists():  # stopped in its very last moment
-            write_report([folder], folder / "report.html")
+            with _resumable():
+                write_report([folder], folder / "report.html")
         say(console, f"{folder} is done already; showing its record. Delete the folder to run it again.")
         return folder, earlier
     if folder.exists() and any(folder.iterdir()) and not options.resume:
@@ -68,7 +69,7 @@ def run_study(study: Study, options: Options) -> tuple[Path, dict[str, Any]]:
         return folder, {"status": "done", "results": {}}
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with _only_one(folder):
+    with _resumable(), _only_one(folder):
         for part in folder.rglob(".*.part"):  # what a killed process was writing; nobody else writes here now
             part.unlink()
         before = _worked_before(folder, earlier) if earlier else 0.0
@@ -93,6 +94,7 @@ def run_study(study: Study, options: Options) -> tuple[Path, dict[str, Any]]:
             room.draw(study, folder, record["results"])
         except BaseException as error:
             record["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            record["reason"] = _reason(error)
             with contextlib.suppress(CannotWrite):  # on a full disk the record stays as it was; what stopped the run is what is told
                 write_json(folder / "record.json", record)
             raise
@@ -123,6 +125,22 @@ def _worked_before(folder: Path, earlier: dict[str, Any]) -> float:
     began = (folder / "record.json").stat().st_mtime
     last = max(path.stat().st_mtime for path in folder.rglob("*") if not path.name.startswith("."))
     return float(earlier["seconds"]) + max(0.0, last - began)
+
+
+def _reason(error: BaseException) -> str:
+    """Why a run ended early, in one line."""
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped by Ctrl-C or a signal"
+    return clipped(str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {' '.join(str(error).split())}", 1000)
+
+
+@contextlib.contextmanager
+def _resumable() -> Iterator[None]:
+    """A run whose files could not be written is whole up to there, which the error then says."""
+    try:
+        yield
+    except CannotWrite as error:
+        raise CannotWrite(f"{error} A run that stopped goes on with --resume.") from None
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from apps.privacy import accounting
 from apps.privacy.accounting import Steps
 from distill.errors import InputError
 from distill.records import read_json, write_json, write_whole
+from distill.stopping import held_back
 
 # Older releases are dropped beyond this; their cost stays in the account.
 KEEP_BYTES = 2 << 30
@@ -50,12 +51,13 @@ class Ledger:
     def record(self, key: str, released: Tensor, noise: float, rate: float) -> None:
         """Keep a release and count it. It is on the disk before anybody has seen it, and a file that is there is always counted."""
         count = sum(step.times for step in self.history)
-        if self.folder is not None:
-            tensor = {"released": released.cpu().contiguous()}
-            write_whole(self._file(count), safetensors.torch.save(tensor, {"key": key, "steps": json.dumps([noise, rate, 1])}))
-        self.history = accounting.add(self.history, noise, rate)
-        self._write()
-        self._keep(key, released)
+        with held_back():  # a Ctrl-C between the two files would leave this object without the release that the folder has
+            if self.folder is not None:
+                tensor = {"released": released.cpu().contiguous()}
+                write_whole(self._file(count), safetensors.torch.save(tensor, {"key": key, "steps": json.dumps([noise, rate, 1])}))
+            self.history = accounting.add(self.history, noise, rate)
+            self._write()
+            self._keep(key, released)
 
     def count(self, noise: float, rate: float, count: int) -> None:
         """Count steps whose results are kept elsewhere (experts)."""

@@ -21,6 +21,7 @@ from distill.networks import Factory, create
 from distill.randomness import generator
 from distill.records import write_whole
 from distill.statistics import chunk_size
+from distill.stopping import held_back
 
 if TYPE_CHECKING:
     from apps.privacy.private_statistics import PrivateStatistics
@@ -43,9 +44,10 @@ def train_private_experts(
             continue
         statistics.check_budget(plan, steps)
         weights = torch.stack(_train(statistics, data, config, network or config.network, expert, plan, steps))
-        if path is not None:
-            write_whole(path, safetensors.torch.save({"weights": weights}))
-        statistics.count(plan, steps)
+        with held_back():  # an expert that is kept is counted
+            if path is not None:
+                write_whole(path, safetensors.torch.save({"weights": weights}))
+            statistics.count(plan, steps)
         made.append(weights)
     return Trajectories(config.experts, config.epochs, lambda expert, epoch: made[expert][epoch], statistics.privacy)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from distill.checkpoint import load_checkpoint, save_checkpoint, state_of
 from distill.condensed import CondensedSet
 from distill.coresets import select
 from distill.data import ImageData
@@ -13,7 +14,7 @@ from distill.errors import InputError
 from distill.evaluation import Accuracy, accuracy
 from distill.methods import METHODS
 from distill.randomness import generator
-from distill.run import distil, load_checkpoint, save_checkpoint
+from distill.run import distil
 from distill.statistics import ExactStatistics
 from distill.synthetic import initial_set
 from distill.train import Recipe, train_network
@@ -111,10 +112,10 @@ def test_a_checkpoint_at_every_step_continues_to_the_same_bits(method: str, ipc:
         draws = generator(0, "steps")
         for _ in range(stop):
             before.step(statistics, draws)
-        save_checkpoint(tmp_path / "c.safetensors", "key", before, draws, stop, 1.5)
+        save_checkpoint(tmp_path / "c.safetensors", {"run": 1}, state_of(before, draws, stop), 1.5)
         after, _ = make(method, data, ipc, **settings)
         draws = generator(99, "other")
-        assert load_checkpoint(tmp_path / "c.safetensors", "key", after, draws) == (stop, 1.5)
+        assert load_checkpoint(tmp_path / "c.safetensors", {"run": 1}, after, draws)[:2] == (stop, 1.5)
         for _ in range(stop, 4):
             after.step(statistics, draws)
         assert torch.equal(after.condensed.images, whole.condensed.images)
@@ -124,12 +125,12 @@ def test_a_checkpoint_at_every_step_continues_to_the_same_bits(method: str, ipc:
 def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(method: str, toy_data: ImageData, tmp_path: Path) -> None:
     distiller, _ = make(method, toy_data)
     path = tmp_path / "c.safetensors"
-    save_checkpoint(path, "key", distiller, generator(0, "a"), 1, 0.0)
+    save_checkpoint(path, {"run": 1}, state_of(distiller, generator(0, "a"), 1), 0.0)
     with pytest.raises(InputError, match="other settings, data or seed"):
-        load_checkpoint(path, "another", distiller, generator(0, "a"))
+        load_checkpoint(path, {"run": 2}, distiller, generator(0, "a"))
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(InputError, match="damaged"):
-        load_checkpoint(path, "key", distiller, generator(0, "a"))
+        load_checkpoint(path, {"run": 1}, distiller, generator(0, "a"))
 
 
 @METHOD

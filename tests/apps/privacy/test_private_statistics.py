@@ -327,6 +327,48 @@ def test_a_stopped_run_goes_on_with_the_same_releases(tmp_path: Path, monkeypatc
     assert torch.equal(last.images, again.images)
 
 
+@pytest.mark.parametrize("moment", ["before the release is written", "between release and account", "after the account"])
+def test_ctrl_c_in_the_middle_of_a_step_pays_for_its_release_once(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was on the disk when the step was left is used again by the same object and by a new one; none is drawn twice."""
+    import signal
+
+    from apps.privacy import ledger
+    from distill.run import Interrupted
+
+    path, folder, seen = tmp_path / "c", tmp_path / "c-releases", []
+    real = {"write_whole": ledger.write_whole, "write_json": ledger.write_json}
+
+    def pressing(name: str, before: bool):
+        def write(*arguments: object) -> None:
+            third = len(list(folder.glob("release-*"))) == (2 if name == "write_whole" else 3) and not seen
+            if third and before:
+                seen.append(signal.raise_signal(signal.SIGINT))
+            real[name](*arguments)
+            if third and not before:
+                seen.append(signal.raise_signal(signal.SIGINT))
+
+        return write
+
+    name, before = ("write_whole", moment.startswith("before")) if moment != "after the account" else ("write_json", False)
+    monkeypatch.setattr(ledger, name, pressing(name, before))
+    statistics = private(releases=None)
+
+    def run() -> CondensedSet:
+        return distill.distil(statistics, "dm", ipc=1, network=NETWORK, iterations=5, checkpoint=path, resume=True)
+
+    with pytest.raises(Interrupted):
+        run()
+    files = {one.name: one.read_bytes() for one in folder.glob("release-*")}
+    assert len(files) == 3, "two steps, and the release of the third"
+    assert sum(step.times for step in statistics.history) == 3
+    last = run()
+    assert (last.provenance.dp or {})["releases"] == len(list(folder.glob("release-*"))) == 5
+    assert all((folder / name).read_bytes() == content for name, content in files.items())
+    statistics = private(releases=None)
+    assert torch.equal(distill.distil(statistics, "dm", ipc=1, network=NETWORK, iterations=5, checkpoint=path).images, last.images)
+    assert (last.provenance.dp or {}) == statistics.privacy
+
+
 def test_a_checkpoint_without_its_releases_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import shutil
 

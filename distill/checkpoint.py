@@ -1,0 +1,116 @@
+"""The state of a run between two steps: in memory, and in one file from which a run goes on to the same bits."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from distill.errors import Diverged, InputError
+from distill.records import write_whole
+
+# Settings that may change in the middle of a run: how far a step goes, never what it means.
+CHANGEABLE = ("lr_", "momentum", "max_norm")
+
+
+class Stateful(Protocol):
+    """What a checkpoint needs of a method."""
+
+    def state(self) -> dict[str, Tensor]: ...
+    def load_state(self, state: dict[str, Tensor]) -> None: ...
+
+
+class State(NamedTuple):
+    """Copies of a method's tensors and of the random state, ``step`` steps after the start."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    generator: Tensor
+
+
+class Loaded(NamedTuple):
+    """What a checkpoint says of itself: steps done, seconds spent, and where its run was continued from others, oldest first."""
+
+    step: int
+    seconds: float
+    continued: list[dict[str, Any]]
+
+
+def state_of(distiller: Stateful, draws: torch.Generator, step: int) -> State:
+    return State(step, {name: value.detach().clone() for name, value in distiller.state().items()}, draws.get_state().clone())
+
+
+def key_of(run: dict[str, Any]) -> str:
+    """The same for the same method, settings, data and seed only."""
+    return hashlib.sha256(json.dumps(run, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def save_checkpoint(path: Path, run: dict[str, Any], state: State, seconds: float, diverged: str | None = None) -> None:
+    """Write ``state`` of the run that ``run`` describes (plain values), whole or not at all; ``diverged`` says what came after it."""
+    tensors = {f"state.{name}": value.cpu().contiguous() for name, value in state.tensors.items()}
+    tensors["generator"] = state.generator.cpu()
+    facts = {"key": key_of(run), "run": run, "step": state.step, "seconds": seconds, "diverged": diverged}
+    write_whole(path, safetensors.torch.save(tensors, {"checkpoint": json.dumps(facts, default=str)}))
+
+
+def load_checkpoint(path: Path, run: dict[str, Any], distiller: Stateful, draws: torch.Generator) -> Loaded:
+    """Put the saved state back.
+
+    Raises `InputError` where the file is damaged or belongs to another run, `Diverged` where this run is known to diverge after it.
+    """
+    facts, tensors = _read(path)
+    if facts["key"] != key_of(run):
+        raise InputError(f"{path}: belongs to a run with other settings, data or seed; delete it to start again.")
+    if facts.get("diverged"):
+        raise Diverged(f"{facts['diverged']} With the same settings it would diverge again; change one and go on from {path}.")
+    return _put_back(path, facts, tensors, distiller, draws)
+
+
+def load_changed(path: Path, run: dict[str, Any], distiller: Stateful, draws: torch.Generator) -> Loaded:
+    """Put the state of a run with other step sizes back; what was changed is the last entry of ``continued``.
+
+    Raises `InputError` where nothing was changed, or something else than a step size.
+    """
+    facts, tensors = _read(path)
+    earlier = facts["run"]
+    for name in ("method", "ipc", "seed", "fingerprint"):
+        if earlier[name] != run[name]:
+            raise InputError(
+                f"{path}: its run had {name} {earlier[name]}, this one has {run[name]}; they must be the same to go on from it."
+            )
+    now = json.loads(json.dumps(run["config"], default=str))
+    names = [name for name in (*now, *earlier["config"]) if now.get(name) != earlier["config"].get(name)]
+    changed = {name: [earlier["config"].get(name), now.get(name)] for name in dict.fromkeys(names)}
+    if not changed:
+        raise InputError(f"{path}: its run had the same settings; change one (lr_img, for example), or go on with resume.")
+    if other := [name for name in changed if not name.startswith(CHANGEABLE)]:
+        was, wanted = changed[other[0]]
+        raise InputError(f"{path}: its run had {other[0]} {was}, this one has {wanted}; only step sizes, momentum and max_norm may change.")
+    loaded = _put_back(path, facts, tensors, distiller, draws)
+    return loaded._replace(continued=[*loaded.continued, {"step": loaded.step, "changed": changed}])
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            facts = json.loads(file.metadata()["checkpoint"])
+            return facts, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
+    except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, error) from None
+
+
+def _put_back(path: Path, facts: dict[str, Any], tensors: dict[str, Tensor], distiller: Stateful, draws: torch.Generator) -> Loaded:
+    try:
+        distiller.load_state({name.removeprefix("state."): value for name, value in tensors.items() if name.startswith("state.")})
+        draws.set_state(tensors["generator"])
+        return Loaded(int(facts["step"]), float(facts["seconds"]), list(facts["run"].get("continued", [])))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path}: is damaged ({str(error)[:100]}); delete it to start again.")

@@ -1,0 +1,94 @@
+"""Ctrl-C and SIGTERM while a step runs: the step is cut short where the state before it was kept, else the stop comes after it."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+# One press of Ctrl-C can arrive several times: from the terminal, passed on by a parent, and when that parent ends.
+SAME_STOP_SECONDS = 0.5
+STOPS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user asked to stop and everything was saved; ``resume`` goes on from there."""
+
+
+class Cut(KeyboardInterrupt):
+    """The step that was running was left in the middle: what it has changed so far is worthless."""
+
+
+class Stop:
+    """A request to stop: false until the first signal."""
+
+    def __init__(self) -> None:
+        self.asked: float | None = None
+        self._may_cut = False
+
+    def __bool__(self) -> bool:
+        return self.asked is not None
+
+    @contextlib.contextmanager
+    def cutting(self, allowed: bool) -> Iterator[None]:
+        """Inside the block a request raises `Cut` at once, where ``allowed``."""
+        self._may_cut = allowed
+        if allowed and self:
+            raise Cut
+        try:
+            yield
+        finally:
+            self._may_cut = False
+
+    def request(self) -> None:
+        """Note the time. A signal handler may interrupt itself or a print: nothing here takes a lock, and the plain system call is safe."""
+        self.asked = time.monotonic()
+        cut, self._may_cut = self._may_cut, False
+        if cut:
+            os.write(2, b"stopping; the state before this step is saved\n")
+            raise Cut
+        os.write(2, b"stopping after this step; press Ctrl-C again to stop at once\n")
+
+
+@contextlib.contextmanager
+def stop_signals(wanted: bool) -> Iterator[Stop]:
+    """The first Ctrl-C or SIGTERM inside the block is a request (`Stop`); a second one acts as it would have without the block."""
+    stop = Stop()
+    if not wanted or threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.getsignal(number) for number in STOPS}
+
+    def request(number: int, frame: FrameType | None) -> None:
+        if stop.asked is None:
+            stop.request()
+        elif time.monotonic() - stop.asked > SAME_STOP_SECONDS:
+            signal.signal(number, before[signal.Signals(number)] or signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    for number in before:
+        signal.signal(number, request)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """A stop that arrives inside the block acts at its end: for a few writes that belong together."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    before = {stop: signal.signal(stop, lambda number, frame: arrived.append(number)) for stop in STOPS}
+    try:
+        yield
+    finally:
+        for stop, handler in before.items():
+            signal.signal(stop, handler or signal.SIG_DFL)
+        for number in dict.fromkeys(arrived):
+            signal.raise_signal(number)
