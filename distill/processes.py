@@ -143,6 +143,12 @@ def _work(pipe: Connection, prepare: Callable[..., Callable[[Any], None]], argum
         os._exit(1)
 
 
+def first_to_be_killed() -> None:
+    """In a worker: when memory runs out, the system (Linux) ends this process rather than the one that started it."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
 def end_with_parent() -> None:
     """In a worker of `multiprocessing`: when the process that started it is gone, however it went, this one ends at once.
 

@@ -19,7 +19,7 @@ from apps.nas.pictures import correlation_by_cost, regret_by_cost, scatter
 from apps.nas.space import drawn
 from apps.nas.study import Result, SetProxy, rank
 from apps.nas.study import check as check_input
-from apps.nas.workers import Crew, Row
+from apps.nas.workers import Crew, Row, check_crew
 from distill.condensed import CondensedSet
 from distill.coresets import select
 from distill.data import ImageData
@@ -55,13 +55,14 @@ def check(study: NasStudy, data: ImageData) -> None:
         create(_network(study, settings.network), data.spec, generator(0, "check"))
     if study.run.table is not None:
         read_table(_table(study.run.table))
+    check_crew(_crew(study), {one.id: one.network for one in candidates})
 
 
 def fill(study: NasStudy, options: Options, data: ImageData, folder: Path, results: dict[str, Any], console: Console) -> None:
     """Make the sets, train, score, compare; metrics.jsonl is the ledger."""
     clock = _Clock(study.run.minutes, console)
     data = _cut(study, data, options.seed)
-    crew = Crew(study.run.workers, study.run.ray, study.run.limit, options.device)
+    crew = _crew(study, options.device)
     parts = {split: len(getattr(data, split)) for split in ("train", "validation", "test")}
     results["data"] = {"name": data.spec.name, **parts, "fingerprint": data.fingerprint}
     known = read_table(_table(study.run.table)) if study.run.table else []
@@ -97,6 +98,10 @@ class _Clock:
         if self.minutes is not None and now - self.began > 60 * self.minutes and done < of:
             say(self.console, f"the slice of {self.minutes:g} minutes is over after {done} of {of} networks")
             raise Interrupted
+
+
+def _crew(study: NasStudy, device: str = "cpu") -> Crew:
+    return Crew(study.run.workers, study.run.ray, study.run.limit or None, device)
 
 
 def _duration(seconds: float) -> str:

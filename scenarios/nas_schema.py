@@ -8,6 +8,7 @@ from pydantic import Field
 
 from apps.nas.space import Candidate, Grid, check_candidates, named
 from apps.nas.study import Proxies, Truth
+from apps.nas.workers import LIMIT
 from distill.configure import configure
 from distill.coresets import CORESETS
 from distill.errors import InputError, unknown_name
@@ -40,11 +41,12 @@ class SpaceTable(Grid):
 @pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
 class RunTable:
     """``[run]``: how, not what; no result depends on it, so it is no part of the folder's name. ``minutes`` ends a slice of a long
-    study; --resume goes on. ``table`` is a truth table (a file, or a shipped one's name) whose networks are not trained again."""
+    study; --resume goes on. ``table`` is a truth table (a file, or a shipped one's name) whose networks are not trained again.
+    ``limit`` is the seconds after which one training or score of a network is given up (0: never)."""
 
     workers: Annotated[int, Field(ge=0, le=1024)] | None = None
     ray: str | None = None
-    limit: Annotated[float, Field(gt=0)] | None = None
+    limit: Annotated[float, Field(ge=0)] = LIMIT
     minutes: Annotated[float, Field(gt=0)] | None = None
     table: str | None = None
 

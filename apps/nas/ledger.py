@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from apps.nas.training import Job, Shelf
+from apps.nas.training import Shelf, Task
 from apps.nas.workers import Crew, Row, rows
 from distill.condensed import CondensedSet
 from distill.data import ImageData
@@ -44,9 +44,10 @@ class Ledger:
             append_line(self.path, row)
         self.rows[_name(row)] = row
 
-    def do(self, jobs: Sequence[Job], shelf: Shelf, crew: Crew, told: Callable[[int, int, Row], None] | None = None) -> list[Row]:
-        """Rows of all jobs, in their order; those not yet known are trained. ``told(done, of, row)`` hears of each."""
-        missing = [job for job in jobs if job.name not in self.rows]
+    def do(self, jobs: Sequence[Task], shelf: Shelf, crew: Crew, told: Callable[[int, int, Row], None] | None = None) -> list[Row]:
+        """Rows of all jobs, in their order; those not yet known are worked on, and those given up under a smaller limit than now.
+        ``told(done, of, row)`` hears of each."""
+        missing = [job for job in jobs if job.name not in self.rows or _worth_more_time(self.rows[job.name], crew.limit)]
         # Closed also when ``told`` stops the study, so that no worker outlives it.
         with contextlib.closing(rows(missing, shelf, crew)) as found:
             for count, row in enumerate(found, 1):
@@ -54,6 +55,10 @@ class Ledger:
                 if told is not None:
                     told(count, len(missing), row)
         return [self.rows[job.name] for job in jobs]
+
+
+def _worth_more_time(row: Row, limit: float | None) -> bool:
+    return "limit" in row and (limit is None or limit > row["limit"])
 
 
 def _name(row: Row) -> tuple[Any, ...]:

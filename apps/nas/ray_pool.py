@@ -1,8 +1,12 @@
 """The same rows from a Ray pool on several machines, which somebody else has started (``ray start --head``); Ray is never started here.
 
-Every machine of the pool needs this package installed. One processor (and, on GPUs, a quarter of a GPU) a network.
+Every machine of the pool needs this package installed. One processor (and, on GPUs, a quarter of a GPU) a worker. A worker is a Ray actor
+that is given one job at a time once it is up, so a job's seconds begin when it begins: waiting for a processor of a pool that others use
+too, and the start of the worker, are not counted against the limit.
 """
 
+import importlib.util
+import os
 import socket
 import time
 import warnings
@@ -12,63 +16,145 @@ from typing import Any
 
 import torch
 
-from apps.nas.training import Job, Shelf, failed, measure
-from distill.errors import InputError
+from apps.nas.training import Shelf, Task, failed, given_up, warm
+from distill.errors import InputError, clipped
+from distill.memory import keep_freed_memory
 
 GPU_SHARE = 0.25
+KNOCK_SECONDS = 5.0
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # HTTP/2's first bytes and an empty SETTINGS frame
 
 
-def ray_rows(jobs: Sequence[Job], shelf: Shelf, address: str, device: str, limit: float | None) -> Iterator[dict[str, Any]]:
+def knock(address: str) -> None:
+    """`InputError` within seconds when Ray is not installed, the address is none, or no pool answers there. (Ray itself waits minutes.)"""
+    host, port = _host_and_port(address)
+    if importlib.util.find_spec("ray") is None:
+        raise InputError("a Ray pool needs Ray, which is not installed here: pip install ray.")
+    try:
+        with socket.create_connection((host, port), KNOCK_SECONDS) as line:
+            if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
+                line.settimeout(KNOCK_SECONDS)
+                line.sendall(_HELLO)
+                answer = line.recv(9)
+                if len(answer) < 4 or answer[3] != 4:  # a server of HTTP/2, as Ray's is, answers with its own SETTINGS frame
+                    raise InputError(
+                        f"what answers at {clipped(address)!r} is no Ray pool; give the address that 'ray start --head' printed"
+                        " (port 6379 unless set), not that of the dashboard."
+                    )
+    except socket.gaierror as error:
+        raise InputError(f"ray address {clipped(address)!r}: the host {clipped(host)!r} is not known ({error.strerror}).") from None
+    except OSError as error:
+        raise _nobody(address, error) from None
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not address or address in ("auto", "local"):
+        raise InputError(f"ray address {address!r}: give the pool's own address, for example 10.0.0.5:6379.")
+    if not colon or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise InputError(f"ray address {clipped(address)!r}: is no host:port; give both, for example 10.0.0.5:6379.")
+    return host.strip("[]"), int(port)
+
+
+def ray_rows(jobs: Sequence[Task], shelf: Shelf, address: str, device: str, limit: float | None) -> Iterator[dict[str, Any]]:
     """A row for each job as they finish. `InputError` when Ray is missing or nothing answers at ``address``."""
     ray = _connected(address)
     try:
-        share = GPU_SHARE if device.startswith("cuda") else 0
-        remote = ray.remote(num_cpus=1, num_gpus=share, max_retries=0)(_measure_there)
-        there = ray.put(shelf.to("cpu"))
-        waiting, running = deque(jobs), {}
-        width = max(1, int(ray.cluster_resources().get("GPU", 0) / share if share else ray.cluster_resources().get("CPU", 1)))
-        while waiting or running:
-            while waiting and len(running) < width:
-                job = waiting.popleft()
-                running[remote.remote(job, there, device)] = (job, time.monotonic())
-            for done in ray.wait(list(running), num_returns=1, timeout=1.0)[0]:
-                job, _ = running.pop(done)
-                yield _row(ray, done, job)
-            for late in [ref for ref, (_, since) in running.items() if limit is not None and time.monotonic() - since > limit]:
-                ray.cancel(late, force=True)
-                yield failed(running.pop(late)[0], f"took longer than {limit:g} s")
+        yield from _Team(ray, shelf, device, limit).rows(jobs)
     finally:
-        ray.shutdown()  # leaves the pool; the pool itself goes on
+        ray.shutdown()  # leaves the pool, which ends our workers; the pool itself goes on
+
+
+class _Team:
+    """Workers by what they are waited for: ``starting`` by the reference of their readiness, ``busy`` by that of a row."""
+
+    def __init__(self, ray: Any, shelf: Shelf, device: str, limit: float | None) -> None:
+        self.ray, self.device, self.limit = ray, device, limit
+        share, owned = (GPU_SHARE, "GPU") if device.startswith("cuda") else (0.0, "CPU")
+        self.width = max(1, int(ray.cluster_resources().get(owned, 1) / (share or 1)))
+        self.kind = ray.remote(num_cpus=1, num_gpus=share, max_restarts=0, max_task_retries=0)(_Worker)
+        self.shelf = ray.put(shelf.to("cpu"))
+        self.starting: dict[Any, Any] = {}
+        self.idle: list[Any] = []
+        self.busy: dict[Any, tuple[Any, Task, float]] = {}
+
+    def rows(self, jobs: Sequence[Task]) -> Iterator[dict[str, Any]]:
+        waiting = deque(jobs)
+        while waiting or self.busy:
+            while waiting and self.idle:
+                worker, job = self.idle.pop(), waiting.popleft()
+                self.busy[worker.row.remote(job)] = (worker, job, time.monotonic())
+            for _ in range(min(self.width - len(self.busy), len(waiting)) - len(self.starting)):
+                worker = self.kind.remote(self.shelf, self.device)
+                self.starting[worker.ready.remote()] = worker
+            for done in self._done([*self.starting, *self.busy], 1.0):
+                if done in self.starting:
+                    self._came_up(done)
+                else:
+                    yield self._finished(done)
+            yield from self._given_up()
+
+    def _done(self, references: list[Any], seconds: float) -> list[Any]:
+        found: list[Any] = self.ray.wait(references, num_returns=1, timeout=seconds)[0]
+        return found
+
+    def _came_up(self, reference: Any) -> None:
+        worker = self.starting.pop(reference)
+        try:
+            self.ray.get(reference)
+        except self.ray.exceptions.RayError as error:
+            text = clipped(" ".join(str(error).split()[-20:]), 200)
+            raise InputError(f"a worker of the Ray pool cannot start; is this package installed on its machines? ({text})") from None
+        self.idle.append(worker)
+
+    def _finished(self, reference: Any) -> dict[str, Any]:
+        worker, job, _ = self.busy.pop(reference)
+        try:
+            row: dict[str, Any] = self.ray.get(reference)
+        except self.ray.exceptions.RayError as error:
+            self.ray.kill(worker)  # an error in the worker itself; one that died is not harmed
+            return failed(job, f"its Ray worker failed ({type(error).__name__})")
+        self.idle.append(worker)
+        return row
+
+    def _given_up(self) -> Iterator[dict[str, Any]]:
+        """Jobs past the limit. Each is asked once more: it may have finished while another's row was being written down."""
+        for reference, (worker, job, since) in list(self.busy.items()):
+            if self.limit is not None and time.monotonic() - since > self.limit and not self._done([reference], 0):
+                del self.busy[reference]
+                self.ray.kill(worker)
+                yield given_up(job, self.limit)
+
+
+class _Worker:
+    """What runs in the pool: the shelf in memory, one job after the other."""
+
+    def __init__(self, shelf: Shelf, device: str) -> None:
+        torch.set_num_threads(1)
+        keep_freed_memory()
+        self.shelf = shelf.to(device)
+        warm(self.shelf)
+
+    def ready(self) -> None:
+        """Returns when the worker is up."""
+
+    def row(self, job: Task) -> dict[str, Any]:
+        return job.row(self.shelf)
 
 
 def _connected(address: str) -> Any:
+    knock(address)
+    import ray
+
     try:
-        import ray
-    except ImportError:
-        raise InputError('a Ray pool needs Ray: pip install "distill-apps[ray]", or pip install ray.') from None
-    if not address or address in ("auto", "local"):
-        raise InputError(f"ray address {address!r}: give the pool's own address, for example 10.0.0.5:6379.")
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    try:
-        # Ray waits minutes for an address where nobody listens.
-        socket.create_connection((host.strip("[]"), int(port)), 5).close()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Tip: In future versions of Ray", FutureWarning)  # advice about settings that are not used
             ray.init(address=address, log_to_driver=False, logging_level="error", configure_logging=False)
     except (OSError, RuntimeError, ValueError) as error:
-        text = (str(error).splitlines() or [""])[0]
-        raise InputError(f"no Ray pool answers at {address[:80]!r} ({text[:120]}); start one with: ray start --head.") from None
+        raise _nobody(address, error) from None
     return ray
 
 
-def _measure_there(job: Job, shelf: Shelf, device: str) -> dict[str, Any]:
-    torch.set_num_threads(1)
-    return measure(job, shelf.to(device))
-
-
-def _row(ray: Any, done: Any, job: Job) -> dict[str, Any]:
-    try:
-        row: dict[str, Any] = ray.get(done)
-        return row
-    except ray.exceptions.RayError as error:
-        return failed(job, f"its Ray worker failed ({type(error).__name__})")
+def _nobody(address: str, error: Exception) -> InputError:
+    text = clipped((str(error).splitlines() or [""])[0], 120)
+    return InputError(f"no Ray pool answers at {clipped(address)!r} ({text}); start one with: ray start --head.")

@@ -7,7 +7,6 @@ with the same ones they would share its noise.
 
 import dataclasses
 import functools
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -21,14 +20,13 @@ from apps.nas.ledger import Ledger, data_key, set_key
 from apps.nas.ranking import RESAMPLES
 from apps.nas.regression import main_effects
 from apps.nas.space import Candidate, check_candidates
-from apps.nas.training import WHOLE, Job, Shelf, score
-from apps.nas.workers import Crew, Row
-from apps.nas.zero_cost import DATA_FREE, ON_A_BATCH, SCORES, SIZES, zero_cost
+from apps.nas.training import WHOLE, Job, Shelf, Task, score
+from apps.nas.workers import Crew, Row, check_crew
+from apps.nas.zero_cost import DATA_FREE, ON_A_BATCH, SCORES, SIZES, ScoreJob
 from distill.condensed import CondensedSet
 from distill.data import ImageData
-from distill.errors import InputError, clipped, unknown_name
+from distill.errors import InputError, unknown_name
 from distill.evaluation import fitted
-from distill.processes import one_thread
 from distill.randomness import derived_seed, generator
 from distill.train import Recipe
 
@@ -100,8 +98,10 @@ def rank(
     truth, proxies, crew, ledger = truth or Truth(), proxies or Proxies(), crew or Crew(), ledger or Ledger()
     listed = check_candidates(candidates)
     check(data, listed, sets, proxies)
+    check_crew(crew, {one.id: one.network for one in listed})
     work = _Work(data, listed, sets, proxies, truth, seed, crew, ledger, told or (lambda done, of, row: None))
-    stages = {"truth": work.truth_jobs(), **{name: work.set_jobs(name) for name in sets}}
+    stages: dict[str, list[Task]] = {"truth": work.truth_jobs(), **{name: work.set_jobs(name) for name in sets}}
+    stages |= work.score_jobs()
     if proxies.early:
         stages["early-steps"] = work.early_jobs("early-steps", work.steps)
     rows = work.do(stages)
@@ -110,7 +110,7 @@ def rank(
         found["early-steps"] = work.on_whole("early", rows["early-steps"])
         again = {f"early-cost-{name}": work.early_jobs(f"early-cost-{name}", work.equal_steps(name, found)) for name in proxies.equal_cost}
         found |= {name: work.on_whole("early", done) for name, done in work.do(again).items()}
-    found |= work.zero_cost()
+    found |= {name: work.zero_cost(name, rows[name]) for name in work.score_names}
     if proxies.regression:
         found["regression"] = work.regression(rows["truth"])
     found["whole"] = work.on_whole("whole", rows["truth"])
@@ -177,31 +177,34 @@ class _Work:
 
     @functools.cached_property
     def shelf(self) -> Shelf:
-        return Shelf(self.data, {f"{name}-{i}": one for name, proxy in self.sets.items() for i, one in enumerate(proxy.sets)})
+        order = torch.randperm(len(self.data.train), generator=generator(self.seed, "zero-cost batch"))
+        images = torch.arange(len(self.data.train))[order[: self.proxies.batch]]
+        batch = self.data.normalised("train", images).cpu(), self.data.train.labels[images.to(self.data.device)].cpu()
+        return Shelf(self.data, {f"{name}-{i}": one for name, proxy in self.sets.items() for i, one in enumerate(proxy.sets)}, batch)
 
-    def do(self, stages: dict[str, list[Job]]) -> dict[str, list[Row]]:
+    def do(self, stages: Mapping[str, Sequence[Task]]) -> dict[str, list[Row]]:
         """Rows by stage: all stages in one go, so that workers start once."""
         rows = self.ledger.do([job for jobs in stages.values() for job in jobs], self.shelf, self.crew, self.told)
         place = iter(rows)
         return {stage: [next(place) for _ in jobs] for stage, jobs in stages.items()}
 
-    def truth_jobs(self) -> list[Job]:
+    def truth_jobs(self) -> list[Task]:
         recipe, key = self.truth.recipe, data_key(self.data, self.truth.recipe)
         return self._jobs("truth", [(WHOLE, k, key) for k in self.numbers(0, self.truth.seeds)], recipe, ("validation", "test"))
 
-    def set_jobs(self, name: str) -> list[Job]:
+    def set_jobs(self, name: str) -> list[Task]:
         count, recipe = len(self.sets[name].sets), self.proxies.recipe
         keys = [set_key(one, self.data, recipe) for one in self.sets[name].sets]
         runs = [(f"{name}-{r % count}", k, keys[r % count]) for r, k in enumerate(self.numbers(5, self.proxies.seeds))]
         return self._jobs(name, runs, recipe)
 
-    def early_jobs(self, name: str, steps: int) -> list[Job]:
+    def early_jobs(self, name: str, steps: int) -> list[Task]:
         """Training on the whole set that ends after ``steps`` optimiser steps."""
         recipe = dataclasses.replace(self.proxies.recipe, epochs=steps, max_steps=steps)
         key = data_key(self.data, recipe)
         return self._jobs(name, [(WHOLE, k, key) for k in self.numbers(5, self.proxies.seeds)], recipe)
 
-    def _jobs(self, stage: str, runs: list[tuple[str, int, str]], recipe: Recipe, splits: tuple[str, ...] = ("validation",)) -> list[Job]:
+    def _jobs(self, stage: str, runs: list[tuple[str, int, str]], recipe: Recipe, splits: tuple[str, ...] = ("validation",)) -> list[Task]:
         return [Job(stage, one.id, one.network, source, k, recipe, key, splits) for one in self.candidates for source, k, key in runs]
 
     def on_set(self, name: str, rows: list[Row]) -> Scores:
@@ -228,45 +231,38 @@ class _Work:
             self.ledger.add(plan)
         return int(plan["steps"])
 
-    def zero_cost(self) -> dict[str, Scores]:
-        """Scores on a real batch, and those that need a batch on each condensed set as well."""
+    @functools.cached_property
+    def score_names(self) -> dict[str, tuple[str, str | None]]:
+        """Label of each zero-cost score -> (the score, its batch): on real images, and on each condensed set if it needs a batch."""
         wanted = self.proxies.zero_cost
-        images = torch.arange(len(self.data.train))[
-            torch.randperm(len(self.data.train), generator=generator(self.seed, "zero-cost batch"))[: self.proxies.batch]
-        ]
-        real = self.data.normalised("train", images).cpu(), self.data.train.labels[images.to(self.data.device)].cpu()
-        key = data_key(self.data, self.proxies.recipe)
-        found = {name: self._zero(name, name, None if name in (*SIZES, *DATA_FREE) else real, key) for name in wanted}
-        for label, proxy in self.sets.items():
-            if proxy.kind == "condensed":
-                for name in (n for n in wanted if n in ON_A_BATCH):
-                    one = proxy.sets[0].to("cpu")
-                    key = set_key(one, self.data, self.proxies.recipe)
-                    scored = self._zero(f"{name}-on-{label}", name, (one.images, one.labels), key)
-                    found[f"{name}-on-{label}"] = dataclasses.replace(scored, one_off=proxy.seconds / len(proxy.sets))
-        return found
+        found: dict[str, tuple[str, str | None]] = {name: (name, None if name in (*SIZES, *DATA_FREE) else WHOLE) for name in wanted}
+        condensed = [label for label, proxy in self.sets.items() if proxy.kind == "condensed"]
+        return found | {f"{name}-on-{label}": (name, label) for label in condensed for name in wanted if name in ON_A_BATCH}
 
-    def _zero(self, label: str, name: str, batch: tuple[torch.Tensor, torch.Tensor] | None, key: str) -> Scores:
+    def score_jobs(self) -> dict[str, list[Task]]:
+        """Untrained networks are foreign code as much as trained ones: the same workers score them, with the same limit."""
+        return {label: self._score_jobs(label, name, source) for label, (name, source) in self.score_names.items()}
+
+    def _score_jobs(self, label: str, name: str, source: str | None) -> list[Task]:
+        recipe, key = self.proxies.recipe, data_key(self.data, self.proxies.recipe)
+        if source is not None and source != WHOLE:
+            source, key = f"{source}-0", set_key(self.sets[source].sets[0], self.data, recipe)
         seeds = self.numbers(9, 1 if name in SIZES else self.proxies.seeds)
-        images, labels = batch or (None, None)
-        rows = []
-        for count, one in enumerate(self.candidates, 1):
-            for k in seeds:
-                if (label, one.id, k, key) not in self.ledger.rows:
-                    start = time.perf_counter()
-                    row = {"stage": label, "id": one.id, "seed": k, "key": key, "status": "ok"}
-                    try:
-                        with one_thread():
-                            row["score"], row["cpu_seconds"] = zero_cost(name, one, self.data.spec, k, images, labels)
-                    except Exception as error:  # as in training: a network that cannot be built does not end the study
-                        row |= {"status": "failed", "reason": clipped(f"{type(error).__name__}: {error}", 200), "score": None}
-                    row["seconds"] = time.perf_counter() - start
-                    self.ledger.add(row)
-                    self.told(count, len(self.candidates), row)
-                rows.append(self.ledger.rows[label, one.id, k, key])
-        values = np.array([np.nan if row["score"] is None else row["score"] for row in rows], dtype=np.float64)
-        size = 0 if batch is None else sum(t.numel() * t.element_size() for t in batch)
-        return Scores("zero-cost", means(values.reshape(-1, len(seeds))), 0.0, sum(map(self.cost, rows)), size)
+        return [ScoreJob(label, one.id, one.network, name, source, k, key) for one in self.candidates for k in seeds]
+
+    def zero_cost(self, label: str, rows: list[Row]) -> Scores:
+        _, source = self.score_names[label]
+        values = np.array([np.nan if row.get("score") is None else row["score"] for row in rows], dtype=np.float64)
+        size, once = 0, 0.0
+        if source == WHOLE:
+            assert self.shelf.batch is not None
+            size = sum(t.numel() * t.element_size() for t in self.shelf.batch)
+        elif source is not None:
+            proxy = self.sets[source]
+            size = sum(t.numel() * t.element_size() for t in (proxy.sets[0].images, proxy.sets[0].labels))
+            once = proxy.seconds / len(proxy.sets)
+        failed = sum(row["status"] != "ok" for row in rows)
+        return Scores("zero-cost", means(values.reshape(len(self.candidates), -1)), once, sum(map(self.cost, rows)), size, failed)
 
     def regression(self, rows: list[Row]) -> Scores:
         """Main effects from the first seed of a few networks that the truth has trained anyway; their cost is counted."""

@@ -3,7 +3,7 @@
 import math
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -19,10 +19,12 @@ WHOLE = "whole"
 
 @dataclass(frozen=True)
 class Shelf:
-    """What networks are trained and measured on: the data, and condensed sets by name. Workers get a copy once."""
+    """What networks are trained and measured on: the data, condensed sets by name, and one batch of real images (normalised, on the CPU)
+    with its labels for the zero-cost scores. Workers get a copy once."""
 
     data: ImageData
     sets: dict[str, CondensedSet]
+    batch: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def source(self, name: str) -> ImageData | CondensedSet:
         """The set called ``name``, or all data for `WHOLE`."""
@@ -30,7 +32,26 @@ class Shelf:
 
     def to(self, device: torch.device | str) -> "Shelf":
         """The same on ``device``."""
-        return Shelf(self.data.to(device), {name: one.to(device) for name, one in self.sets.items()})
+        return Shelf(self.data.to(device), {name: one.to(device) for name, one in self.sets.items()}, self.batch)
+
+
+class Task(Protocol):
+    """What a worker does for one network. ``stage``, ``id``, ``seed`` and ``key`` name the row in the ledger."""
+
+    @property
+    def stage(self) -> str: ...
+    @property
+    def id(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def key(self) -> str: ...
+    @property
+    def name(self) -> tuple[str, str, int, str]: ...
+
+    def row(self, shelf: Shelf) -> dict[str, Any]:
+        """The work itself. It runs foreign code (the network), so only a worker calls it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -54,6 +75,10 @@ class Job:
         """What a ledger finds its row by."""
         return self.stage, self.id, self.seed, self.key
 
+    def row(self, shelf: Shelf) -> dict[str, Any]:
+        """See `measure`."""
+        return measure(self, shelf)
+
 
 def measure(job: Job, shelf: Shelf) -> dict[str, Any]:
     """The job's row: accuracies in percent by split, wall and processor seconds, parameters, FLOPs; ``status`` "ok", or "failed" with a
@@ -67,16 +92,30 @@ def measure(job: Job, shelf: Shelf) -> dict[str, Any]:
         found = {split: accuracy(network, shelf.data, split) for split in job.splits}
         return {**_name(job), "status": "ok", **found, **sizes, **_seconds(wall, processor)}
     except Exception as error:  # one network that cannot be built, or is too large, must not end the study
-        reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-        return {**failed(job, reason), **_seconds(wall, processor)}
+        return {**failed(job, reason_of(error)), **_seconds(wall, processor)}
 
 
-def failed(job: Job, reason: str) -> dict[str, Any]:
+def warm(shelf: Shelf) -> None:
+    """Do once what a process does once (loading kernels and optimisers), so that it is not counted as the first network's cost."""
+    measure(Job("warm", "warm", "ConvNetW4D1NP", WHOLE, 0, Recipe(max_steps=1, batch_size=8, compile="off"), ""), shelf)
+
+
+def reason_of(error: Exception) -> str:
+    """An exception as the reason of a row; `InputError` speaks for itself."""
+    return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+
+
+def failed(job: Task, reason: str) -> dict[str, Any]:
     """The row of a network that has no accuracy, with the reason in one line."""
     return {**_name(job), "status": "failed", "reason": clipped(" ".join(reason.split()), 200)}
 
 
-def _name(job: Job) -> dict[str, Any]:
+def given_up(job: Task, limit: float) -> dict[str, Any]:
+    """The row of a network that took longer than ``limit`` seconds; with a larger limit the ledger asks for it again."""
+    return {**failed(job, f"took longer than {limit:g} s"), "limit": limit}
+
+
+def _name(job: Task) -> dict[str, Any]:
     return {"stage": job.stage, "id": job.id, "seed": job.seed, "key": job.key}
 
 

@@ -1,7 +1,8 @@
 """Many small networks at once: worker processes of one thread each, which take one job at a time; or a Ray pool (ray_pool.py).
 
-A worker that dies takes only its own network with it: that becomes a row with the reason, and a new worker starts. The number of workers
-never changes a result: every network is trained by one thread with its own streams of random numbers.
+A candidate network is foreign code, so only a worker builds and runs it, for training and for zero-cost scores alike. A worker that dies
+takes only its own network with it: that becomes a row with the reason, and a new worker starts. The number of workers never changes a
+result: every network is trained by one thread with its own streams of random numbers.
 """
 
 import multiprocessing
@@ -11,30 +12,39 @@ import pickle
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 
-from apps.nas.training import WHOLE, Job, Shelf, failed, measure
+from apps.nas.training import Shelf, Task, failed, given_up, reason_of, warm
 from distill.errors import InputError
 from distill.memory import keep_freed_memory
-from distill.processes import end_with_parent, one_thread
-from distill.train import Recipe
+from distill.networks import Factory
+from distill.processes import end_with_parent, first_to_be_killed, one_thread
 
 Row = dict[str, Any]
+LIMIT = 6 * 3600.0  # seconds; a network that hangs must not hold up a study for ever
 
 
 @dataclass(frozen=True)
 class Crew:
-    """Who does the work. ``workers`` None is one a core (four on a GPU), 0 is this process; ``ray`` the address of a Ray pool that
-    already runs ("10.0.0.5:6379"), used instead of processes; ``limit`` the wall seconds after which a network is given up."""
+    """Who does the work.
+
+    Args:
+        workers: processes. None is one a core (four on a GPU). 0 is this process: nothing is guarded then, a network that ends its process
+            ends the study, and there is no limit.
+        ray: the address of a Ray pool that already runs ("10.0.0.5:6379"), used instead of processes.
+        limit: wall seconds after which a network is given up, for one training or one score, counted where it runs: neither the start
+            of a worker nor time in a queue is in them. None is no limit.
+        device: what networks are trained on.
+    """
 
     workers: int | None = None
     ray: str | None = None
-    limit: float | None = None
+    limit: float | None = LIMIT
     device: str = "cpu"
 
     @property
@@ -51,7 +61,22 @@ class Crew:
         )
 
 
-def rows(jobs: Sequence[Job], shelf: Shelf, crew: Crew) -> Iterator[Row]:
+def check_crew(crew: Crew, networks: Mapping[str, Factory]) -> None:
+    """What would fail after minutes of work fails now: `InputError` where no Ray pool answers, or a network (by id) cannot be sent."""
+    if crew.ray is not None:
+        from apps.nas.ray_pool import knock
+
+        knock(crew.ray)
+    elif crew.size:
+        for id, network in networks.items():
+            if not isinstance(network, str):
+                try:
+                    pickle.dumps(network)
+                except Exception as error:
+                    raise _not_sent(id, error) from None
+
+
+def rows(jobs: Sequence[Task], shelf: Shelf, crew: Crew) -> Iterator[Row]:
     """A row for each job, in the order in which they finish."""
     if not jobs:
         return
@@ -65,10 +90,10 @@ def rows(jobs: Sequence[Job], shelf: Shelf, crew: Crew) -> Iterator[Row]:
         yield from _processes(jobs, shelf, crew)
 
 
-def _here(jobs: Sequence[Job], shelf: Shelf) -> Iterator[Row]:
+def _here(jobs: Sequence[Task], shelf: Shelf) -> Iterator[Row]:
     for job in jobs:
         with one_thread():
-            row = measure(job, shelf)
+            row = job.row(shelf)
         yield row
 
 
@@ -76,11 +101,11 @@ def _here(jobs: Sequence[Job], shelf: Shelf) -> Iterator[Row]:
 class _Worker:
     process: Any
     pipe: Connection
-    job: Job | None = None
+    job: Task | None = None
     since: float = 0.0
 
 
-def _processes(jobs: Sequence[Job], shelf: Shelf, crew: Crew) -> Iterator[Row]:
+def _processes(jobs: Sequence[Task], shelf: Shelf, crew: Crew) -> Iterator[Row]:
     waiting = deque(jobs)
     content = packed(shelf)
     team: list[_Worker] = []
@@ -99,12 +124,13 @@ def _processes(jobs: Sequence[Job], shelf: Shelf, crew: Crew) -> Iterator[Row]:
             for worker in busy:
                 job = worker.job
                 assert job is not None
-                if worker.pipe in ready:
+                # Asked again: while another worker was started, or the caller wrote a row down, this one may have finished in time.
+                if worker.pipe in ready or worker.pipe.poll():
                     row = _row_of(worker)
                     alive = row is not None
-                    row = row or failed(job, f"its worker process died (exit code {worker.process.exitcode})")
+                    row = row or failed(job, _death(worker.process.exitcode))
                 elif crew.limit is not None and time.monotonic() - worker.since > crew.limit:
-                    row, alive = failed(job, f"took longer than {crew.limit:g} s"), False
+                    row, alive = given_up(job, crew.limit), False
                 else:
                     continue
                 worker.job = None
@@ -142,23 +168,36 @@ def _wait_until_ready(worker: _Worker) -> None:
         raise RuntimeError(f"a worker process could not start (exit code {worker.process.exitcode}); see its message above.") from None
 
 
-def _give(worker: _Worker, job: Job) -> None:
+def _give(worker: _Worker, job: Task) -> None:
     try:
         worker.pipe.send(job)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise InputError(
-            f"network {job.id!r} cannot be sent to a worker process ({str(error)[:100]}); put its function at the top of an importable"
-            " file, or run in this process with workers = 0."
-        ) from None
+        raise _not_sent(job.id, error) from None
     except OSError:
         pass  # it has died; the broken pipe is found when its row is read
     worker.job, worker.since = job, time.monotonic()
 
 
+def _not_sent(id: str, error: Exception) -> InputError:
+    return InputError(
+        f"network {id!r} cannot be sent to a worker process ({str(error)[:100]}); put its function at the top of an importable"
+        " file, or run in this process with workers = 0."
+    )
+
+
+def _death(code: int | None) -> str:
+    """The reason of a row whose worker is gone, from the exit code of its process."""
+    if code is None or code >= 0:
+        return f"its worker process died (exit code {code})"
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
+    return f"its worker process died (signal {name}{': the system may be short of memory' if name == 'SIGKILL' else ''})"
+
+
 def _row_of(worker: _Worker) -> Row | None:
     try:
         row: Row = worker.pipe.recv()
-        return row
+        assert worker.job is not None
+        return failed(worker.job, row["unread"]) if "unread" in row else row
     except (EOFError, OSError):
         worker.process.join(5)
         return None
@@ -177,14 +216,23 @@ def serve(pipe: Connection, content: bytes, device: str) -> None:
     """A worker's life: take a job, send its row, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
     end_with_parent()
+    first_to_be_killed()
     torch.set_num_threads(1)
     keep_freed_memory()
     shelf = pickle.loads(content).to(device)
-    # What a process does once (loading kernels and optimisers) is not the first network's cost.
-    measure(Job("warm", "warm", "ConvNetW4D1NP", WHOLE, 0, Recipe(max_steps=1, batch_size=8, compile="off"), ""), shelf)
+    warm(shelf)
     try:
         pipe.send("ready")
         while True:
-            pipe.send(measure(pipe.recv(), shelf))
+            pipe.send(_next_row(pipe, shelf))
     except (EOFError, OSError):
         return
+
+
+def _next_row(pipe: Connection, shelf: Shelf) -> Row:
+    content = pipe.recv_bytes()
+    try:
+        job: Task = pickle.loads(content)
+    except Exception as error:  # the file of the network's function cannot be imported here
+        return {"unread": reason_of(error)}
+    return job.row(shelf)

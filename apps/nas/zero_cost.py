@@ -1,4 +1,4 @@
-"""Scores of untrained networks, from one batch or none: the cheapest rivals of any proxy.
+"""Scores of untrained networks, from one batch or none: the cheapest baselines of any proxy.
 
 Abdelfattah et al., "Zero-Cost Proxies for Lightweight NAS", ICLR 2021 (synflow, grad_norm); Mellor et al., "Neural Architecture Search
 without Training", ICML 2021 (naswot). More parameters and more FLOPs are scores too, and hard to beat.
@@ -6,14 +6,17 @@ without Training", ICML 2021 (naswot). More parameters and more FLOPs are scores
 
 import math
 import time
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apps.nas.space import Candidate
+from apps.nas.training import WHOLE, Shelf, failed, reason_of
 from distill.errors import unknown_name
-from distill.networks import create, flops, parameter_count
+from distill.networks import Factory, create, flops, parameter_count
 from distill.randomness import generator
 from distill.spec import DataSpec
 
@@ -23,6 +26,49 @@ ON_A_BATCH = ("naswot", "grad_norm")
 SCORES = (*SIZES, *DATA_FREE, *ON_A_BATCH)
 _ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.SiLU, nn.Tanh, nn.GELU, nn.ELU)
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+
+
+@dataclass(frozen=True)
+class ScoreJob:
+    """Give ``network`` the zero-cost score called ``score``, on the batch of ``source``: "whole" is the shelf's batch of real images,
+    another name a set on the shelf, None no batch. ``stage``, ``id``, ``seed`` and ``key`` name the row in the ledger."""
+
+    stage: str
+    id: str
+    network: Factory
+    score: str
+    source: str | None
+    seed: int
+    key: str
+
+    @property
+    def name(self) -> tuple[str, str, int, str]:
+        """What a ledger finds its row by."""
+        return self.stage, self.id, self.seed, self.key
+
+    def row(self, shelf: Shelf) -> dict[str, Any]:
+        """``score`` and its wall and processor seconds; ``status`` "failed" and a ``reason`` where there is no finite score. On the CPU,
+        so that the score does not depend on the device."""
+        start = time.perf_counter()
+        try:
+            images, labels = self._batch(shelf)
+            value, processor = zero_cost(self.score, Candidate(self.id, self.network), shelf.data.spec, self.seed, images, labels)
+        except Exception as error:  # as in training: a network that cannot be built does not end the study
+            return {**failed(self, reason_of(error)), "score": None, "seconds": time.perf_counter() - start}
+        seconds = {"cpu_seconds": processor, "seconds": time.perf_counter() - start}
+        if math.isnan(value):
+            reason = f"{self.score} is not defined for this network, or not finite"
+            return {**failed(self, reason), "score": None, **seconds}
+        return {"stage": self.stage, "id": self.id, "seed": self.seed, "key": self.key, "status": "ok", "score": value, **seconds}
+
+    def _batch(self, shelf: Shelf) -> tuple[Tensor | None, Tensor | None]:
+        if self.source is None:
+            return None, None
+        if self.source == WHOLE:
+            assert shelf.batch is not None
+            return shelf.batch
+        one = shelf.sets[self.source].to("cpu")
+        return one.images, one.labels
 
 
 def zero_cost(

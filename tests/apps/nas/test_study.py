@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,21 @@ def test_failing_networks_do_not_end_a_study() -> None:
     assert [math.isnan(v) for v in found.scores["mine"].values] == [False, True, False, True, False]
     assert found.summary["proxies"]["mine"]["failed_runs"] == 4
     assert [row["reason"] for row in found.rows if row["id"] == "inf"] == ["diverged: weights are not finite"] * 2
+
+
+def test_no_candidate_is_built_in_the_study_s_own_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that would fail there has every score, and one that crashes whatever builds it is a row for each of them."""
+    monkeypatch.setenv("STUDY_PROCESS", str(os.getpid()))
+    made, ledger = own({"apart": networks.apart, "crash": networks.crashing}), Ledger()
+    few = dataclasses.replace(PROXIES, seeds=1, early=False, regression=0, zero_cost=("naswot",), equal_cost=())
+    found = rank(data(), made, {}, dataclasses.replace(TRUTH, seeds=1), few, crew=Crew(2), ledger=ledger)
+    assert {(row["stage"], row["status"]) for row in ledger.rows.values() if row["id"] == "apart"} == {
+        (stage, "ok") for stage in ("truth", "naswot")
+    }
+    crashed = [row for row in ledger.rows.values() if row["id"] == "crash"]
+    assert [row["reason"] for row in crashed] == ["its worker process died (signal SIGSEGV)"] * 2
+    assert [math.isnan(value) for value in found.scores["naswot"].values] == [False, True]
+    assert found.summary["proxies"]["naswot"]["failed_runs"] == 1
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,24 @@
 """Workers: the same rows whoever trains; failures are rows; nothing is trained twice."""
 
 import math
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from apps.nas import ray_pool
 from apps.nas.ledger import COLUMNS, Ledger, data_key, read_table, set_key, write_table
 from apps.nas.space import candidate, own
-from apps.nas.training import WHOLE, Job, Shelf, measure, score
-from apps.nas.workers import Crew, rows
+from apps.nas.training import WHOLE, Job, Shelf, failed, given_up, measure, score
+from apps.nas.workers import LIMIT, Crew, check_crew, rows
+from apps.nas.zero_cost import ScoreJob, zero_cost
 from distill.coresets import select
 from distill.errors import InputError
 from distill.evaluation import accuracy
@@ -81,10 +90,73 @@ def test_a_network_that_never_ends_is_given_up() -> None:
     assert [(row["status"], row["reason"]) for row in found] == [("failed", "took longer than 2 s")]
 
 
+def scored(name: str, network, score: str = "grad_norm") -> ScoreJob:
+    return ScoreJob(score, name, network, score, WHOLE, 0, "k")
+
+
+def test_a_score_that_goes_wrong_is_a_row_with_its_reason() -> None:
+    """An untrained network is foreign code, too: an error, a crash, an exit, a hang, too much memory, no number."""
+    made = own({"good": networks.small, "broken": networks.broken, "crash": networks.crashing})
+    made += own({"inf": networks.exploding, "hungry": networks.hungry, "slow": networks.endless, "last": networks.small})
+    shelf = Shelf(data(), {}, (data().normalised("train", torch.arange(6)), data().train.labels[:6]))
+    asked = [scored(one.id, one.network) for one in made] + [scored("flat", networks.small, "naswot")]
+    found = {row["id"]: row for row in rows(asked, shelf, Crew(2, limit=3.0))}
+    assert {id for id, row in found.items() if row["status"] == "ok"} == {"good", "last"}
+    assert found["good"]["score"] == found["last"]["score"] == zero_cost("grad_norm", made[0], data().spec, 0, *shelf.batch)[0]
+    undefined = "is not defined for this network, or not finite"
+    reasons = {id: row["reason"] for id, row in found.items() if row["status"] == "failed"}
+    assert "DefaultCPUAllocator" in reasons.pop("hungry") or "memory" in str(found["hungry"]["reason"])
+    assert reasons == {
+        "broken": "RuntimeError: this one cannot be built",
+        "crash": "its worker process died (signal SIGSEGV)",
+        "inf": f"grad_norm {undefined}",
+        "slow": "took longer than 3 s",
+        "flat": f"naswot {undefined}",
+    }
+    assert all(row.get("score") is None for row in found.values() if row["status"] == "failed")
+
+
+def test_the_start_of_another_worker_is_not_a_networks_time() -> None:
+    """A network is done in half the limit while the place of a dead worker is filled, which takes longer than the limit."""
+    asked = [job("dead", networks.deadly), job("other", networks.unhurried), job("last", networks.small)]
+    found = {row["id"]: row for row in rows(asked, Shelf(data(), {}), Crew(2, limit=0.8))}
+    assert {id: row["status"] for id, row in found.items()} == {"dead": "failed", "other": "ok", "last": "ok"}
+
+
+def test_a_network_given_up_is_asked_again_under_a_larger_limit_only() -> None:
+    one, shelf = job("slow", networks.small), Shelf(data(), {})
+
+    def under(limit: float | None, row: dict) -> str:
+        return Ledger(known=[row]).do([one], shelf, Crew(0, limit=limit))[0]["status"]
+
+    early = given_up(one, 10.0)
+    assert [under(limit, early) for limit in (5.0, 10.0, 20.0, None)] == ["failed", "failed", "ok", "ok"]
+    assert under(None, failed(one, "diverged")) == "failed"
+
+
 def test_a_function_that_cannot_be_sent_is_one_line() -> None:
     with pytest.raises(InputError, match="top of an importable file"):
         list(rows([job("mine", lambda spec: networks.small(spec))], Shelf(data(), {}), Crew(1)))
+    with pytest.raises(InputError, match="top of an importable file"):
+        check_crew(Crew(1), {"small": networks.small, "mine": lambda spec: networks.small(spec)})
     assert next(rows([job("mine", lambda spec: networks.small(spec))], Shelf(data(), {}), Crew(0)))["status"] == "ok"
+
+
+def test_there_is_a_limit_unless_it_is_taken_away() -> None:
+    assert (Crew().limit, Crew(limit=None).limit) == (LIMIT, None)
+    assert 3600 <= LIMIT <= 86400
+
+
+def test_a_network_whose_file_is_not_there_in_the_worker_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "vanishing.py"
+    file.write_text("from tests.apps.nas.networks import small\n\ndef mine(spec):\n    return small(spec)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import vanishing
+
+    file.unlink()
+    found = {row["id"]: row for row in rows([job("gone", vanishing.mine), job("last", networks.small)], Shelf(data(), {}), Crew(1))}
+    assert found["last"]["status"] == "ok"
+    assert found["gone"]["reason"] == "ModuleNotFoundError: No module named 'vanishing'"
 
 
 def test_a_ledger_trains_nothing_twice_and_goes_on_after_a_cut_line(tmp_path: Path) -> None:
@@ -162,11 +234,6 @@ def test_a_wrong_table_is_one_line(tmp_path: Path, text: str, message: str) -> N
 def test_a_ray_pool_gives_the_same_rows(tmp_path: Path) -> None:
     """Against a pool started on loopback, as a user would start it."""
     ray = pytest.importorskip("ray")
-    import os
-    import socket
-    import subprocess
-    import sys
-
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -182,17 +249,20 @@ def test_a_ray_pool_gives_the_same_rows(tmp_path: Path) -> None:
         address = f"127.0.0.1:{port}"
         there = list(rows([*jobs(), job("dead", networks.deadly)], Shelf(data(), {}), Crew(ray=address)))
         assert not ray.is_initialized()
+        # The limit is far below what a worker needs to start, and each of the last two waits for its turn longer than that.
+        mixed = [job("slow", networks.endless), *jobs()[:4], job("hang", networks.endless), *jobs()[4:]]
+        limited = list(rows(mixed, Shelf(data(), {}), Crew(ray=address, limit=2.0)))
     finally:
         os.killpg(pool.pid, 15)
         pool.wait(60)
-    assert [row["reason"] for row in there if row["id"] == "dead"] == ["its Ray worker failed (WorkerCrashedError)"]
-    assert stripped(row for row in there if row["id"] != "dead") == stripped(rows(jobs(), Shelf(data(), {}), Crew(0)))
+    assert [row["reason"] for row in there if row["id"] == "dead"] == ["its Ray worker failed (ActorDiedError)"]
+    here = stripped(rows(jobs(), Shelf(data(), {}), Crew(0)))
+    assert stripped(row for row in there if row["id"] != "dead") == here
+    assert {row["reason"] for row in limited if row["id"] in ("slow", "hang")} == {"took longer than 2 s"}
+    assert stripped(row for row in limited if row["id"] not in ("slow", "hang")) == here
 
 
 def _wait_for(port: int, pool, log: Path) -> None:
-    import socket
-    import time
-
     for _ in range(900):
         assert pool.poll() is None, log.read_text()
         if "Ray runtime started" in log.read_text():
@@ -202,15 +272,58 @@ def _wait_for(port: int, pool, log: Path) -> None:
     raise AssertionError(log.read_text())
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://[::1]:9", "nowhere"])
-def test_no_pool_at_an_address_is_one_line(address: str) -> None:
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:9", "no Ray pool answers at '127.0.0.1:9' .*refused"),
+        ("ray://[::1]:9", "no Ray pool answers"),
+        ("no-such-host.invalid:6379", "host 'no-such-host.invalid' is not known"),
+        ("nowhere", "is no host:port; give both"),
+        ("10.0.0.5", "is no host:port; give both"),
+        ("10.0.0.5:", "is no host:port; give both"),
+        (":6379", "is no host:port; give both"),
+        ("10.0.0.5:port", "is no host:port; give both"),
+        ("10.0.0.5:70000", "is no host:port; give both"),
+        ("", "own address"),
+        ("auto", "own address"),
+        ("local", "own address"),
+    ],
+)
+def test_an_address_without_a_pool_is_one_line_at_once(address: str, message: str) -> None:
     pytest.importorskip("ray")
-    with pytest.raises(InputError, match="no Ray pool answers"):
-        list(rows(jobs(), Shelf(data(), {}), Crew(ray=address)))
+    for refused in (lambda: check_crew(Crew(ray=address), {}), lambda: next(rows(jobs(), Shelf(data(), {}), Crew(ray=address)))):
+        start = time.monotonic()
+        with pytest.raises(InputError, match=message) as error:
+            refused()
+        assert "\n" not in str(error.value)
+        assert time.monotonic() - start < 20
 
 
-@pytest.mark.parametrize("address", ["", "auto", "local"])
-def test_ray_is_never_started_here(address: str) -> None:
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.6\r\n", b"", None])
+def test_another_server_at_the_address_is_no_pool(monkeypatch: pytest.MonkeyPatch, answer: bytes | None) -> None:
+    """A dashboard, another service, one that hangs up, one that says nothing (None)."""
     pytest.importorskip("ray")
-    with pytest.raises(InputError, match="own address"):
-        list(rows(jobs(), Shelf(data(), {}), Crew(ray=address)))
+    monkeypatch.setattr(ray_pool, "KNOCK_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            line, _ = server.accept()
+            with line:
+                line.recv(100)
+                if answer is None:
+                    line.recv(100)
+                line.sendall(answer or b"")
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        with pytest.raises(InputError, match="no Ray pool") as error:
+            ray_pool.knock(f"127.0.0.1:{server.getsockname()[1]}")
+        thread.join(5)
+    assert "\n" not in str(error.value)
+
+
+def test_without_ray_the_message_offers_what_can_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match="pip install ray") as error:
+        check_crew(Crew(ray="127.0.0.1:9"), {})
+    assert "distill-apps[" not in str(error.value)
