@@ -7,6 +7,7 @@ import traceback
 
 import typer
 
+from scenarios.commands.compare import compare
 from scenarios.commands.condense import condense
 from scenarios.commands.evaluate import evaluate
 from scenarios.commands.list import list_names
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for command in (run, table, condense, evaluate, show, report):
+for command in (run, table, compare, condense, evaluate, show, report):
     app.command()(command)
 app.command("list")(list_names)
 

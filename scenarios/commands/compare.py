@@ -1,0 +1,32 @@
+"""``distill compare``: the paired difference of two finished runs."""
+
+from typing import Annotated
+
+import typer
+
+from scenarios.said import printable
+
+
+def compare(
+    first: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or a folder (or a pattern in quotes) of runs of one study.")],
+    second: Annotated[str, typer.Argument(metavar="RUN", help="The same for the other side; the difference is second minus first.")],
+    figures: Annotated[
+        list[str] | None,
+        typer.Option("--figure", metavar="PATTERN", help="Figures by name, for example 'ipc*.accuracy.*', or LEFT=RIGHT; may be repeated."),
+    ] = None,
+    form: Annotated[str, typer.Option("--format", help="text, markdown, csv or json.")] = "text",
+    anyway: Annotated[bool, typer.Option("--anyway", help="Compare runs with other data, split, recipe or evaluation networks.")] = False,
+) -> None:
+    """Print the paired difference of two finished runs with its 95 % interval.
+
+    Pairs are evaluation networks of equal seed, or, where a side has several runs, runs of equal seed.
+    """
+    from distill.errors import unknown_name
+    from scenarios import compare as comparing
+
+    if form not in comparing.FORMATS:
+        raise unknown_name("format", form, comparing.FORMATS)
+    found, warnings = comparing.compare(comparing.group(first), comparing.group(second), figures or [], anyway=anyway)
+    for line in warnings:
+        typer.echo(f"note: {printable(line)}", err=True)
+    typer.echo("\n".join(map(printable, comparing.shown(found, form).splitlines())))
