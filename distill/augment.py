@@ -1,9 +1,11 @@
 """Differentiable Siamese augmentation (Zhao and Bilen, "Dataset Condensation with Differentiable Siamese Augmentation", ICML 2021).
 
 A strategy is written as transform names joined by ``_``, for example ``color_crop_flip``. Each call picks one of them, with equal chances.
-The prefix ``dc_`` takes the ranges of the evaluation augmentation of "Dataset Condensation" (Zhao, Mopuri and Bilen, ICLR 2021) instead.
+The prefix ``dc_`` is the evaluation augmentation of "Dataset Condensation" instead, in which each image picks its own (augment_dc.py).
 `draw` makes explicit `Parameters`; `apply` is a pure function of images and parameters. The same parameters on real and synthetic images
-are the Siamese augmentation. Every transform is twice differentiable and treats each image by itself, so a batch may be cut into chunks.
+are the Siamese augmentation. Every transform is twice differentiable and (but for the ``dc_`` fill, a mean over the images given) treats
+each image by itself, so a batch may be cut into chunks. Images that are not square are turned as they are: DSA's code turns them in
+coordinates from -1 to 1 on both axes, which shears them.
 """
 
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from distill import augment_dc
 from distill.errors import InputError, unknown_name
 from distill.spec import DataSpec
 
@@ -18,7 +21,6 @@ DSA = "color_crop_cutout_flip_scale_rotate"
 DSA_DIGITS = "color_crop_cutout_scale_rotate"
 
 _DSA_NAMES = ("color", "crop", "cutout", "flip", "scale", "rotate")
-_DC_NAMES = ("crop", "scale", "rotate", "noise")
 
 
 @dataclass(frozen=True)
@@ -33,20 +35,18 @@ class Ranges:
     flip: float = 0.5  # probability
     scale: tuple[float, float] = (1 / 1.2, 1.2)  # step between sampled pixels; above 1 the image shrinks
     rotate: float = 15.0  # degrees, between minus and plus this
-    noise: float = 0.0  # standard deviation
-    mean_pad: bool = False  # crop and rotate fill with the image's channel means instead of zeros
 
 
 DSA_RANGES = Ranges()
-DC_RANGES = Ranges(scale=(0.8, 1.2), rotate=45.0, noise=0.001, mean_pad=True)
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """Names of transforms, of which one is drawn each time (DSA's "Siamese" strategy), and their ranges."""
+    """Names of transforms, of which one is drawn each time (DSA's "Siamese" strategy), and their ranges; ``dc``: see augment_dc.py."""
 
     transforms: tuple[str, ...]
     ranges: Ranges = DSA_RANGES
+    dc: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ class Parameters:
     """One transform and its numbers: ``values`` is (1, P), shared by all images, or (N, P), a row for each image.
 
     Columns: color (brightness, saturation, contrast); crop (rows, columns) of the shift; cutout (top, left, height, width); flip (1 or 0);
-    scale (vertical, horizontal step); rotate (degrees); noise (standard deviation; the noise itself comes from ``noise_seed``).
+    scale (vertical, horizontal step); rotate (degrees). Of a ``dc_`` strategy ``transform`` is the strategy's text, the columns are
+    `augment_dc.draw`'s, and ``noise_seed`` makes the noise.
     """
 
     transform: str
     values: Tensor
-    mean_pad: bool = False
     noise_seed: int = 0
 
 
@@ -72,15 +72,19 @@ def strategy(text: str) -> Strategy:
     old = text.startswith("dc_")
     transforms = tuple(text.removeprefix("dc_").split("_"))
     for name in transforms:
-        if name not in (allowed := _DC_NAMES if old else _DSA_NAMES):
+        if name not in (allowed := augment_dc.NAMES if old else _DSA_NAMES):
             raise unknown_name("dc_ augmentation" if old else "augmentation", name, allowed)
     if len(set(transforms)) < len(transforms):
         raise InputError(f"augmentation {text[:80]!r} names a transform twice; name each at most once.")
-    return Strategy(transforms, DC_RANGES if old else DSA_RANGES)
+    return Strategy(transforms, dc=old)
 
 
 def for_data(spec: DataSpec) -> str:
-    """DSA's strategy for a data set: digits are not flipped (ICML 2021)."""
+    """DSA's strategy for a data set, by its name: digits are not flipped (ICML 2021, and the readme of VICO-UoE/DatasetCondensation).
+
+    The authors' digits are MNIST and SVHN; digits and USPS follow them. Nothing else is known to be digits: a folder of digits with
+    another name wants ``augmentation = "color_crop_cutout_scale_rotate"`` (`DSA_DIGITS`).
+    """
     return DSA_DIGITS if spec.name.lower() in ("digits", "mnist", "svhn", "usps") else DSA
 
 
@@ -94,6 +98,9 @@ def draw(strategy: Strategy, generator: torch.Generator, height: int, width: int
         return Parameters("none", torch.zeros(1, 0))
     device, ranges, rows = generator.device, strategy.ranges, 1 if count is None else count
     choice, noise_seed = torch.randint(2**62, (2,), generator=generator, device=device).tolist()
+    if strategy.dc:
+        values = augment_dc.draw(strategy.transforms, rows, height, width, generator)
+        return Parameters("dc_" + "_".join(strategy.transforms), values, noise_seed)
     transform = strategy.transforms[choice % len(strategy.transforms)]
 
     def uniform(low: float, high: float) -> Tensor:
@@ -115,11 +122,9 @@ def draw(strategy: Strategy, generator: torch.Generator, height: int, width: int
         columns = [(uniform(0.0, 1.0) < ranges.flip).to(torch.float32)]
     elif transform == "scale":
         columns = [uniform(*ranges.scale), uniform(*ranges.scale)]
-    elif transform == "rotate":
-        columns = [uniform(-ranges.rotate, ranges.rotate)]
     else:
-        columns = [torch.full((rows,), ranges.noise, device=device)]
-    return Parameters(transform, torch.stack(columns, dim=1), ranges.mean_pad, noise_seed)
+        columns = [uniform(-ranges.rotate, ranges.rotate)]
+    return Parameters(transform, torch.stack(columns, dim=1))
 
 
 def _part(fraction: float, side: int) -> int:
@@ -141,25 +146,23 @@ def apply(images: Tensor, parameters: Parameters) -> Tensor:
     values = parameters.values.to(images.device, torch.promote_types(images.dtype, torch.float32))
     if parameters.transform == "color":
         return _color(images, values.to(images.dtype))
-    if parameters.transform in ("crop", "rotate"):
-        move = _crop if parameters.transform == "crop" else _rotate
-        if not parameters.mean_pad:
-            return move(images, values)
-        mean = images.mean((2, 3), keepdim=True)
-        return move(images - mean, values) + mean
+    if parameters.transform.startswith("dc_"):
+        return augment_dc.apply(images, strategy(parameters.transform).transforms, values, parameters.noise_seed)
+    if parameters.transform == "crop":
+        return _crop(images, values)
+    if parameters.transform == "rotate":
+        return _rotate(images, values)
     if parameters.transform == "cutout":
         return _cutout(images, values)
     if parameters.transform == "flip":
         return torch.where(values.view(-1, 1, 1, 1) > 0, images.flip(3), images)
     if parameters.transform == "scale":
         return _scale(images, values)
-    if parameters.transform == "noise":
-        return _noise(images, values.to(images.dtype), parameters.noise_seed)
-    raise unknown_name("transform", parameters.transform, {*_DSA_NAMES, *_DC_NAMES, "none"})
+    raise unknown_name("transform", parameters.transform, {*_DSA_NAMES, "none"})
 
 
 def augment(images: Tensor, strategy: Strategy, generator: torch.Generator) -> Tensor:
-    """For learners: one transform for the batch, its parameters drawn for each image; images (N, C, H, W)."""
+    """For learners: one transform for the batch (``dc_``: one for each image), its parameters drawn for each image; images (N, C, H, W)."""
     height, width = images.shape[-2:]
     return apply(images, draw(strategy, generator, height, width, count=len(images)))
 
@@ -202,12 +205,6 @@ def _rotate(images: Tensor, values: Tensor) -> Tensor:
     angle = torch.deg2rad(values).view(-1, 1, 1)
     sine, cosine = angle.sin(), angle.cos()
     return _sample(images, sine * right + cosine * down, cosine * right - sine * down)
-
-
-def _noise(images: Tensor, values: Tensor, seed: int) -> Tensor:
-    generator = torch.Generator(images.device).manual_seed(seed)
-    shape = (len(values), *images.shape[1:])
-    return images + values.view(-1, 1, 1, 1) * torch.randn(shape, generator=generator, device=images.device, dtype=images.dtype)
 
 
 def _between(position: Tensor, end: Tensor | int) -> Tensor:

@@ -86,7 +86,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Accuracies by set and network: ``rows["condensed"]["ConvNet"]``. Prints itself as a table."""
+    """Accuracies by set and network: ``rows["condensed"]["ConvNet"]``; ``recipe`` is the first network's. Prints itself as a table."""
 
     rows: dict[str, dict[str, Accuracy]]
     split: str
@@ -196,25 +196,28 @@ def evaluate(
     ``seeds`` is how many networks, or their seeds; accuracies are percent of ``split``. `InputError` when the set does not fit the data.
     """
     data = fitted(condensed, data)
-    recipe = protocol(recipe, data.spec) if isinstance(recipe, str) else recipe
     list_of = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if not list_of:
         raise InputError("seeds is empty; allowed: one or more.")
+    if not network:
+        raise InputError("network is empty; allowed: one or more.")
     factories: list[Factory] = list(network) if isinstance(network, list | tuple) else [network]  # type: ignore[list-item]
     names = ["condensed", *baselines]
     for name in baselines:
         if name not in BASELINES:
             raise unknown_name("baseline", name, BASELINES)
+    # A protocol may train one network otherwise than another.
+    recipes = [protocol(recipe, data.spec, factory) if isinstance(recipe, str) else recipe for factory in factories]
     found: dict[str, dict[str, list[Measured]]] = {name: {} for name in names}
     console = Console(stderr=True)
     with console.status("") as status:
-        for factory in factories:
+        for factory, its_recipe in zip(factories, recipes, strict=True):
             label = factory if isinstance(factory, str) else getattr(factory, "__name__", "own network")
-            for one in accuracies(condensed, data, names, factory, recipe, list_of, split):
+            for one in accuracies(condensed, data, names, factory, its_recipe, list_of, split):
                 found[one.name].setdefault(label, []).append(one)
                 if progress is not False:
                     status.update(f"evaluating: {label} on {one.name}, seed {one.seed}: {one.value:.1f} %")
-    return Evaluation({n: {k: summed_up(v) for k, v in row.items()} for n, row in found.items()}, split, recipe)
+    return Evaluation({n: {k: summed_up(v) for k, v in row.items()} for n, row in found.items()}, split, recipes[0])
 
 
 def summed_up(networks: Sequence[Measured]) -> Accuracy:

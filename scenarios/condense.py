@@ -86,10 +86,10 @@ def _judge(
     console: Console,
 ) -> None:
     """Train every network that metrics.jsonl does not have yet; the file is the ledger, so a stopped study loses one network at most."""
-    recipe = table.recipe or protocol(table.protocol, data.spec)
     seeds = [options.seed * 1000 + k for k in range(table.seeds)]
     start = time.monotonic()
     for network in table.networks:
+        recipe = table.recipe or protocol(table.protocol, data.spec, network)
         found: dict[str, Accuracy] = {}
         for label in ("condensed", *table.baselines):
             # The whole set does not depend on the IPC: it is trained once for the study.

@@ -235,7 +235,7 @@ def _learn(study: ContinualStudy, options: Options, part: Part, stream: list[Ima
     from apps.continual.strategies import Training
 
     table, unit = study.learner, part.unit
-    recipe = table.recipe or protocol(table.protocol, stream[0].spec)
+    recipe = table.recipe or protocol(table.protocol, stream[0].spec, table.network)
     held: list[CondensedSet] = []
     for net in range(table.nets if strategy == "scratch" else 1):
         key = {"stage": "learn", "strategy": strategy, "memory": part.memory, "order": part.order, "net": net}

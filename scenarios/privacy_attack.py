@@ -107,7 +107,7 @@ def _attacked(
     elif arm.kind != "whole":
         settings = {"initial": "noise", **table.methods.get(arm.kind, {})}
         source = distil(members, arm.kind, ipc=arm.ipc, seed=seed, progress=False, **settings)
-    recipe = study.evaluation.recipe or protocol(study.evaluation.protocol, data.spec)
+    recipe = study.evaluation.recipe or protocol(study.evaluation.protocol, data.spec, study.evaluation.networks[0])
     if arm.kind == "whole":
         recipe = table.whole_recipe or recipe
     networks = [train_network(source, study.evaluation.networks[0], recipe, seed * 100 + k, data.device) for k in range(table.networks)]

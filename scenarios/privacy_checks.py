@@ -75,8 +75,8 @@ def fill_poisoning(
         triggers[kind] = Trigger(safetensors.torch.load_file(pixels)["pixels"].to(data.device), plain.row, plain.column)
         write_whole(folder / f"figures/poisoned-{kind}.png", image_grid(sources[kind]))
     sources["whole data, naive"] = _poisoned(table, options, data, plain, "naive").data
-    metrics, recipe = folder / "metrics.jsonl", study.evaluation.recipe or protocol(study.evaluation.protocol, data.spec)
-    network = study.evaluation.networks[0]
+    metrics, network = folder / "metrics.jsonl", study.evaluation.networks[0]
+    recipe = study.evaluation.recipe or protocol(study.evaluation.protocol, data.spec, network)
     results["poisoning"] = {}
     for label, source in sources.items():
         key = {"stage": "poisoning", "set": label}

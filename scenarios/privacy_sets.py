@@ -122,7 +122,7 @@ def judge(
 ) -> dict[str, Any]:
     """Accuracies by set; metrics.jsonl is the ledger, so that a stopped study loses one network at most."""
     table, metrics, rows = study.evaluation, folder / "metrics.jsonl", {}
-    recipe = table.recipe or protocol(table.protocol, data.spec)
+    recipe = table.recipe or protocol(table.protocol, data.spec, table.networks[0])
     seeds = [options.seed * 1000 + k for k in range(table.seeds)]
     some = next(iter(sets.values()))
     for label in (*sets, *table.baselines):

@@ -207,7 +207,7 @@ def _attacked(
         return {"in_scores": nearest_scores(members, one.images), "out_scores": nearest_scores(others, one.images)}
     # The random members are one draw for all networks: they stand for a set that was released once.
     source = select(data, "random", one.ipc, generator(options.seed, "released", "random arm")) if arm == "random" else None
-    recipe = table.recipe or protocol(table.protocol, data.spec)
+    recipe = table.recipe or protocol(table.protocol, data.spec, table.network)
     seed = derived_seed(options.seed, "released", arm, number) % 1_000_000_000
     network = train_network(source or {"released": one, "whole": data}[arm], table.network, recipe, seed, data.device)
     found = [threshold_scores(losses_and_margins([network], images, labels)[0]) for images, labels in splits]

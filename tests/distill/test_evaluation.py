@@ -1,5 +1,7 @@
 """Accuracy and its interval, the training loop and the recipes, against definitions written out here."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -53,15 +55,13 @@ def test_training_is_plain_sgd(soft: bool) -> None:
     data = toy()
     tiny = select(data, "random", 2, generator(0, "set"))
     if soft:
-        import dataclasses
-
         tiny = dataclasses.replace(tiny, labels=F.softmax(torch.randn(6, 3, generator=generator(0, "soft")), 1))
     recipe = Recipe(epochs=7, augmentation="none")
     ours = train_network(tiny, NET, recipe, seed=3)
     network = create(NET, data.spec, generator(3, "weights"))
     optimiser = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     for epoch in range(7):
-        if epoch == 4:  # E + 1 = 7 epochs, dropped at E / 2 + 1 = 4, with a new optimiser
+        if epoch == 4:  # half way, with a new optimiser
             optimiser = torch.optim.SGD(network.parameters(), lr=0.001, momentum=0.9, weight_decay=5e-4)
         optimiser.zero_grad()
         F.cross_entropy(network(tiny.images), tiny.labels).backward()
@@ -71,8 +71,6 @@ def test_training_is_plain_sgd(soft: bool) -> None:
 
 
 def test_a_learned_step_size_is_used() -> None:
-    import dataclasses
-
     tiny = select(toy(), "random", 2, generator(0, "set"))
     recipe = Recipe(epochs=3, augmentation="none", lr=0.05)
     learned = train_network(dataclasses.replace(tiny, lr=0.05), NET, Recipe(epochs=3, augmentation="none", lr=0.9), 0)
@@ -96,19 +94,100 @@ def test_every_recipe_learns_a_separable_toy(schedule: str, optimiser: str) -> N
     assert accuracy(train_network(data, NET, recipe, 0), data) > 80
 
 
+def published_step_sizes(last: int) -> list[float]:
+    """The authors' loop (`evaluate_synset` of VICO-UoE/DatasetCondensation, utils.py): the step size that each epoch is trained with.
+
+    Its schedule is [E // 2 + 1], it runs over range(E + 1), and it looks at the schedule after the epoch.
+    """
+    lr, used, schedule = 0.01, [], [last // 2 + 1]
+    for epoch in range(last + 1):
+        used.append(lr)
+        if epoch in schedule:
+            lr *= 0.1
+    return used
+
+
+@pytest.mark.parametrize(("drop", "count", "last"), [(5, 6, 6), (6, 4, 8)])
+def test_a_step_recipe_is_the_published_loop(drop: int, count: int, last: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two batches an epoch: the step size of every optimiser step, and momentum forgotten where it drops."""
+    used: list[float] = []
+    fresh: list[bool] = []
+    step = torch.optim.SGD.step
+
+    def recorded(self: torch.optim.SGD) -> None:
+        used.append(self.param_groups[0]["lr"])
+        fresh.append(not self.state)
+        step(self)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", recorded)
+    tiny = select(toy(), "random", 2, generator(0, "set"))
+    train_network(tiny, NET, Recipe(epochs=last + 1, batch_size=count, augmentation="none", drop_epochs=drop), 0)
+    per_epoch = -(-len(tiny) // count)
+    assert used == pytest.approx([lr for lr in published_step_sizes(last) for _ in range(per_epoch)])
+    assert [number for number, new in enumerate(fresh) if new] == [0, drop * per_epoch]
+
+
+def test_the_authors_protocols_drop_where_their_loops_do() -> None:
+    for name, last in {"dc": 300, "dc-augmented": 1000, "dsa": 1000, "dm": 1000, "datadam": 1800, "datadam-paper": 1800}.items():
+        sizes, recipe = published_step_sizes(last), PROTOCOLS[name]
+        assert recipe.schedule == "step"
+        assert (recipe.epochs, recipe.drop_epochs) == (len(sizes), sizes.count(0.01))
+    assert published_step_sizes(1000).count(0.01) == 502
+    assert published_step_sizes(300).count(0.01) == 152
+    assert PROTOCOLS["laptop"].drop_epochs is None
+
+
 def test_protocols() -> None:
     grey, colour = toy().spec, toy(channels=3).spec
-    import dataclasses
-
-    digits = dataclasses.replace(grey, name="mnist")
-    assert protocol("dc", colour) == Recipe(epochs=301, augmentation="none")
-    assert protocol("dc", digits).augmentation == "dc_crop_scale_rotate"
     assert protocol("dsa", colour).epochs == 1001
     assert "flip" in DSA
     assert "flip" not in DSA_DIGITS
     with pytest.raises(InputError, match="did you mean 'laptop'"):
         protocol("labtop", grey)
-    assert set(PROTOCOLS) == {"dc", "dc-augmented", "dsa", "dm", "laptop"}
+    # DataDAM's released code: 1,800 epochs, batch_train 64; the settings that users quote from the paper: batch 256.
+    assert (PROTOCOLS["datadam"].epochs, PROTOCOLS["datadam"].batch_size, PROTOCOLS["datadam"].augmentation) == (1801, 64, "auto")
+    assert PROTOCOLS["datadam-paper"] == dataclasses.replace(PROTOCOLS["datadam"], batch_size=256)
+
+
+@pytest.mark.parametrize(
+    ("data", "network", "epochs", "augmentation"),
+    [
+        # The authors' `get_daparam`: MNIST alone, and networks called ConvNetBN.
+        ("mnist", "ConvNet", 1001, "dc_crop_scale_rotate"),
+        ("mnist", "MLP", 1001, "dc_crop_scale_rotate"),
+        ("fashion-mnist", "ConvNet", 301, "none"),
+        ("svhn", "ConvNet", 301, "none"),
+        ("cifar10", "ConvNet", 301, "none"),
+        ("cifar100", "ResNet18", 301, "none"),
+        ("usps", "ConvNet", 301, "none"),
+        ("digits", "ConvNet", 301, "none"),
+        ("mnist", "ConvNetBN", 1001, "dc_crop_noise"),
+        ("cifar10", "ConvNetBN", 1001, "dc_crop_noise"),
+        ("cifar10", "ConvNetW32BN", 301, "none"),
+        ("cifar10", lambda spec: None, 301, "none"),
+    ],
+)
+def test_dc_augments_what_its_authors_augment(data: str, network: object, epochs: int, augmentation: str) -> None:
+    found = protocol("dc", dataclasses.replace(toy().spec, name=data), network)
+    assert (found.epochs, found.augmentation) == (epochs, augmentation)
+    assert protocol("dsa", dataclasses.replace(toy().spec, name=data), network) == PROTOCOLS["dsa"]
+
+
+def test_a_protocol_is_looked_up_for_each_evaluation_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One call with two networks: the batch-norm one is trained for 1,000 epochs with crops and noise, the other for 300 without."""
+    seen: dict[str, Recipe] = {}
+
+    def recorded(source: object, network: str, recipe: Recipe, seed: int, device: object) -> torch.nn.Module:
+        seen[network] = recipe
+        return create("MLP", data.spec, generator(0, "net"))
+
+    monkeypatch.setattr("distill.evaluation.train_network", recorded)
+    data = toy(side=16)
+    evaluate(select(data, "random", 1, generator(0, "set")), data, network=["ConvNet", "ConvNetBN"], recipe="dc", seeds=1, baselines=())
+    assert {name: (recipe.epochs, recipe.augmentation) for name, recipe in seen.items()} == {
+        "ConvNet": (301, "none"),
+        "ConvNetBN": (1001, "dc_crop_noise"),
+    }
 
 
 def test_evaluate_prints_all_rows(toy_data: ImageData) -> None:
