@@ -14,15 +14,20 @@ from distill.errors import InputError, unknown_name
 
 T = TypeVar("T")
 
+LARGEST = 2**53  # of whole numbers: beyond it JSON readers and floats no longer tell neighbours apart
+
 
 def configure(kind: type[T], values: Mapping[str, Any], where: str) -> T:
     """An instance of the pydantic dataclass ``kind`` from a (nested) mapping, checked strictly.
 
     ``where`` opens the message, for example ``"study.toml: [method]"``. Raises `InputError`.
     """
+    text = _as_json(values, where)
+    if path := _too_large(values):
+        raise InputError(f"{where}: key {'.'.join(path)[:80]!r} is a whole number too large; allowed: at most {LARGEST}.")
     try:
         # Through JSON: there strict mode takes a list for a tuple, which is all that TOML has, and still no "3" for 3.
-        return pydantic.TypeAdapter(kind).validate_json(_as_json(values, where))
+        return pydantic.TypeAdapter(kind).validate_json(text)
     except pydantic.ValidationError as error:
         raise _one_line(kind, error, where) from None
 
@@ -55,11 +60,30 @@ def _one_line(kind: type[Any], error: pydantic.ValidationError, where: str) -> I
     allowed = allowed_values(kind, [str(part) for part in names])
     if first["type"] in ("missing", "missing_argument"):
         return InputError(f"{where}: key {key!r} is missing; allowed: {allowed}.")
-    given = json.dumps(first["input"], default=str)[:80]
+    given = quoted(first["input"])
     if first["type"] == "literal_error" and isinstance(first["input"], str):
         options = [part.strip().strip("'") for part in allowed.split(",")]
         return unknown_name(f"{where}: key {key!r}: value", first["input"], options)
     return InputError(f"{where}: key {key!r} is {given}; allowed: {allowed}.")
+
+
+def quoted(value: object) -> str:
+    """A value for a message, cut to 80 characters: texts in quotes, so that "3" is not taken for 3."""
+    try:
+        return json.dumps(value, default=str)[:80]
+    except (ValueError, RecursionError):  # a number of thousands of digits, a table in a table in a table
+        return "too long to show"
+
+
+def _too_large(value: object, path: tuple[str, ...] = ()) -> tuple[str, ...] | None:
+    """Where in a nested value a whole number is beyond `LARGEST`; None when nowhere."""
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return path
+    if isinstance(value, Mapping):
+        return next((found for key, inner in value.items() if (found := _too_large(inner, (*path, str(key))))), None)
+    if isinstance(value, list | tuple):
+        return next((found for inner in value if (found := _too_large(inner, path))), None)
+    return None
 
 
 def _is_field(kind: type[Any], part: object) -> bool:

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable, Mapping
 
+LONGEST_LIST = 400  # characters of a list of names in a message
+
 
 class InputError(ValueError):
     """What the user (or another party) gave is wrong.
@@ -46,10 +48,21 @@ def clipped(given: object, length: int = 80) -> str:
     return text if len(text) <= length else f"{text[:length]}..."
 
 
-def unknown_name(what: str, given: object, allowed: Iterable[str]) -> InputError:
-    """The error for a name that is not in a list: names the list and the nearest entry."""
+def unknown_name(what: str, given: object, allowed: Iterable[str], listed_by: str = "") -> InputError:
+    """The error for a name that is not in a list: the nearest entry, and the list.
+
+    Of a list longer than `LONGEST_LIST` characters only the nearest entries are named, and ``listed_by``, the command that prints it.
+    """
     names = sorted(allowed)
     text = clipped(given)
     near = difflib.get_close_matches(text, names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else "."
-    return InputError(f"{what} {text!r} is not known{hint} Allowed: {', '.join(names)}.")
+    if not names:
+        return InputError(f"{what} {text!r} is not known; none is allowed here.")
+    if len(every := ", ".join(names)) <= LONGEST_LIST:
+        return InputError(f"{what} {text!r} is not known{hint} Allowed: {every}.")
+    nearest = ", ".join(difflib.get_close_matches(text, names, n=5, cutoff=0.0))
+    return InputError(
+        f"{what} {text!r} is not known{hint} Allowed: {len(names)} names, the nearest are {nearest}"
+        + (f"; for all of them: {listed_by}." if listed_by else ".")
+    )

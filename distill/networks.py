@@ -65,7 +65,7 @@ def create(network: Factory, spec: DataSpec, generator: torch.Generator, device:
         finally:
             torch.set_rng_state(state)
     if not isinstance(own, nn.Module):
-        raise InputError(f"the network function returned a {type(own).__name__}; it must return a torch.nn.Module.")
+        raise InputError(f"the network function returned an object of type {type(own).__name__}; allowed: a torch.nn.Module.")
     return own.to(device)
 
 

@@ -1,9 +1,12 @@
 """The command line: the app, its commands (one file each in scenarios/commands), and what ends with which exit code."""
 
 import os
+import platform
 import shlex
 import sys
 import traceback
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
@@ -19,11 +22,31 @@ from scenarios.said import complaint, printable
 
 app = typer.Typer(
     name="distill",
-    help="A data set's knowledge in a handful of synthetic images: make them, judge them, use them.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _versions(wanted: bool) -> None:
+    if wanted:
+        found = {name: _version(name) for name in ("distill-apps", "torch")}
+        typer.echo(", ".join([*(f"{name} {number}" for name, number in found.items()), f"Python {platform.python_version()}"]))
+        raise typer.Exit
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_versions, is_eager=True, help="Print the versions and exit.")] = False,
+) -> None:
+    """A data set's knowledge in a handful of synthetic images: make them, evaluate them, use them."""
+
 
 for command in (run, table, compare, condense, evaluate, show, report):
     app.command()(command)
@@ -50,6 +73,9 @@ def main(arguments: list[str] | None = None) -> None:
         # typer's own complaints about options (whichever click it carries) know how to say themselves.
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):
             _fail(f"error: {printable(complaint(error))} (see: distill --help)", 2)
+        own = sys.modules.get("scenarios.own")  # loaded by every command that can run a user's own code
+        if own is not None and (line := own.blame(error)):
+            _fail(f"error: {printable(line)}", 2)
         traceback.print_exc()
         sys.exit(1)
     if code == 130:  # typer turns Ctrl-C into this number

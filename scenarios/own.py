@@ -11,13 +11,18 @@ import importlib
 import re
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+from torch import nn
+
 from distill import networks
 from distill.errors import InputError, clipped, unknown_name
 from distill.methods import register as register_method
+from distill.spec import DataSpec
 
 # Federated and nas studies work in processes of their own, some of them on other machines, which must not import what a message says.
 KINDS = ("condense", "privacy", "continual")
@@ -26,6 +31,8 @@ NETWORKS_IN = (("method", "network"), ("evaluation", "networks"), ("learner", "n
 
 _PATH = re.compile(r"(?P<module>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*)", re.ASCII)
 _loaded: dict[str, tuple[Path, str, ModuleType]] = {}  # by module name: its file, the file's digest
+_files: set[str] = set()  # of the user's own code; see `blame`
+_NOT_THE_USERS = (*sys.stdlib_module_names, "distill", "apps", "scenarios", "torch", "torchvision")
 
 
 def register(kind: str, tables: dict[str, Any], source: str) -> dict[str, str]:
@@ -61,7 +68,7 @@ def _register(what: str, path: str, folder: Path, where: str) -> str:
     if what == "network":
         if not callable(made):
             raise InputError(f"{where}: {path!r} is a {type(made).__name__}; allowed: a function of the data spec that returns a module.")
-        networks.OWN[path] = made
+        networks.OWN[path] = _named(path, made)
         return digest
     config = f"{parts['name']}Config"
     if not hasattr(module, config):
@@ -75,11 +82,78 @@ def _register(what: str, path: str, folder: Path, where: str) -> str:
     return digest
 
 
+def _named(path: str, made: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The user's function, whose exceptions are `InputError` with its import path, file and line."""
+
+    def call(spec: DataSpec) -> Any:
+        try:
+            module = made(spec)
+        except InputError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise InputError(
+                f"your function {_raised(path, error)}; allowed: a function of the data spec that returns a module."
+            ) from error
+        if not tried and isinstance(module, nn.Module) and not hasattr(module, "embed"):  # one with embed may be for matching only
+            _try(path, module, spec)
+            tried.append(True)
+        return module
+
+    tried: list[bool] = []
+    call.__name__ = getattr(made, "__name__", path)
+    return call
+
+
+def _try(path: str, module: nn.Module, spec: DataSpec) -> None:
+    """One pass of two empty images through a user's network, which stays as it is; `InputError` when it fails or its outputs do not fit."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        with torch.no_grad():
+            logits = module.eval()(torch.zeros(2, *spec.shape))
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"your network {_raised(path, error)}; allowed: images of shape (n, {', '.join(map(str, spec.shape))})."
+        ) from error
+    finally:
+        for part, mode in modes:
+            part.training = mode
+    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else None
+    if shape != (2, spec.num_classes):
+        found = f"an object of type {type(logits).__name__}" if shape is None else f"shape {shape}"
+        raise InputError(f"your network {path} gives {found} for 2 images; allowed: shape (2, {spec.num_classes}), one column a class.")
+
+
+def _raised(path: str, error: BaseException) -> str:
+    place = _last_line(error)
+    return f"{path}{f' ({place})' if place else ''} raised {type(error).__name__}: {clipped(error, 160)}"
+
+
+def blame(error: BaseException) -> str | None:
+    """One line about an exception that passed through the user's own files; None where it did not, and the fault may be ours."""
+    seen: BaseException | None = error
+    for _ in range(20):
+        if seen is None:
+            return None
+        if place := _last_line(seen):
+            return f"your own code failed: {place}: {type(seen).__name__}: {clipped(seen, 160)}."
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _last_line(error: BaseException) -> str:
+    """``/home/me/mymethod.py, line 3``: the last of the user's own lines on the way to the exception, or nothing."""
+    lines = [f"{frame.filename}, line {frame.lineno}" for frame in traceback.extract_tb(error.__traceback__) if frame.filename in _files]
+    return lines[-1] if lines else ""
+
+
 def _module(name: str, folder: Path, where: str) -> tuple[ModuleType, str]:
     """(module, digest of its file): the file beside the scenario, else whatever Python finds."""
     file = (folder / f"{name}.py").resolve()
     if "." in name or not file.is_file():
         return _installed(name, folder, where)
+    _files.add(str(file))
     text = file.read_bytes()
     digest = hashlib.sha256(text).hexdigest()[:16]
     if name in _loaded and _loaded[name][:2] == (file, digest):
@@ -116,6 +190,8 @@ def _installed(name: str, folder: Path, where: str) -> tuple[ModuleType, str]:
     except (Exception, SystemExit) as error:
         raise InputError(f"{where}: {name} cannot be imported ({type(error).__name__}: {clipped(error, 160)}).") from None
     file = getattr(module, "__file__", None)
+    if file and name.partition(".")[0] not in _NOT_THE_USERS:
+        _files.add(file)
     return module, hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else ""
 
 

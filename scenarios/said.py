@@ -1,4 +1,4 @@
-"""What the command line says: nothing that a terminal would take as a command, and typer's complaints with the names that are allowed."""
+"""Text for the terminal: strips control characters, and adds the allowed names to typer's error messages."""
 
 from typing import Any
 
@@ -17,5 +17,6 @@ def complaint(error: Any) -> str:
     if text.startswith("No such command"):
         return str(unknown_name("command", text.removeprefix("No such command ").partition(". ")[0].strip("'\"."), command.commands))
     if text.startswith("No such option"):
-        return str(unknown_name("option", error.option_name, [name for option in command.params for name in option.opts if name[0] == "-"]))
+        options = command.get_params(error.ctx)  # --help among them
+        return str(unknown_name("option", error.option_name, [name for option in options for name in option.opts if name[0] == "-"]))
     return text or "no command was given"

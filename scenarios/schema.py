@@ -1,5 +1,6 @@
 """Scenario files: TOML, mapped strictly onto frozen dataclasses; a mistake is one line with file, key, given, allowed, nearest name."""
 
+import difflib
 import hashlib
 import importlib
 import json
@@ -13,8 +14,8 @@ import pydantic
 from pydantic import Field
 
 from distill.augment import strategy
-from distill.configure import configure
-from distill.errors import InputError, unknown_name
+from distill.configure import configure, quoted
+from distill.errors import InputError, clipped, unknown_name
 from distill.evaluation import BASELINES
 from distill.methods import METHODS
 from distill.networks import check_name
@@ -105,11 +106,16 @@ def read_scenario(given: str) -> tuple[str, dict[str, Any]]:
     path = Path(given)
     if not path.is_file():
         if "/" in given or given.endswith(".toml"):
-            raise InputError(f"scenario {given!r}: there is no such file; give a .toml file or one of: {', '.join(shipped())}.")
+            near = difflib.get_close_matches(path.name, [file.name for file in path.parent.glob("*.toml")], n=1, cutoff=0.5)
+            hint = f"; did you mean {str(path.with_name(near[0]))!r}?" if near else "."
+            raise InputError(
+                f"scenario {clipped(given)!r}: there is no such file{hint} Allowed: a .toml file, or a shipped scenario's name"
+                " (distill list scenarios)."
+            )
         if (made := from_template(given)) is not None:
             return given, made
         if given not in shipped():
-            raise unknown_name("scenario", given, shipped())
+            raise unknown_name("scenario", given, shipped(), listed_by="distill list scenarios")
         path = shipped()[given]
     return path.stem, parse(path)
 
@@ -133,13 +139,17 @@ def parse(path: Path) -> dict[str, Any]:
 
 
 def override(tables: dict[str, Any], settings: list[str]) -> dict[str, Any]:
-    """Put ``key.path=value`` settings over the tables; values are read as TOML, else as text."""
+    """Put ``key.path=value`` settings over the tables; values are read as TOML, else as text. A key that is set twice is refused."""
     merged = dict(tables)
+    seen: dict[str, str] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
         parts = key.strip().split(".")
         if not equals or not all(parts):
             raise InputError(f"--set {setting[:80]!r}: allowed: key.path=value, for example method.ipc=10.")
+        if earlier := seen.get(key.strip()):
+            raise InputError(f"--set {clipped(earlier)!r} and --set {clipped(setting)!r} set the same key; give one of them.")
+        seen[key.strip()] = setting
         table = merged
         for part in parts[:-1]:
             inner = table.get(part, {})
@@ -171,7 +181,7 @@ def study(name: str, tables: dict[str, Any], source: str) -> Study:
         raise InputError(f"{source}: kind {kind!r} is planned but not built in this version; ready: {', '.join(READY)}.")
     title = tables.pop("title", name)
     if not isinstance(title, str):
-        raise InputError(f"{source}: key 'title' is {_text(title)}; allowed: text.")
+        raise InputError(f"{source}: key 'title' is {quoted(title)}; allowed: text.")
     files = own.register(kind, tables, source)
     made: Study
     if kind != "condense":
@@ -208,7 +218,7 @@ def _method(table: dict[str, Any], where: str) -> tuple[str, tuple[int, ...], An
         raise unknown_name(f"{where}: key 'name': method", _text(name), METHODS)
     numbers = tuple(ipc) if isinstance(ipc, list) else (ipc,)
     if not numbers or not all(type(n) is int and 1 <= n <= MAX_IPC for n in numbers) or len(set(numbers)) != len(numbers):
-        raise InputError(f"{where}: key 'ipc' is {_text(ipc)}; allowed: a whole number from 1 to {MAX_IPC}, or a list of different ones.")
+        raise InputError(f"{where}: key 'ipc' is {quoted(ipc)}; allowed: a whole number from 1 to {MAX_IPC}, or a list of different ones.")
     kind = METHODS[name][0]
     allowed = {"name", "ipc", *kind.__dataclass_fields__}
     for key in table:

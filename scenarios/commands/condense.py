@@ -11,8 +11,8 @@ from scenarios.commands.study import run_and_print
 
 def condense(
     data: Annotated[str, typer.Option(help="Data set: digits, mnist, ..., folder:PATH (distill list data).")],
-    method: Annotated[str, typer.Option(help="Method (distill list methods).")] = "dm",
-    ipc: Annotated[int, typer.Option(min=1, help="Images per class.")] = 1,
+    method: Annotated[str | None, typer.Option(help="Method (distill list methods).", show_default="dm")] = None,
+    ipc: Annotated[int | None, typer.Option(min=1, help="Images per class.", show_default="1")] = None,
     settings: Set = None,
     out: Out = Path("runs"),
     seed: Seed = 0,
@@ -22,8 +22,13 @@ def condense(
     quiet: Quiet = False,
 ) -> None:
     """Condense a data set without a scenario file; ``--set`` takes the method's settings, for example ``--set iterations=300``."""
+    from distill.errors import InputError, clipped
     from scenarios.schema import override, study
 
     table = override({}, settings or [])
-    tables = {"kind": "condense", "data": {"name": data}, "method": {"name": method, "ipc": ipc, **table}}
+    for option, key, given in (("--method", "name", method), ("--ipc", "ipc", ipc)):
+        if given is not None and key in table:
+            raise InputError(f"{option} {clipped(given)} and --set {key}={clipped(table[key])} are both given; allowed: one of them.")
+    named = {"name": "dm" if method is None else method, "ipc": 1 if ipc is None else ipc, **table}
+    tables = {"kind": "condense", "data": {"name": data}, "method": named}
     run_and_print(study("condense", tables, "distill condense"), out, seed, device, data_root, resume, quiet)

@@ -19,15 +19,19 @@ def evaluate(
     device: Device = "auto",
     data_root: Root = None,
 ) -> None:
-    """Train networks on a condensed set and on its rivals, and print test accuracies with their intervals."""
+    """Train networks on a condensed set and on its baselines, and print test accuracies with their intervals."""
     from apps.privacy.statement import guarantee
     from distill.condensed import CondensedSet
     from distill.data_sources import load
+    from distill.errors import InputError
     from distill.evaluation import evaluate as judge
     from distill.networks import check_name
     from distill.train import protocol as named
     from scenarios import own
 
+    if "none" in (baseline or []) and len(baseline or []) > 1:
+        raise InputError("--baseline none goes alone; give none, or the baselines that you want.")
+    baselines = [] if baseline == ["none"] else baseline or ["random", "whole"]
     networks = network or ["ConvNet"]
     own.register("condense", {"evaluation": {"networks": networks}}, "distill evaluate")
     for name in networks:
@@ -35,8 +39,7 @@ def evaluate(
     where = torch_device(device)
     tiny = CondensedSet.load(condensed).to(where)
     images = load(data, data_root, device=where, size=_resized(tiny, data))
-    rivals = [] if baseline == ["none"] else baseline or ["random", "whole"]
-    typer.echo(str(judge(tiny, images, network=networks, recipe=named(protocol, images.spec), seeds=seeds, baselines=rivals)))
+    typer.echo(str(judge(tiny, images, network=networks, recipe=named(protocol, images.spec), seeds=seeds, baselines=baselines)))
     if tiny.provenance.dp:
         typer.echo(printable(guarantee(tiny.provenance.dp)))
 

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,11 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
             "option '--sed' is not known; did you mean '--seed'? Allowed: --data-root, --device, --jobs, --out, ",
         ),
         (["run"], "Missing argument 'SCENARIO'."),
-        (["run", "quikstart"], "scenario 'quikstart' is not known; did you mean 'quickstart'? Allowed: "),
-        (["run", "none/such.toml"], "scenario 'none/such.toml': there is no such file; give a .toml file or one of: "),
+        (["run", "quikstart"], "scenario 'quikstart' is not known; did you mean 'quickstart'? Allowed: 3"),
+        (
+            ["run", "none/such.toml"],
+            "scenario 'none/such.toml': there is no such file. Allowed: a .toml file, or a shipped scenario's name",
+        ),
         (["run", "quickstart", "--seed", "-1"], "'--seed': -1 is not in the range x>=0."),
         (
             ["run", "quickstart", "--set", "evaluation.protocol=lapto"],
@@ -150,6 +154,28 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
             ["evaluate", "none.safetensors", "--data", "digits", "--network", "MPL"],
             "network 'MPL' is not known; did you mean 'MLP'? Allowed: ",
         ),
+        (
+            ["--verbose", "run", "quickstart"],
+            "option '--verbose' is not known; did you mean '--version'? Allowed: --help, --install-completion,",
+        ),
+        (["run", "nosuch"], "; for all of them: distill list scenarios.\n"),
+        (
+            ["condense", "--data", "digits", "--method", "dm", "--set", "name=gm"],
+            "--method dm and --set name=gm are both given; allowed: one",
+        ),
+        (["condense", "--data", "digits", "--ipc", "1", "--set", "ipc=5"], "--ipc 1 and --set ipc=5 are both given; allowed: one of them."),
+        (
+            ["run", "quickstart", "--set", "method.ipc=1", "--set", "method.ipc=2"],
+            "--set 'method.ipc=1' and --set 'method.ipc=2' set the same",
+        ),
+        (
+            ["condense", "--data", "digits", "--set", "iterations=" + "9" * 26],
+            "key 'iterations' is a whole number too large; allowed: at most 9",
+        ),
+        (["condense", "--data", "digits", "--set", 'ipc="1"'], "key 'ipc' is \"1\"; allowed: a whole number from 1 to 100000"),
+        (["run", "quickstart", "--set", "method.ipc="], "key 'ipc' is \"\"; allowed: a whole number from 1 to 100000"),
+        (["evaluate", "none.safetensors", "--data", "digits", "--baseline", "none", "--baseline", "random"], "--baseline none goes alone"),
+        (["condense", "--data", "digits", "--set", "network=os:system"], "your function os:system raised TypeError: "),
         (["show", "none.safetensors"], "none.safetensors: cannot be read (No such file or directory)."),
         (["report", "none"], "none/record.json: cannot be read (No such file or directory)."),
         (["list", "method"], "list 'method' is not known; did you mean 'methods'? Allowed: data, methods, networks, scenarios."),
@@ -175,6 +201,22 @@ def test_evaluate_names_unknown_protocols_baselines_and_data(finished: Path) -> 
     )
     assert "data 'digit' is not known; did you mean 'digits'? Allowed: " in refused("evaluate", tiny, "--data", "digit")
     assert "'--seeds': 0 is not in the range x>=1." in refused("evaluate", tiny, "--data", "digits", "--seeds", 0)
+
+
+def test_a_long_list_of_names_is_not_printed() -> None:
+    line = refused("run", "nosuch")
+    assert len(line) < 400
+    assert "quickstart" in refused("run", "quickstrt").partition("the nearest are ")[2]
+
+
+def test_the_version_and_the_completion_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, err = call("--version")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"distill-apps {metadata.version('distill-apps')}, torch {torch.__version__.partition('+')[0]}")
+    monkeypatch.setenv("_DISTILL_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "distill con")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    assert call()[:2] == (0, "condense\n")
 
 
 def test_no_command_shows_the_help() -> None:

@@ -222,3 +222,75 @@ def test_evaluate_trains_a_network_of_ones_own(tmp_path: Path, monkeypatch: pyte
     assert code == 0, errors
     assert "nets:make" in printed
     assert "nets.py: name 'mkae' is not known; did you mean 'make'?" in call(*words, "nets:mkae")[2]
+
+
+FAULTY = {  # what is wrong: (what is replaced in the example's method, by what, the line that is to blame)
+    "when it is made": (
+        "self.config, self.synthetic,",
+        "unknown_name; self.config, self.synthetic,",
+        "NameError: name 'unknown_name' is not",
+    ),
+    "in a step": ("        net = create", "        raise RuntimeError('too bad')\n        net = create", "RuntimeError: too bad"),
+    "in a call of ours": (
+        "statistics.class_means(lambda",
+        "statistics.class_mean(lambda",
+        "AttributeError: 'ExactStatistics' object has no",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FAULTY)
+def test_an_exception_of_the_users_method_names_its_file_and_line(case: str, tmp_path: Path) -> None:
+    before, after, words = FAULTY[case]
+    assert before in METHOD
+    (tmp_path / "mine.py").write_text(METHOD.replace(before, after))
+    (tmp_path / "own.toml").write_text(SCENARIO.format(method="mine:MyMethod", more="iterations = 2"))
+    code, _, err = call("run", tmp_path / "own.toml", "--out", tmp_path / "runs", "--quiet")
+    (line,) = err.splitlines()
+    number = 1 + METHOD[: METHOD.index(before)].count("\n")
+    assert code == 2
+    assert line.startswith(f"error: your own code failed: {tmp_path / 'mine.py'}, line {number}: {words}")
+
+
+NETWORKS = {
+    "its function raises": ("def make(spec):\n    return spec.depth\n", "your function nets:make ({nets}, line 2) raised AttributeError: "),
+    "its function calls C": (
+        "from operator import neg as make\n",
+        "your function nets:make raised TypeError: bad operand type for unary -",
+    ),
+    "its forward raises": (
+        "from torch import nn\nclass make(nn.Module):\n    def __init__(self, spec):\n        super().__init__()\n"
+        "    def forward(self, images):\n        return images.nothing\n",
+        "your network nets:make ({nets}, line 6) raised AttributeError: ",
+    ),
+    "images do not fit": (
+        "from torch import nn\ndef make(spec):\n    return nn.Sequential(nn.Flatten(), nn.Linear(25, 10))\n",
+        "your network nets:make raised RuntimeError: ",
+    ),
+    "other classes": (
+        NETS.replace("spec.num_classes", "7"),
+        "your network nets:make gives shape (2, 7) for 2 images; allowed: shape (2, 10), one column a class.",
+    ),
+    "no module": ("def make(spec):\n    return 3\n", "the network function returned an object of type int; allowed: a torch.nn.Module."),
+}
+
+
+@pytest.mark.parametrize("case", NETWORKS)
+def test_a_network_that_fails_is_refused_before_the_run(case: str, tmp_path: Path) -> None:
+    code, words = NETWORKS[case]
+    (tmp_path / "nets.py").write_text(code)
+    (tmp_path / "own.toml").write_text(SCENARIO.format(method="dm", more='network = "nets:make"\niterations = 2'))
+    done = call("run", tmp_path / "own.toml", "--out", tmp_path / "runs", "--quiet")
+    assert done[0] == 2, done[2]
+    assert done[2].startswith(f"error: {words.format(nets=tmp_path / 'nets.py')}")
+    assert done[2].count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_trial_pass_leaves_a_network_as_it_is(tmp_path: Path, toy_data: ImageData) -> None:
+    (tmp_path / "nets.py").write_text(NETS.replace("nn.Flatten(),", "nn.BatchNorm2d(spec.channels), nn.Flatten(), nn.Dropout(),"))
+    made(tmp_path, more='network = "nets:make"')
+    first, second = (create("nets:make", toy_data.spec, generator(0, "test")) for _ in range(2))
+    for one, other in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+        assert one.equal(other)
+    assert all(part.training for part in first.modules())
