@@ -94,7 +94,8 @@ def _named(path: str, made: Callable[[Any], Any]) -> Callable[[Any], Any]:
             raise InputError(
                 f"your function {_raised(path, error)}; allowed: a function of the data spec that returns a module."
             ) from error
-        if not tried and isinstance(module, nn.Module) and not hasattr(module, "embed"):  # one with embed may be for matching only
+        # One with `embed` may be for matching only, without logits.
+        if not tried and isinstance(module, nn.Module) and not hasattr(module, "embed"):
             _try(path, module, spec)
             tried.append(True)
         return module
@@ -107,9 +108,10 @@ def _named(path: str, made: Callable[[Any], Any]) -> Callable[[Any], Any]:
 def _try(path: str, module: nn.Module, spec: DataSpec) -> None:
     """One pass of two empty images through a user's network, which stays as it is; `InputError` when it fails or its outputs do not fit."""
     modes = [(part, part.training) for part in module.modules()]
+    device = next((weights.device for weights in module.parameters()), torch.device("cpu"))
     try:
         with torch.no_grad():
-            logits = module.eval()(torch.zeros(2, *spec.shape))
+            logits = module.eval()(torch.zeros(2, *spec.shape, device=device))
     except InputError:
         raise
     except Exception as error:

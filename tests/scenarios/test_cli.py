@@ -108,7 +108,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         (["condens"], "command 'condens' is not known; did you mean 'condense'? Allowed: condense, evaluate, list, report, run, show, "),
         (
             ["run", "quickstart", "--sed", "1"],
-            "option '--sed' is not known; did you mean '--seed'? Allowed: --data-root, --device, --jobs, --out, ",
+            "option '--sed' is not known; did you mean '--seed'? Allowed: --data-root, --device, --help, --jobs, ",
         ),
         (["run"], "Missing argument 'SCENARIO'."),
         (["run", "quikstart"], "scenario 'quikstart' is not known; did you mean 'quickstart'? Allowed: 3"),
