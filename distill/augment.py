@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from distill import augment_dc
-from distill.errors import InputError, unknown_name
+from distill.errors import InputError, a_kind, unknown_name
 from distill.spec import DataSpec
 
 DSA = "color_crop_cutout_flip_scale_rotate"
@@ -68,7 +68,7 @@ def strategy(text: str) -> Strategy:
     if text in ("none", ""):
         return Strategy(())
     if not isinstance(text, str):
-        raise InputError(f"augmentation is a {type(text).__name__}; give a text such as {DSA!r} or 'none'.")
+        raise InputError(f"augmentation is {a_kind(text)}; give a text such as {DSA!r} or 'none'.")
     old = text.startswith("dc_")
     transforms = tuple(text.removeprefix("dc_").split("_"))
     for name in transforms:

@@ -38,12 +38,18 @@ def diverged(what: str, where: str, sizes: Mapping[str, float], usual: Mapping[s
     return Diverged(f"{what} diverged at {where} {advice}.".replace(" ;", ";"))
 
 
+def a_kind(value: object) -> str:
+    """What a value is, for a sentence: "an int", "a list"."""
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+
+
 def clipped(given: object, length: int = 80) -> str:
     """A value's text, at most ``length`` characters, printable, whatever it is."""
     try:
         text = str(given)
     except (ValueError, RecursionError):  # a whole number of thousands of digits, a list inside itself
-        text = f"a {type(given).__name__} too long to print"
+        text = f"{a_kind(given)} too long to print"
     text = "".join(char if char.isprintable() else "?" for char in text[: length + 1])
     return text if len(text) <= length else f"{text[:length]}..."
 

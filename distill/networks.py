@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from distill.architectures import NAMES as NAMES
 from distill.architectures import Network, build
 from distill.architectures import check_name as check_listed
-from distill.errors import InputError
+from distill.errors import InputError, a_kind
 from distill.spec import DataSpec
 
 Factory = str | Callable[[DataSpec], nn.Module]
@@ -55,7 +55,7 @@ def create(network: Factory, spec: DataSpec, generator: torch.Generator, device:
         made.made_for = (network, spec.shape, spec.num_classes)
         return made
     if isinstance(network, nn.Module) or not callable(network):
-        raise InputError(f"network is a {type(network).__name__}; give a name or a function of the data spec: lambda spec: MyNet(...).")
+        raise InputError(f"network is {a_kind(network)}; give a name or a function of the data spec: lambda spec: MyNet(...).")
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device).item())
     with _factory_lock:
         state = torch.get_rng_state()

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from distill import networks
-from distill.errors import InputError, clipped, unknown_name
+from distill.errors import InputError, a_kind, clipped, unknown_name
 from distill.methods import register as register_method
 from distill.spec import DataSpec
 
@@ -67,7 +67,7 @@ def _register(what: str, path: str, folder: Path, where: str) -> str:
     made = getattr(module, parts["name"])
     if what == "network":
         if not callable(made):
-            raise InputError(f"{where}: {path!r} is a {type(made).__name__}; allowed: a function of the data spec that returns a module.")
+            raise InputError(f"{where}: {path!r} is {a_kind(made)}; allowed: a function of the data spec that returns a module.")
         networks.OWN[path] = _named(path, made)
         return digest
     config = f"{parts['name']}Config"

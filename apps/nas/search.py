@@ -15,11 +15,12 @@ import numpy as np
 from apps.nas.ledger import Ledger, data_key, set_key
 from apps.nas.space import AXES, Candidate, Grid, candidate
 from apps.nas.training import WHOLE, Job, Shelf, score
-from apps.nas.workers import Crew, Row
+from apps.nas.workers import Crew, Row, check_crew
 from distill.condensed import CondensedSet
 from distill.data import ImageData
-from distill.errors import InputError
+from distill.errors import InputError, clipped
 from distill.randomness import derived_seed
+from distill.records import writing
 from distill.train import Recipe
 
 STUDY = "apps.nas.search"
@@ -58,7 +59,7 @@ def search(
     data: ImageData,
     tiny: CondensedSet,
     space: Grid,
-    storage: Path,
+    storage: Path | str,
     *,
     budget: Budget | None = None,
     proxy: Recipe | None = None,
@@ -71,6 +72,7 @@ def search(
     """Search ``space`` with Optuna's sampler. ``storage`` is the SQLite file; trained networks are kept beside it (``.jsonl``).
 
     A network that the sampler proposes again costs nothing: its row is in the ledger. One that fails is told as failed and never promoted.
+    Raises `InputError` when the file is none of a search, no Ray pool answers, or every network or every finalist failed.
     """
     optuna = _optuna()
     budget, crew = budget or Budget(), crew or Crew()
@@ -78,7 +80,8 @@ def search(
     truth = truth or Recipe(epochs=20, compile="off")
     if not len(data.validation) or not len(data.test):
         raise InputError(f"data {data.spec.name!r} needs a validation and a test split here; load it with validation=0.1.")
-    storage.parent.mkdir(parents=True, exist_ok=True)
+    check_crew(crew, {})
+    storage = _file(storage)
     ledger = Ledger(storage.with_suffix(".jsonl"))
     shelf, key = Shelf(data, {"condensed": tiny}), set_key(tiny, data, proxy)
     study = _study(optuna, storage, sampler, seed, f"{key} {dataclasses.asdict(space)}")
@@ -117,6 +120,12 @@ def _promote(
     ledger.do([job for group in jobs.values() for job in group], Shelf(data, {}), crew, told)
     rows = {id: [ledger.rows[job.name] for job in group] for id, group in jobs.items()}
     finalists = [(one, value, _mean(rows[one.id], "validation"), _mean(rows[one.id], "test")) for one, value in chosen]
+    if not any(np.isfinite(row[2]) for row in finalists):
+        reason = next((row["reason"] for group in rows.values() for row in group if "reason" in row), "no accuracy")
+        raise InputError(
+            f"search: none of the {len(finalists)} finalists could be trained on the whole data (the first: {reason}); change the recipe of"
+            " the full training (truth), and delete the search's files or choose another storage."
+        )
     finalists.sort(key=lambda row: -row[2] if np.isfinite(row[2]) else np.inf)
     return Found(finalists[0][0], finalists[0][3], finalists, trials)
 
@@ -142,11 +151,41 @@ def _optuna() -> Any:
     return optuna
 
 
+def _file(storage: Path | str) -> Path:
+    """The SQLite file's path, its folder made; `InputError` for what can be none."""
+    path = Path(storage)
+    if not path.name or path.is_dir() or path.suffix == ".jsonl":
+        raise InputError(f"search: storage {clipped(storage)!r} is no place for an SQLite file; give a file's name, for example search.db.")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _url(storage: Path) -> str:
+    import sqlalchemy
+
+    text = sqlalchemy.URL.create("sqlite", database=str(storage)).render_as_string()
+    if sqlalchemy.make_url(text).database != str(storage):  # before SQLAlchemy 2.1 a "?" in a name cannot be written in an address
+        raise InputError(f"search: storage {clipped(storage)!r} has a name that SQLAlchemy does not take; choose one without '?'.")
+    return text
+
+
+def _opened(optuna: Any, storage: Path, sampler: Any) -> Any:
+    """Optuna's study in this file, new or as it was; `InputError` when the file is not SQLite or cannot be written."""
+    import sqlalchemy
+
+    try:
+        return optuna.create_study(storage=_url(storage), study_name=STUDY, direction="maximize", load_if_exists=True, sampler=sampler)
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
+        text = clipped(getattr(error, "orig", None) or error, 120)
+        raise InputError(f"search: {storage} cannot be used as the SQLite file of a search ({text}); choose another file.") from None
+
+
 def _study(optuna: Any, storage: Path, sampler: str, seed: int, settings: str) -> Any:
     """The study of this file, new or continued; `InputError` when the file is another search's."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     first = optuna.samplers.RandomSampler(0)  # replaced below
-    made = optuna.create_study(storage=f"sqlite:///{storage}", study_name=STUDY, direction="maximize", load_if_exists=True, sampler=first)
+    made = _opened(optuna, storage, first)
     known = made.user_attrs.get("settings")
     if known is not None and known != settings:
         raise InputError(f"{storage}: belongs to a search with another space, set, data or recipe; choose another file or delete it.")

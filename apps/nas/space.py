@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import nn
 
 from distill.architectures import MAX_DEPTH, MAX_WIDTH
-from distill.errors import InputError, clipped
+from distill.errors import InputError, a_kind, clipped
 from distill.networks import Factory, UnitFeatures, check_name, create
 from distill.spec import DataSpec
 
@@ -96,7 +96,7 @@ def own(factories: Mapping[str, Factory]) -> list[Candidate]:
         if isinstance(network, str):
             check_name(network)
         elif not callable(network):
-            raise InputError(f"network {id!r} is a {type(network).__name__}; give a function of the data spec or a name.")
+            raise InputError(f"network {id!r} is {a_kind(network)}; give a function of the data spec or a name.")
     return [Candidate(id, network) for id, network in factories.items()]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pydantic
 
-from distill.errors import InputError, clipped
+from distill.errors import InputError, a_kind, clipped
 from distill.methods.datadam import DataDAM, DataDAMConfig
 from distill.methods.dm import DM, DMConfig
 from distill.methods.dsa import DSA, DSAConfig
@@ -43,7 +43,7 @@ def register(name: str, config: object, method: object) -> None:
             f"method {clipped(name)!r}: {config.__name__} has no text field {missing[0]!r} with a default; for example 'none'."
         )
     if not isinstance(method, type):
-        raise InputError(f"{what} is a {type(method).__name__}; allowed: a class with {', '.join(PARTS)}.")
+        raise InputError(f"{what} is {a_kind(method)}; allowed: a class with {', '.join(PARTS)}.")
     if lacking := [part for part in PARTS if not hasattr(method, part)]:
         raise InputError(
             f"method {clipped(name)!r}: class {method.__name__} has no {lacking[0]!r}; allowed: a class with {', '.join(PARTS)}."

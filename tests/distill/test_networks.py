@@ -437,7 +437,7 @@ def test_a_factory_that_fails_leaves_the_global_state() -> None:
     [
         (lambda spec: 3, "the network function returned an object of type int; allowed: a torch.nn.Module."),
         (nn.Linear(2, 2), "network is a Linear; give a name or a function of the data spec: lambda spec: MyNet(...)."),
-        (7, "network is a int; give a name or a function of the data spec: lambda spec: MyNet(...)."),
+        (7, "network is an int; give a name or a function of the data spec: lambda spec: MyNet(...)."),
     ],
 )
 def test_wrong_factories(given: object, message: str) -> None:

@@ -140,7 +140,7 @@ def test_a_wrong_import_path_is_one_line(tmp_path: Path, method: str, says: str)
         ('    initial: str = "real"\n', "", "MyMethodConfig has no text field 'initial' with a default"),
         ("def step", "def stop", "class MyMethod has no 'step'; allowed: a class with step, condensed, state, load_state."),
         ("initial, network=None)", "initial)", "allowed: MyMethod(config, initial, network), as the built-in methods are made."),
-        ("class MyMethod:", "MyMethod = 3\nclass Other:", "is a int; allowed: a class with"),
+        ("class MyMethod:", "MyMethod = 3\nclass Other:", "is an int; allowed: a class with"),
     ],
 )
 def test_a_wrong_file_is_one_line(tmp_path: Path, old: str, new: str, says: str) -> None:
@@ -162,7 +162,7 @@ def test_a_network_of_ones_own_is_condensed_with_and_judged(tmp_path: Path, toy_
     assert bool((distil(toy_data, "dm", network="nets:make", iterations=2).images == given.images).all())
     assert "nets.py: name 'mkae' is not known; did you mean 'make'?" in refused(tmp_path, "dm", 'network = "nets:mkae"')
     (tmp_path / "nets.py").write_text("make = 3\n")
-    assert "is a int; allowed: a function of the data spec" in refused(tmp_path, "dm", 'network = "nets:make"')
+    assert "is an int; allowed: a function of the data spec" in refused(tmp_path, "dm", 'network = "nets:make"')
 
 
 def test_a_continual_study_takes_both(tmp_path: Path) -> None:

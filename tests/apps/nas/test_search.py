@@ -23,7 +23,7 @@ TRUTH = Recipe(epochs=2, batch_size=16, lr=0.05, augmentation="none", compile="o
 BUDGET = Budget(trials=12, at_once=3, finalists=2, final_seeds=2)
 
 
-def run(storage: Path, **changes):
+def run(storage: Path | str, **changes):
     data = toy(per_class=20).hold_out(0.3)
     tiny = select(data, "class_mean", 1, generator(0))
     options = {"budget": BUDGET, "proxy": PROXY, "truth": TRUTH, "crew": Crew(0)} | changes
@@ -87,3 +87,46 @@ def test_another_searchs_file_is_refused(tmp_path: Path, change: dict, message: 
 def test_a_budget_is_checked() -> None:
     with pytest.raises(InputError, match="1 or more"):
         Budget(trials=0)
+
+
+ONE = Budget(trials=1, at_once=1, finalists=1, final_seeds=1)
+
+
+@pytest.mark.parametrize("name", ["plain.db", "a?b.db", "a%20b#c.db", "folder/ü x.db"])
+def test_the_file_is_the_one_that_was_named(tmp_path: Path, name: str) -> None:
+    first = run(str(tmp_path / name), budget=ONE)
+    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert files == {name, name.removesuffix(".db") + ".jsonl"}
+    again = run(tmp_path / name, budget=ONE, told=lambda *told: pytest.fail("trained something twice"))
+    assert again == first
+
+
+def test_a_file_that_cannot_hold_a_search_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "folder.db").mkdir()
+    (tmp_path / "notes.db").write_text("a shopping list\n" * 100)
+    for storage, message in (
+        (tmp_path / "folder.db", "no place for an SQLite file"),
+        (tmp_path / "rows.jsonl", "no place for an SQLite file"),
+        (".", "no place for an SQLite file"),
+        (tmp_path / "notes.db", "cannot be used as the SQLite file of a search .file is not a database"),
+        (tmp_path / "notes.db" / "inside.db", "cannot be written"),
+    ):
+        with pytest.raises(InputError, match=message) as error:
+            run(storage, budget=ONE)
+        assert "\n" not in str(error.value)
+    assert (tmp_path / "notes.db").read_text() == "a shopping list\n" * 100
+    assert {path.name for path in tmp_path.iterdir()} == {"folder.db", "notes.db"}
+
+
+def test_finalists_that_all_fail_end_the_search_with_the_reason(tmp_path: Path) -> None:
+    wild = Recipe(epochs=2, batch_size=16, lr=1e30, augmentation="none", compile="off")
+    with pytest.raises(InputError, match=r"none of the 1 finalists could be trained .*(diverged|not finite)") as error:
+        run(tmp_path / "search.db", budget=ONE, truth=wild)
+    assert "\n" not in str(error.value)
+
+
+def test_a_search_asks_for_its_pool_before_any_work(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(InputError, match="no Ray pool answers"):
+        run(tmp_path / "search.db", budget=ONE, crew=Crew(ray="127.0.0.1:9"))
+    assert not list(tmp_path.iterdir())
