@@ -13,6 +13,7 @@ from distill.data import ImageData
 from distill.errors import InputError
 from distill.evaluation import Accuracy, Measured, accuracies, summed_up
 from distill.figures import accuracy_bars, image_grid, loss_curve
+from distill.methods.advice import advice
 from distill.networks import create, flops, parameter_count
 from distill.randomness import generator
 from distill.records import append_line, read_lines, write_whole
@@ -27,6 +28,9 @@ def fill(study: CondenseStudy, options: Options, data: ImageData, folder: Path, 
     """Condense at each IPC, then judge."""
     metrics = folder / "metrics.jsonl"
     results["data"] = {"name": data.spec.name, "train": len(data.train), "test": len(data.test), "fingerprint": data.fingerprint}
+    notes = {ipc: advice(study.method, study.settings, data.spec, ipc) for ipc in study.ipc}
+    for line in dict.fromkeys(line for lines in notes.values() for line in lines):
+        say(console, f"note: {line}")
     sets = {ipc: _condense(study, options, data, folder, ipc) for ipc in study.ipc}
     others = sharding.rank() > 0
     sharding.end()
@@ -37,6 +41,7 @@ def fill(study: CondenseStudy, options: Options, data: ImageData, folder: Path, 
         part: dict[str, Any] = {"images": len(condensed), "bytes": condensed.nbytes, "distil_seconds": condensed.provenance.seconds}
         losses = [line["loss"] for line in read_lines(metrics) if line.get("stage") == "distil" and line.get("ipc") == ipc]
         part |= {"first_loss": losses[0], "last_loss": losses[-1]} if losses else {}
+        part |= {"advice": notes[ipc]} if notes[ipc] else {}
         results[f"ipc{ipc}"] = part
         if study.evaluation is not None:
             _judge(study.evaluation, study.method, options, data, condensed, ipc, metrics, part, console)

@@ -1,6 +1,6 @@
 """Run what has no kept record yet: `make reproduce`, or
 
-python -m scenarios.reproduce [--form paper|short] [--minutes 8] [--out DIR] [NAME ...]
+python -m scenarios.reproduce [--form paper|released|short] [--minutes 8] [--out DIR] [NAME ...]
 
 goes through the template's names (all, or those given), runs what scenarios/expected has no file for, and keeps each finished record's
 figures there. It works for ``--minutes``, stops cleanly (every run is saved) and goes on from there when called again: a slice at a time.
@@ -49,7 +49,7 @@ def run_slice(name: str, out: Path, seconds: float) -> bool:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m scenarios.reproduce", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("names", nargs="*")
-    parser.add_argument("--form", choices=("paper", "short"), default="paper" if torch.cuda.is_available() else "short")
+    parser.add_argument("--form", choices=("paper", "released", "short"), default="paper" if torch.cuda.is_available() else "short")
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--out", type=Path, default=Path("runs"))
     given = parser.parse_args(arguments)

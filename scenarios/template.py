@@ -1,37 +1,66 @@
 """One template instead of a file for every method, data set and number of images: ``paper-<method>-<data>-ipc<N>`` and more.
 
-`distill run paper-dm-cifar10-ipc10` is the papers' setting (for a GPU); `distill run short-dm-cifar10-ipc10` is a form for two CPU cores,
+`distill run paper-dm-cifar10-ipc10` is the papers' setting (for a GPU), `released-datadam-cifar10-ipc10` that of DataDAM's released code,
+which differs from its paper; `distill run short-dm-cifar10-ipc10` is a form for two CPU cores,
 and `cross-...` the short form judged by networks of six architectures; of the built-in digits too (`cross-dm-digits-ipc1`).
 The methods' own defaults are their papers'; this file adds what the papers change by data set, and the short forms.
 """
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 METHODS = ("gm", "dsa", "dm", "datadam", "mtt")
 DATA = ("mnist", "fashion-mnist", "svhn", "cifar10", "cifar100")
 IPC = (1, 10, 50)
 ARCHITECTURES = ("ConvNet", "MLP", "LeNet", "AlexNet", "VGG11", "ResNet18")
-FORMS = ("paper", "short", "cross")
+FORMS = ("paper", "released", "short", "cross")
+_ON = f"(?:{'|'.join(METHODS)})-(?:{'|'.join(DATA)})"
 _NAME = re.compile(
-    rf"(?:(?:paper|short|cross)-(?:{'|'.join(METHODS)})-(?:{'|'.join(DATA)})|cross-(?:{'|'.join(METHODS)})-digits)-ipc[0-9]{{1,4}}"
+    rf"(?:(?:paper|short|cross)-{_ON}|released-datadam-(?:{'|'.join(DATA)})|cross-(?:{'|'.join(METHODS)})-digits)-ipc[0-9]{{1,4}}"
 )
 
-# The authors' settings by (data, ipc): syn_steps, expert_epochs, max_start_epoch, lr_img, lr_lr, lr_init, zca, batch_syn. The row of the
-# paper's readme for CIFAR-10 at 10 images (lr_img 1e5) diverges; the authors call it a typing error, and this is the right one. MNIST,
-# FashionMNIST and SVHN are not in their table: those rows are CIFAR-10's without ZCA.
-MTT = {
-    ("cifar10", 1): (50, 2, 2, 100.0, 1e-7, 0.01, True, None),
-    ("cifar10", 10): (30, 2, 20, 100.0, 1e-5, 0.001, True, None),
-    ("cifar10", 50): (30, 2, 40, 1000.0, 1e-5, 0.001, False, None),
-    ("cifar100", 1): (20, 3, 20, 1000.0, 1e-5, 0.01, True, None),
-    ("cifar100", 10): (20, 2, 20, 1000.0, 1e-5, 0.01, False, None),
-    ("cifar100", 50): (80, 2, 40, 1000.0, 1e-5, 0.01, True, 125),
+# Where the settings of the "paper" and "released" forms stand: repository and file. Most are the defaults of the methods' configs.
+SOURCES = {
+    "gm": "VICO-UoE/DatasetCondensation, main.py and utils.py",
+    "dsa": "VICO-UoE/DatasetCondensation, main.py --method DSA and utils.py",
+    "dm": "VICO-UoE/DatasetCondensation, main_DM.py and readme.md",
+    "datadam": "DataDistillation/DataDAM, the paper's settings as quoted in issue 6",
+    "released-datadam": "DataDistillation/DataDAM, main_DataDAM.py and utils.py",
 }
+
+
+class Trajectory(NamedTuple):
+    """A row of MTT's settings; ``max_start_epoch`` is the argument of the authors' distill.py, whose last epoch is one less (`_paper`)."""
+
+    syn_steps: int
+    expert_epochs: int
+    max_start_epoch: int
+    lr_img: float
+    lr_lr: float
+    lr_init: float
+    zca: bool
+    batch_syn: int | None
+    source: str
+
+
+# The authors' commands, as DC-BENCH lists them. For CIFAR-10 at 10 images the authors' own readme has lr_img 1e5 and lr_lr 1e-4, which
+# diverge: a typing error, they say (mtt-distillation, issue 31), without the right ones. 100 and 1e-5 stand in DC-BENCH's list, in FTD's
+# distill/run_distill.sh (AngusDujw/FTD-distillation) and in HaBa's run_cifar10_ipc10_style5.sh (Huage001/DatasetFactorization).
+_BENCH = "justincui03/dc_benchmark, methods/tm/readme.md"
+MTT = {
+    ("cifar10", 1): Trajectory(50, 2, 2, 100.0, 1e-7, 0.01, True, None, _BENCH),
+    ("cifar10", 10): Trajectory(30, 2, 20, 100.0, 1e-5, 0.001, True, None, _BENCH),
+    ("cifar10", 50): Trajectory(30, 2, 40, 1000.0, 1e-5, 0.001, False, None, _BENCH),
+    ("cifar100", 1): Trajectory(20, 3, 20, 1000.0, 1e-5, 0.01, True, None, _BENCH),
+    ("cifar100", 10): Trajectory(20, 2, 20, 1000.0, 1e-5, 0.01, False, None, _BENCH),
+    ("cifar100", 50): Trajectory(80, 2, 40, 1000.0, 1e-5, 0.01, True, 125, _BENCH),
+}
+# MNIST, FashionMNIST and SVHN are in no table of the authors: CIFAR-10's settings without ZCA stand in for them.
+_PLAIN = "GeorgeCazenavette/mtt-distillation, issue 7, CIFAR-10 without ZCA"
 _MTT_PLAIN = {
-    1: (50, 2, 5, 1000.0, 1e-7, 0.01, False, None),
-    10: (30, 2, 15, 1000.0, 1e-5, 0.01, False, None),
-    50: (30, 2, 40, 1000.0, 1e-5, 0.001, False, None),
+    1: Trajectory(50, 2, 5, 1000.0, 1e-7, 0.01, False, None, _PLAIN),
+    10: Trajectory(30, 2, 15, 1000.0, 1e-5, 0.01, False, None, _PLAIN),
+    50: Trajectory(30, 2, 40, 1000.0, 1e-5, 0.001, False, None, _PLAIN),
 }
 
 # Short forms: fewer and larger image steps. Only those with a file in scenarios/expected have been run.
@@ -84,27 +113,49 @@ def from_template(name: str) -> dict[str, Any] | None:
     form, method, rest = name.split("-", 2)
     data, ipc = rest.rpartition("-ipc")[0], int(rest.rpartition("-ipc")[2])
     size = f"{ipc} image{'s' if ipc > 1 else ''} a class"
-    which = {"paper": "the paper's settings", "short": "a short form", "cross": "a short form across architectures"}[form]
+    which = {"short": "a short form", "cross": "a short form across architectures"}.get(form) or f"settings of {_source(name)}"
     return {
         "kind": "condense",
         "title": f"{data}, {method}, {size}, {which}",
-        **(_paper(method, data, ipc) if form == "paper" else _short(method, data, ipc, cross=form == "cross")),
+        **(_short(method, data, ipc, cross=form == "cross") if form in ("short", "cross") else _paper(form, method, data, ipc)),
     }
 
 
-def _paper(method: str, data: str, ipc: int) -> dict[str, Any]:
+def _source(name: str) -> str:
+    """Where the settings of a "paper" or "released" form stand."""
+    form, method, rest = name.split("-", 2)
+    data, ipc = rest.rpartition("-ipc")[0], int(rest.rpartition("-ipc")[2])
+    return _trajectory(data, ipc).source if method == "mtt" else SOURCES["released-datadam" if form == "released" else method]
+
+
+def _trajectory(data: str, ipc: int) -> Trajectory:
+    """The row of this number of images, else of the nearest number, of the same data where they have a table."""
+    rows = {known: row for (name, known), row in MTT.items() if name == data} or _MTT_PLAIN
+    return rows[min(rows, key=lambda known: abs(known - ipc))]
+
+
+def _paper(form: str, method: str, data: str, ipc: int) -> dict[str, Any]:
     table: dict[str, Any] = {"name": data}
     settings: dict[str, Any] = {"name": method, "ipc": ipc}
-    protocol = {"gm": "dc", "dsa": "dsa"}.get(method, "dm")
+    protocol, network = {"gm": "dc", "dsa": "dsa"}.get(method, "dm"), "ConvNet"
     if method == "mtt":
-        row = MTT.get((data, ipc)) or _MTT_PLAIN[min(_MTT_PLAIN, key=lambda known: abs(known - ipc))]
-        names = ("syn_steps", "expert_epochs", "max_start_epoch", "lr_img", "lr_lr", "lr_init")
-        settings |= dict(zip(names, row, strict=False))
-        if row[6]:
+        row = _trajectory(data, ipc)
+        names = ("syn_steps", "expert_epochs", "lr_img", "lr_lr", "lr_init")
+        settings |= {name: getattr(row, name) for name in names}
+        # distill.py draws np.random.randint(0, max_start_epoch), the end left out; here the last epoch is drawn too, as in algorithm 1.
+        settings["max_start_epoch"] = row.max_start_epoch - 1
+        if row.zca:
             table["zca"] = True
-        if row[7]:
-            settings["batch_syn"] = row[7]
-    evaluation = {"protocol": protocol, "networks": ["ConvNet"], "seeds": 5, "baselines": ["random"]}
+        if row.batch_syn:
+            settings["batch_syn"] = row.batch_syn
+    elif form == "released":
+        # Its network called ConvNet is batch norm, the evaluation network too (utils.py, `get_network`).
+        settings["form"], protocol, network = "released", "datadam", "ConvNetBN"
+    elif method == "datadam":
+        protocol = "datadam-paper"
+        if data in ("cifar10", "cifar100"):
+            table["zca"] = True
+    evaluation = {"protocol": protocol, "networks": [network], "seeds": 5, "baselines": ["random"]}
     return {"data": table, "method": settings, "evaluation": evaluation}
 
 
@@ -125,4 +176,5 @@ def names(form: str) -> list[str]:
     """All names of one form, cheap methods first."""
     order = ("dm", "datadam", "dsa", "gm", "mtt")
     small = [f"cross-{method}-digits-ipc1" for method in order] if form == "cross" else []
+    order = ("datadam",) if form == "released" else order
     return small + [f"{form}-{method}-{data}-ipc{ipc}" for method in order for data in DATA for ipc in IPC]

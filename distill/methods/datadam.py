@@ -30,6 +30,9 @@ class Form(NamedTuple):
     network: str
 
 
+# Its tables end at 50 images a class; the released code reads first images for up to 200 (main_DataDAM.py, --init smart).
+PUBLISHED_IPC = {"cifar10": 200, "cifar100": 200, "": 50}
+
 # What the paper's table and the released code say where they differ. The paper gives no batch; users of the code run 256 as well.
 FORMS = {
     "paper": Form(8000, 4.0, 1.0, 256, "ConvNet"),
@@ -44,7 +47,8 @@ class DataDAMConfig:
 
     ``power`` is p; ``layers`` are the activations that are matched, counted from 0 (None: all but the last); ``feature_weight`` is
     lambda (None: 0.01 up to 32 x 32 pixels, 0.02 above); ``weight`` multiplies the whole loss. ``lr_img`` None: 1 up to 50 images a
-    class, 10 above. ``precision`` "bf16" is for the real side only; ``compile`` see `distill.fast`.
+    class, 10 above (main_DataDAM.py says so of every data set). ``precision`` "bf16" is for the real side only; ``compile`` see
+    `distill.fast`.
     """
 
     form: Literal["paper", "released"] = "paper"

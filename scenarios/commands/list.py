@@ -32,6 +32,7 @@ def list_names(
         typer.echo("\n".join(f"{name:20} {parse(path).get('title', '')}" for name, path in shipped().items()))
         from scenarios.template import DATA, FORMS, METHODS
 
-        typer.echo(f"{', '.join(f'{form}-METHOD-DATA-ipcN' for form in FORMS)}: {', '.join(METHODS)} on {', '.join(DATA)}")
+        forms = [f"{form}-{'datadam' if form == 'released' else 'METHOD'}-DATA-ipcN" for form in FORMS]
+        typer.echo(f"{', '.join(forms)}: {', '.join(METHODS)} on {', '.join(DATA)}")
     else:
         raise unknown_name("list", what, ["methods", "data", "networks", "scenarios"])

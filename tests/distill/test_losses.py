@@ -172,7 +172,9 @@ def test_the_loop_table() -> None:
     for ipc, inner in INNER_EPOCHS.items():
         assert loops(GMConfig(), ipc) == (ipc, inner)
     assert loops(GMConfig(), 15) == (15, 38)
-    assert loops(GMConfig(), 500) == (500, 2)
+    for ipc in (200, 500, 1000):  # the author's answer to a user: (50, 10) or (20, 25) for 100 to 1,000 images a class
+        assert loops(GMConfig(), ipc) == (50, 10)
+    assert loops(GMConfig(outer_steps=7, inner_epochs=3), 500) == (7, 3)
     assert loops(GMConfig(outer_steps=3, inner_epochs=0), 10) == (3, 0)
 
 

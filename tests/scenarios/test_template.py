@@ -1,17 +1,24 @@
 """The template's names are studies, and `make reproduce` runs what has no kept record, a slice at a time."""
 
+import contextlib
 import csv
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from distill.coresets import select
+from distill.methods.mtt import MTT
+from distill.randomness import generator
 from distill.records import read_json, read_lines
-from distill.train import PROTOCOLS
 from scenarios import reproduce, tables
+from scenarios.cli import main
 from scenarios.schema import read_scenario, study
-from scenarios.template import ARCHITECTURES, DATA, FORMS, IPC, METHODS, MTT, from_template, names
+from scenarios.template import ARCHITECTURES, DATA, FORMS, IPC, METHODS, from_template, names
+from tests.conftest import toy
 
 EVERY = [name for form in FORMS for name in names(form)]
 
@@ -26,18 +33,21 @@ def test_every_name_is_a_study(name: str) -> None:
     assert made.ipc == (int(name.rpartition("ipc")[2]),)
     assert f"-{made.data.name}-" in name
     assert made.evaluation.seeds == 5
-    if form == "paper":  # the papers' iterations and protocols
-        expected = {"gm": 1000, "dsa": 1000, "dm": 20_000, "datadam": 8000, "mtt": 5000}
+    if form in ("paper", "released"):  # the authors' iterations and protocols
+        expected = {"gm": 1000, "dsa": 1000, "dm": 20_000, "datadam": 8000 if form == "paper" else 20_000, "mtt": 5000}
+        evaluated = {"gm": "dc", "dsa": "dsa", "datadam": "datadam-paper" if form == "paper" else "datadam"}
+        assert made.evaluation.protocol == evaluated.get(method, "dm")
+        # The file that the settings come from: repository/name and file, issue or paper.
+        assert re.search(r"settings of [\w-]+/[\w-]+, .*(\.py|\.md|issue \d+)", made.title)
         assert made.settings.iterations == expected[method]
         assert made.evaluation.recipe is None
-        assert made.evaluation.protocol in PROTOCOLS
     else:
         assert made.settings.iterations <= 500
     assert (made.evaluation.networks == ARCHITECTURES) == (form == "cross")
 
 
 def test_all_combinations_are_there_and_nothing_else_is_taken() -> None:
-    assert len(EVERY) == len(set(EVERY)) == 3 * len(METHODS) * len(DATA) * len(IPC) + len(METHODS) == 230
+    assert len(EVERY) == len(set(EVERY)) == (3 * len(METHODS) + 1) * len(DATA) * len(IPC) + len(METHODS) == 245
     for wrong in (
         "paper-dm-cifar10",
         "paper-xx-cifar10-ipc1",
@@ -45,6 +55,7 @@ def test_all_combinations_are_there_and_nothing_else_is_taken() -> None:
         "paper-dm-cifar10-ipc1.toml",
         "paper-dm-cifar10-ipcx",
         "paper-dm-digits-ipc1",
+        "released-dm-cifar10-ipc1",
     ):
         assert from_template(wrong) is None
     assert study("x", from_template("paper-dm-svhn-ipc20"), "x").merged["method"]["ipc"] == [20]  # type: ignore[arg-type]
@@ -53,14 +64,46 @@ def test_all_combinations_are_there_and_nothing_else_is_taken() -> None:
 def test_mtt_rows_are_the_authors() -> None:
     made: Any = study("x", from_template("paper-mtt-cifar10-ipc1"), "x")  # type: ignore[arg-type]
     s = made.settings
-    assert (
-        (s.syn_steps, s.expert_epochs, s.max_start_epoch, s.lr_img, s.lr_lr, s.lr_init)
-        == MTT["cifar10", 1][:6]
-        == (50, 2, 2, 100, 1e-7, 0.01)
-    )
+    assert (s.syn_steps, s.expert_epochs, s.lr_img, s.lr_lr, s.lr_init) == (50, 2, 100, 1e-7, 0.01)
     assert made.data.zca
     large: Any = study("x", from_template("paper-mtt-cifar100-ipc50"), "x")  # type: ignore[arg-type]
     assert large.settings.batch_syn == 125
+    between: Any = study("x", from_template("paper-mtt-cifar100-ipc20"), "x")  # type: ignore[arg-type]
+    assert between.settings.syn_steps == 20  # the nearest row of CIFAR-100, not CIFAR-10's
+
+
+@pytest.mark.parametrize(("data", "ipc", "argument"), [("cifar10", 1, 2), ("cifar10", 10, 20), ("cifar100", 50, 40), ("mnist", 1, 5)])
+def test_mtt_presets_start_at_the_epochs_of_the_authors_code(data: str, ipc: int, argument: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``np.random.randint(0, args.max_start_epoch)`` draws 0 to max_start_epoch - 1; the epochs here are those that `MTT.step` asks for."""
+    made: Any = study("x", from_template(f"paper-mtt-{data}-ipc{ipc}"), "x")  # type: ignore[arg-type]
+    drawn: set[int] = set()
+
+    class Stop(Exception): ...
+
+    class Experts:
+        experts, epochs = 1, made.settings.max_start_epoch + made.settings.expert_epochs
+
+        def weights(self, expert: int, epoch: int, device: object) -> torch.Tensor:
+            drawn.add(epoch)
+            raise Stop
+
+    method = MTT(made.settings, select(toy(), "random", 1, generator(0, "set")))
+    monkeypatch.setattr(method, "trajectories", Experts())
+    source = generator(0, "draws")
+    for _ in range(60 * argument):
+        with contextlib.suppress(Stop):
+            method.step(None, source)  # type: ignore[arg-type]
+    assert drawn == set(range(argument))
+
+
+def test_datadams_two_forms_are_evaluated_as_each_says() -> None:
+    """The released code: its ConvNet is batch norm, as evaluation network too. The paper's settings as users quote them: ZCA on CIFAR."""
+    released: Any = study("x", from_template("released-datadam-cifar10-ipc10"), "x")  # type: ignore[arg-type]
+    assert (released.settings.form, released.settings.network, released.settings.batch_real) == ("released", "ConvNetBN", 64)
+    assert (released.evaluation.networks, released.evaluation.protocol, released.data.zca) == (("ConvNetBN",), "datadam", False)
+    paper: Any = study("x", from_template("paper-datadam-cifar10-ipc10"), "x")  # type: ignore[arg-type]
+    assert (paper.evaluation.networks, paper.evaluation.protocol, paper.data.zca) == (("ConvNet",), "datadam-paper", True)
+    assert not study("x", from_template("paper-datadam-mnist-ipc1"), "x").data.zca  # type: ignore[arg-type]
 
 
 def test_a_slice_stops_cleanly_and_the_next_one_goes_on(
@@ -123,3 +166,21 @@ def test_published_figures_cover_the_methods() -> None:
     assert rows["cifar10", "10", "dm"]["accuracy"] == "48.9"
     for method in METHODS:
         assert any(key[2] == method for key in rows)
+
+
+def test_a_study_prints_and_records_its_advice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text(
+        'kind = "condense"\n[data]\nname = "digits"\n'
+        '[method]\nname = "dm"\nipc = [1, 60]\niterations = 1\nnetwork = "ConvNetD1W32"\nbatch_real = 4\n'
+    )
+    with pytest.raises(SystemExit) as ended:
+        main(["run", str(path), "--out", str(tmp_path / "out")])
+    assert ended.value.code == 0
+    (record,) = (tmp_path / "out").rglob("record.json")
+    found = read_json(record)["results"]
+    (line,) = found["ipc60"]["advice"]
+    assert line.startswith("dm is published for up to 50 images a class on data such as digits, not 60; ")
+    assert "advice" not in found["ipc1"]
+    captured = capsys.readouterr()
+    assert f"note: {line}" in captured.out + captured.err
