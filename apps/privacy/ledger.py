@@ -1,10 +1,18 @@
-"""What was released, in memory or in a folder: an answer that is kept is never paid for twice, and none is ever forgotten in the account.
+"""What was released, in memory or in a folder: an answer that is kept is never paid for twice, and no release is missing from the account.
 
-The folder holds noised releases only. It is as public as the set that is made from them.
+The folder holds noised releases (and experts trained with noise), which are as public as the set that is made from them, and one file that
+is not: ``PRIVATE-data.json``, a fingerprint of the private images, so that no other data are answered from their releases.
+
+Objects of one process or of several may share a folder. Every change is made under a lock and starts from what is on the disk.
 """
 
+import contextlib
+import fcntl
 import json
-from collections.abc import Sequence
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,54 +23,128 @@ from torch import Tensor
 from apps.privacy import accounting
 from apps.privacy.accounting import Steps
 from distill.errors import InputError
-from distill.records import read_json, write_json, write_whole
+from distill.records import read_json, write_json, write_whole, writing
 from distill.stopping import held_back
 
 # Older releases are dropped beyond this; their cost stays in the account.
 KEEP_BYTES = 2 << 30
+# Another process holds the lock while it makes one release, or one expert.
+LOCK_SECONDS = 60.0
+PRIVATE_FILE = "PRIVATE-data.json"
 
 
 class Ledger:
-    """Releases by the key of their question, and the accountant's history. ``facts`` must be those of the run that is continued."""
+    """Releases by the key of their question, and the accountant's history.
 
-    def __init__(self, folder: Path | None, facts: dict[str, Any] | None = None) -> None:
+    Args:
+        folder: where they are kept; None keeps them in memory.
+        facts: the public settings of the account. A folder with other facts is refused.
+        fingerprint: of the private data; it is written to `PRIVATE_FILE` only.
+
+    Raises `InputError` for a folder of other facts or data, a damaged one, and one that another process has locked.
+    """
+
+    def __init__(self, folder: Path | None, facts: dict[str, Any] | None = None, fingerprint: str | None = None) -> None:
         self.folder = folder
         self.facts = facts or {}
-        self.history: list[Steps] = []
+        self.account = os.urandom(16).hex()
         self.plan: Sequence[Any] | None = None
+        self._history: list[Steps] = []
         self._bytes = 0
         self._kept: dict[str, Tensor] = {}
+        self._files: set[str] = set()  # of releases that were read or written
+        self._written: tuple[int, int] | None = None  # the account's file as this object knows it
+        self._lock, self._inside = threading.RLock(), False
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            if (folder / "account.json").exists():
-                self._read(folder)
-            else:
-                self._write()
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            with self.locked():
+                self._check_data(folder, fingerprint)
+                if self._written is None:
+                    self._write()
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder alone, with everything in it known; may be entered again inside."""
+        with self._lock:
+            if self.folder is None or self._inside:
+                yield
+                return
+            with contextlib.ExitStack() as stack:
+                with writing(self.folder):
+                    file = stack.enter_context((self.folder / ".lock").open("a"))
+                _acquire(file.fileno(), self.folder)
+                try:
+                    self._inside = True
+                    with held_back():  # half of what others released must not be taken in
+                        self._refresh(self.folder)
+                    yield
+                finally:
+                    self._inside = False
+
+    @property
+    def history(self) -> list[Steps]:
+        """What the accountant has counted, other processes' releases from this folder included."""
+        if self.folder is not None and _state(self.folder) != self._written:
+            with self.locked():
+                pass
+        return self._history
+
+    def count(self, noise: float, rate: float, times: int) -> None:
+        """Add steps to the account whose results are kept elsewhere. Call it before the results are seen."""
+        with self.locked():
+            self._history = accounting.add(self._history, noise, rate, times)
+            self._write()
 
     def find(self, key: str) -> Tensor | None:
-        """A release that was made, by its question's key; None where there is none."""
+        """A release that was made, by its question's key; None where there is none. Call it inside `locked`."""
         return self._kept.get(key)
 
-    def set_plan(self, plan: Sequence[Any]) -> None:
-        """Write down what may be released in all."""
-        self.plan = plan
-        self._write()
+    def set_plan(self, plan: Sequence[Any]) -> Sequence[Any]:
+        """Write down what may be released in all; the plan that is there already stays. Returns the plan that holds."""
+        with self.locked():
+            if self.plan is None:
+                self.plan = list(plan)
+                self._write()
+            return self.plan
 
-    def record(self, key: str, released: Tensor, noise: float, rate: float) -> None:
-        """Keep a release and count it. It is on the disk before anybody has seen it, and a file that is there is always counted."""
-        count = sum(step.times for step in self.history)
-        with held_back():  # a Ctrl-C between the two files would leave this object without the release that the folder has
+    def record(self, key: str, released: Tensor, noise: float, rate: float, times: int = 1, name: str | None = None) -> None:
+        """Keep a release and count it as ``times`` steps. It is on the disk before anybody has seen it, and a file on the disk is counted.
+
+        With ``name`` it is a file of its own that `read` finds again (an expert's weights), else one of the releases that `find` looks up.
+        """
+        with self.locked(), held_back():  # a Ctrl-C between the two files would leave this object without what the folder has
             if self.folder is not None:
-                tensor = {"released": released.cpu().contiguous()}
-                write_whole(self._file(count), safetensors.torch.save(tensor, {"key": key, "steps": json.dumps([noise, rate, 1])}))
-            self.history = accounting.add(self.history, noise, rate)
+                file = self.folder / self._name(name)
+                if file.exists():  # another process was killed between this file and its account
+                    self._refresh(self.folder, again=True)
+                    file = self.folder / self._name(name)
+                if file.exists():
+                    raise InputError(f"{file}: is there already; start in another folder.")
+                steps, place = [noise, rate, times], sum(step.times for step in self._history)
+                facts = {"key": key, "steps": json.dumps(steps), "before": str(place), "account": self.account}
+                write_whole(file, safetensors.torch.save({"released": released.cpu().contiguous()}, facts))
+                self._files.add(file.name)
+            self._history = accounting.add(self._history, noise, rate, times)
             self._write()
-            self._keep(key, released)
+            if name is None:
+                self._keep(key, released)
 
-    def count(self, noise: float, rate: float, count: int) -> None:
-        """Count steps whose results are kept elsewhere (experts)."""
-        self.history = accounting.add(self.history, noise, rate, count)
-        self._write()
+    def read(self, name: str, key: str) -> Tensor | None:
+        """What `record` kept under ``name``; None where nothing is. `InputError` where it answers another question."""
+        path = None if self.folder is None else self.folder / f"{name}.safetensors"
+        if path is None or not path.exists():
+            return None
+        if path.name not in self._files:
+            with self.locked():
+                self._refresh(self.folder, again=True)  # type: ignore[arg-type]
+        facts, tensor = _opened(path)
+        if facts.get("key") != key:
+            raise InputError(f"{path}: was made with other settings; use another folder.")
+        return tensor
+
+    def _name(self, name: str | None) -> str:
+        return f"{name or f'release-{sum(step.times for step in self._history):08d}'}.safetensors"
 
     def _keep(self, key: str, released: Tensor) -> None:
         self._kept[key] = released.cpu()
@@ -72,33 +154,92 @@ class Ledger:
             if self.folder is not None and (old := sorted(self.folder.glob("release-*.safetensors"))):
                 old[0].unlink()
 
-    def _file(self, number: int) -> Path:
-        assert self.folder is not None
-        return self.folder / f"release-{number:08d}.safetensors"
+    # The account's file
 
     def _write(self) -> None:
         if self.folder is not None:
             plan = None if self.plan is None else list(self.plan)
-            write_json(self.folder / "account.json", {"facts": self.facts, "plan": plan, "history": [list(s) for s in self.history]})
+            history = [list(step) for step in self._history]
+            write_json(self.folder / "account.json", {"account": self.account, "facts": self.facts, "plan": plan, "history": history})
+            self._written = _state(self.folder)
 
-    def _read(self, folder: Path) -> None:
+    def _refresh(self, folder: Path, again: bool = False) -> None:
+        """Take in what others (or a process that was killed) have put into the folder since."""
+        if (state := _state(folder)) == self._written and state is not None and not again:
+            return
+        if state is None:
+            if self._written is not None or any(folder.glob("*.safetensors")):
+                raise InputError(f"{folder}: its account.json is missing, so what was spent is not known; start in another folder.")
+            return
         try:
             saved = read_json(folder / "account.json")
             if saved["facts"] != self.facts:
-                given = str(saved["facts"])[:120]
+                differing = [name for name in saved["facts"] if saved["facts"][name] != self.facts.get(name)] or sorted(self.facts)
+                given = ", ".join(f"{name} {saved['facts'].get(name)}" for name in differing)[:120]
                 raise InputError(f"{folder}: its releases were made under other settings ({given}); use another folder.")
-            self.plan = saved["plan"]
-            self.history = [Steps(float(noise), float(rate), int(count)) for noise, rate, count in saved["history"]]
-            counted = sum(step.times for step in self.history)
-            for path in sorted(folder.glob("release-*.safetensors")):
-                with safetensors.safe_open(path, framework="pt") as file:
-                    facts, tensor = file.metadata(), file.get_tensor("released")
-                self._keep(facts["key"], tensor)
+            history = [Steps(float(noise), float(rate), int(times)) for noise, rate, times in saved["history"]]
+            account = str(saved["account"])
+            if self._written is not None and (
+                account != self.account or sum(step.times for step in history) < sum(step.times for step in self._history)
+            ):
+                raise InputError(f"{folder}: its account was replaced by another one, so what was spent is not known; use another folder.")
+            counted = sum(step.times for step in history)
+            for path in sorted(folder.glob("*.safetensors")):
+                if path.name in self._files:
+                    continue
+                facts, tensor = _opened(path)
+                if facts["account"] != account:
+                    raise InputError(f"{path}: belongs to another account; use another folder.")
                 # Killed between the release and its account: it counts.
-                if int(path.stem.removeprefix("release-")) >= counted:
-                    self.history = accounting.add(self.history, *json.loads(facts["steps"]))
+                if int(facts["before"]) >= counted:
+                    history = accounting.add(history, *json.loads(facts["steps"]))
+                self._files.add(path.name)
+                if path.name.startswith("release-"):
+                    self._keep(facts["key"], tensor)
         except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
             text = str(error)[:100]
             raise InputError(f"{folder}: is damaged ({text}), so what was spent is not known; start in another folder.") from None
+        self.account, self.plan, self._history = account, saved["plan"], history
+        self._written = state
+        if sum(step.times for step in history) != counted:
+            self._write()
+
+    def _check_data(self, folder: Path, fingerprint: str | None) -> None:
+        path = folder / PRIVATE_FILE
+        if path.exists():
+            if read_json(path).get("fingerprint") != fingerprint:
+                raise InputError(f"{folder}: its releases were made from other private data; use another folder.")
+        elif fingerprint is not None:
+            if self._history:
+                raise InputError(f"{path}: is missing, so whose data were released is not known; use another folder.")
+            write_json(path, {"private": "do not share this file: it lets anybody test a guess of the data", "fingerprint": fingerprint})
+
+
+def _state(folder: Path) -> tuple[int, int] | None:
+    """What changes whenever the account is written: each time it is a new file."""
+    try:
+        found = (folder / "account.json").stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _opened(path: Path) -> tuple[dict[str, str], Tensor]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return file.metadata() or {}, file.get_tensor("released")
+    except (safetensors.SafetensorError, OSError) as error:
+        raise InputError(f"{path}: is damaged ({str(error)[:100]}), so what was spent is not known; start in another folder.") from None
+
+
+def _acquire(number: int, folder: Path) -> None:
+    start = time.monotonic()
+    while True:
+        try:
+            return fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() - start > LOCK_SECONDS:
+                raise InputError(f"{folder}: another process is making a release there; wait for it, or use another folder.") from None
+            time.sleep(0.05)

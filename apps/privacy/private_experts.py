@@ -4,11 +4,13 @@ The batches are Poisson masks of the operating system's entropy, as in every rel
 noise. Step sizes are public. A finished expert is kept in the ledger's folder; of one that was stopped nobody has seen anything.
 """
 
+import dataclasses
+import functools
+import json
 import warnings
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,9 +21,13 @@ from distill.errors import InputError
 from distill.experts import ExpertConfig, Trajectories, flat
 from distill.networks import Factory, create
 from distill.randomness import generator
-from distill.records import write_whole
 from distill.statistics import chunk_size
-from distill.stopping import held_back
+
+try:
+    from opacus import GradSampleModule
+    from opacus.optimizers import DPOptimizer
+except ImportError:
+    raise InputError('private experts need opacus: pip install "distill-apps[privacy]"') from None
 
 if TYPE_CHECKING:
     from apps.privacy.private_statistics import PrivateStatistics
@@ -35,39 +41,57 @@ def train_private_experts(
 
     No augmentation: several views of an example would be several contributions. Raises `InputError` when the budget does not cover it.
     """
-    folder = statistics.ledger_folder
+    factory = network or config.network
     made: list[Tensor] = []
     for expert in range(config.experts):
-        path = folder / f"expert-{expert:04d}.safetensors" if folder else None
-        if path is not None and path.exists():
-            made.append(_read(path))
-            continue
-        statistics.check_budget(plan, steps)
-        weights = torch.stack(_train(statistics, data, config, network or config.network, expert, plan, steps))
-        with held_back():  # an expert that is kept is counted
-            if path is not None:
-                write_whole(path, safetensors.torch.save({"weights": weights}))
-            statistics.count(plan, steps)
-        made.append(weights)
+        key = _question(config, factory, expert, plan, steps, statistics.clip)
+        train = functools.partial(_train, statistics, data, config, factory, expert, plan, steps)
+        made.append(statistics.trained(f"expert-{expert:04d}", key, plan, steps, train))
     return Trajectories(config.experts, config.epochs, lambda expert, epoch: made[expert][epoch], statistics.privacy)
+
+
+def _question(config: ExpertConfig, network: Factory, expert: int, plan: "Plan", steps: int, clip: float | None) -> str:
+    """What an expert depends on beside the data: an expert that was trained otherwise is no answer."""
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name != "experts"}
+    named = network if isinstance(network, str) else f"given: {getattr(network, '__name__', type(network).__name__)}"
+    return json.dumps(["expert", expert, settings, named, list(plan), steps, clip], sort_keys=True)
+
+
+class _NoisedSums(DPOptimizer):
+    """Opacus' optimiser with the noise of the statistics' own entropy: a generator of torch keeps 32 bits of its seed on a CPU."""
+
+    def __init__(self, *arguments: Any, normal: Callable[[tuple[int, ...]], Tensor], **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.normal = normal
+
+    def clip_and_accumulate(self) -> None:
+        """As Opacus does, after zeroing the gradient of an example that is not finite: it would pass through any clipping."""
+        finite = torch.stack([torch.isfinite(rows.flatten(1)).all(1) for rows in self.grad_samples]).all(0)
+        for parameter, rows in zip(self.params, self.grad_samples, strict=True):
+            rows[~finite] = 0.0
+            parameter.grad_sample = rows
+        super().clip_and_accumulate()
+
+    def add_noise(self) -> None:
+        deviation = self.noise_multiplier * self.max_grad_norm
+        for parameter in self.params:
+            drawn = self.normal(tuple(parameter.summed_grad.shape)).to(parameter.device)
+            parameter.grad = (parameter.summed_grad.double() + deviation * drawn).to(parameter.dtype).view_as(parameter)
 
 
 def _train(
     statistics: "PrivateStatistics", data: ImageData, config: ExpertConfig, network: Factory, expert: int, plan: "Plan", steps: int
-) -> list[Tensor]:
-    from opacus import GradSampleModule
-    from opacus.optimizers import DPOptimizer
-
+) -> Tensor:
     model = create(network, data.spec, generator(config.seed, "expert", expert, "weights"), data.device).train()
     check_separable(model)
     watched = GradSampleModule(model, loss_reduction="mean")
-    optimiser: Any = DPOptimizer(
+    optimiser: Any = _NoisedSums(
         torch.optim.SGD(watched.parameters(), lr=config.lr),
         noise_multiplier=plan.noise_multiplier,
         max_grad_norm=statistics.clip or 1.0,
         expected_batch_size=round(plan.sample_rate * statistics.population),
         loss_reduction="mean",
-        generator=statistics.noise_generator(data.device),
+        normal=statistics.noise,
     )
     labels, snapshots = data.train.labels, [flat(model).cpu()]
     for step in range(1, steps + 1):
@@ -84,11 +108,4 @@ def _train(
             optimiser.zero_grad()
         if step * config.epochs % steps < config.epochs:
             snapshots.append(flat(model).cpu())
-    return snapshots
-
-
-def _read(path: Path) -> Tensor:
-    try:
-        return safetensors.torch.load_file(path)["weights"]
-    except (safetensors.SafetensorError, OSError, KeyError) as error:
-        raise InputError(f"{path}: is damaged ({str(error)[:100]}); start in another folder.") from None
+    return torch.stack(snapshots)

@@ -5,7 +5,7 @@ so one example moves the stack by at most the clipping norm), Gaussian noise onc
 disk where there is a ledger, and the same question gets the same answer for ever; clean sums are never kept.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,9 @@ from apps.privacy.accounting import ADJACENCY, Steps
 from apps.privacy.contributions import check_separable, feature_rows, gradient_rows, plain, through
 from apps.privacy.entropy import Entropy, SeededEntropy, SystemEntropy
 from apps.privacy.ledger import Ledger
-from apps.privacy.public import check_normalisation, check_start, check_target, probe_images, public_size
+from apps.privacy.public import check_class_list, check_normalisation, check_start, check_target, probe_images, public_size
 from apps.privacy.release import Plan, Rows, check_independent, noised_sums, poisson_mask, question, refused
-from apps.privacy.statement import NOT_COVERED
+from apps.privacy.statement import NOT_COVERED, mechanism
 from distill.condensed import CondensedSet
 from distill.data import ImageData
 from distill.errors import InputError
@@ -74,15 +74,14 @@ class PrivateStatistics:
         if centred and clip is None:
             raise InputError("centred features need clip, the length that a difference is cut to; 0.5 suits features of length 1.")
         if start_releases < 0 or not 0 < start_share < 1:
-            raise InputError(
-                f"start_releases {start_releases}, start_share {start_share}; allowed: 0 or more, and a share between 0 and 1."
-            )
+            raise InputError(f"start_releases {start_releases}, start_share {start_share}; allowed: 0 or more, a share between 0 and 1.")
         self._data = data
         self._entropy: Entropy = SystemEntropy() if insecure_seed is None else SeededEntropy(insecure_seed)
         self._public_start, self.centred = public_start, centred
         self.epsilon, self.delta, self.population, self.clip = float(epsilon), delta, population, clip
-        self._classes = tuple(classes) if classes is not None else tuple(range(data.spec.num_classes))
+        self._classes = check_class_list(classes, data.spec)
         self._asked = (releases, sample_rate)
+        self._settings = {"asked": list(self._asked), "centred": centred, "public_start": public_start}
         self._suggested: int | None = None
         self.start_plan: Plan | None = None
         if start_releases:
@@ -96,8 +95,6 @@ class PrivateStatistics:
         self._ledger = Ledger(None)
         if ledger is not None:
             self._open(Path(ledger))
-
-    # What is public
 
     @property
     def spec(self) -> DataSpec:
@@ -122,7 +119,7 @@ class PrivateStatistics:
 
     @property
     def history(self) -> list[Steps]:
-        """What the accountant has counted so far."""
+        """Counted so far."""
         return self._ledger.history
 
     @property
@@ -133,7 +130,7 @@ class PrivateStatistics:
             "epsilon": found.epsilon,
             "delta": self.delta,
             "adjacency": ADJACENCY,
-            "mechanism": "Gaussian noise on Poisson-sampled sums of clipped per-example rows",
+            "mechanism": mechanism(self._entropy.secure),
             "releases": sum(step.times for step in self.history),
             "accountant": found.accountant,
             "history": [list(step) for step in self.history],
@@ -142,6 +139,7 @@ class PrivateStatistics:
             "population": self.population,
             "initial": self._start,
             "insecure": not self._entropy.secure,
+            "account": self._ledger.account,
             "not_covered": list(NOT_COVERED),
         }
 
@@ -153,7 +151,7 @@ class PrivateStatistics:
             raise InputError("private statistics cannot be shared out between processes: each would make releases of its own.")
         if checkpoint is not None and self._ledger.folder is None:
             self._open(checkpoint.with_name(f"{checkpoint.stem}-releases"))
-        self._start = check_start(start, self._data, self._public_start, self.history)
+        self._start = check_start(start, self._data, self._public_start, self._ledger.account, self.history)
         self._suggested = self._suggested or steps
         if done and not self.history:
             raise InputError(
@@ -162,12 +160,12 @@ class PrivateStatistics:
             )
 
     def _open(self, folder: Path) -> None:
-        facts = {"epsilon": self.epsilon, "delta": self.delta, "population": self.population, "clip": self.clip}
-        start = list(self.start_plan) if self.start_plan else None
-        earlier = self._ledger
-        self._ledger = Ledger(folder, {**facts, "start": start, "classes": list(self._classes)})
-        if earlier.history:
+        if self.history:
             raise InputError(f"releases were made before the ledger {folder} was given; give ledger= when making PrivateStatistics.")
+        facts = {"epsilon": self.epsilon, "delta": self.delta, "population": self.population, "clip": self.clip, **self._settings}
+        facts |= {"start": list(self.start_plan) if self.start_plan else None, "classes": list(self._classes)}
+        facts |= {"mean": list(self.spec.mean), "std": list(self.spec.std), "secure": self._entropy.secure}
+        self._ledger = Ledger(folder, facts, self._data.fingerprint)
 
     def _planned(self, batch_size: int, releases: int | None = None) -> Plan:
         """The plan of this run or of the run that is continued; made at the first question."""
@@ -181,7 +179,7 @@ class PrivateStatistics:
             start = self.start_plan
             before = (Steps(start.noise_multiplier, start.sample_rate, start.releases),) if start else ()
             self._plan = Plan(count, rate, accounting.noise_multiplier(self.epsilon, self.delta, rate, count, before))
-            self._ledger.set_plan(tuple(self._plan))
+            self._plan = Plan(*self._ledger.set_plan(tuple(self._plan)))
         return self._plan
 
     def centre_on(self, centre: CondensedSet) -> None:
@@ -192,7 +190,7 @@ class PrivateStatistics:
         """
         if not self.centred:
             raise InputError("centre_on is for statistics made with centred=True and a clip; these release features as they are.")
-        check_start(centre, self._data, self._public_start, self.history)
+        check_start(centre, self._data, self._public_start, self._ledger.account, self.history)
         missing = sorted(set(self._classes) - set(centre.labels.tolist()))
         if missing:
             raise InputError(f"the centre has no image of the classes {missing[:10]}; give a set with images of each.")
@@ -260,15 +258,16 @@ class PrivateStatistics:
 
     def release(self, key: str, plan: Plan, norm: float, rows: Rows, length: int, slots: int = 1) -> Tensor:
         """(K, slots, D) float32: what was released for this question, or a new release. The only door out of the private data."""
-        known = self._ledger.find(key)
-        if known is not None:
-            return known.to(self.device)
-        self.check_budget(plan)
-        released = noised_sums(
-            self._data, self._classes, self.sample(plan.sample_rate), plan.noise_multiplier, norm, rows, length, slots, self._entropy
-        )
-        self._ledger.record(key, released, plan.noise_multiplier, plan.sample_rate)
-        return released
+        with self._ledger.locked():
+            known = self._ledger.find(key)
+            if known is not None:
+                return known.to(self.device)
+            self.check_budget(plan)
+            released = noised_sums(
+                self._data, self._classes, self.sample(plan.sample_rate), plan.noise_multiplier, norm, rows, length, slots, self._entropy
+            )
+            self._ledger.record(key, released, plan.noise_multiplier, plan.sample_rate)
+            return released
 
     def sample(self, rate: float) -> Tensor:
         """(N,) bool: a Poisson mask over the whole private set."""
@@ -285,19 +284,20 @@ class PrivateStatistics:
 
     # MTT
 
-    @property
-    def ledger_folder(self) -> Path | None:
-        return self._ledger.folder
+    def trained(self, name: str, key: str, plan: Plan, steps: int, train: Callable[[], Tensor]) -> Tensor:
+        """Weights that ``train`` makes in ``steps`` counted steps of DP-SGD, or those that were kept under this name and question."""
+        with self._ledger.locked():
+            known = self._ledger.read(name, key)
+            if known is not None:
+                return known
+            self.check_budget(plan, steps)
+            weights = train()
+            self._ledger.record(key, weights, plan.noise_multiplier, plan.sample_rate, steps, name)
+            return weights
 
-    def count(self, plan: Plan, steps: int) -> None:
-        """Account steps of DP-SGD, whose results are kept elsewhere."""
-        self._ledger.count(plan.noise_multiplier, plan.sample_rate, steps)
-
-    def noise_generator(self, device: torch.device) -> torch.Generator:
-        """For libraries that draw their noise from a generator: one with a seed of this object's entropy, which nobody keeps."""
-        made = torch.Generator(device=device)
-        made.manual_seed(int(self._entropy.uniform(1)[0] * 2**53))
-        return made
+    def noise(self, shape: tuple[int, ...]) -> Tensor:
+        """Standard normal float64 of this shape, from where all noise of this object comes."""
+        return torch.from_numpy(self._entropy.normal(shape))
 
     def trajectories(self, config: "ExpertConfig", network: Factory, progress: bool | None = None) -> "Trajectories":
         """Experts trained by DP-SGD; matching them is post-processing."""

@@ -1,5 +1,7 @@
 """What a private run may know beforehand: published sizes and normalisations, public probe images, public initial sets."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -48,7 +50,7 @@ def check_target(epsilon: float, delta: float, population: int) -> None:
     """`InputError` unless (epsilon, delta) is a guarantee that means something for so many examples."""
     if not (isinstance(epsilon, int | float) and 0 < epsilon < float("inf")):
         raise InputError(f"epsilon is {str(epsilon)[:40]}; allowed: a positive number (1 is strong, 10 is weak).")
-    if delta > 1 / population:
+    if delta >= 1 / population:
         raise InputError(f"delta is {delta}; allowed: below 1 / population = {1 / population:.2g}, or one example could be given away.")
 
 
@@ -69,13 +71,24 @@ def check_normalisation(data: ImageData) -> None:
         )
 
 
-def check_start(start: CondensedSet, data: ImageData, public: str | None, history: list[Steps]) -> str:
+def check_class_list(classes: Sequence[int] | None, spec: DataSpec) -> tuple[int, ...]:
+    """The classes of a release; `InputError` for one that is listed twice: its examples would be in two sums, and move them further."""
+    if classes is None:
+        return tuple(range(spec.num_classes))
+    listed = tuple(classes)
+    good = all(isinstance(label, int) and not isinstance(label, bool) and 0 <= label < spec.num_classes for label in listed)
+    if not listed or not good or len(set(listed)) != len(listed):
+        raise InputError(f"classes is {clipped(listed)}; allowed: different whole numbers from 0 to {spec.num_classes - 1}, at least one.")
+    return listed
+
+
+def check_start(start: CondensedSet, data: ImageData, public: str | None, account: str, history: list[Steps]) -> str:
     """Where the first images come from, in words; `InputError` when they may come from the private images without a release."""
     origin = start.provenance
     if origin.method == "initial:noise":
         return "noise"
     statement = origin.dp or {}
-    if _is_part(statement.get("history"), history):
+    if statement.get("account") == account and _is_part(statement.get("history"), history):
         return f"{clipped(origin.method)}, from releases of the same account"
     if public is None or origin.fingerprint == data.fingerprint:
         raise InputError(

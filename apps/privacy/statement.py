@@ -12,9 +12,10 @@ from apps.privacy.accounting import Steps
 from distill.errors import InputError, clipped
 
 NOT_COVERED = (
-    "examples that were used elsewhere (one person's several images, or the same data in another release, add up)",
+    "a person with several examples (k examples have k times this epsilon), and the same data in another release (epsilons add up)",
     "the choice of settings by looking at private data",
-    "the existence, shape and class names of the data",
+    "the existence, shape, class names, normalisation and stated size of the data, which are taken as public",
+    "how long the run took",
     "attacks on floating-point rounding",
 )
 # Beyond these a history is not recomputed while somebody waits; and what Opacus' series are sure to end for.
@@ -22,6 +23,12 @@ MAX_ENTRIES, MAX_STEPS = 64, 100_000
 NOISE, RATE = (0.05, 1e5), (1e-8, 1.0)
 # Another version of the accountant may end elsewhere in its last digits.
 SLACK = 0.01
+
+
+def mechanism(secure: bool) -> str:
+    """The mechanism of `PrivateStatistics` in words."""
+    source = "the operating system's generator" if secure else "a generator with a known seed"
+    return f"Gaussian noise of {source} on Poisson-sampled sums of clipped per-example rows"
 
 
 def guarantee(statement: dict[str, Any] | None) -> str:
@@ -33,6 +40,12 @@ def guarantee(statement: dict[str, Any] | None) -> str:
         return "No privacy guarantee: the noise of this set can be repeated by whoever knows its seed (a test setting)."
     if epsilon is None or delta is None or releases is None or not (epsilon >= 0 and 0 < delta < 1 and releases >= 0):
         return "No privacy guarantee: the set carries a statement that names no epsilon, delta and number of releases."
+    population = _number(statement.get("population"))
+    if population is not None and population >= 1 and delta >= 1 / population:
+        return (
+            f"No privacy guarantee: delta {delta:.1e} is not below 1 / {population:.0f}, the stated number of examples; "
+            "with such a delta one of them could be published whole."
+        )
     wrong, checked = against_history(statement.get("history"), epsilon, delta, releases)
     if wrong:
         return f"No privacy guarantee: {wrong}."
@@ -42,8 +55,8 @@ def guarantee(statement: dict[str, Any] | None) -> str:
     chance = math.exp(min(epsilon, 700.0))
     times = f"{chance:.3g}" if chance < 1e6 else "more than a million"
     return (
-        f"The maker states ({epsilon:.2f}, {delta:.1e})-differential privacy ({adjacency}): any result is at most {times} times "
-        f"as likely with one example's data as without it, except with a probability of {delta:.1e}; "
+        f"The maker states ({epsilon:.2f}, {delta:.1e})-differential privacy ({adjacency}): whatever is done with the set, the chance of "
+        f"any outcome with one example's data is at most {times} times that without it plus {delta:.1e}, and the other way round; "
         f"reached by {mechanism}, {releases:.0f} release{'s' if releases != 1 else ''}, accounted by {accountant} ({checked}); "
         f"not covered: {left_out}."
     )

@@ -280,7 +280,7 @@ def test_no_seed_of_noise_or_sampling_is_written_anywhere(tmp_path: Path) -> Non
     assert "entropy" not in words
     assert set(tiny.provenance.dp or {}) == {
         *("epsilon", "delta", "adjacency", "mechanism", "releases", "accountant", "history", "epsilon_budget", "clip"),
-        *("population", "initial", "insecure", "not_covered"),
+        *("population", "initial", "insecure", "account", "not_covered"),
     }
 
 
@@ -567,6 +567,28 @@ def stated(**change: object) -> dict[str, object]:
     statistics = private(releases=40, sample_rate=0.2, epsilon=2.0)
     statistics._ledger.count(statistics._planned(4).noise_multiplier, 0.2, 40)
     return {**statistics.privacy, "insecure": False, **change}
+
+
+def test_the_sentence_is_the_definition_in_both_directions() -> None:
+    """(epsilon, delta) bounds every event's probability by e^epsilon times the other plus delta. That the ratio exceeds e^epsilon with a
+    probability of at most delta is another claim, and a false one."""
+    from scipy.stats import norm
+
+    from apps.privacy.accounting import gaussian_delta, gaussian_epsilon
+
+    mu = 0.3
+    epsilon = gaussian_epsilon(mu, 1e-5)
+    events = np.linspace(-10, 10, 4001)
+    for first, second in ((norm.sf(events, mu), norm.sf(events)), (norm.cdf(events), norm.cdf(events, mu))):
+        assert (first <= np.exp(epsilon) * second + 1e-5 * (1 + 1e-6)).all()
+    exceeds = norm.sf(epsilon / mu - mu / 2)  # where the ratio of densities is e^epsilon
+    assert exceeds > 10 * gaussian_delta(epsilon, mu)
+    text = guarantee(stated())
+    assert "times that without it plus 1.0e-03, and the other way round" in text
+    assert "except with a probability" not in text
+    for part in ("normalisation", "how long", "k examples", "operating system"):
+        assert part in text
+    assert "not below 1 / 36" in guarantee(stated(delta=0.5))
 
 
 def test_an_epsilon_that_is_not_that_of_its_history_is_no_guarantee() -> None:

@@ -1,0 +1,271 @@
+"""The account is never below what was released: kills, deletions, two processes, other data, other settings, other accounts."""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from apps.privacy import PrivateStatistics
+from apps.privacy.ledger import PRIVATE_FILE, Ledger
+from apps.privacy.private_start import private_kmeans
+from distill.condensed import CondensedSet
+from distill.errors import InputError
+from distill.experts import ExpertConfig
+from tests.apps.privacy.test_private_statistics import NETWORK, draws, pixels, private, public_toy
+
+pytest.importorskip("opacus")
+
+
+def scaled(factor: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda images: factor * images.flatten(1)
+
+
+def ask(statistics: PrivateStatistics, *factors: float) -> None:
+    for factor in factors:
+        statistics.class_means(scaled(factor), 4, None, draws())
+
+
+def test_two_objects_of_one_folder_share_one_account(tmp_path: Path) -> None:
+    first, second = private(ledger=tmp_path / "a", releases=10), private(ledger=tmp_path / "a", releases=10)
+    for turn in range(5):
+        ask(first, 1.0 + turn)
+        ask(second, 11.0 + turn)
+    assert first.privacy["releases"] == second.privacy["releases"] == 10
+    with pytest.raises(InputError, match="budget is spent"):
+        ask(second, 50.0)
+    ask(second, 1.0, 2.0)  # the first one's answers cost nothing
+    assert second.privacy["releases"] == 10
+
+
+def _work(folder: Path, offset: int) -> None:
+    statistics = private(ledger=folder / "a", releases=1000, epsilon=8.0)
+    answers = os.open(folder / f"answers-{offset}", os.O_WRONLY | os.O_CREAT)
+    for turn in range(1000):
+        ask(statistics, 1.0 + offset + turn)
+        os.write(answers, b"x")
+
+
+def test_two_processes_killed_at_any_moment_are_all_counted(tmp_path: Path) -> None:
+    """Whoever saw an answer paid for it: the account is at least the number of different questions that were answered."""
+    context, chance = multiprocessing.get_context("fork"), random.Random(5)
+    ask(private(ledger=tmp_path / "a", releases=1000, epsilon=8.0), 0.5)  # the plan is made
+    for turn in range(10):
+        pair = [context.Process(target=_work, args=(tmp_path, 100_000 * turn + 10_000 * k)) for k in range(2)]
+        for process in pair:
+            process.start()
+        time.sleep(0.2 + 0.4 * chance.random())
+        for process in pair:
+            os.kill(process.pid or 0, signal.SIGKILL)
+            process.join()
+    answered = 1 + sum(path.stat().st_size for path in tmp_path.glob("answers-*"))
+    counted = private(ledger=tmp_path / "a", releases=1000, epsilon=8.0).privacy["releases"]
+    assert answered > 20
+    assert counted >= answered
+    files = list((tmp_path / "a").glob("release-*.safetensors"))
+    assert counted == len(files), "a release on the disk was not counted, or one was counted without a file"
+
+
+def test_an_expert_killed_before_its_account_still_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ExpertConfig(experts=2, epochs=1, batch_size=12, lr=0.1, network=NETWORK)
+    statistics = private(releases=None, epsilon=8.0, ledger=tmp_path / "a")
+
+    class Killed(Exception):
+        pass
+
+    written = Ledger._write
+    plans = [0]
+
+    def write(self: Ledger) -> None:
+        plans[0] += 1
+        if (tmp_path / "a" / "expert-0000.safetensors").exists():
+            raise Killed
+        written(self)
+
+    monkeypatch.setattr(Ledger, "_write", write)
+    with pytest.raises(Killed):
+        statistics.trajectories(config, NETWORK)
+    monkeypatch.setattr(Ledger, "_write", written)
+    again = private(releases=None, epsilon=8.0, ledger=tmp_path / "a")
+    assert again.privacy["releases"] == 3, "the expert is on the disk and was not counted"
+    again.trajectories(config, NETWORK)
+    assert again.privacy["releases"] == 6
+    assert again.privacy["epsilon"] <= 8.0
+
+
+@pytest.mark.parametrize("change", [{"lr": 0.2}, {"seed": 9}, {"network": "ConvNetW32"}])
+def test_experts_of_other_settings_are_no_answer(tmp_path: Path, change: dict[str, object]) -> None:
+    config = ExpertConfig(experts=1, epochs=1, batch_size=12, lr=0.1, network=NETWORK)
+    private(releases=None, epsilon=8.0, ledger=tmp_path / "a").trajectories(config, NETWORK)
+    other = dataclasses.replace(config, **change)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="other settings"):
+        private(releases=None, epsilon=8.0, ledger=tmp_path / "a").trajectories(other, other.network)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"insecure_seed": 0}, {"releases": 6}, {"sample_rate": 0.5}, {"clip": 2.0}, {"population": 40}, {"classes": (0, 1)}, {"delta": 1e-4}],
+)
+def test_a_ledger_of_other_settings_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    """Releases whose noise can be repeated above all: they would be taken for secure ones."""
+    ask(private(ledger=tmp_path / "a", **change), 1.0)
+    with pytest.raises(InputError, match="other settings"):
+        private(ledger=tmp_path / "a")
+
+
+def test_a_ledger_of_other_private_data_is_refused(tmp_path: Path) -> None:
+    ask(private(ledger=tmp_path / "a"), 1.0)
+    with pytest.raises(InputError, match="other private data"):
+        private(public_toy(seed=7), ledger=tmp_path / "a")
+    secret = public_toy().fingerprint
+    holding = [path.name for path in (tmp_path / "a").iterdir() if secret.encode() in path.read_bytes()]
+    assert holding == [PRIVATE_FILE]
+
+
+def test_a_folder_whose_account_is_gone_is_refused(tmp_path: Path) -> None:
+    statistics = private(ledger=tmp_path / "a")
+    ask(statistics, 1.0, 2.0)
+    (tmp_path / "a" / "account.json").unlink()
+    for use in (lambda: private(ledger=tmp_path / "a"), lambda: ask(statistics, 3.0)):
+        with pytest.raises(InputError, match=r"account\.json is missing"):
+            use()
+    shutil.rmtree(tmp_path / "a")
+    with pytest.raises(InputError):
+        ask(statistics, 3.0)
+
+
+def test_an_account_that_was_put_back_to_an_earlier_one_is_refused(tmp_path: Path) -> None:
+    statistics = private(ledger=tmp_path / "a")
+    ask(statistics, 1.0)
+    account = json.loads((tmp_path / "a" / "account.json").read_text())
+    account["history"] = []
+    (tmp_path / "a" / "account.json").write_text(json.dumps(account))
+    with pytest.raises(InputError, match="replaced"):
+        ask(statistics, 2.0)
+    # A new process counts the releases that are there.
+    assert private(ledger=tmp_path / "a").privacy["releases"] == 1
+
+
+def test_a_start_of_another_account_is_no_start_of_this_one() -> None:
+    """Two accounts of one plan: the start of the first cannot pass as released by the second, whose history says nothing of it."""
+
+    def made() -> tuple[PrivateStatistics, CondensedSet]:
+        statistics = private(start_releases=2, epsilon=4.0)
+        return statistics, private_kmeans(statistics, 1)
+
+    (first, own), (_, foreign) = made(), made()
+    first.begin(own, 5, 0, None)
+    with pytest.raises(InputError, match="no privacy guarantee"):
+        first.begin(foreign, 5, 0, None)
+
+
+@pytest.mark.parametrize("classes", [(0, 0, 1), (0, 1, 3), (-1, 0), (), (True, 0), ("0",)])
+def test_a_class_is_listed_once(classes: tuple[object, ...]) -> None:
+    with pytest.raises(InputError, match="different whole numbers"):
+        private(classes=classes)
+
+
+# Where the noise of experts comes from
+
+
+def first_words(seeds: np.ndarray, count: int) -> list[np.ndarray]:
+    """The first outputs of torch's CPU generator (MT19937) for every seed at once."""
+    words = [seeds.astype(np.uint32)]
+    for index in range(1, 397 + count + 1):
+        words.append(np.uint32(1812433253) * (words[-1] ^ (words[-1] >> np.uint32(30))) + np.uint32(index))
+    found = []
+    for index in range(count):
+        both = (words[index] & np.uint32(0x80000000)) | (words[index + 1] & np.uint32(0x7FFFFFFF))
+        out = words[index + 397] ^ (both >> np.uint32(1)) ^ np.where(both & np.uint32(1), np.uint32(0x9908B0DF), np.uint32(0))
+        out ^= out >> np.uint32(11)
+        out ^= (out << np.uint32(7)) & np.uint32(0x9D2C5680)
+        out ^= (out << np.uint32(15)) & np.uint32(0xEFC60000)
+        found.append(out ^ (out >> np.uint32(18)))
+    return found
+
+
+def likeliest_seed(released: torch.Tensor, seeds: int) -> tuple[int, float]:
+    """The attack: the seed whose noise is most like a released vector, by its first 16 numbers, and the correlation of the whole."""
+    uniform = [(word & np.uint32(0xFFFFFF)) / 2.0**24 for word in first_words(np.arange(seeds), 16)]
+    score = np.zeros(seeds)
+    for place in range(8):
+        radius, angle = np.sqrt(-2 * np.log1p(-uniform[place])), 2 * np.pi * uniform[place + 8]
+        score += radius * (np.cos(angle) * float(released[place]) + np.sin(angle) * float(released[place + 8]))
+        score -= 0.5 * radius**2 * float(released[:16].std())
+    best = int(score.argmax())
+    noise = torch.randn(len(released), generator=torch.Generator().manual_seed(best))
+    return best, float(torch.corrcoef(torch.stack([noise, released]))[0, 1])
+
+
+def test_noise_of_a_torch_generator_is_taken_away_again_and_ours_is_not() -> None:
+    """A seed below 2^20 is found from one noised vector in a second, and the clean sum with it; noise of the system's entropy has none."""
+    clean = 0.05 * torch.randn(4096, generator=torch.Generator().manual_seed(1))
+    noised = clean + torch.randn(4096, generator=torch.Generator().manual_seed(777_777))
+    seed, correlation = likeliest_seed(noised, 1 << 20)
+    recovered = noised - torch.randn(4096, generator=torch.Generator().manual_seed(seed))
+    assert seed == 777_777
+    assert correlation > 0.99
+    assert float((recovered - clean).norm() / clean.norm()) < 1e-5
+    _, correlation = likeliest_seed(clean + private().noise((4096,)).float(), 1 << 16)
+    assert abs(correlation) < 0.2
+
+
+def test_no_generator_of_torch_gives_noise_and_every_number_is_eight_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Experts, features and gradients: the operating system is asked for 8 bytes a number of noise and of a mask, and torch for none."""
+    asked = [0]
+    urandom = os.urandom
+
+    def counting(count: int) -> bytes:
+        asked[0] += count
+        return urandom(count)
+
+    def refuse(*arguments: object, **named: object) -> None:
+        raise AssertionError("noise of a torch generator")
+
+    config = ExpertConfig(experts=1, epochs=1, batch_size=12, lr=0.1, network=NETWORK)
+    statistics = private(releases=None, epsilon=8.0)
+    import opacus.optimizers.optimizer as opacus_optimizer
+
+    import apps.privacy.private_experts as experts
+
+    created = experts.create(NETWORK, public_toy().spec, draws(), torch.device("cpu"))
+    parameters = sum(p.numel() for p in created.parameters())
+    monkeypatch.setattr(experts, "create", lambda *a, **k: created)  # public initial weights may come from a seed
+    monkeypatch.setattr(os, "urandom", counting)
+    for name in ("randn", "normal", "rand"):
+        monkeypatch.setattr(torch, name, refuse)
+    monkeypatch.setattr(torch.Tensor, "normal_", refuse)
+    monkeypatch.setattr(opacus_optimizer, "_generate_noise", refuse)
+    statistics.trajectories(config, NETWORK)
+    assert asked[0] >= 3 * 8 * (parameters + 36)
+    features = private()
+    monkeypatch.setattr("apps.privacy.private_statistics.probe_images", lambda spec: torch.ones(3, *spec.shape))
+    before = asked[0]
+    features.class_means(pixels, 4, None, draws())
+    assert asked[0] - before >= 8 * (3 * 64 + 36)
+
+
+def test_an_example_whose_gradient_is_not_finite_adds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clipping passes NaN on: one such image would turn every weight of an expert into NaN, which tells that it is there."""
+    data = public_toy()
+    images = data.train.images.float() / 255
+    images[5] = float("nan")
+    broken = dataclasses.replace(
+        data,
+        train=dataclasses.replace(data.train, images=images),
+        test=dataclasses.replace(data.test, images=data.test.images.float() / 255),
+        validation=dataclasses.replace(data.validation, images=data.validation.images.float() / 255),
+    )
+    statistics = private(broken, releases=None, epsilon=8.0)
+    monkeypatch.setattr(statistics, "sample", lambda rate: torch.ones(36, dtype=torch.bool))
+    found = statistics.trajectories(ExpertConfig(experts=1, epochs=1, batch_size=12, lr=0.1, network=NETWORK), NETWORK)
+    assert bool(torch.isfinite(found.weights(0, 1)).all())
