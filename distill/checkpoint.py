@@ -33,11 +33,13 @@ class State(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """What a checkpoint says of itself: steps done, seconds spent, and where its run was continued from others, oldest first."""
+    """What a checkpoint says of itself: steps done, seconds spent, where its run was continued from others (oldest first), and the account
+    of private statistics when it was written."""
 
     step: int
     seconds: float
     continued: list[dict[str, Any]]
+    account: dict[str, Any] | None
 
 
 def state_of(distiller: Stateful, draws: torch.Generator, step: int) -> State:
@@ -49,11 +51,15 @@ def key_of(run: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(run, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def save_checkpoint(path: Path, run: dict[str, Any], state: State, seconds: float, diverged: str | None = None) -> None:
-    """Write ``state`` of the run that ``run`` describes (plain values), whole or not at all; ``diverged`` says what came after it."""
+def save_checkpoint(
+    path: Path, run: dict[str, Any], state: State, seconds: float, diverged: str | None = None, account: dict[str, Any] | None = None
+) -> None:
+    """Write ``state`` of the run that ``run`` describes (plain values), whole or not at all; ``diverged`` says what came after it.
+
+    ``account`` is what private statistics must find again in their ledger before the run goes on (`RealStatistics`)."""
     tensors = {f"state.{name}": value.cpu().contiguous() for name, value in state.tensors.items()}
     tensors["generator"] = state.generator.cpu()
-    facts = {"key": key_of(run), "run": run, "step": state.step, "seconds": seconds, "diverged": diverged}
+    facts = {"key": key_of(run), "run": run, "step": state.step, "seconds": seconds, "diverged": diverged, "account": account}
     write_whole(path, safetensors.torch.save(tensors, {"checkpoint": json.dumps(facts, default=str)}))
 
 
@@ -107,7 +113,7 @@ def _put_back(path: Path, facts: dict[str, Any], tensors: dict[str, Tensor], dis
     try:
         distiller.load_state({name.removeprefix("state."): value for name, value in tensors.items() if name.startswith("state.")})
         draws.set_state(tensors["generator"])
-        return Loaded(int(facts["step"]), float(facts["seconds"]), list(facts["run"].get("continued", [])))
+        return Loaded(int(facts["step"]), float(facts["seconds"]), list(facts["run"].get("continued", [])), facts.get("account"))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise _damaged(path, error) from None
 

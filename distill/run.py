@@ -93,13 +93,15 @@ def distil(
     draws = generator(seed, "distil", name, ipc, device=device)
     run = {"method": name, "config": config, "ipc": ipc, "seed": seed, "fingerprint": statistics.fingerprint}
 
-    done, earlier = 0, 0.0
+    done, earlier, account = 0, 0.0, None
     if resume_from is not None:
-        done, earlier, run["continued"] = load_changed(resume_from, run, distiller, draws)
+        done, earlier, run["continued"], account = load_changed(resume_from, run, distiller, draws)
     if checkpoint is not None and resume and checkpoint.exists():
-        done, earlier, _ = load_checkpoint(checkpoint, run, distiller, draws)
+        done, earlier, _, account = load_checkpoint(checkpoint, run, distiller, draws)
     if callable(begin := getattr(statistics, "begin", None)):
-        begin(distiller.condensed, distiller.total_steps, done, checkpoint)  # a private form plans its releases and checks the first images
+        begin(
+            distiller.condensed, distiller.total_steps, done, checkpoint, account
+        )  # a private form plans its releases and checks the first images
     if metrics is not None:
         # Lines after the checkpoint will be written again.
         kept = [line for line in read_lines(metrics) if not (_tagged(line, tags) and line.get("step", 0) > done)]
@@ -135,7 +137,7 @@ def _all_steps(
 
     def keep(state: State, diverged: str | None = None) -> None:
         if checkpoint is not None and sharding.rank() == 0:
-            save_checkpoint(checkpoint, run, state, time.monotonic() - start, diverged)
+            save_checkpoint(checkpoint, run, state, time.monotonic() - start, diverged, getattr(statistics, "account", None))
 
     def look(step: int) -> None:
         """End the run where a step up to this one, the last that was made, was not finite."""

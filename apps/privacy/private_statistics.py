@@ -143,9 +143,12 @@ class PrivateStatistics:
             "not_covered": list(NOT_COVERED),
         }
 
-    # What `distil` tells before the first step
+    @property
+    def account(self) -> dict[str, Any]:
+        """What a checkpoint remembers, so that an account that was lost or put back is noticed."""
+        return {"id": self._ledger.account, "releases": sum(step.times for step in self.history)}
 
-    def begin(self, start: CondensedSet, steps: int, done: int, checkpoint: Path | None) -> None:
+    def begin(self, start: CondensedSet, steps: int, done: int, checkpoint: Path | None, account: dict[str, Any] | None = None) -> None:
         """Check that the first images are public, plan a release for each step, and keep releases beside the checkpoint."""
         if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             raise InputError("private statistics cannot be shared out between processes: each would make releases of its own.")
@@ -153,7 +156,8 @@ class PrivateStatistics:
             self._open(checkpoint.with_name(f"{checkpoint.stem}-releases"))
         self._start = check_start(start, self._data, self._public_start, self._ledger.account, self.history)
         self._suggested = self._suggested or steps
-        if done and not self.history:
+        known = self.account
+        if done and (not account or account["id"] != known["id"] or account["releases"] > known["releases"]):
             raise InputError(
                 f"{checkpoint}: is {done} steps in, and its releases are not in {self._ledger.folder}; without them what was spent is not "
                 "known. Put the folder back, or delete the checkpoint and start again."
@@ -282,8 +286,6 @@ class PrivateStatistics:
                 "larger releases=, or networks that come back (apps.privacy.networks.drawn_once), whose releases are used again."
             )
 
-    # MTT
-
     def trained(self, name: str, key: str, plan: Plan, steps: int, train: Callable[[], Tensor]) -> Tensor:
         """Weights that ``train`` makes in ``steps`` counted steps of DP-SGD, or those that were kept under this name and question."""
         with self._ledger.locked():
@@ -310,8 +312,6 @@ class PrivateStatistics:
             self._asked = (self._asked[0], rate)
         plan = self._planned(config.batch_size, config.experts * steps)
         return train_private_experts(self, self._data, config, network, plan, steps)
-
-    # What a private form never gives
 
     def warm_batchnorm(self, network: nn.Module, per_class: int, generator: torch.Generator) -> None:
         raise refused("BatchNorm statistics of real images", "use a network with instance or group norm, for example ConvNet")

@@ -143,6 +143,49 @@ def test_a_folder_whose_account_is_gone_is_refused(tmp_path: Path) -> None:
         ask(statistics, 3.0)
 
 
+def test_a_run_whose_ledger_was_deleted_is_refused_with_a_private_start_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The start fills a new ledger before the run goes on: that there is a history does not make it the history of the checkpoint."""
+    import distill
+    import distill.run as runs
+
+    monkeypatch.setattr(runs, "CHECKPOINT_SECONDS", -1.0)
+    path, folder = tmp_path / "c", tmp_path / "c-releases"
+
+    def run(stop: int, steps: int = 3) -> CondensedSet:
+        statistics = private(releases=steps, start_releases=2, epsilon=4.0, ledger=folder)
+        start = private_kmeans(statistics, 1)
+        means, made = statistics.class_means, [0]
+
+        def counting(*arguments: object, **named: object) -> torch.Tensor:
+            made[0] += 1
+            if made[0] > stop:
+                raise KeyboardInterrupt
+            return means(*arguments, **named)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(statistics, "class_means", counting)
+        return distill.distil(statistics, "dm", ipc=1, initial=start, network=NETWORK, iterations=steps, checkpoint=path, resume=True)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(stop=2)
+    kept = tmp_path / "kept"
+    shutil.copytree(folder, kept)
+    shutil.rmtree(folder)
+    with pytest.raises(InputError):
+        run(stop=9)
+    # An older copy of the folder does not know all that was released either.
+    shutil.rmtree(folder)
+    shutil.copytree(kept, folder)
+    (folder / "release-00000003.safetensors").unlink()
+    account = json.loads((folder / "account.json").read_text())
+    account["history"][-1][2] -= 1
+    (folder / "account.json").write_text(json.dumps(account))
+    with pytest.raises(InputError, match="what was spent is not known"):
+        run(stop=9)
+    shutil.rmtree(folder)
+    shutil.copytree(kept, folder)
+    assert (run(stop=9).provenance.dp or {})["releases"] == 5
+
+
 def test_an_account_that_was_put_back_to_an_earlier_one_is_refused(tmp_path: Path) -> None:
     statistics = private(ledger=tmp_path / "a")
     ask(statistics, 1.0)
