@@ -20,12 +20,14 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class LocalResult:
-    """A client's weights after its ``steps``; ``normaliser`` is the 1-norm of the weights that its gradients got in the sum (FedNova)."""
+    """A client's weights after its ``steps``; ``normaliser`` is the 1-norm of the weights that its gradients got in the sum (FedNova),
+    ``change`` what became of its control (SCAFFOLD)."""
 
     weights: Weights
     examples: int
     steps: int
     normaliser: float
+    change: Weights | None = None
 
 
 def local_sgd(

@@ -7,6 +7,7 @@ found the first time.
 import contextlib
 import functools
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from distill.data_sources import load
 from distill.errors import InputError
 from distill.networks import create
 from distill.randomness import generator
+from distill.records import CannotWrite
 from distill.spec import DataSpec
 
 
@@ -50,6 +52,23 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def silent(wanted: bool) -> Iterator[None]:
+    """Under privacy a failure says nothing but that it is one: its text may name files, classes and counts of the private data.
+
+    The reason goes to the client's own log.
+    """
+    try:
+        yield
+    except CannotWrite:
+        raise  # of the disk that all clients of one process share; it names no data
+    except Exception as error:
+        if not wanted:
+            raise
+        logging.getLogger("distill.client").error("a private client failed: %s: %s", type(error).__name__, error)
+        raise InputError("a private client failed; its own log says why.") from None
 
 
 def own_data(context: Context, settings: Settings, spec: DataSpec, given: ImageData | None = None) -> tuple[ImageData, int]:
@@ -84,7 +103,7 @@ def client_app(given: ImageData | None = None, releases: Path | None = None) -> 
     @app.train("condense")  # type: ignore[untyped-decorator]
     def condense(message: Message, context: Context) -> Message:
         settings, server_round, spec = _asked(message, context)
-        with torch_threads(settings.threads):
+        with torch_threads(settings.threads), silent(settings.privacy is not None):
             data, client = own_data(context, settings, spec, given)
             place = context.node_config.get("releases", releases or os.environ.get("DISTILL_RELEASES"))
             ledger = None if place is None or settings.privacy is None else Path(str(place)) / f"client-{client}-round-{server_round}"
@@ -113,7 +132,9 @@ def _condensed(
     start, spec = time.monotonic(), data.spec
     weights = _received(content, settings, spec)
     wanted = settings.upload.classes
-    facts: dict[str, Any] = {"partition-id": client}
+    facts: dict[str, Any] = {"partition-id": client, "round": server_round}
+    if settings.privacy is None and "data" in context.node_config:
+        facts["own-data"] = 1
     if settings.server.client_weights == "examples":
         facts["num-examples"] = len(data.train)
     if settings.privacy is None and wanted is not None and not set(wanted) & set(data.classes):
@@ -125,7 +146,8 @@ def _condensed(
     made = upload(data, settings, server_round, client, weights, previous, ledger)
     if settings.upload.warm_start:
         _remember(context, server_round, record_of(encode(made, "float32")))
-    facts["seconds"] = time.monotonic() - start
+    if settings.privacy is None:  # the time tells how many examples there are
+        facts["seconds"] = time.monotonic() - start
     reply = RecordDict({"upload": record_of(encode(made, settings.upload.pixels)), "facts": MetricRecord(facts)})
     if made.provenance.dp is not None:
         reply["privacy"] = ConfigRecord({"statement": json.dumps(made.provenance.dp)})
@@ -154,7 +176,8 @@ def _fitted(content: RecordDict, context: Context, settings: Settings, server_ro
         new = control_variate(own, server, received, result, settings.local.lr)
         _remember(context, server_round, record_of(encode_weights(new)))
         reply["change"] = record_of(encode_weights({name: new[name] - own[name] for name in own}))
-    numbers = {"partition-id": client, "num-examples": result.examples, "steps": result.steps, "seconds": time.monotonic() - start}
+    numbers: dict[str, Any] = {"partition-id": client, "num-examples": result.examples, "steps": result.steps, "round": server_round}
+    numbers |= {"seconds": time.monotonic() - start} | ({"own-data": 1} if "data" in context.node_config else {})
     reply["facts"] = MetricRecord(numbers)
     return reply
 

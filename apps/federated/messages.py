@@ -1,12 +1,12 @@
 """Flower's messages as named arrays and plain facts, and how many bytes they are. The one place that imports ``flwr.app``."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from apps.federated.settings import Settings, from_json, from_mapping
 from apps.federated.wire import Arrays
-from distill.errors import InputError
+from distill.errors import InputError, clipped
 
 try:
     from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
@@ -14,6 +14,7 @@ except ImportError:
     raise InputError('Flower is not installed; run: pip install "distill-apps[federated]"') from None
 
 MAX_STATEMENT = 1 << 14
+MAX_DEPTH = 8
 __all__ = ["Array", "ArrayRecord", "ConfigRecord", "Context", "Error", "Message", "MetricRecord", "RecordDict"]
 
 
@@ -46,13 +47,38 @@ def statement_of(content: RecordDict) -> dict[str, Any] | None:
         found = json.loads(text, parse_constant=_refuse_constant) if isinstance(text, str) and len(text) <= MAX_STATEMENT else None
     except (ValueError, RecursionError):
         found = None
-    if not isinstance(found, dict):
-        raise InputError(f"the privacy statement is not a JSON object of at most {MAX_STATEMENT} characters.")
+    if not isinstance(found, dict) or not _plain(found):
+        raise InputError(
+            f"the privacy statement is not a JSON object of at most {MAX_STATEMENT} characters, finite numbers, at most {MAX_DEPTH} deep."
+        )
     return found
 
 
 def _refuse_constant(text: str) -> None:
     raise ValueError(f"{text} is not a number")
+
+
+def _plain(value: Any, depth: int = 1) -> bool:
+    """Whether a parsed value can be copied and written again: shallow, numbers finite (1e999 is parsed as infinity) and of sane size."""
+    if isinstance(value, dict | list):
+        inner = value.values() if isinstance(value, dict) else value
+        return depth <= MAX_DEPTH and all(_plain(part, depth + 1) for part in inner)
+    return not isinstance(value, int | float) or isinstance(value, bool) or abs(value) < 1e300
+
+
+def check_records(content: RecordDict, allowed: Collection[str], facts: Collection[str], most: int) -> None:
+    """`InputError` for a reply with more than was asked for: other records, other facts, or more than ``most`` bytes."""
+    if (found := size(content)) > most:
+        raise InputError(f"the reply has {found} bytes; allowed: at most {most}.")
+    for name in content:
+        if name not in allowed:
+            raise InputError(f"the reply holds the record {clipped(name, 40)!r}; allowed: {', '.join(allowed)}.")
+    for name, value in facts_of(content).items():
+        good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e18
+        if name not in facts or not good:
+            raise InputError(
+                f"the facts hold {clipped(name, 40)!r} = {clipped(value, 40)}; allowed: one finite number each for {', '.join(facts)}."
+            )
 
 
 def whole(facts: Mapping[str, Any], name: str, low: int, high: int) -> int:

@@ -1,7 +1,8 @@
 """How the server turns checked answers into new weights: one rule for condensed uploads, three for weights."""
 
 import dataclasses
-from collections.abc import Sequence
+import statistics
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,34 +11,49 @@ import torch
 from torch import Tensor
 
 from apps.federated.averaging import LocalResult, fednova, normaliser, scaffold
-from apps.federated.messages import Message, RecordDict, facts_of, parts_of, statement_of, whole
+from apps.federated.messages import (
+    MAX_STATEMENT,
+    Message,
+    MetricRecord,
+    RecordDict,
+    facts_of,
+    parts_of,
+    record_of,
+    statement_of,
+    whole,
+)
 from apps.federated.settings import WEIGHTS, Settings
 from apps.federated.union import learn, union
-from apps.federated.wire import Limits, decode, decode_weights
+from apps.federated.wire import ROOM_BYTES, Limits, decode, decode_weights, encode_weights, upload_bytes
 from distill.condensed import CondensedSet
 from distill.errors import InputError
-from distill.randomness import derived_seed
+from distill.networks import create
+from distill.randomness import derived_seed, generator
 from distill.spec import DataSpec
 
 Weights = dict[str, Tensor]
 MAX_EXAMPLES = 10**9
-MAX_STEPS = 10**7
+# Where the server does not know how many examples a client has, its share counts as at most this many times the median one.
+LARGEST_SHARE = 3.0
+FACTS = ("partition-id", "num-examples", "steps", "seconds", "round", "own-data")
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """A client's answer that passed, and what the rule read in it."""
+    """A client's answer that passed: what the rule read in it, and ``examples``, its size as far as the server believes it."""
 
     client: int
-    reply: Message
     value: Any
+    examples: int = 1
 
 
 class Rule(Protocol):
     """What the strategy asks of a rule; ``action`` is the Flower message type that clients get."""
 
     action: str
+    records: Collection[str]  # what a reply may hold
 
+    def most_bytes(self, weights: Weights) -> int: ...  # of a reply
     def request(self, weights: Weights) -> tuple[Weights | None, Weights | None]: ...  # what goes down: weights, control
     def read(self, content: RecordDict, weights: Weights) -> Any: ...  # the checked answer, None when it is empty; `InputError`
     def combine(self, number: int, weights: Weights, accepted: Sequence[Accepted]) -> Weights: ...
@@ -49,7 +65,17 @@ def rule_for(settings: Settings, spec: DataSpec, clients: int, folder: Path | No
     """The rule of ``settings.strategy``; ``folder`` gets the last round's union."""
     if settings.strategy not in WEIGHTS:
         return CondensedUnion(settings, spec, folder)
-    return {"fedavg": Flowers, "fedprox": Flowers, "fednova": FedNova, "scaffold": Scaffold}[settings.strategy](settings, clients)
+    if settings.strategy == "scaffold":
+        network = create(settings.network, spec, generator(settings.seed, "server", "names"))
+        return Scaffold(settings, clients, [name for name, _ in network.named_parameters()])
+    return {"fedavg": Flowers, "fedprox": Flowers, "fednova": FedNova}[settings.strategy](settings, clients)
+
+
+def believed(claims: Sequence[tuple[int, int | None]]) -> list[int]:
+    """Examples of each client from (claimed, known) numbers: known ones as they are, others at most `LARGEST_SHARE` times the median."""
+    numbers = [claimed if known is None else known for claimed, known in claims]
+    most = LARGEST_SHARE * statistics.median_low(numbers) if numbers else 0
+    return [number if known is not None else int(min(number, most)) for number, (_, known) in zip(numbers, claims, strict=True)]
 
 
 class CondensedUnion:
@@ -63,6 +89,10 @@ class CondensedUnion:
         self.settings, self.folder = settings, folder
         self.limits = Limits(spec, classes, settings.upload.ipc, settings.upload.pixels)
         self.memory: list[CondensedSet] = []
+        self.records = ("upload", "facts") if settings.privacy is None else ("upload", "facts", "privacy")
+
+    def most_bytes(self, weights: Weights) -> int:
+        return upload_bytes(self.limits) + MAX_STATEMENT
 
     def request(self, weights: Weights) -> tuple[Weights | None, Weights | None]:
         return (weights if self.settings.down else None), None
@@ -72,7 +102,8 @@ class CondensedUnion:
             return None
         if self.settings.server.client_weights == "examples":
             whole(facts_of(content), "num-examples", 1, MAX_EXAMPLES)
-        made, statement = decode(parts_of(content, "upload"), self.limits), statement_of(content)
+        made = decode(parts_of(content, "upload"), self.limits)
+        statement = statement_of(content) if self.settings.privacy is not None else None
         if self.settings.privacy is not None and statement is None:
             raise InputError("the upload carries no privacy statement; the federation asks for one.")
         return dataclasses.replace(made, provenance=dataclasses.replace(made.provenance, dp=statement))
@@ -80,7 +111,7 @@ class CondensedUnion:
     def combine(self, number: int, weights: Weights, accepted: Sequence[Accepted]) -> Weights:
         settings, shares = self.settings, None
         if settings.server.client_weights == "examples":
-            shares = [float(facts_of(each.reply.content)["num-examples"]) for each in accepted]
+            shares = [float(each.examples) for each in accepted]
         joined = union([each.value for each in accepted], shares)
         if self.folder is not None:
             union([each.value for each in accepted]).quantised().save(self.folder / "union.safetensors")
@@ -107,16 +138,22 @@ class _WeightRule:
     """What the rules for weights share is how an answer is read."""
 
     action = "train.fit"
+    records: Collection[str] = ("arrays", "facts")
 
     def __init__(self, settings: Settings, clients: int) -> None:
         self.settings, self.clients = settings, clients
+
+    def most_bytes(self, weights: Weights) -> int:
+        return len(self.records) * (sum(512 + value.numel() * value.element_size() for value in weights.values()) + ROOM_BYTES)
 
     def request(self, weights: Weights) -> tuple[Weights | None, Weights | None]:
         return weights, None
 
     def read(self, content: RecordDict, weights: Weights) -> LocalResult:
         facts = facts_of(content)
-        examples, steps = whole(facts, "num-examples", 1, MAX_EXAMPLES), whole(facts, "steps", 1, MAX_STEPS)
+        examples = whole(facts, "num-examples", 1, MAX_EXAMPLES)
+        due = self.settings.local.steps(examples)
+        steps = whole(facts, "steps", due, due)
         found = decode_weights(parts_of(content, "arrays"), weights)
         return LocalResult(found, examples, steps, normaliser(steps, self.settings.local.momentum))
 
@@ -133,9 +170,20 @@ class Flowers(_WeightRule):
     def combine(self, number: int, weights: Weights, accepted: Sequence[Accepted]) -> Weights:
         from flwr.serverapp.strategy import FedAvg, FedProx
 
+        # Flower gets what was checked and nothing else of a reply: it ends the run where replies differ in a name.
+        replies = [
+            Message(
+                RecordDict(
+                    {"arrays": record_of(encode_weights(each.value.weights)), "facts": MetricRecord({"num-examples": each.examples})}
+                ),
+                dst_node_id=1,
+                message_type=self.action,
+            )
+            for each in accepted
+        ]
         prox = self.settings.strategy == "fedprox" and self.settings.local.proximal_mu > 0
         made = FedProx(proximal_mu=self.settings.local.proximal_mu) if prox else FedAvg()
-        arrays, _ = made.aggregate_train(number, [each.reply for each in accepted])
+        arrays, _ = made.aggregate_train(number, replies)
         if arrays is None:
             raise InputError("Flower's aggregation gave no weights.")
         means = arrays.to_torch_state_dict()
@@ -146,27 +194,30 @@ class FedNova(_WeightRule):
     """Wang et al., NeurIPS 2020."""
 
     def combine(self, number: int, weights: Weights, accepted: Sequence[Accepted]) -> Weights:
-        return fednova(weights, [each.value for each in accepted])
+        return fednova(weights, [dataclasses.replace(each.value, examples=each.examples) for each in accepted])
 
 
 class Scaffold(_WeightRule):
     """Karimireddy et al., ICML 2020: the server's control variate goes down beside the weights, changes of the clients' come up."""
 
-    def __init__(self, settings: Settings, clients: int) -> None:
+    records: Collection[str] = ("arrays", "change", "facts")
+
+    def __init__(self, settings: Settings, clients: int, trained: Sequence[str]) -> None:
         super().__init__(settings, clients)
+        self.trained = tuple(trained)  # names of parameters; BatchNorm's running statistics have no control
         self.control: Weights = {}
 
     def request(self, weights: Weights) -> tuple[Weights | None, Weights | None]:
         if not self.control:
-            self.control = {name: torch.zeros_like(value) for name, value in weights.items() if value.is_floating_point()}
+            self.control = {name: torch.zeros_like(weights[name]) for name in self.trained}
         return weights, self.control
 
     def read(self, content: RecordDict, weights: Weights) -> LocalResult:
-        decode_weights(parts_of(content, "change"), self.control, "change")
-        return super().read(content, weights)
+        change = decode_weights(parts_of(content, "change"), self.control, "change")
+        return dataclasses.replace(super().read(content, weights), change=change)
 
     def combine(self, number: int, weights: Weights, accepted: Sequence[Accepted]) -> Weights:
-        changes = [decode_weights(parts_of(each.reply.content, "change"), self.control, "change") for each in accepted]
+        changes = [each.value.change for each in accepted]
         new, self.control = scaffold(weights, self.control, [each.value for each in accepted], changes, self.clients)
         return new
 

@@ -7,6 +7,7 @@ from typing import Any
 from flwr.serverapp import Grid, ServerApp
 
 from apps.federated.client_app import data_of, torch_threads
+from apps.federated.condense import partition_of
 from apps.federated.messages import ConfigRecord, Context, Message, MetricRecord, RecordDict, record_of, settings_of, whole
 from apps.federated.rules import rule_for
 from apps.federated.settings import ALONE, Settings
@@ -38,7 +39,8 @@ def serve(grid: Grid, settings: Settings, data: ImageData, folder: Path | None =
             return accuracy(network, judged, settings.split)
 
         rule = rule_for(settings, data.spec, settings.partition.num_partitions, folder)
-        strategy = Federation(settings, rule, data.spec, weights, clients, judge, folder)
+        sizes = [len(part) for part in partition_of(data, settings).parts]
+        strategy = Federation(settings, rule, data.spec, weights, clients, judge, folder, sizes)
         if strategy.done < settings.rounds:
             strategy.start(
                 grid,

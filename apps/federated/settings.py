@@ -73,6 +73,11 @@ class LocalConfig:
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     proximal_mu: Annotated[float, Field(ge=0)] = 0.01
 
+    def steps(self, examples: int) -> int:
+        """Optimiser steps that a client with so many examples takes in a round."""
+        whole = self.epochs * -(-examples // self.batch_size)
+        return whole if self.max_steps is None else min(whole, self.max_steps)
+
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
 class Settings:

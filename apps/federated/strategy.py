@@ -5,8 +5,8 @@ upload, is named in the round's line, and the round goes on; with no valid answe
 """
 
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,25 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from apps.federated.messages import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict, record_of, size
-from apps.federated.rules import Accepted, Rule
+from apps.federated.messages import (
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MetricRecord,
+    RecordDict,
+    check_records,
+    facts_of,
+    record_of,
+    size,
+    whole,
+)
+from apps.federated.rules import FACTS, Accepted, Rule, believed
 from apps.federated.settings import Settings
 from apps.federated.wire import encode_weights
 from distill.condensed import CondensedSet
 from distill.errors import InputError, clipped
 from distill.randomness import generator
-from distill.records import append_line, read_lines, write_json_lines, write_whole
+from distill.records import CannotWrite, append_line, read_lines, write_json_lines, write_whole
 from distill.spec import DataSpec
 
 Weights = dict[str, Tensor]
@@ -47,6 +58,7 @@ class Asked:
 class Federation(Strategy):
     """``clients`` maps Flower's node ids to client numbers; ``judge`` gives the accuracy of weights; ``folder`` gets rounds and checkpoint.
 
+    ``sizes`` are the examples of each client number where the run's partition says them (None: nobody knows).
     Round numbers are the run's own: a resumed run goes on counting where its checkpoint is (``done``).
     """
 
@@ -59,10 +71,13 @@ class Federation(Strategy):
         clients: dict[int, int],
         judge: Callable[[Weights], float],
         folder: Path | None = None,
+        sizes: Sequence[int] | None = None,
     ) -> None:
         self.settings, self.rule, self.spec, self.clients, self.judge, self.folder = settings, rule, spec, clients, judge, folder
         self.weights = weights
-        self.done = 0
+        self.sizes = sizes
+        self.done, self.number = 0, 0
+        self.claims: dict[int, tuple[int, int | None]] = {}  # examples as each client says, and as the server knows
         self.asked: dict[int, Asked] = {}
         self.strays = 0
         self.note = ""
@@ -73,7 +88,7 @@ class Federation(Strategy):
     # What Flower calls, round by round
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        number = server_round + self.done
+        number = self.number = server_round + self.done
         weights, extra = self.rule.request(self.weights)
         content = {
             "ask": ConfigRecord({"round": number, "spec": json.dumps(asdict(self.spec))}),
@@ -105,7 +120,15 @@ class Federation(Strategy):
         if not accepted:
             self.note = "no valid answer: the model stays as it was"
             return None, None
-        new = self.rule.combine(number, self.weights, accepted)
+        try:
+            new = self.rule.combine(number, self.weights, self._sized(accepted))
+        except CannotWrite:  # our own disk: the run can go on from its checkpoint
+            raise
+        except Exception as error:  # whatever answers set off that each passed alone
+            self.note = (
+                f"the answers could not be put together ({clipped(f'{type(error).__name__}: {error}', 200)}): the model stays as it was"
+            )
+            return None, None
         if not all(bool(torch.isfinite(value).all()) for value in new.values()):
             self.note = "the new weights are not finite: the model stays as it was"
             return None, None
@@ -163,22 +186,38 @@ class Federation(Strategy):
             return None
         try:
             asked.up = size(reply.content)
-            value = self.rule.read(reply.content, self.weights)
+            check_records(reply.content, self.rule.records, FACTS, self.rule.most_bytes(self.weights))
+            facts, value = facts_of(reply.content), self.rule.read(reply.content, self.weights)
+            if value is not None:
+                whole(facts, "round", self.number, self.number)
+                whole(facts, "partition-id", asked.client, asked.client)
+                self._known(asked.client, facts)
         except InputError as error:
             asked.status, asked.why = "refused", str(error)
             return None
         except Exception as error:  # another party's bytes: whatever they set off, the round goes on
             asked.status, asked.why = "refused", clipped(f"{type(error).__name__}: {error}", 200)
             return None
-        seconds = reply.content["facts"].get("seconds") if "facts" in reply.content else None
-        asked.seconds = float(seconds) if isinstance(seconds, float | int) else None
+        asked.seconds = float(facts["seconds"]) if "seconds" in facts else None
         if value is None:
             asked.status, asked.why = "empty", "holds nothing that was asked for"
             return None
         asked.status, asked.why = "accepted", ""
         asked.images = len(value) if hasattr(value, "__len__") else 0
         asked.privacy = value.provenance.dp if isinstance(value, CondensedSet) else None
-        return Accepted(asked.client, reply, value)
+        known = self._known(asked.client, facts)
+        self.claims[asked.client] = (int(facts.get("num-examples", 1)), known)
+        return Accepted(asked.client, value)
+
+    def _known(self, client: int, facts: dict[str, Any]) -> int | None:
+        """How many examples the client has where the run's partition says it; `InputError` where it claims another number."""
+        if self.sizes is None or facts.get("own-data") or "num-examples" not in facts:
+            return None
+        return whole(facts, "num-examples", self.sizes[client], self.sizes[client])
+
+    def _sized(self, accepted: list[Accepted]) -> list[Accepted]:
+        numbers = believed([self.claims[each.client] for each in accepted])
+        return [replace(each, examples=number) for each, number in zip(accepted, numbers, strict=True)]
 
     def _save(self, number: int) -> None:
         assert self.folder is not None

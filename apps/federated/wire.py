@@ -24,6 +24,8 @@ Arrays = dict[str, NDArray[np.generic]]
 # Synthetic pixels may leave the range of real ones, by this many times its length on each side.
 OVERSHOOT = 4.0
 MAX_WEIGHT = 1e6
+# What names, headers and small facts of a message may take beside its arrays.
+ROOM_BYTES = 1 << 16
 _HEADER = re.compile(
     rb"\{'descr': '([<|][a-z][0-9]{1,2})', 'fortran_order': False, 'shape': \(((?:[0-9]{1,12}, ?)*(?:[0-9]{1,12})?)\), \} *\n"
 )
@@ -39,6 +41,12 @@ class Limits:
     classes: tuple[int, ...]
     per_class: int
     pixels: Pixels = "uint8"
+
+
+def upload_bytes(limits: Limits) -> int:
+    """The most bytes that the arrays of an honest upload can have, with room for names and headers."""
+    count, pixels = limits.per_class * len(limits.classes), limits.spec.channels * limits.spec.height * limits.spec.width
+    return count * (pixels * np.dtype(limits.pixels).itemsize + 2 * limits.spec.num_classes + 8) + 8 * limits.spec.channels + ROOM_BYTES
 
 
 def parse_npy(data: object, what: str) -> NDArray[np.generic]:
@@ -160,7 +168,8 @@ def within_range(condensed: CondensedSet) -> Tensor:
 
 def encode_weights(weights: Mapping[str, Tensor]) -> Arrays:
     """A state dict as arrays of the same names."""
-    return {name: np.ascontiguousarray(value.detach().cpu().numpy()) for name, value in weights.items()}
+    # np.ascontiguousarray would make a scalar (BatchNorm's counter) one-dimensional.
+    return {name: np.array(value.detach().cpu().numpy(), order="C") for name, value in weights.items()}
 
 
 def decode_weights(parts: Mapping[str, bytes], like: Mapping[str, Tensor], what: str = "weights") -> dict[str, Tensor]:

@@ -1,0 +1,269 @@
+"""Whole messages from hostile clients: nothing that one client says ends a run, drops an honest client or counts for more than it is."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from apps.federated.client_app import client_app
+from apps.federated.inline import run_inline
+from apps.federated.messages import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from apps.federated.rules import LARGEST_SHARE, believed
+from apps.federated.settings import LocalConfig
+from distill.condensed import CondensedSet
+
+from . import test_private
+from .test_rounds import data, facts, settings
+
+WEIGHTS = ("fedavg", "fedprox", "scaffold", "fednova")
+Change = Callable[[RecordDict, np.random.Generator], None]
+
+
+def nested(depth: int) -> str:
+    return "[" * depth + "]" * depth
+
+
+def statement(text: str) -> Change:
+    def change(content: RecordDict, rng: np.random.Generator) -> None:
+        content["privacy"] = ConfigRecord({"statement": text})
+
+    return change
+
+
+def fact(**values: Any) -> Change:
+    def change(content: RecordDict, rng: np.random.Generator) -> None:
+        content["facts"] = MetricRecord({**dict(content["facts"]), **values})
+
+    return change
+
+
+def without(name: str) -> Change:
+    def change(content: RecordDict, rng: np.random.Generator) -> None:
+        record = content["facts"]
+        content["facts"] = MetricRecord({key: value for key, value in dict(record).items() if key != name})
+
+    return change
+
+
+def record(name: str, made: Callable[[np.random.Generator], Any]) -> Change:
+    def change(content: RecordDict, rng: np.random.Generator) -> None:
+        content[name] = made(rng)
+
+    return change
+
+
+def dropped(name: str) -> Change:
+    def change(content: RecordDict, rng: np.random.Generator) -> None:
+        for key in [key for key in content if key == name or (name == "arrays" and key == "upload")]:
+            del content[key]
+
+    return change
+
+
+def first_array(made: Callable[[bytes, np.random.Generator], bytes]) -> Change:
+    """Another body for the first array of every record of arrays."""
+
+    def change(content: RecordDict, rng: np.random.Generator) -> None:
+        for key in [key for key in content if isinstance(content[key], ArrayRecord)]:
+            changed = ArrayRecord()
+            for place, (name, array) in enumerate(content[key].items()):
+                body = made(array.data, rng) if place == 0 else array.data
+                changed[name] = Array(array.dtype, array.shape, array.stype, body)
+            content[key] = changed
+
+    return change
+
+
+def other_names(content: RecordDict, rng: np.random.Generator) -> None:
+    for key in [key for key in content if isinstance(content[key], ArrayRecord)]:
+        changed = ArrayRecord()
+        for name, array in content[key].items():
+            changed[name + str(rng.integers(9))] = array
+        content[key] = changed
+
+
+def arrays_of(*shape: int) -> Callable[[np.random.Generator], ArrayRecord]:
+    return lambda rng: ArrayRecord({"x": Array(rng.normal(size=shape).astype(np.float32))})
+
+
+def flipped(body: bytes, rng: np.random.Generator) -> bytes:
+    """Bits of the header: later ones would be other pixels, which is another honest upload."""
+    place = int(rng.integers(0, min(100, len(body))))
+    return body[:place] + bytes([body[place] ^ (1 << int(rng.integers(8)))]) + body[place + 1 :]
+
+
+KINDS: dict[str, Change] = {
+    "infinite statement": statement('{"a": 1e999}'),
+    "nested statement": statement('{"a": ' + nested(600) + "}"),
+    "unasked statement": statement(json.dumps({"epsilon": 0.1})),
+    "statement of text": statement("x" * 20_000),
+    "more facts": fact(loss=1.0),
+    "facts as lists": fact(seconds=[1.0, 2.0]),
+    "infinite fact": fact(seconds=float("inf")),
+    "not a number": fact(seconds=float("nan")),
+    "another client": fact(**{"partition-id": 0}),
+    "another round": fact(round=77),
+    "no round": without("round"),
+    "round as text": lambda content, rng: content.__setitem__("facts", ConfigRecord({"round": "1"})),
+    "more arrays": record("more", arrays_of(3)),
+    "20 MB of text": record("provenance", lambda rng: ConfigRecord({"text": "x" * 20_000_000})),
+    "arrays for facts": record("facts", arrays_of(2)),
+    "no arrays": dropped("arrays"),
+    "no facts": dropped("facts"),
+    "other names": other_names,
+    "flipped header": first_array(flipped),
+    "cut array": first_array(lambda body, rng: body[: int(rng.integers(0, len(body)))]),
+}
+
+
+def hostile(change: Change, seed: int, app: Any = None) -> Callable[[Message, Context], Message]:
+    """Client 1's real reply, changed."""
+    app = app or client_app(data())
+    rng = np.random.default_rng(seed)
+
+    def client(message: Message, context: Context) -> Message:
+        reply = app(message, context)
+        if message.metadata.message_type != "query.who" and context.node_config["partition-id"] == 1:
+            change(reply.content, rng)
+        return reply
+
+    return client
+
+
+@pytest.mark.parametrize("strategy", ["feddm", *WEIGHTS])
+def test_every_change_of_a_reply_is_refused_and_the_others_are_kept(strategy: str, tmp_path: Path) -> None:
+    """Twenty kinds in one run, a kind a round; with a folder, so that unions and lines are written too."""
+    app, kinds = client_app(data()), list(KINDS)
+    rng = np.random.default_rng(3)
+
+    def client(message: Message, context: Context) -> Message:
+        reply = app(message, context)
+        if message.metadata.message_type != "query.who" and context.node_config["partition-id"] == 1:
+            KINDS[kinds[int(message.metadata.group_id) - 1]](reply.content, rng)
+        return reply
+
+    cheap = {"upload": {"settings": {"iterations": 1}}, "server": {"recipe": {"max_steps": 1}}, "local": {"max_steps": 1}}
+    lines = run_inline(settings(strategy=strategy, rounds=len(kinds), **cheap), data(), tmp_path, client=client)
+    assert len(lines) == len(kinds) + 1
+    for kind, line in zip(kinds, lines[1:], strict=True):
+        found = {each["client"]: each for each in line["clients"]}
+        assert found[1]["status"] in ("refused", "empty"), kind
+        assert found[0]["status"] == found[2]["status"] == "accepted", kind
+        assert "\n" not in found[1]["why"]
+        assert len(found[1]["why"]) < 400
+
+
+@pytest.mark.parametrize("kind", ["flipped header", "cut array"])
+def test_variants_of_damaged_arrays(kind: str) -> None:
+    cheap = {"upload": {"settings": {"iterations": 1}}, "server": {"recipe": {"max_steps": 1}}}
+    lines = run_inline(settings(strategy="random", rounds=50, **cheap), data(), client=hostile(KINDS[kind], 5))
+    assert [line["round"] for line in lines] == list(range(51))
+    assert all(line["clients"][0]["status"] == line["clients"][2]["status"] == "accepted" for line in lines[1:])
+    assert sum(line["clients"][1]["status"] == "refused" for line in lines[1:]) >= 45
+
+
+def test_an_upload_of_an_earlier_round_is_no_answer() -> None:
+    app, first = client_app(data()), {}
+
+    def client(message: Message, context: Context) -> Message:
+        number = context.node_config["partition-id"]
+        if message.metadata.message_type != "query.who" and number in first and number == 1:
+            return Message(first[number].content, reply_to=message)
+        reply = app(message, context)
+        if message.metadata.message_type != "query.who":
+            first.setdefault(number, reply)
+        return reply
+
+    lines = run_inline(settings(rounds=2), data(), client=client)
+    assert [each["status"] for each in lines[1]["clients"]] == ["accepted"] * 3
+    assert [each["status"] for each in lines[2]["clients"]] == ["accepted", "refused", "accepted"]
+    assert "round is 1" in lines[2]["clients"][1]["why"]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "claim"), [("fednova", {"steps": 10**7}), ("fedavg", {"num-examples": 10**9}), ("fednova", {"steps": 1})]
+)
+def test_what_a_client_says_of_itself_is_what_the_server_knows(strategy: str, claim: dict[str, int]) -> None:
+    lines = run_inline(settings(strategy=strategy, rounds=1, local={"epochs": 2}), data(), client=hostile(fact(**claim), 0))
+    assert [each["status"] for each in lines[1]["clients"]] == ["accepted", "refused", "accepted"]
+
+
+def test_where_the_server_does_not_know_a_share_is_bounded() -> None:
+    assert believed([(100, None), (120, None), (10**9, None)]) == [100, 120, int(LARGEST_SHARE * 120)]
+    assert believed([(10_000, 10_000), (10, 10), (10, 10)]) == [10_000, 10, 10]
+    exact = run_inline(settings(strategy="fedavg", rounds=1), data())[1]
+    own = run_inline(
+        settings(strategy="fedavg", rounds=1), data(), client=hostile(fact(**{"own-data": 1, "num-examples": 40, "steps": 1}), 0)
+    )[1]
+    assert [each["status"] for each in own["clients"]] == ["accepted"] * 3
+    assert exact["dropped"] == own["dropped"] == 0
+
+
+@pytest.mark.parametrize("examples", [1, 7, 8, 9, 100])
+@pytest.mark.parametrize("most", [None, 3])
+def test_steps_of_a_round_are_those_of_the_loop(examples: int, most: int | None) -> None:
+    config = LocalConfig(epochs=2, batch_size=8, max_steps=most)
+    counted = 0
+    for _ in range(2):
+        for _ in range(0, examples, 8):
+            counted += most is None or counted < most
+    assert config.steps(examples) == counted
+
+
+@pytest.mark.parametrize("strategy", ["feddm", *WEIGHTS])
+def test_networks_with_batchnorm_take_part(strategy: str) -> None:
+    """Its counter is a scalar, which every client and the server must get as one; its running means have no control variate."""
+    made = settings(strategy=strategy, rounds=2, network="ConvNetD1W32BN", local={"lr": 0.05, "batch_size": 8})
+    lines = run_inline(made, data())
+    assert all(line["dropped"] == 0 for line in lines)
+    assert [each["status"] for each in lines[-1]["clients"]] == ["accepted"] * 3
+
+
+def test_an_error_around_combining_is_a_note_and_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    from apps.federated import rules
+
+    real, calls = rules.union, [0]
+
+    def union(*arguments: Any) -> CondensedSet:
+        calls[0] += 1
+        if calls[0] == 1:
+            raise RecursionError("maximum recursion depth exceeded")
+        return real(*arguments)
+
+    monkeypatch.setattr(rules, "union", union)
+    lines = run_inline(settings(rounds=2), data())
+    assert "RecursionError" in lines[1]["note"]
+    assert lines[1]["accuracy"] == lines[0]["accuracy"]
+    assert lines[2]["note"] == ""
+
+
+def test_honest_runs_are_what_they_were() -> None:
+    first, second = run_inline(settings(), data()), run_inline(settings(), data(), client=client_app(data()))
+    assert facts(first) == facts(second)
+
+
+def test_a_private_client_that_fails_says_nothing_of_its_data(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """The text of an exception may hold file names, classes and counts; the reason stays in the client's own log."""
+    from apps.federated import client_app as apps
+
+    def fails(*arguments: Any, **named: Any) -> None:
+        raise FileNotFoundError("ward/malignant/Jane-Doe.png: 17 images of class 'malignant'")
+
+    monkeypatch.setattr(apps, "upload", fails)
+    line = run_inline(test_private.settings(), test_private.data())[1]
+    assert {each["status"] for each in line["clients"]} == {"failed"}
+    assert "Jane" not in json.dumps(line)
+    assert "own log" in line["clients"][0]["why"]
+    assert "Jane-Doe" in caplog.text
+    plain = run_inline(settings(rounds=1), data())[1]
+    assert "Jane-Doe" in plain["clients"][0]["why"], "without privacy the reason is told"
+
+
+def test_a_private_client_does_not_say_how_long_it_took() -> None:
+    private, plain = run_inline(test_private.settings(), test_private.data())[1], run_inline(settings(rounds=1), data())[1]
+    assert [each["status"] for each in private["clients"]] == ["accepted"] * 4
+    assert all(each["seconds"] is None for each in private["clients"])
+    assert all(each["seconds"] > 0 for each in plain["clients"])
