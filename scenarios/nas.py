@@ -69,7 +69,7 @@ def fill(study: NasStudy, options: Options, data: ImageData, folder: Path, resul
     ledger = Ledger(folder / "metrics.jsonl", known)
     sets = _given(study, options) | _coresets(study, options, data) | _condensed(study, options, data, folder, ledger, console)
     say(console, f"{len(study.candidates)} networks; sets: {', '.join(sets)}; {'Ray' if crew.ray else crew.size} workers")
-    with console.status("") as status:
+    with console.status("starting the workers") as status:
         clock.show = status.update
         found = rank(data, study.candidates, sets, study.truth, study.proxy, seed=options.seed, crew=crew, ledger=ledger, told=clock.told)
     results.update(found.summary)
@@ -81,22 +81,20 @@ class _Clock:
     """Progress with the time left, and the end of a slice."""
 
     def __init__(self, minutes: float | None, console: Console) -> None:
-        self.began = self.start = self.last = time.monotonic()
+        self.began = self.last = time.monotonic()
         self.minutes, self.console = minutes, console
         self.show: Callable[[str], None] = lambda text: None
 
     def told(self, done: int, of: int, row: Row) -> None:
         now = time.monotonic()
-        if done == 1:
-            self.start = now
-        left = f", about {_duration((now - self.start) / (done - 1) * (of - done))} left" if done > 1 else ""
-        text = f"{row['stage']}: {done} of {of} networks{left}; {row['id']}" + (f" failed: {row['reason']}" if "reason" in row else "")
+        left = f", about {_duration(row['left_seconds'])} left" if "left_seconds" in row else ""
+        text = f"{row['stage']}: {done} of {of} runs{left}; {row['id']}" + (f" failed: {row['reason']}" if "reason" in row else "")
         self.show(text)
         if "reason" in row or (now - self.last > 60 and not self.console.is_terminal):
             say(self.console, text)
             self.last = now
         if self.minutes is not None and now - self.began > 60 * self.minutes and done < of:
-            say(self.console, f"the slice of {self.minutes:g} minutes is over after {done} of {of} networks")
+            say(self.console, f"the slice of {self.minutes:g} minutes is over after {done} of {of} runs")
             raise Interrupted
 
 
@@ -121,7 +119,7 @@ def _cut(study: NasStudy, data: ImageData, seed: int) -> ImageData:
 
 
 def _coresets(study: NasStudy, options: Options, data: ImageData) -> dict[str, SetProxy]:
-    """Real images; a new draw for each run where the choice is random. Random images are the others' measure, the rest rivals like them."""
+    """Real images; a new draw for each run where the choice is random. All are baselines, random images the first."""
     found = {}
     for name in study.sets.coresets:
         start = time.process_time()

@@ -9,9 +9,12 @@ from distill.records import read_json
 from scenarios.table import as_markdown
 
 EXPECTED = Path(__file__).parent / "expected" / "nas"
+_BASELINES = ("random", "early-steps", "early-cost", "parameters", "regression")
 note = (
     "Proxies are scored on the validation split; the truth is the test accuracy of fully trained networks. Intervals: 95 %, bootstrap over"
-    " networks. Regret: accuracy points lost by taking the best of the proxy's top k. Cost: core seconds on a CPU, wall seconds on a GPU."
+    " networks. Noise ceiling: the correlation that an equally noisy second truth would reach. Regret@k: accuracy points lost by taking the"
+    " best of the proxy's top k. Overlap@k: the share of the true top k in it, beside chance. Cost: core seconds on a CPU, wall seconds on"
+    " a GPU, in brackets what is paid once. Break-even: the number of candidates from which the proxy saves time."
 )
 
 
@@ -21,14 +24,19 @@ def accuracy_table(record: dict[str, Any]) -> list[list[str]]:
     if "proxies" not in results:
         return []
     ks = [key for key in next(iter(results["proxies"].values())) if key.startswith(("regret@", "overlap@"))]
-    header = ["proxy", "Spearman", "Kendall", "top 10", "top 5 %", *ks, "seconds", "bytes", "break-even"]
+    # What decides comes first: a terminal shows as many columns as it is wide, then the rest below.
+    header = ["proxy", "Spearman [95 %]", *(k for k in ks if k.startswith("regret")), "seconds (once)", "bytes", "Kendall"]
+    header += [f"{k} (chance)" for k in ks if k.startswith("overlap")]
+    header += ["break-even, networks", *(f"Spearman of the true top {top}" for top in ("10", "5 %"))]
     rows = []
     for name, row in results["proxies"].items():
-        cells = [_interval(row["spearman"]), *(_number(row[key]["value"]) for key in ("kendall", "spearman_top10", "spearman_top5pct"))]
-        cells += [_number(row[k]["value"]) + (f" ({row[k]['chance']:.2f})" if "chance" in row[k] else "") for k in ks]
         seconds = row["seconds"]
-        shown = f"{seconds['total']:.3g}" + (f" (once {seconds['one_off']:.3g})" if seconds["one_off"] else "")
-        rows.append([name, *cells, shown, str(row["bytes"]), _number(row["break_even"], 0)])
+        cells = [_interval(row["spearman"]), *(_number(row[k]["value"]) for k in ks if k.startswith("regret"))]
+        cells += [f"{seconds['total']:.3g}" + (f" ({seconds['one_off']:.3g})" if seconds["one_off"] else ""), str(row["bytes"])]
+        cells += [_number(row["kendall"]["value"])]
+        cells += [f"{_number(row[k]['value'])} ({row[k]['chance']:.2f})" for k in ks if k.startswith("overlap")]
+        cells += [_number(row["break_even"], 0), *(_number(row[f"spearman_{top}"]["value"]) for top in ("top10", "top5pct"))]
+        rows.append([name, *cells])
     return [header, *rows]
 
 
@@ -37,20 +45,31 @@ def answer(record: dict[str, Any]) -> str:
     results = record["results"]
     if "proxies" not in results:
         return f"The networks are not ranked yet. Status: {record['status']}."
-    proxies = results["proxies"]
+    return _sentence(results["known"], results["ceiling"]["reliability"], results["proxies"], results["differences"])
+
+
+def _sentence(known: int, ceiling: Any, proxies: dict[str, Any], differences: dict[str, Any]) -> str:
+    """The best condensed set beside each baseline; a difference is significant if its interval leaves out zero."""
+    first = f"{known} networks; noise ceiling {_number(ceiling)}."
     condensed = [name for name, row in proxies.items() if row["kind"] == "condensed" and row["spearman"]["value"] is not None]
-    first = f"{results['known']} networks; the truth agrees with itself at {_number(results['ceiling']['reliability'])}. "
-    parts = []
-    for name in sorted(condensed, key=lambda name: -proxies[name]["spearman"]["value"])[:1]:
-        parts.append(f"{name} ranks them at {_interval(proxies[name]['spearman'])} and its choice costs {_regret(proxies[name])} points")
-        for rival, found in results["differences"].get(name, {}).items():
-            verdict = "better than" if _above(found["low"]) else "worse than" if _above(_minus(found["high"])) else "not told apart from"
-            parts.append(f"{verdict} {rival} ({_number(proxies[rival]['spearman']['value'])}, its choice {_regret(proxies[rival])})")
-    return first + "; ".join(parts) + "." if parts else first.strip()
+    if not condensed:
+        return first
+    best = max(condensed, key=lambda name: proxies[name]["spearman"]["value"])
+    key, regret = _regret(proxies[best])
+    verdicts: dict[str, list[str]] = {}
+    for baseline, found in differences.get(best, {}).items():
+        verdict = "better" if _above(found["low"]) else "worse" if _above(_minus(found["high"])) else "no significant difference"
+        figures = f"{baseline} ({_number(proxies[baseline]['spearman']['value'])}, {key} {_regret(proxies[baseline])[1]})"
+        verdicts.setdefault(verdict, []).append(figures)
+    parts = [f"{verdict} {'from' if verdict.endswith('difference') else 'than'} {', '.join(which)}" for verdict, which in verdicts.items()]
+    figures = f"{best}: Spearman {_interval(proxies[best]['spearman'])}, {key} {regret} points"
+    return f"{first} {'; '.join([figures, *parts])}."
 
 
-def _regret(row: dict[str, Any]) -> str:
-    return _number(next(value["value"] for key, value in row.items() if key.startswith("regret@")))
+def _regret(row: dict[str, Any]) -> tuple[str, str]:
+    """The regret of the first k: (its name, points)."""
+    key = next(key for key in row if key.startswith("regret@"))
+    return key, _number(row[key]["value"])
 
 
 def _above(value: float | None) -> bool:
@@ -83,9 +102,9 @@ def kept_rows(folder: Path) -> list[dict[str, str]]:
                 flat |= {f"{key}.{part}": number for part, number in value.items()}
             elif key != "kind":
                 flat[key] = value
-        for rival in ("random", "early-steps", "early-cost", "parameters", "regression"):
-            found = results["differences"].get(proxy, {}).get(f"early-cost-{proxy}" if rival == "early-cost" else rival, {})
-            flat |= {f"spearman_minus_{rival}.{part}": found.get(part) for part in ("value", "low", "high")}
+        for baseline in _BASELINES:
+            found = results["differences"].get(proxy, {}).get(f"early-cost-{proxy}" if baseline == "early-cost" else baseline, {})
+            flat |= {f"spearman_minus_{baseline}.{part}": found.get(part) for part in ("value", "low", "high")}
         rows.append(
             {key: f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value) for key, value in flat.items()}
         )
@@ -97,7 +116,7 @@ def kept_files(folder: Path) -> dict[str, str]:
     record, config = read_json(folder / "record.json"), read_json(folder / "config.json")
     results, name = record["results"], record["scenario"]
     facts = {"config": config, **{key: record[key] for key in ("seconds", "peak_memory_bytes", "environment")}}
-    facts |= {"data": results["data"], "ceiling": results["ceiling"], "truth_seconds": results["truth_seconds"], "answer": answer(record)}
+    facts |= {"data": results["data"], "ceiling": results["ceiling"], "truth_seconds": results["truth_seconds"]}
     names = ("scores",) if config["run"]["table"] else ("truth", "scores")
     tables = {f"{name}-{table}.csv": (folder / f"{table}.csv").read_text() for table in names}
     return tables | {f"{name}.json": json.dumps(facts, indent=2) + "\n"}
@@ -106,7 +125,25 @@ def kept_files(folder: Path) -> dict[str, str]:
 def page_text(rows: dict[str, list[dict[str, str]]], place: Path) -> str:
     """The kept runs' answers and tables, the smallest study last."""
     names = sorted(rows, key=lambda name: (name == "nas-smoke", name))
-    return "\n\n".join(f"**`{name}`**: {read_json(place / f'{name}.json')['answer']}\n\n{_markdown(rows[name])}" for name in names)
+    ceilings = {name: read_json(place / f"{name}.json")["ceiling"]["reliability"] for name in names}
+    return "\n\n".join(f"**`{name}`**: {_kept_sentence(rows[name], ceilings[name])}\n\n{_markdown(rows[name])}" for name in names)
+
+
+def _kept_sentence(rows: list[dict[str, str]], ceiling: float | None) -> str:
+    """`answer` from the kept rows."""
+
+    def numbers(row: dict[str, str], name: str, parts: tuple[str, ...] = ("value", "low", "high")) -> dict[str, float | None]:
+        return {part: float(row[f"{name}.{part}"]) if row[f"{name}.{part}"] else None for part in parts}
+
+    first = next(column.removesuffix(".value") for column in rows[0] if column.startswith("regret@"))
+    proxies = {row["proxy"]: {"kind": row["kind"], "spearman": numbers(row, "spearman"), first: numbers(row, first)} for row in rows}
+    differences: dict[str, Any] = {row["proxy"]: {} for row in rows}
+    for row in rows:
+        for baseline in _BASELINES:
+            found = numbers(row, f"spearman_minus_{baseline}")
+            if found["value"] is not None:
+                differences[row["proxy"]][f"early-cost-{row['proxy']}" if baseline == "early-cost" else baseline] = found
+    return _sentence(int(rows[0]["networks"]), ceiling, proxies, differences)
 
 
 def _markdown(rows: list[dict[str, str]]) -> str:

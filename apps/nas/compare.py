@@ -41,7 +41,7 @@ def compared(
 ) -> dict[str, Any]:
     """``truth`` (n, S) are test accuracies of S fully trained networks each, NaN where one failed; ``truth_seconds`` what they cost in all.
 
-    Returns plain numbers: ``ceiling``, ``proxies.<name>`` and ``differences.<name>.<rival>`` (Spearman, first minus second).
+    Returns plain numbers: ``ceiling``, ``proxies.<name>`` and ``differences.<name>.<baseline>`` (Spearman, first minus second).
     """
     mean = means(truth)
     known = int(np.isfinite(mean).sum())
@@ -98,11 +98,13 @@ def _differences(proxies: Mapping[str, Scores], mean: Array, generator: np.rando
     for name, scores in proxies.items():
         if scores.kind != "condensed":
             continue
-        rivals = [rival for rival in ("random", "early-steps", f"early-cost-{name}", "parameters", "regression") if rival in proxies]
+        baselines = [
+            baseline for baseline in ("random", "early-steps", f"early-cost-{name}", "parameters", "regression") if baseline in proxies
+        ]
         found[name] = {
-            rival: ranking.paired_bootstrap(
-                scores.values, proxies[rival].values, mean, ranking.spearman_rows, generator, resamples
+            baseline: ranking.paired_bootstrap(
+                scores.values, proxies[baseline].values, mean, ranking.spearman_rows, generator, resamples
             ).as_dict()
-            for rival in rivals
+            for baseline in baselines
         }
     return found

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,12 +47,19 @@ class Ledger:
 
     def do(self, jobs: Sequence[Task], shelf: Shelf, crew: Crew, told: Callable[[int, int, Row], None] | None = None) -> list[Row]:
         """Rows of all jobs, in their order; those not yet known are worked on, and those given up under a smaller limit than now.
-        ``told(done, of, row)`` hears of each."""
+        ``told(done, of, row)`` hears of each, in its row also an estimate of the ``left_seconds`` for all, from the second on."""
         missing = [job for job in jobs if job.name not in self.rows or _worth_more_time(self.rows[job.name], crew.limit)]
+        work = {job.name: job.images(shelf) for job in missing}
+        total, done, first, start = sum(work.values()), 0, 0, 0.0
         # Closed also when ``told`` stops the study, so that no worker outlives it.
         with contextlib.closing(rows(missing, shelf, crew)) as found:
             for count, row in enumerate(found, 1):
                 self.add(row)
+                done += work[_name(row)]
+                if count == 1:  # the start of the workers is not in the estimate
+                    first, start = done, time.monotonic()
+                elif told is not None:
+                    row = {**row, "left_seconds": (time.monotonic() - start) / (done - first) * (total - done)}
                 if told is not None:
                     told(count, len(missing), row)
         return [self.rows[job.name] for job in jobs]

@@ -167,7 +167,7 @@ def _chances(values: Array, k: int) -> Array:
 
 @dataclass(frozen=True)
 class Ceiling:
-    """How well the truth agrees with itself. ``halves``: Spearman between disjoint halves of the seeds, averaged over all ways to halve;
+    """The noise ceiling. ``halves``: Spearman between disjoint halves of the truth's seeds, averaged over all ways to halve;
     ``reliability``: the same stepped up to all seeds (Spearman-Brown), what an equally noisy second measurement of the truth would reach;
     ``perfect``: its root, what a proxy without any noise would reach."""
 

@@ -1,4 +1,4 @@
-"""The cheap rival that nobody runs: train a few networks fully, fit what each choice adds, predict the rest."""
+"""A cheap baseline that is rarely run: train a few networks fully, fit what each choice adds, predict the rest."""
 
 from collections.abc import Sequence
 

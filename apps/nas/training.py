@@ -53,6 +53,10 @@ class Task(Protocol):
         """The work itself. It runs foreign code (the network), so only a worker calls it."""
         ...
 
+    def images(self, shelf: Shelf) -> int:
+        """How many images pass through the network: what the time left is estimated by."""
+        ...
+
 
 @dataclass(frozen=True)
 class Job:
@@ -78,6 +82,14 @@ class Job:
     def row(self, shelf: Shelf) -> dict[str, Any]:
         """See `measure`."""
         return measure(self, shelf)
+
+    def images(self, shelf: Shelf) -> int:
+        """Training images, one for each time it is seen."""
+        source = shelf.source(self.source)
+        count = len(source.train) if isinstance(source, ImageData) else len(source)
+        epoch = -(-count // self.recipe.batch_size)
+        steps = min(self.recipe.epochs * epoch, self.recipe.max_steps or self.recipe.epochs * epoch)
+        return steps * min(self.recipe.batch_size, count)
 
 
 def measure(job: Job, shelf: Shelf) -> dict[str, Any]:

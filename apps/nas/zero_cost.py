@@ -61,6 +61,11 @@ class ScoreJob:
             return {**failed(self, reason), "score": None, **seconds}
         return {"stage": self.stage, "id": self.id, "seed": self.seed, "key": self.key, "status": "ok", "score": value, **seconds}
 
+    def images(self, shelf: Shelf) -> int:
+        """Those of the batch; a score without one counts as one image."""
+        images, _ = self._batch(shelf)
+        return 1 if images is None else len(images)
+
     def _batch(self, shelf: Shelf) -> tuple[Tensor | None, Tensor | None]:
         if self.source is None:
             return None, None

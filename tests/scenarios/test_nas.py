@@ -1,21 +1,24 @@
 """Studies of kind "nas" from the command line's side: shipped files, mistakes, resume, the report and the kept figures."""
 
 import csv
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from apps.nas import ranking
 from apps.nas.ledger import read_table
 from distill.condensed import CondensedSet
 from distill.errors import InputError
-from scenarios import tables
+from scenarios import nas, tables
 from scenarios.cli import main
 from scenarios.folder import Options, run_study
 from scenarios.report import accuracy_table, answer
@@ -30,7 +33,8 @@ TINY = [
 
 def tiny(*settings: str) -> Any:
     name, tables = read_scenario("nas-smoke")
-    return study(name, override(tables, [*TINY, *settings]), "nas-smoke.toml")
+    latest = {setting.partition("=")[0]: setting for setting in (*TINY, *settings)}
+    return study(name, override(tables, list(latest.values())), "nas-smoke.toml")
 
 
 def run(out: Path, *settings: str, resume: bool = False) -> tuple[Path, dict]:
@@ -156,6 +160,8 @@ def test_kept_figures_are_the_records(done: tuple[Path, dict], tmp_path: Path, m
         (['run.table="nothing"'], "cannot be read"),
         (['methods.mtt.network="space"'], "name the experts' network"),
         (["prox.seeds=1"], "did you mean 'proxy'"),
+        (['run.ray="127.0.0.1:9"'], "no Ray pool answers"),
+        (["run.limit=-1"], "limit"),
     ],
 )
 def test_a_mistake_is_one_line_before_any_work(tmp_path: Path, settings: list[str], message: str) -> None:
@@ -172,7 +178,64 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert end.value.code == 0
     said = capsys.readouterr().out
     assert "Spearman" in said
-    assert "4 networks; the truth agrees with itself" in said
+    assert "4 networks; noise ceiling" in said
+
+
+def test_the_answer_names_a_difference_significant_only_if_its_interval_leaves_out_zero() -> None:
+    def figures(kind: str, value: float | None, regret: float) -> dict:
+        return {
+            "kind": kind,
+            "spearman": {"value": value, "low": value and value - 0.1, "high": value and value + 0.1},
+            "regret@2": {"value": regret},
+        }
+
+    kinds = {
+        "dm": "condensed",
+        "gm": "condensed",
+        "random": "coreset",
+        "early-steps": "early",
+        "parameters": "zero-cost",
+        "regression": "x",
+    }
+    proxies = {name: figures(kind, 0.1 * place, place) for place, (name, kind) in enumerate(kinds.items(), 3)}
+    bounds = {"random": (-0.2, 0.1), "early-steps": (-0.3, -0.1), "parameters": (0.1, 0.3), "regression": (0.0, 0.2)}
+    differences = {"gm": {name: {"value": 0.0, "low": low, "high": high} for name, (low, high) in bounds.items()}}
+    record = {"results": {"known": 9, "ceiling": {"reliability": 0.94}, "proxies": proxies, "differences": differences}}
+    assert answer(record | {"kind": "nas"}) == (
+        "9 networks; noise ceiling 0.94. gm: Spearman 0.40 [0.30, 0.50], regret@2 4.00 points; no significant difference from"
+        " random (0.50, regret@2 5.00), regression (0.80, regret@2 8.00); worse than early-steps (0.60, regret@2 6.00);"
+        " better than parameters (0.70, regret@2 7.00)."
+    )
+    proxies["dm"]["spearman"]["value"] = proxies["gm"]["spearman"]["value"] = None
+    assert answer(record | {"kind": "nas"}) == "9 networks; noise ceiling 0.94."
+
+
+def test_the_columns_say_what_they_are(done: tuple[Path, dict]) -> None:
+    header, *rows = accuracy_table(done[1])
+    assert header[:4] == ["proxy", "Spearman [95 %]", "regret@1", "regret@2"]
+    assert {"break-even, networks", "Spearman of the true top 10", "Spearman of the true top 5 %"} < set(header)
+    found = dict(zip(header, next(row for row in rows if row[0] == "dm"), strict=True))
+    record = done[1]["results"]["proxies"]["dm"]
+    assert float(found["regret@2"]) == pytest.approx(record["regret@2"]["value"], abs=0.006)
+    assert float(found["overlap@2 (chance)"].split()[0]) == pytest.approx(record["overlap@2"]["value"], abs=0.006)
+    assert found["overlap@2 (chance)"].endswith(" (0.50)")
+    assert found["Spearman of the true top 10"] == f"{record['spearman_top10']['value']:.2f}"
+    assert float(found["seconds (once)"].split(" (")[0]) == pytest.approx(record["seconds"]["total"], rel=0.01)
+
+
+@pytest.mark.parametrize(("terminal", "expected"), [(True, 1), (False, 2)])
+def test_progress_is_a_status_line_or_a_line_a_minute(monkeypatch: pytest.MonkeyPatch, terminal: bool, expected: int) -> None:
+    """A failure is always said; that work goes on only where no status line is seen, once a minute."""
+    now = iter([0.0, 30.0, 61.0, 90.0, 100.0])
+    monkeypatch.setattr(nas, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    said, shown = io.StringIO(), []
+    clock = nas._Clock(None, Console(file=said, force_terminal=terminal, width=200, no_color=True, highlight=False))
+    clock.show = shown.append
+    for count, more in enumerate(({}, {"left_seconds": 300.0}, {"left_seconds": 200.0}, {"reason": "diverged"}), 1):
+        clock.told(count, 9, {"stage": "truth", "id": "w8", **more})
+    assert shown[:2] == ["truth: 1 of 9 runs; w8", "truth: 2 of 9 runs, about 5 min left; w8"]
+    assert len(said.getvalue().splitlines()) == expected
+    assert said.getvalue().splitlines()[-1] == "truth: 4 of 9 runs; w8 failed: diverged"
 
 
 def test_engines_are_not_imported_by_the_scenario() -> None:

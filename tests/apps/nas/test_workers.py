@@ -7,13 +7,15 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from apps.nas import ray_pool
+from apps.nas import ledger, ray_pool
 from apps.nas.ledger import COLUMNS, Ledger, data_key, read_table, set_key, write_table
 from apps.nas.space import candidate, own
 from apps.nas.training import WHOLE, Job, Shelf, failed, given_up, measure, score
@@ -90,8 +92,8 @@ def test_a_network_that_never_ends_is_given_up() -> None:
     assert [(row["status"], row["reason"]) for row in found] == [("failed", "took longer than 2 s")]
 
 
-def scored(name: str, network, score: str = "grad_norm") -> ScoreJob:
-    return ScoreJob(score, name, network, score, WHOLE, 0, "k")
+def scored(name: str, network, score: str = "grad_norm", source: str | None = WHOLE) -> ScoreJob:
+    return ScoreJob(score, name, network, score, source, 0, "k")
 
 
 def test_a_score_that_goes_wrong_is_a_row_with_its_reason() -> None:
@@ -171,6 +173,29 @@ def test_a_ledger_trains_nothing_twice_and_goes_on_after_a_cut_line(tmp_path: Pa
     whole = Ledger().do(jobs(), shelf, Crew(0))
     assert stripped(again) == stripped(whole) == stripped(Ledger(path).rows.values())
     assert [row["id"] for row in again] == [one.id for one in jobs()]
+
+
+def test_the_time_left_goes_by_the_images_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three trainings of 10, 10 and 40 steps, a second each: after the second, four seconds are left, and the score is one image more."""
+    clock = iter([0.0, 1.0, 2.0, 3.0])
+    monkeypatch.setattr(ledger, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    asked = [
+        Job("truth", f"n{steps}{place}", networks.small, WHOLE, 0, replace(RECIPE, epochs=99, max_steps=steps), "k")
+        for place, steps in enumerate((10, 10, 40))
+    ]
+    left: list[float | None] = []
+    Ledger().do(
+        [*asked, scored("p", networks.small, "parameters", None)],
+        Shelf(data(), {}),
+        Crew(0),
+        lambda *told: left.append(told[2].get("left_seconds")),
+    )
+    images = 10 * 16
+    assert left == [None, pytest.approx((4 * images + 1) / images), pytest.approx(2 / (5 * images)), 0.0]
+    few = select(data(), "random", 2, generator(0))
+    shelf = Shelf(data(), {"few": few})
+    assert replace(asked[0], source="few", recipe=RECIPE).images(shelf) == 3 * len(few)  # three epochs of one batch
+    assert replace(asked[0], recipe=RECIPE).images(shelf) == 3 * 16 * -(-len(shelf.data.train) // 16)
 
 
 def test_a_stopped_study_keeps_what_was_done(tmp_path: Path) -> None:
