@@ -136,7 +136,7 @@ def test_a_slice_stops_cleanly_and_the_next_one_goes_on(
 
     monkeypatch.setattr(tables, "EXPECTED", tmp_path / "expected")
     (tmp_path / "expected").mkdir()
-    (tmp_path / "expected" / "published.csv").write_text("dataset,ipc,set,accuracy,source\n")
+    (tmp_path / "expected" / "published.csv").write_text("dataset,ipc,set,accuracy,judging,source\n")
     reproduce.main([str(scenario), "--out", str(started), "--minutes", "0"])
     assert "the same command goes on from here" in capsys.readouterr().out
 
@@ -153,11 +153,14 @@ def test_a_child_that_fails_ends_the_run_with_its_code(tmp_path: Path) -> None:
         reproduce.run_slice("no-such-scenario", tmp_path, 60)
 
 
-def test_reproduced_follows_the_interval() -> None:
-    assert tables.reproduced(48.5, "48.9") == "yes"
-    assert tables.reproduced(48.3, "48.9") == "no"
-    assert tables.reproduced(60.0, "48.9") == "yes"
-    assert tables.reproduced(60.0, "") == ""
+def test_reproduced_is_two_sided() -> None:
+    said = {"accuracy": "48.9", "judging": "DSA"}
+    for low, high, expected in ((47.0, 48.5, "yes"), (47.0, 48.3, "no"), (49.3, 60.0, "yes"), (49.5, 60.0, "no"), (40.0, 60.0, "yes")):
+        assert tables.reproduced(low, high, said, "DSA") == expected
+        assert tables.reproduced(low, high, {**said, "judging": "presumably DSA"}, "DSA") == expected
+        assert tables.reproduced(low, high, {**said, "judging": "not stated"}, "DSA") == expected
+        assert tables.reproduced(low, high, said, "none") == "no, other evaluation"
+    assert tables.reproduced(40.0, 60.0, {}, "DSA") == ""
 
 
 def test_published_figures_cover_the_methods() -> None:

@@ -1,0 +1,50 @@
+"""Published figures (expected/published.csv), how their networks were evaluated, and whether a kept run reproduces them.
+
+The column ``judging`` says with what augmentation (and ZCA whitening) the published networks were trained: "none", "DC" (crop, scale or
+rotate, of MNIST only), "DSA", "DSA, ZCA", or "not stated"; "presumably" stands before what no source says outright. One baseline may have
+several figures: ten random images a class of CIFAR-10 are 26.0 in older tables and 31.0 in later ones, presumably without and with DSA.
+"""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from distill.augment import DSA, DSA_DIGITS
+from distill.spec import DataSpec
+from distill.train import protocol
+
+ROUNDING = 0.5  # points: tables are rounded, and their own intervals are about as wide
+
+
+def judging(config: dict[str, Any], network: str) -> str:
+    """How a run trains its evaluation networks, in the words of the column."""
+    data, evaluation = config["data"], config["evaluation"]
+    if evaluation["recipe"]:
+        text = evaluation["recipe"]["augmentation"]
+    else:
+        text = protocol(evaluation["protocol"], DataSpec(data["name"], 1, 1, 1, ("",), (0.0,), (1.0,)), network).augmentation
+    name = {"auto": "DSA", DSA: "DSA", DSA_DIGITS: "DSA", "": "none", "dc_crop_scale_rotate": "DC"}.get(text, text)
+    return f"{name}, ZCA" if data.get("zca") else name
+
+
+def published(path: Path, dataset: str, ipc: str, name: str, how: str) -> dict[str, str]:
+    """The row of a published figure, the one with this judging where there are several; empty where there is none."""
+    with path.open(newline="") as file:
+        rows = [r for r in csv.DictReader(file) if (r["dataset"], r["ipc"], r["set"]) == (dataset, ipc, name)]
+    return next((r for r in rows if _same(r["judging"], how)), rows[0] if rows else {})
+
+
+def reproduced(low: float, high: float, said: dict[str, str], how: str) -> str:
+    """ "yes" when the published figure lies in our interval, give or take the rounding of such tables, and was evaluated alike.
+
+    Above or below the interval it is "no". "no, other evaluation": another augmentation or whitening, so that the two cannot be compared.
+    """
+    if not said:
+        return ""
+    if said["judging"] != "not stated" and not _same(said["judging"], how):
+        return "no, other evaluation"
+    return "yes" if low - ROUNDING <= float(said["accuracy"]) <= high + ROUNDING else "no"
+
+
+def _same(theirs: str, ours: str) -> bool:
+    return theirs.removeprefix("presumably ") == ours
