@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
@@ -15,10 +16,11 @@ COLOURS = {
     "condensed": "#c0504d",
     "coreset": "#8a8f98",
     "early": "#4878a8",
-    "zero-cost": "#b89b3f",
-    "regression": "#5a8f5a",
+    "zero-cost": "#a07a14",
+    "regression": "#2f8f6b",
     "whole": "#222222",
 }
+MARKERS = {"condensed": "o", "coreset": "s", "early": "D", "zero-cost": "^", "regression": "v", "whole": "*"}
 _ACCURACIES = ("condensed", "coreset", "early", "whole")
 MAX_PANELS = 9
 
@@ -32,15 +34,28 @@ def scatter(truth: Array, scores: Mapping[str, tuple[str, Array]], top: int) -> 
     figure = Figure(figsize=(3.2 * across, 3.0 * down), dpi=110)
     panels = np.asarray(figure.subplots(down, across, squeeze=False, sharey=True)).flat
     known = np.isfinite(truth)
+    up = _axis_range(truth[known])
     edge = np.sort(truth[known])[-min(top, int(known.sum()))] if known.any() else math.inf
     for axis, (name, kind, values) in zip(panels, shown, strict=False):
         both = known & np.isfinite(values)
         best = both & (truth >= edge)
-        axis.scatter(values[both & ~best], truth[both & ~best], s=12, color=COLOURS[kind], alpha=0.6, linewidths=0)
-        axis.scatter(values[best], truth[best], s=26, marker="^", color="black", linewidths=0, label=f"true top {int(best.sum())}")
+        across_range = _axis_range(values[both])
+        x, y = np.clip(values, *across_range), np.clip(truth, *up)
+        outside = both & ((x != values) | (y != truth))
+        for chosen, look in (
+            (both & ~best & ~outside, {"s": 14, "color": COLOURS[kind], "alpha": 0.5, "linewidths": 0}),
+            (both & ~best & outside, {"s": 22, "facecolors": "none", "edgecolors": COLOURS[kind], "clip_on": False}),
+            (best, {"s": 26, "marker": "^", "color": "black", "linewidths": 0, "clip_on": False, "label": f"true top {int(best.sum())}"}),
+        ):
+            axis.scatter(x[chosen], y[chosen], **look)
         if both.any():
             first = np.flatnonzero(both)[np.argmax(values[both])]
-            axis.scatter(values[first], truth[first], s=90, facecolors="none", edgecolors="black", label="its choice")
+            look = {"s": 90, "facecolors": "none", "edgecolors": "black", "clip_on": False, "label": "the proxy's first"}
+            axis.scatter(x[first], y[first], **look)
+        if outside.any():
+            axis.text(0.98, 0.02, f"hollow: {int(outside.sum())} beyond an axis", fontsize=6, ha="right", transform=axis.transAxes)
+        axis.set_xlim(*_with_margin(across_range))
+        axis.set_ylim(*_with_margin(up))
         axis.set_title(name, fontsize=9)
         axis.set_xlabel("proxy accuracy, %", fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
@@ -54,42 +69,64 @@ def scatter(truth: Array, scores: Mapping[str, tuple[str, Array]], top: int) -> 
 
 
 def correlation_by_cost(summary: Mapping[str, Any]) -> bytes:
-    """Spearman's rho with its interval against total seconds; the dashed line is what an equally noisy second truth would reach."""
+    """Spearman's rho with its interval beside total seconds; the dashed line is what an equally noisy second truth would reach."""
     figure, axis = _by_cost(summary["proxies"], "spearman")
     ceiling = summary["ceiling"]["reliability"]
     if _finite(ceiling):
-        axis.axhline(ceiling, linestyle="--", color="black", linewidth=0.8)
-        axis.text(0.01, ceiling, " noise ceiling", fontsize=7, va="bottom", transform=axis.get_yaxis_transform())
-    axis.set_ylabel("Spearman's rho, 95 % interval")
+        axis.axvline(ceiling, linestyle="--", color="black", linewidth=0.8)
+        axis.text(ceiling, 1.0, "noise ceiling", fontsize=7, ha="center", va="bottom", transform=axis.get_xaxis_transform())
+    axis.set_xlabel("Spearman's rho, 95 % interval")
     return _png(figure)
 
 
 def regret_by_cost(summary: Mapping[str, Any], k: int = 1) -> bytes:
-    """Accuracy points lost by training only the proxy's top ``k``, against total seconds."""
+    """Accuracy points lost by training only the proxy's top ``k``, beside total seconds."""
     figure, axis = _by_cost(summary["proxies"], f"regret@{k}")
-    axis.axhline(0, color="black", linewidth=0.8)
-    axis.set_ylabel(f"regret of the top {k}, points" if k > 1 else "regret of the first choice, points")
+    axis.set_xlabel(f"regret@{k}, accuracy points, 95 % interval")
     return _png(figure)
 
 
 def _by_cost(proxies: Mapping[str, Any], statistic: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(8.0, 4.2), dpi=110)
-    axis = figure.subplots()
     rows = [(name, row) for name, row in proxies.items() if _finite(row[statistic]["value"])]
-    rows.sort(key=lambda pair: pair[1]["seconds"]["total"])
-    for number, (name, row) in enumerate(rows, 1):
-        found, seconds = row[statistic], max(row["seconds"]["total"], 1e-3)
-        colour = COLOURS.get(row["kind"], "#222222")
+    rows.sort(key=lambda pair: pair[1][statistic]["value"], reverse=statistic.startswith("regret"))  # the best on top
+    figure.set_figheight(1.2 + 0.22 * len(rows))
+    axis, cost = figure.subplots(1, 2, sharey=True, gridspec_kw={"width_ratios": (3, 2), "wspace": 0.06})
+    for place, (_, row) in enumerate(rows):
+        found, colour = row[statistic], COLOURS.get(row["kind"], "#222222")
         if _finite(found["low"]):
-            axis.plot([seconds, seconds], [found["low"], found["high"]], color=colour, linewidth=1, alpha=0.6)
-        axis.scatter([seconds], [found["value"]], s=60, color=colour, zorder=3, label=f"{number} {name}")
-        axis.text(seconds, found["value"], str(number), fontsize=6, color="white", ha="center", va="center", zorder=4)
-    axis.set_xscale("log")
-    axis.set_xlabel("seconds in all, condensation included (log)")
-    if rows:
-        axis.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    axis.spines[["top", "right"]].set_visible(False)
+            axis.plot([found["low"], found["high"]], [place, place], color=colour, linewidth=1.2)
+        axis.plot(found["value"], place, MARKERS.get(row["kind"], "o"), color=colour, markersize=5.5)
+        cost.plot(max(row["seconds"]["total"], 1e-3), place, MARKERS.get(row["kind"], "o"), color=colour, markersize=5.5)
+    axis.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8)
+    axis.axvline(0, color="black", linewidth=0.8)
+    cost.set_xscale("log")
+    cost.set_xlabel("total seconds (log)")
+    for part in (axis, cost):
+        part.grid(axis="y", color="#00000018", linewidth=0.6)
+        part.set_axisbelow(True)
+        part.spines[["top", "right"]].set_visible(False)
+    cost.tick_params(left=False)
+    kinds = dict.fromkeys(row["kind"] for _, row in reversed(rows))
+    marks = [Line2D([], [], color=COLOURS.get(kind, "#222222"), marker=MARKERS.get(kind, "o"), linewidth=1.2, label=kind) for kind in kinds]
+    if marks:
+        cost.legend(handles=marks, frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure, axis
+
+
+def _axis_range(values: Array) -> tuple[float, float]:
+    """All values, but none further from the middle half of them than twice its width: a network at chance level would leave no room
+    for the others."""
+    if not len(values):
+        return 0.0, 100.0
+    low, high = np.percentile(values, (25, 75))
+    far = 2 * max(float(high - low), 0.5)
+    return max(float(values.min()), float(low) - far), min(float(values.max()), float(high) + far)
+
+
+def _with_margin(edges: tuple[float, float]) -> tuple[float, float]:
+    margin = 0.06 * max(edges[1] - edges[0], 0.5)
+    return edges[0] - margin, edges[1] + margin
 
 
 def _finite(value: Any) -> bool:
