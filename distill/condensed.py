@@ -1,15 +1,12 @@
-"""`CondensedSet`: the one value that travels between all rooms and between parties, and its file format."""
+"""`CondensedSet`: the one value that travels between all rooms and between parties. Its file's format is set_file.py's."""
 
 import dataclasses
 import json
 import math
-import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
 
-import pydantic
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -17,29 +14,10 @@ from torch import Tensor
 from distill.augment import strategy
 from distill.errors import InputError
 from distill.records import write_whole
+from distill.set_file import FORMAT, MAX_FILE_BYTES, decode, encode, parse
+from distill.set_file import Provenance as Provenance
 from distill.spec import DataSpec
 from distill.whitening import Whitening
-
-FORMAT = 1
-MAX_FILE_BYTES = 1 << 30
-MAX_HEADER_BYTES = 4 << 20
-_DTYPES = {"F32": 4, "U8": 1, "I64": 8}
-
-
-@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
-class Provenance:
-    """Where a set comes from: enough to make it again, and its privacy statement if there is one.
-
-    ``dp`` is None, or what a private statistics object states about its releases; it is never invented or merged by the core.
-    """
-
-    method: str
-    config: dict[str, Any] = field(default_factory=dict)
-    seed: int | None = None
-    fingerprint: str | None = None
-    versions: dict[str, str] = field(default_factory=dict)
-    seconds: Annotated[float, pydantic.Field(ge=0)] = 0.0
-    dp: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,12 +80,29 @@ class CondensedSet:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Images per class (K,)."""
-        return tuple(torch.bincount(self.hard_labels, minlength=self.spec.num_classes).tolist())
+        """Images per class (K,).
+
+        An image with soft labels belongs to no one class: such a set's images are dealt out evenly over the classes it was made for, since
+        that is what a set of the same storage has.
+        """
+        if not self.labels.is_floating_point():
+            return tuple(torch.bincount(self.labels, minlength=self.spec.num_classes).tolist())
+        each, over = divmod(len(self), len(self.classes))
+        dealt = {label: each + (place < over) for place, label in enumerate(self.classes)}
+        return tuple(dealt.get(label, 0) for label in range(self.spec.num_classes))
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """The classes it was made for: those of its labels; with soft labels those that its provenance names, else all."""
+        if not self.labels.is_floating_point():
+            return tuple(self.labels.unique(sorted=True).tolist())
+        named = self.provenance.config.get("classes")
+        inside = isinstance(named, list | tuple) and named and all(type(n) is int and 0 <= n < self.spec.num_classes for n in named)
+        return tuple(sorted(set(named))) if inside and named else tuple(range(self.spec.num_classes))
 
     @property
     def ipc(self) -> int:
-        """Images per class; of an uneven set the largest count (`counts` has them all)."""
+        """Images per class; of an uneven set the largest of `counts`."""
         return max(self.counts)
 
     @property
@@ -134,7 +129,16 @@ class CondensedSet:
         if not bool(keep.any()):
             present = [c for c, count in enumerate(self.counts) if count]
             raise InputError(f"subset of classes {wanted} is empty; allowed: some of {present}.")
-        return dataclasses.replace(self, images=self.images[keep], labels=self.labels[keep])
+        part = dataclasses.replace(self, images=self.images[keep], labels=self.labels[keep])
+        return part.made_for(label for label in self.classes if label in wanted)
+
+    def made_for(self, classes: Iterable[int]) -> "CondensedSet":
+        """The same set; where its labels are soft, its provenance says that it was made for these classes only (see `classes`)."""
+        named = sorted(set(classes)) or list(range(self.spec.num_classes))
+        if not self.labels.is_floating_point() or tuple(named) == self.classes:
+            return self
+        origin = dataclasses.replace(self.provenance, config={**self.provenance.config, "classes": named})
+        return dataclasses.replace(self, provenance=origin)
 
     @staticmethod
     def concat(sets: Sequence["CondensedSet"]) -> "CondensedSet":
@@ -160,7 +164,7 @@ class CondensedSet:
             for s in sets
         ]
         parts = [{"method": s.provenance.method, "seed": s.provenance.seed, "dp": s.provenance.dp} for s in sets]
-        return CondensedSet(
+        joined = CondensedSet(
             images=torch.cat([s.images for s in sets]),
             labels=torch.cat(labels),
             spec=first.spec,
@@ -169,13 +173,14 @@ class CondensedSet:
             provenance=Provenance("union", {"parts": parts}, seconds=sum(s.provenance.seconds for s in sets)),
             whitening=first.whitening,
         )
+        return joined.made_for(label for one in sets for label in one.classes)
 
     def quantised(self) -> "CondensedSet":
         """The same set with each channel rounded to 256 evenly spaced values, stored as uint8: a quarter of the bytes."""
         low = self.images.amin((0, 2, 3)).double()
         step = ((self.images.amax((0, 2, 3)).double() - low) / 255).clamp_min(1e-12)
         grid = tuple(zip(low.tolist(), step.tolist(), strict=True))
-        return dataclasses.replace(self, images=_decode(_encode(self.images, grid), grid), quantisation=grid)
+        return dataclasses.replace(self, images=decode(encode(self.images, grid), grid), quantisation=grid)
 
     # The file
 
@@ -194,7 +199,7 @@ class CondensedSet:
             "provenance": dataclasses.asdict(self.provenance),
             "quantisation": self.quantisation,
         }
-        images = _encode(self.images, self.quantisation) if self.quantisation else self.images
+        images = encode(self.images, self.quantisation) if self.quantisation else self.images
         tensors = {"images": images.detach().cpu().contiguous(), "labels": self.labels.detach().cpu().contiguous()}
         if self.whitening is not None:
             tensors |= {"whitening_mean": self.whitening.mean.cpu(), "whitening_matrix": self.whitening.matrix.cpu().contiguous()}
@@ -222,94 +227,15 @@ class CondensedSet:
     @staticmethod
     def from_bytes(data: bytes, max_bytes: int = MAX_FILE_BYTES) -> "CondensedSet":
         """The set in ``data``, checked before anything of the claimed size is allocated."""
-        _check_layout(data, max_bytes)
-        try:
-            tensors = safetensors.torch.load(data)
-            with_metadata = json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])["__metadata__"]["distill"]
-            header = pydantic.TypeAdapter(_Header).validate_json(with_metadata)
-            json.dumps(dataclasses.asdict(header.provenance), allow_nan=False)  # what was read can be saved again
-        except pydantic.ValidationError as error:
-            first = error.errors(include_url=False, include_context=False)[0]
-            where = ".".join(map(str, first["loc"]))[:80] or "it"
-            raise InputError(
-                f"the header does not fit: {where}: {first['msg'][:100]} (given {ascii(str(first['input'])[:60])[:80]})."
-            ) from None
-        except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError, RuntimeError) as error:
-            raise InputError(f"not a condensed set: {str(error)[:120]}.") from None
-        if header.format != FORMAT:
-            raise InputError(f"format {str(header.format)[:20]}; allowed: {FORMAT} (made by another version of this toolkit).")
+        tensors, header = parse(data, max_bytes)
         spec = DataSpec(**dataclasses.asdict(header.spec))
         images = tensors["images"]
         if (images.dtype == torch.uint8) != (header.quantisation is not None):
             raise InputError("images are uint8 without a quantisation grid, or float32 with one.")
         if header.quantisation is not None and images.ndim == 4 and len(header.quantisation) == images.shape[1]:
-            images = _decode(images, header.quantisation)
+            images = decode(images, header.quantisation)
         white = Whitening(tensors["whitening_mean"], tensors["whitening_matrix"]) if "whitening_mean" in tensors else None
         return CondensedSet(images, tensors["labels"], spec, header.lr, header.augmentation, header.provenance, header.quantisation, white)
-
-
-@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True))
-class _SpecHeader:
-    name: str
-    channels: int
-    height: int
-    width: int
-    classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True))
-class _Header:
-    format: int
-    spec: _SpecHeader
-    lr: float | None
-    augmentation: str | None
-    provenance: Provenance
-    quantisation: tuple[tuple[float, float], ...] | None
-
-
-def _check_layout(data: bytes, max_bytes: int) -> None:
-    """Header length, tensor names, dtypes and sizes, before safetensors allocates anything."""
-    if len(data) > max_bytes:
-        raise InputError(f"{len(data)} bytes; allowed: at most {max_bytes}.")
-    length = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else 0
-    if not 2 <= length <= MAX_HEADER_BYTES or 8 + length > len(data):
-        raise InputError("not a condensed set: no safetensors header, or the file is cut off.")
-    try:
-        header = json.loads(data[8 : 8 + length])
-        metadata = header.pop("__metadata__")["distill"]
-        names, body = sorted(header), len(data) - 8 - length
-        if not isinstance(metadata, str) or names not in (["images", "labels"], ["images", "labels", "whitening_matrix", "whitening_mean"]):
-            raise InputError(f"holds the tensors {str(names)[:80]}; allowed: images and labels, with a 'distill' header.")
-        for name in names:
-            dtype, shape = header[name]["dtype"], header[name]["shape"]
-            if (
-                dtype not in _DTYPES
-                or len(shape) > 4
-                or not all(type(n) is int and 0 <= n <= body for n in shape)
-                or math.prod(shape) * _DTYPES[dtype] > body
-            ):
-                raise InputError(f"tensor {name} claims {str(dtype)[:20]} {str(shape)[:60]}, which the file cannot hold.")
-    except InputError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"not a condensed set: damaged header ({type(error).__name__}: {str(error)[:80]}).") from None
-
-
-def _encode(images: Tensor, grid: Sequence[tuple[float, float]]) -> Tensor:
-    low, step = _grid(images, grid)
-    return ((images.double() - low) / step).round().clamp(0, 255).to(torch.uint8)
-
-
-def _decode(codes: Tensor, grid: Sequence[tuple[float, float]]) -> Tensor:
-    low, step = _grid(codes, grid)
-    return (low + step * codes.double()).float()
-
-
-def _grid(like: Tensor, grid: Sequence[tuple[float, float]]) -> tuple[Tensor, Tensor]:
-    pairs = torch.tensor(grid, dtype=torch.float64, device=like.device)
-    return pairs[:, 0].view(1, -1, 1, 1), pairs[:, 1].view(1, -1, 1, 1)
 
 
 def _short(tensor: Tensor) -> str:

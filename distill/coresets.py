@@ -1,8 +1,10 @@
 """Coresets: real images (or their means) chosen without learning; every app's baselines.
 
 All work class by class on normalised pixels, or on features when ``embed`` is given, and return a `CondensedSet`. A class with fewer
-than ``ipc`` images gives what it has.
+images than are asked for gives what it has. Memory is one class at a time; random images are picked before they are normalised.
 """
+
+from collections.abc import Sequence
 
 import torch
 from sklearn.cluster import KMeans
@@ -10,37 +12,59 @@ from torch import Tensor
 
 from distill.condensed import CondensedSet, Provenance
 from distill.data import ImageData
-from distill.errors import InputError, unknown_name
+from distill.errors import InputError, clipped, unknown_name
 from distill.statistics import Embed, chunk_size
 
 CORESETS = ("random", "herding", "kcenter", "kmeans", "class_mean")
 
 
-def select(data: ImageData, name: str, ipc: int, generator: torch.Generator, embed: Embed | None = None) -> CondensedSet:
+def select(data: ImageData, name: str, ipc: int | Sequence[int], generator: torch.Generator, embed: Embed | None = None) -> CondensedSet:
     """The coreset called ``name``: at most ``ipc`` images of each class that the training split has; `InputError` for an unknown name.
 
+    ``ipc`` may be counts by class (K,), such as another set's `CondensedSet.counts`; a class with count 0 is left out.
     ``embed`` maps normalised images (n, C, H, W) to the features (n, D) by which images are compared; without it their pixels are.
     """
     if name not in CORESETS:
         raise unknown_name("coreset", name, CORESETS)
-    if ipc < 1:
+    counts = available(data, ipc)
+    labels = torch.arange(len(counts), device=data.device).repeat_interleave(torch.tensor(counts, device=data.device))
+    # Made first, so that the small results do not lie between the large pools, which then could not be given back to the system.
+    images = torch.empty((len(labels), *data.spec.shape), device=data.device)
+    for label in (label for label, count in enumerate(counts) if count):
+        images[labels == label] = _chosen(data, label, name, counts[label], generator, embed)
+    stated = ipc if isinstance(ipc, int) else list(ipc)
+    provenance = Provenance(f"coreset:{name}", {"ipc": stated, "features": embed is not None}, fingerprint=data.fingerprint)
+    return CondensedSet(images, labels, data.spec, provenance=provenance, whitening=data.whitening)
+
+
+def available(data: ImageData, ipc: int | Sequence[int]) -> list[int]:
+    """Counts by class (K,) of a coreset of ``ipc`` images a class, or of these counts: never more than a class has."""
+    wanted = [ipc] * data.spec.num_classes if isinstance(ipc, int) else list(ipc)
+    if isinstance(ipc, int) and ipc < 1:
         raise InputError(f"ipc is {ipc}; allowed: 1 or more.")
-    images, labels = [], []
-    for label in data.classes:
-        pool = data.normalised("train", data.class_indices(label))
-        features = _features(pool, embed)
-        if name == "class_mean":
-            chosen = _group_means(pool, ipc, generator)
-        else:
-            picks = {"random": _random, "herding": _herding, "kcenter": _kcenter, "kmeans": _kmeans}[name](
-                features, min(ipc, len(pool)), generator
-            )
-            chosen = pool[picks.to(pool.device)]
-        images.append(chosen)
-        labels += [label] * len(chosen)
-    provenance = Provenance(f"coreset:{name}", {"ipc": ipc, "features": embed is not None}, fingerprint=data.fingerprint)
-    where = torch.tensor(labels, device=data.device)
-    return CondensedSet(torch.cat(images), where, data.spec, provenance=provenance, whitening=data.whitening)
+    if len(wanted) != data.spec.num_classes or not all(type(count) is int and count >= 0 for count in wanted):
+        allowed = f"{data.spec.num_classes} whole numbers of 0 or more, one a class"
+        raise InputError(f"counts by class are {clipped(wanted)}; allowed: {allowed}.")
+    counts = [min(count, held) for count, held in zip(wanted, data.counts, strict=True)]
+    if not any(counts):
+        raise InputError(f"counts by class are {clipped(wanted)}; data {data.spec.name!r} has no training images of these classes.")
+    return counts
+
+
+def _chosen(data: ImageData, label: int, name: str, count: int, generator: torch.Generator, embed: Embed | None) -> Tensor:
+    """``count`` images (count, C, H, W) of one class."""
+    places = data.class_indices(label)
+    if name == "random":
+        picks = torch.randperm(len(places), generator=generator, device=generator.device)[:count].to(places.device)
+        if data.whitening is None:
+            return data.normalised("train", places[picks])
+        # A matrix product over other rows rounds differently, so white images are made a whole class at a time.
+        return data.normalised("train", places)[picks]
+    pool = data.normalised("train", places)
+    if name == "class_mean":
+        return _group_means(pool, count, generator)
+    picks = {"herding": _herding, "kcenter": _kcenter, "kmeans": _kmeans}[name](_features(pool, embed), count, generator)
+    return pool[picks.to(pool.device)]
 
 
 def _features(images: Tensor, embed: Embed | None) -> Tensor:
@@ -48,10 +72,6 @@ def _features(images: Tensor, embed: Embed | None) -> Tensor:
         return images.flatten(1)
     with torch.no_grad():
         return torch.cat([embed(part).flatten(1) for part in images.split(chunk_size(images))])
-
-
-def _random(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    return torch.randperm(len(features), generator=generator, device=generator.device)[:count]
 
 
 def _herding(features: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -1,9 +1,9 @@
-"""Judge a set honestly: several seeds, the last epoch, an interval, and the same recipe for its rivals."""
+"""Evaluate a set: several seeds, the last epoch, an interval, and baselines of the same size under the same recipe."""
 
 import math
 import statistics as numbers
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,17 +12,16 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from distill.comparison import BASELINES as BASELINES
+from distill.comparison import Training, compared, learner_set, notes_on, recipe_of, row_label, training_of
 from distill.condensed import CondensedSet
-from distill.coresets import CORESETS, select
 from distill.data import ImageData, Split
 from distill.errors import Diverged, InputError, unknown_name
 from distill.fast import Compile, Precision, accelerated
 from distill.networks import Factory, flops
-from distill.randomness import generator
 from distill.statistics import chunk_size
-from distill.train import Recipe, protocol, train_network
+from distill.train import Recipe, train_network
 
-BASELINES = (*CORESETS, "whole")
 NOT_FINITE = "the network's outputs are NaN or infinite: its training diverged (use a smaller lr), or its own arithmetic is at fault."
 
 
@@ -86,21 +85,29 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Accuracies by set and network: ``rows["condensed"]["ConvNet"]``; ``recipe`` is the first network's. Prints itself as a table."""
+    """Accuracies by set and network: ``rows["condensed"]["ConvNet"]``; ``recipe`` is the first network's. Prints itself as a table.
+
+    ``training`` says by set how its networks were trained, ``notes`` what makes rows differ beside their images: sizes, step sizes.
+    """
 
     rows: dict[str, dict[str, Accuracy]]
     split: str
     recipe: Recipe
+    training: dict[str, Training] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         names = list(next(iter(self.rows.values())))
-        width = max(len(name) for name in self.rows) + 2
+        labels = {name: row_label(name, self.training[name].as_dict() if name in self.training else {}) for name in self.rows}
+        width = max(map(len, labels.values())) + 2
         lines = [f"{self.split} accuracy, %".ljust(width) + "".join(name.rjust(16) for name in names)]
         width = len(lines[0]) - 16 * len(names)
-        lines += [name.ljust(width) + "".join(str(row[n]).rjust(16) for n in names) for name, row in self.rows.items()]
+        lines += [labels[name].ljust(width) + "".join(str(row[n]).rjust(16) for n in names) for name, row in self.rows.items()]
         seeds = len(next(iter(next(iter(self.rows.values())).values())).values)
+        lines += self.notes
         lines += [f"failed: {name}, {n}: {row[n].reason}" for name, row in self.rows.items() for n in names if row[n].failed]
-        return "\n".join([*lines, f"mean and 95 % interval over {seeds} network{'s' if seeds > 1 else ''}, last epoch, one recipe for all"])
+        over = f"mean and 95 % interval over {seeds} network{'s' if seeds > 1 else ''}, last epoch"
+        return "\n".join([*lines, over, f"one recipe for all: {self.recipe}"])
 
 
 def accuracy(
@@ -127,15 +134,6 @@ def accuracy(
     if not bool(finite):
         raise Diverged(NOT_FINITE)
     return 100.0 * int(right) / len(part)
-
-
-def learner_set(name: str, condensed: CondensedSet, data: ImageData, seed: int) -> CondensedSet | ImageData:
-    """What a rival called ``name`` trains on: a coreset as large as the set (a new draw for each seed), or the whole training split."""
-    if name == "whole":
-        return data
-    if name not in CORESETS:
-        raise unknown_name("baseline", name, BASELINES)
-    return select(data, name, condensed.ipc, generator(seed, "coreset", name, condensed.ipc))
 
 
 class Measured(NamedTuple):
@@ -167,12 +165,18 @@ def accuracies(
     recipe: Recipe | str,
     seeds: Sequence[int],
     split: str = "test",
+    whole_epochs: int | None = None,
 ) -> Iterator[Measured]:
-    """Accuracies one by one as networks finish; the name "condensed" is the set itself, the others are baselines."""
+    """Accuracies one by one as networks finish; the name "condensed" is the set itself, the others are baselines.
+
+    All are trained by `compared`'s recipe, "whole" for ``whole_epochs`` where they are given.
+    """
+    same = compared(recipe, condensed, data, network)
     for name in names:
+        own = recipe_of(name, same, whole_epochs)
         for seed in seeds:
             source = condensed if name == "condensed" else learner_set(name, condensed, data, seed)
-            trained = train_network(source, network, recipe, seed, data.device)
+            trained = train_network(source, network, own, seed, data.device)
             try:
                 yield Measured(name, seed, accuracy(trained, data, split))
             except Diverged as error:
@@ -188,9 +192,13 @@ def evaluate(
     seeds: int | Sequence[int] = 5,
     baselines: Sequence[str] = ("random", "whole"),
     split: str = "test",
+    whole_epochs: int | None = None,
     progress: bool | None = None,
 ) -> Evaluation:
-    """Accuracy of networks trained on a condensed set, beside the same networks trained on rivals under the same recipe.
+    """Accuracy of networks trained on a condensed set, beside the same networks trained on baselines under the same recipe.
+
+    A coreset has the set's own counts, class by class; "whole" is all training images, for as many steps as the recipe has (its row says
+    how many epochs that is) or for ``whole_epochs``.
 
     ``network`` may be a list (cross-architecture). Every number is that of the last step: nothing is ever picked by its accuracy.
     ``seeds`` is how many networks, or their seeds; accuracies are percent of ``split``. `InputError` when the set does not fit the data.
@@ -201,23 +209,29 @@ def evaluate(
         raise InputError("seeds is empty; allowed: one or more.")
     if not network:
         raise InputError("network is empty; allowed: one or more.")
+    if whole_epochs is not None and whole_epochs < 1:
+        raise InputError(f"whole_epochs is {whole_epochs}; allowed: 1 or more.")
     factories: list[Factory] = list(network) if isinstance(network, list | tuple) else [network]  # type: ignore[list-item]
     names = ["condensed", *baselines]
     for name in baselines:
         if name not in BASELINES:
             raise unknown_name("baseline", name, BASELINES)
     # A protocol may train one network otherwise than another.
-    recipes = [protocol(recipe, data.spec, factory) if isinstance(recipe, str) else recipe for factory in factories]
+    recipes = [compared(recipe, condensed, data, factory) for factory in factories]
+    labels = [factory if isinstance(factory, str) else getattr(factory, "__name__", "own network") for factory in factories]
     found: dict[str, dict[str, list[Measured]]] = {name: {} for name in names}
     console = Console(stderr=True)
     with console.status("") as status:
-        for factory, its_recipe in zip(factories, recipes, strict=True):
-            label = factory if isinstance(factory, str) else getattr(factory, "__name__", "own network")
-            for one in accuracies(condensed, data, names, factory, its_recipe, list_of, split):
+        for factory, label, its_recipe in zip(factories, labels, recipes, strict=True):
+            for one in accuracies(condensed, data, names, factory, its_recipe, list_of, split, whole_epochs):
                 found[one.name].setdefault(label, []).append(one)
                 if progress is not False:
                     status.update(f"evaluating: {label} on {one.name}, seed {one.seed}: {one.value:.1f} %")
-    return Evaluation({n: {k: summed_up(v) for k, v in row.items()} for n, row in found.items()}, split, recipes[0])
+    rows = {n: {k: summed_up(v) for k, v in row.items()} for n, row in found.items()}
+    training = {name: training_of(name, condensed, data, recipes[0], whole_epochs) for name in names}
+    notes = notes_on(condensed, data, recipes[0], baselines)
+    notes += [f"{name} has a recipe of its own: {one}" for name, one in zip(labels, recipes, strict=True) if one != recipes[0]]
+    return Evaluation(rows, split, recipes[0], training, tuple(notes))
 
 
 def summed_up(networks: Sequence[Measured]) -> Accuracy:

@@ -114,7 +114,7 @@ def distil(
     seconds = time.monotonic() - start
     stated = {"ipc": ipc, **config} | ({"continued": run["continued"]} if "continued" in run else {})
     provenance = Provenance(name, stated, seed, statistics.fingerprint, versions(), seconds, statistics.privacy)
-    return dataclasses.replace(distiller.condensed, provenance=provenance)
+    return dataclasses.replace(distiller.condensed, provenance=provenance).made_for(statistics.classes)
 
 
 def _all_steps(

@@ -65,7 +65,7 @@ class Synthetic:
 
 def check_classes(statistics: RealStatistics, start: CondensedSet) -> None:
     """The set and the data must hold the same classes, or matching class by class has no meaning."""
-    held = [label for label, count in enumerate(start.counts) if count]
+    held = start.hard_labels.unique(sorted=True).tolist()
     if list(statistics.classes) != held:
         raise InputError(
             f"the initial set holds the classes {clipped(held)} and the data {clipped(list(statistics.classes))}; "

@@ -28,8 +28,8 @@ class Recipe:
     """How a learner is trained on any set: the same object for condensed sets, coresets and the whole data.
 
     Training ends after ``epochs`` passes or ``max_steps`` optimiser steps, whichever comes first. ``schedule`` "step" multiplies lr by 0.1
-    after ``drop_epochs`` epochs (None: half way) and forgets the momentum, as the published code does. ``augmentation`` "auto" is DSA's
-    strategy for the data.
+    after ``drop_epochs`` epochs (None: half way) and forgets the momentum, as the published code does. ``augmentation`` "auto" is what
+    the set names (`CondensedSet.augmentation`), else DSA's strategy for the data.
     ``precision`` and ``compile`` (see `distill.fast`) hold for training and for testing.
     A set's own learned step size (`CondensedSet.lr`, learned for SGD) takes the place of ``lr`` when the optimiser is SGD.
     """
@@ -46,6 +46,23 @@ class Recipe:
     augmentation: str = "auto"
     precision: Precision = "float32"
     compile: Compile = "auto"
+
+    def steps(self, images: int) -> int:
+        """Optimiser steps of training on so many images."""
+        everything = self.epochs * -(-images // self.batch_size)
+        return min(everything, self.max_steps or everything)
+
+    def passes(self, images: int) -> float:
+        """The same in epochs: 0.13 where ``max_steps`` ends training after an eighth of the images."""
+        return self.steps(images) / -(-images // self.batch_size)
+
+    def __str__(self) -> str:
+        name = "AdamW" if self.optimiser == "adamw" else "SGD"
+        end = f", at most {self.max_steps} steps" if self.max_steps else ""
+        return (
+            f"{name}, lr {self.lr:g} ({self.schedule}), batch size {self.batch_size}, {self.epochs} epochs{end}, "
+            f"augmentation {self.augmentation}"
+        )
 
 
 def _published(epochs: int, batch_size: int = 256, augmentation: str = "auto") -> Recipe:
@@ -112,10 +129,9 @@ def train_network(
     count, where, fetch, lr = _parts(source)
     model = create(network, source.spec, generator(seed, "weights"), where)
     draws = generator(seed, "training", device=where)
-    transform = strategy(for_data(source.spec) if recipe.augmentation == "auto" else recipe.augmentation)
+    transform = strategy(resolved(recipe, source).augmentation)
 
-    per_epoch = -(-count // recipe.batch_size)
-    total = min(recipe.epochs * per_epoch, recipe.max_steps or recipe.epochs * per_epoch)
+    per_epoch, total = -(-count // recipe.batch_size), recipe.steps(count)
     # Half way, in whole epochs where no limit on steps cuts them: the first (epochs + 1) // 2 of them at the full step size.
     drop = (recipe.epochs + 1) // 2 * per_epoch if total == recipe.epochs * per_epoch else (total + 1) // 2
     if recipe.drop_epochs is not None:
@@ -143,6 +159,14 @@ def train_network(
             (F.cross_entropy(run(part), target, reduction="sum") / len(images)).backward()
         optimiser.step()
     return model.eval()
+
+
+def resolved(recipe: Recipe, source: CondensedSet | ImageData) -> Recipe:
+    """The recipe with augmentation "auto" replaced by what it means for this set or data."""
+    if recipe.augmentation != "auto":
+        return recipe
+    named = source.augmentation if isinstance(source, CondensedSet) else None
+    return dataclasses.replace(recipe, augmentation=named or for_data(source.spec))
 
 
 def work_of(model: nn.Module, spec: DataSpec, recipe: Recipe, steps: int) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from distill import sharding
+from distill.comparison import compared, notes_on, row_label, training_of
 from distill.condensed import CondensedSet
 from distill.data import ImageData
 from distill.errors import InputError
@@ -18,7 +19,6 @@ from distill.networks import create, flops, parameter_count
 from distill.randomness import generator
 from distill.records import append_line, read_lines, write_whole
 from distill.run import distil
-from distill.train import protocol
 from scenarios.folder import Options, say
 from scenarios.report import shown
 from scenarios.schema import CondenseStudy, EvaluationTable
@@ -94,7 +94,7 @@ def _judge(
     seeds = [options.seed * 1000 + k for k in range(table.seeds)]
     start = time.monotonic()
     for network in table.networks:
-        recipe = table.recipe or protocol(table.protocol, data.spec, network)
+        recipe = compared(table.recipe or table.protocol, condensed, data, network)
         found: dict[str, Accuracy] = {}
         for label in ("condensed", *table.baselines):
             # The whole set does not depend on the IPC: it is trained once for the study.
@@ -105,17 +105,23 @@ def _judge(
             missing = [seed for seed in seeds if seed not in done]
             title = f"{network} on {key['set']}"
             with console.status(f"training {title}, {len(missing)} networks") as status:
-                for one in accuracies(condensed, data, [label], network, recipe, missing, table.split):
+                for one in accuracies(condensed, data, [label], network, recipe, missing, table.split, table.whole_epochs):
                     done[one.seed] = one
                     append_line(metrics, {**key, **one.line()})
                     status.update(f"training {title}: {len(done)} of {len(seeds)} networks, the last at {one.value:.1f} %")
             row = found[str(key["set"])] = summed_up([done[seed] for seed in seeds])
             say(console, f"  {title}: {row}: {row.reason}" if row.failed else f"  {title}: {row} %")
-        named = {name: row.as_dict() for name, row in found.items()}
+        kinds = {method: "condensed"}
+        trained = {n: training_of(kinds.get(n, n), condensed, data, recipe, table.whole_epochs).as_dict() for n in found}
+        named = {name: {**row.as_dict(), **trained[name]} for name, row in found.items()}
         if network == table.networks[0]:
             part["accuracy"] = named
         if len(table.networks) > 1:
             part.setdefault("cross_architecture", {})[network] = named
+    part["augmentation"] = recipe.augmentation
+    if notes := notes_on(condensed, data, recipe, table.baselines):
+        part["notes"] = notes
+        say(console, "\n".join(f"  {note}" for note in notes))
     part["evaluate_seconds"] = time.monotonic() - start
 
 
@@ -144,7 +150,7 @@ def draw(study: CondenseStudy, folder: Path, results: dict[str, Any]) -> None:
         name = "condensed" if len(study.ipc) == 1 else f"condensed-ipc{ipc}"
         write_whole(folder / f"figures/images-ipc{ipc}.png", image_grid(CondensedSet.load(folder / f"{name}.safetensors")))
         if "accuracy" in results[f"ipc{ipc}"]:
-            rows = {key: Accuracy.read(row) for key, row in results[f"ipc{ipc}"]["accuracy"].items()}
+            rows = {row_label(key, row): Accuracy.read(row) for key, row in results[f"ipc{ipc}"]["accuracy"].items()}
             write_whole(folder / f"figures/accuracy-ipc{ipc}.png", accuracy_bars(rows, f"{study.title}, ipc {ipc}"))
 
 
@@ -156,7 +162,11 @@ def accuracy_table(record: dict[str, Any]) -> list[list[str]]:
             continue
         tables = part.get("cross_architecture") or ({"": part["accuracy"]} if "accuracy" in part else {})
         for network, rows in tables.items():
-            columns[f"ipc {key[3:]} {network}".strip()] = {name: shown(row) for name, row in rows.items()}
+            column = columns[f"ipc {key[3:]} {network}".strip()] = {}
+            usual = next(iter(rows.values())).get("images")
+            for name, row in rows.items():
+                other = "" if name == "whole" or row.get("images") == usual else f" ({row['images']} images, not {usual})"
+                column[row_label(name, row)] = shown(row) + other
     names = list(dict.fromkeys(name for rows in columns.values() for name in rows))
     return [["set", *columns], *([name, *(rows.get(name, "") for rows in columns.values())] for name in names)] if columns else []
 
@@ -168,10 +178,11 @@ def answer(record: dict[str, Any]) -> str:
         rows = part.get("accuracy") if key.startswith("ipc") else None
         if rows:
             method = next(iter(rows))
-            others = ", ".join(f"{name} {shown(row)}" for name, row in rows.items() if name != method)
+            others = ", ".join(f"{row_label(name, row)} {shown(row)}" for name, row in rows.items() if name != method)
             images = f"{key[3:]} image{'s' if key != 'ipc1' else ''} a class by {method}"
             reached = f"train a network to {shown(rows[method])} %"
             if rows[method].get("failed"):
                 reached = f"have no accuracy, because networks that were trained on them {shown(rows[method])}: {rows[method]['reason']}"
             parts.append(f"{images} {reached}" + (f" ({others})" if others else ""))
+            parts += part.get("notes", [])
     return ("; ".join(parts) + ".") if parts else f"Condensed sets were made; nothing was judged. Status: {record['status']}."

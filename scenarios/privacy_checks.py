@@ -9,6 +9,7 @@ from rich.console import Console
 from apps.privacy.figures import closest_pairs
 from apps.privacy.poisoning import PoisonedStatistics, Trigger, attack_success, white_square
 from apps.privacy.visual import visual_privacy
+from distill.comparison import compared
 from distill.condensed import CondensedSet
 from distill.coresets import select
 from distill.data import ImageData
@@ -16,7 +17,7 @@ from distill.evaluation import Accuracy, accuracy
 from distill.figures import image_grid
 from distill.randomness import generator
 from distill.records import append_line, read_lines, write_whole
-from distill.train import protocol, train_network
+from distill.train import train_network
 from scenarios.folder import Options, say
 from scenarios.privacy_schema import PoisoningTable, PrivacyStudy, VisualTable
 from scenarios.privacy_sets import condense, plain_set
@@ -76,7 +77,7 @@ def fill_poisoning(
         write_whole(folder / f"figures/poisoned-{kind}.png", image_grid(sources[kind]))
     sources["whole data, naive"] = _poisoned(table, options, data, plain, "naive").data
     metrics, network = folder / "metrics.jsonl", study.evaluation.networks[0]
-    recipe = study.evaluation.recipe or protocol(study.evaluation.protocol, data.spec, network)
+    recipe = compared(study.evaluation.recipe or study.evaluation.protocol, sources["clean"], data, network)
     results["poisoning"] = {}
     for label, source in sources.items():
         key = {"stage": "poisoning", "set": label}

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from apps.privacy.figures import roc_curves
+from distill.comparison import row_label
 from distill.condensed import CondensedSet
 from distill.errors import InputError
 from distill.evaluation import Accuracy
@@ -23,7 +24,7 @@ def draw(study: PrivacyStudy, folder: Path, results: dict[str, Any]) -> None:
     for key, part in results.items():
         if key.startswith("epsilon"):
             write_whole(folder / f"figures/images-{key}.png", image_grid(CondensedSet.load(folder / f"condensed-{key}.safetensors")))
-            rows = {name: Accuracy.read(row) for name, row in part["accuracy"].items()}
+            rows = {row_label(name, row): Accuracy.read(row) for name, row in part["accuracy"].items()}
             write_whole(folder / f"figures/accuracy-{key}.png", accuracy_bars(rows, f"{study.title}, epsilon {key[7:]}"))
     curves = {}
     for arm in list(results.get("attack", {}))[:MAX_CURVES]:
@@ -38,6 +39,7 @@ def accuracy_table(record: dict[str, Any]) -> list[list[str]]:
     results = record["results"]
     columns = {f"epsilon {key[7:]}": part["accuracy"] for key, part in results.items() if key.startswith("epsilon") and "accuracy" in part}
     if columns:
+        columns = {budget: {row_label(name, row): row for name, row in rows.items()} for budget, rows in columns.items()}
         names = list(dict.fromkeys(name for rows in columns.values() for name in rows))
         return [["set", *columns], *([name, *(shown(rows[name]) if name in rows else "" for rows in columns.values())] for name in names)]
     if "attack" in results:
@@ -64,7 +66,7 @@ def answer(record: dict[str, Any]) -> str:
         if key.startswith("epsilon") and "accuracy" in part:
             rows = part["accuracy"]
             first = next(iter(rows))
-            others = ", ".join(f"{name} {shown(row)}" for name, row in rows.items() if name != first)
+            others = ", ".join(f"{row_label(name, row)} {shown(row)}" for name, row in rows.items() if name != first)
             beside = f" ({others})" if others else ""
             parts.append(f"{first} at epsilon {key[7:]} trains a network to {shown(rows[first])} %{beside}. {part['guarantee']}")
     found = results.get("audit")

@@ -1,5 +1,6 @@
 """Private sets of a privacy study: made under each budget, beside their noise-free twins, and judged by what networks learn from them."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,12 @@ from apps.privacy.networks import drawn_once
 from apps.privacy.private_start import private_kmeans
 from apps.privacy.private_statistics import PrivateStatistics
 from apps.privacy.statement import guarantee
+from distill.comparison import compared, training_of
 from distill.condensed import CondensedSet
 from distill.data import ImageData
 from distill.evaluation import Measured, accuracies, summed_up
 from distill.records import append_line, read_lines
 from distill.run import distil
-from distill.train import protocol
 from scenarios.folder import Options, say
 from scenarios.privacy_schema import PrivacyStudy, PrivacyTable
 from scenarios.report import shown
@@ -42,12 +43,13 @@ def statistics_of(study: PrivacyStudy, data: ImageData, epsilon: float, ledger: 
 def condense(study: PrivacyStudy, source: Any, seed: int, start: Any, options: Options, checkpoint: Path | None) -> CondensedSet:
     """The study's method on private or exact statistics: the same networks, the same start."""
     table, settings = study.privacy, dict(study.settings)
+    named = "augmentation" in settings or table is None or not table.networks
     network: Any = settings.pop("network", None)
     if table is not None and table.networks:
         network = drawn_once(network or "ConvNet", table.networks)
         settings.setdefault("augmentation", "none")  # a new augmentation would be a new release
     chosen = settings.pop("initial", None)
-    return distil(
+    made = distil(
         source,
         study.method,
         ipc=study.ipc,
@@ -59,6 +61,8 @@ def condense(study: PrivacyStudy, source: Any, seed: int, start: Any, options: O
         progress=False if options.quiet or checkpoint is None else None,
         **settings,
     )
+    # Matching without augmentation saves releases; it is no advice to learners.
+    return made if named else dataclasses.replace(made, augmentation=None)
 
 
 def private_set(
@@ -122,18 +126,19 @@ def judge(
 ) -> dict[str, Any]:
     """Accuracies by set; metrics.jsonl is the ledger, so that a stopped study loses one network at most."""
     table, metrics, rows = study.evaluation, folder / "metrics.jsonl", {}
-    recipe = table.recipe or protocol(table.protocol, data.spec, table.networks[0])
-    seeds = [options.seed * 1000 + k for k in range(table.seeds)]
     some = next(iter(sets.values()))
+    recipe = compared(table.recipe or table.protocol, some, data, table.networks[0])  # the first set's is everybody's
+    seeds = [options.seed * 1000 + k for k in range(table.seeds)]
     for label in (*sets, *table.baselines):
         key = {"stage": "evaluate", "set": label, "network": table.networks[0], "part": name}
         lines = [line for line in read_lines(metrics) if all(line.get(k) == v for k, v in key.items())]
         done = {line["seed"]: Measured.read(label, line) for line in lines}
         missing = [seed for seed in seeds if seed not in done]
         kind = "condensed" if label in sets else label
-        for one in accuracies(sets.get(label, some), data, [kind], table.networks[0], recipe, missing, table.split):
+        for one in accuracies(sets.get(label, some), data, [kind], table.networks[0], recipe, missing, table.split, table.whole_epochs):
             done[one.seed] = one
             append_line(metrics, {**key, **one.line()})
-        rows[label] = summed_up([done[seed] for seed in seeds]).as_dict()
+        trained = training_of(kind, sets.get(label, some), data, recipe, table.whole_epochs)
+        rows[label] = summed_up([done[seed] for seed in seeds]).as_dict() | trained.as_dict()
         say(console, f"  {name}, {table.networks[0]} on {label}: {shown(rows[label])} %")
     return rows

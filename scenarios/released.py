@@ -22,6 +22,7 @@ from apps.privacy.attacks import losses_and_margins, nearest_scores, threshold_s
 from apps.privacy.canaries import audit
 from apps.privacy.figures import roc_curves
 from apps.privacy.metrics import auc, by_run, membership
+from distill.comparison import compared
 from distill.configure import configure
 from distill.coresets import select
 from distill.data import ImageData
@@ -30,7 +31,7 @@ from distill.evaluation import accuracy, fitted
 from distill.networks import check_name, create
 from distill.randomness import derived_seed, generator
 from distill.records import write_whole
-from distill.train import PROTOCOLS, Recipe, protocol, train_network
+from distill.train import PROTOCOLS, Recipe, train_network
 from scenarios.folder import Options, say
 from scenarios.given import Given
 from scenarios.schema import DataTable, _checked, config_hash
@@ -206,8 +207,8 @@ def _attacked(
     if arm == NEAREST:
         return {"in_scores": nearest_scores(members, one.images), "out_scores": nearest_scores(others, one.images)}
     # The random members are one draw for all networks: they stand for a set that was released once.
-    source = select(data, "random", one.ipc, generator(options.seed, "released", "random arm")) if arm == "random" else None
-    recipe = table.recipe or protocol(table.protocol, data.spec, table.network)
+    source = select(data, "random", one.counts, generator(options.seed, "released", "random arm")) if arm == "random" else None
+    recipe = compared(table.recipe or table.protocol, one, data, table.network)
     seed = derived_seed(options.seed, "released", arm, number) % 1_000_000_000
     network = train_network(source or {"released": one, "whole": data}[arm], table.network, recipe, seed, data.device)
     found = [threshold_scores(losses_and_margins([network], images, labels)[0]) for images, labels in splits]

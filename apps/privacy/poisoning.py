@@ -187,6 +187,7 @@ def patch_reach(networks: Sequence[nn.Module], data: ImageData, size: int = 2, s
 def main(arguments: list[str]) -> int:
     import argparse
 
+    from distill.comparison import compared
     from distill.coresets import select
     from distill.data_sources import load
     from distill.evaluation import fitted
@@ -206,8 +207,10 @@ def main(arguments: list[str]) -> int:
         data = fitted(tiny, load(given.data))
         if data.whitening is not None:
             raise InputError("the set is white; patches are looked for in plain images only.")
-        rival = select(data, "random", tiny.ipc, generator(0, "poisoning", "rival"))
-        ours, theirs = (patch_reach(train_on(source, given.network, seeds=given.networks), data, given.size) for source in (tiny, rival))
+        rival = select(data, "random", tiny.counts, generator(0, "poisoning", "rival"))
+        recipe = compared("laptop", tiny, data)
+        trained = (train_on(source, given.network, recipe, given.networks) for source in (tiny, rival))
+        ours, theirs = (patch_reach(networks, data, given.size) for networks in trained)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

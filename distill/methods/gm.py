@@ -83,8 +83,9 @@ class GM:
 
     @property
     def condensed(self) -> CondensedSet:
-        """The set as it is now."""
-        return self.synthetic.to_set(self.augmentation)
+        """The set as it is now. Without augmentation, as GM is published, it does not say what learners shall use."""
+        plain = self.augmentation == "none" == type(self.config)().augmentation
+        return self.synthetic.to_set(None if plain else self.augmentation)
 
     def step(self, statistics: RealStatistics, generator: torch.Generator) -> dict[str, Tensor]:
         """One pass of algorithm 1's inner block; returns ``loss``, summed over classes (0-dimensional)."""

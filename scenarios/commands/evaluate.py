@@ -16,6 +16,9 @@ def evaluate(
     seeds: Annotated[int, typer.Option(min=1, help="Networks trained for each set.")] = 5,
     protocol: Annotated[str, typer.Option(help="dc, dsa, dm or laptop.")] = "laptop",
     baseline: Annotated[list[str] | None, typer.Option(help="random, herding, kcenter, kmeans, class_mean, whole or none; repeat.")] = None,
+    whole_epochs: Annotated[
+        int | None, typer.Option(min=1, help="Epochs for the baseline 'whole'; default: as many steps as for the others.")
+    ] = None,
     device: Device = "auto",
     data_root: Root = None,
 ) -> None:
@@ -26,7 +29,6 @@ def evaluate(
     from distill.errors import InputError
     from distill.evaluation import evaluate as judge
     from distill.networks import check_name
-    from distill.train import protocol as named
     from scenarios import own
 
     if "none" in (baseline or []) and len(baseline or []) > 1:
@@ -39,7 +41,9 @@ def evaluate(
     where = torch_device(device)
     tiny = CondensedSet.load(condensed).to(where)
     images = load(data, data_root, device=where, size=_resized(tiny, data))
-    typer.echo(str(judge(tiny, images, network=networks, recipe=named(protocol, images.spec), seeds=seeds, baselines=baselines)))
+    found = judge(tiny, images, network=networks, recipe=protocol, seeds=seeds, baselines=baselines, whole_epochs=whole_epochs)
+    text = str(found).replace("one recipe for all: ", f"one recipe for all ({protocol}): ")
+    typer.echo("\n".join(map(printable, text.splitlines())))
     if tiny.provenance.dp:
         typer.echo(printable(guarantee(tiny.provenance.dp)))
 

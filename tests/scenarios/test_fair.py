@@ -1,5 +1,6 @@
 """Fair comparisons in studies and commands: what failed is said, every row says how it was trained, sizes are those of the set."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -10,11 +11,14 @@ import pytest
 from apps.nas.training import WHOLE, Job, Shelf, measure
 from apps.privacy.attacks import losses_and_margins
 from apps.privacy.poisoning import attack_success, white_square
+from distill.coresets import select
 from distill.data import ImageData
+from distill.data_sources import load
 from distill.errors import Diverged, InputError
 from distill.networks import create
 from distill.randomness import generator
-from scenarios import tables
+from scenarios import condense, tables
+from scenarios.schema import parse, shipped, study
 from tests.distill.test_fair import QUICK, odd
 from tests.scenarios.test_cli import call
 
@@ -76,3 +80,40 @@ def test_architecture_ranking_and_attacks_refuse_outputs_that_are_no_numbers(toy
         losses_and_margins([network], toy_data.spec.normalise(toy_data.test.images), toy_data.test.labels)
     with pytest.raises(Diverged):
         attack_success(network, toy_data, white_square(toy_data.spec, 2), 0)
+
+
+def test_whole_is_named_by_its_steps_in_table_answer_figure_and_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1,297 training digits in batches of 32 are 41 steps an epoch."""
+    drawn: list[str] = []
+    bars = condense.accuracy_bars
+    monkeypatch.setattr(condense, "accuracy_bars", lambda rows, title: drawn.extend(rows) or bars(rows, title))
+    out, folder, record = ran(tmp_path)
+    row = record["results"]["ipc1"]["accuracy"]["whole"]
+    assert (row["images"], row["steps"], row["epochs"]) == (1297, 20, pytest.approx(20 / 41, abs=1e-4))
+    assert out.count("whole (20 steps, 0.488 epochs)") == 2
+    assert drawn == ["dm", "whole (20 steps, 0.488 epochs)"]
+    assert "whole (20 steps, 0.488 epochs)" in (folder / "report.html").read_text()
+
+
+def test_whole_epochs_train_it_longer_and_older_studies_keep_their_hash(tmp_path: Path) -> None:
+    out, folder, record = ran(tmp_path, "evaluation.whole_epochs=2")
+    row = record["results"]["ipc1"]["accuracy"]["whole"]
+    assert (row["steps"], row["epochs"]) == (82, 2.0)
+    assert "whole (82 steps, 2 epochs)" in out
+    assert json.loads((folder / "config.json").read_text())["evaluation"]["whole_epochs"] == 2
+    # It is no part of the configuration, nor of its hash, where it is not given.
+    assert "whole_epochs" not in study("quickstart", parse(shipped()["quickstart"]), "quickstart.toml").merged["evaluation"]
+
+
+def test_evaluate_says_recipe_augmentation_sizes_and_step_size(tmp_path: Path) -> None:
+    data = load("digits")
+    tiny = select(data, "random", [2, 0, 1, 1, 1, 1, 1, 1, 1, 1], generator(0, "set"))
+    dataclasses.replace(tiny, lr=0.02, augmentation="color").save(tmp_path / "set.safetensors")
+    arguments = ("evaluate", tmp_path / "set.safetensors", "--data", "digits", "--network", "MLP", "--seeds", 1, "--device", "cpu")
+    code, out, err = call(*arguments, "--whole-epochs", 1)
+    assert code == 0, err
+    assert "whole (41 steps, 1 epochs)" in out
+    assert "the set's learned lr 0.02 is not used by AdamW" in out
+    assert "one recipe for all (laptop): AdamW, lr 0.001 (cosine)" in out
+    assert "augmentation color" in out
+    assert "sizes differ" not in out

@@ -1,0 +1,86 @@
+"""What makes a comparison fair: baselines with the set's own counts, one recipe for all rows, and words for what rows do not share."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from distill.condensed import CondensedSet
+from distill.coresets import CORESETS, available, select
+from distill.data import ImageData
+from distill.errors import unknown_name
+from distill.networks import Factory
+from distill.randomness import generator
+from distill.train import Recipe, protocol, resolved
+
+BASELINES = (*CORESETS, "whole")
+
+
+@dataclass(frozen=True)
+class Training:
+    """How networks of one row are trained: on so many images, for so many optimiser ``steps`` or ``epochs`` (passes over them)."""
+
+    images: int
+    steps: int
+    epochs: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For records."""
+        return {"images": self.images, "steps": self.steps, "epochs": round(self.epochs, 4)}
+
+
+def row_label(name: str, row: Mapping[str, Any]) -> str:
+    """A row's name for a reader: that of all data says how long its networks were trained, which a protocol for small sets may cut."""
+    if name != "whole" or "steps" not in row:
+        return name
+    return f"whole ({row['steps']} steps, {row['epochs']:.3g} epochs)"
+
+
+def learner_set(name: str, condensed: CondensedSet, data: ImageData, seed: int) -> CondensedSet | ImageData:
+    """What a baseline called ``name`` trains on: a coreset with the set's own `CondensedSet.counts`, class by class (a new draw for each
+    seed), or the whole training split."""
+    if name == "whole":
+        return data
+    if name not in CORESETS:
+        raise unknown_name("baseline", name, BASELINES)
+    return select(data, name, condensed.counts, generator(seed, "coreset", name, condensed.ipc))
+
+
+def compared(recipe: Recipe | str, condensed: CondensedSet, data: ImageData, network: Factory = "ConvNet") -> Recipe:
+    """The one recipe of a comparison between sets, for this network: augmentation "auto" becomes what the set names, else DSA's strategy
+    for the data."""
+    recipe = protocol(recipe, data.spec, network) if isinstance(recipe, str) else recipe
+    return resolved(resolved(recipe, condensed) if condensed.augmentation else recipe, data)
+
+
+def recipe_of(name: str, recipe: Recipe, whole_epochs: int | None) -> Recipe:
+    """The recipe of one row: that of all data runs for ``whole_epochs`` where they are given, without the limit in steps."""
+    if name != "whole" or whole_epochs is None:
+        return recipe
+    return dataclasses.replace(recipe, epochs=whole_epochs, max_steps=None)
+
+
+def training_of(name: str, condensed: CondensedSet, data: ImageData, recipe: Recipe, whole_epochs: int | None = None) -> Training:
+    """How the networks of a row ("condensed" or a baseline) are trained under a comparison's recipe."""
+    coreset = name not in ("condensed", "whole")
+    images = sum(available(data, condensed.counts)) if coreset else len(data.train if name == "whole" else condensed)
+    own = recipe_of(name, recipe, whole_epochs)
+    return Training(images, own.steps(images), own.passes(images))
+
+
+def notes_on(condensed: CondensedSet, data: ImageData, recipe: Recipe, baselines: Sequence[str]) -> list[str]:
+    """Sentences about what the rows do not share: their sizes, where the data have too few images, and a learned step size."""
+    found = []
+    few = [label for label, count in enumerate(condensed.counts) if count > data.counts[label]]
+    small = [name for name in baselines if name != "whole"]
+    if few and small:
+        images = training_of("random", condensed, data, recipe).images
+        found.append(
+            f"sizes differ: the set has {len(condensed)} images and {' and '.join(small)} {images}, because the data have fewer in "
+            f"{'class' if len(few) == 1 else 'classes'} {', '.join(map(str, few[:10]))}{', ...' if len(few) > 10 else ''}"
+        )
+    if condensed.lr is not None:
+        sgd = recipe.optimiser == "sgd"
+        used = f"is used for the set in place of {recipe.lr:g}" if sgd else "is not used by AdamW"
+        found.append(f"the set's learned lr {condensed.lr:.3g} {used}")
+    return found
