@@ -21,7 +21,7 @@ from distill.evaluation import Accuracy
 from distill.networks import create
 from distill.randomness import generator
 from distill.records import read_lines, write_whole
-from scenarios.federated_cells import lines_of_cell, run_cells
+from scenarios.federated_cells import answered, lines_of_cell, run_cells
 from scenarios.federated_tables import kept_rows as kept_rows
 from scenarios.federated_tables import note as note
 from scenarios.federated_tables import page_text as page_text
@@ -146,7 +146,7 @@ def fill(study: FederatedStudy, options: Options, data: ImageData, folder: Path,
     results["engine"] = study.federation.engine
     cells = {name: [study.settings_for(name, seed, options.device) for seed in seeds] for name in study.federation.strategies}
     run_cells(study, [cell for part in cells.values() for cell in part], options, data, folder, lambda text: say(console, text))
-    results["strategies"] = {name: summary([lines_of_cell(cell, folder) for cell in part]) for name, part in cells.items()}
+    results["strategies"] = {name: summary([answered(cell, lines_of_cell(cell, folder)) for cell in part]) for name, part in cells.items()}
 
 
 def summary(runs: list[list[dict[str, Any]]]) -> dict[str, Any]:

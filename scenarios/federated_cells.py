@@ -1,6 +1,7 @@
 """The runs of a federated study, one for each strategy and seed: each folder is a ledger; as many run at once as there are cores."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,7 @@ def run_cell(study: "FederatedStudy", cell: Settings, options: Options, data: Im
     if study.federation.engine == "inline":
         from apps.federated.inline import run_inline
 
-        return run_inline(cell, data, own, data_root=root)
+        return answered(cell, run_inline(cell, data, own, data_root=root))
     from apps.federated.engines import lines_of, run_deployment, run_simulation
 
     # The clients' memory of these engines ends with them, so a strategy that needs it starts again.
@@ -68,7 +69,17 @@ def run_cell(study: "FederatedStudy", cell: Settings, options: Options, data: Im
         (own / "checkpoint.safetensors").unlink(missing_ok=True)
     account = (run_simulation if study.federation.engine == "simulation" else run_deployment)(cell, own, root)
     write_json_lines(own / "flower.jsonl", [account])
-    return lines_of(own)
+    return answered(cell, lines_of(own))
+
+
+def answered(cell: Settings, lines: Lines) -> Lines:
+    """The lines of a run; `InputError` with the reasons where no client was accepted in any round: nothing was learned then."""
+    clients = [client for line in lines for client in line["clients"]]
+    if clients and not any(client["status"] == "accepted" for client in clients):
+        reasons = Counter(f"{client['status']}: {client['why']}" for client in clients)
+        text = "; ".join(f"{reason} ({count} of {len(clients)} answers)" for reason, count in reasons.most_common(2))
+        raise InputError(f"strategy {cell.strategy!r}, seed {cell.seed}: no client was accepted in any round. {text}")
+    return lines
 
 
 def _told(cell: Settings, lines: Lines, seconds: float) -> str:

@@ -60,15 +60,26 @@ def auc(members: np.ndarray, others: np.ndarray) -> float:
 
 
 def rate_at(members: np.ndarray, others: np.ndarray, floor: float) -> Interval | None:
-    """True-positive rate where the false-positive rate is the largest that stays at or below ``floor``, with its exact interval.
+    """True-positive rate where the false-positive rate is the largest that stays at or below ``floor``.
 
+    The interval covers the rate at the threshold that the others' distribution has its quantile at, which is not known either: its ends are
+    Clopper-Pearson ends of the members' rate at the ends of the quantile's own interval (order statistics), each with a quarter of the
+    5 %. It therefore covers at least 95 %.
     None with fewer than 10 / ``floor`` others: the rate would rest on a handful of points.
     """
     if len(others) * floor < 10:
         return None
     false, true = roc(members, others)
     value = float(true[false <= floor].max())
-    return Interval(value, *clopper_pearson(round(value * len(members)), len(members)))
+    falling = np.sort(others)[::-1]
+    # The number of others above the true quantile is binomial: the quantile lies between these two order statistics.
+    few, many = (int(k) for k in scipy.stats.binom.ppf([0.0125, 0.9875], len(others), floor))
+    strict = falling[few - 1] if few else np.inf
+    loose = falling[many] if many < len(others) else -np.inf
+    above, at_least = int((members > strict).sum()), int((members >= loose).sum())
+    low = clopper_pearson(above, len(members), 0.025)[0]
+    high = clopper_pearson(at_least, len(members), 0.025)[1]
+    return Interval(value, min(low, value), max(high, value))
 
 
 def best_advantage(members: np.ndarray, others: np.ndarray) -> float:

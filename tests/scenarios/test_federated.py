@@ -58,6 +58,24 @@ def test_the_record_has_every_strategy_with_its_interval_and_bytes(done: tuple[P
     assert up["feddm"] == pytest.approx(up["random"], rel=0.05), "naive rivals upload as many bytes"
 
 
+def test_a_run_where_no_client_was_ever_accepted_fails_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accuracy at chance with every upload refused is no result; neither is it one when the run is looked at again."""
+    from apps.federated import client_app
+
+    def fails(*arguments: Any, **named: Any) -> None:
+        raise ValueError("the shard cannot be read")
+
+    monkeypatch.setattr(client_app, "upload", fails)
+    tables = with_changes(federation={"strategies": ["feddm"], "seeds": 1})
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"no client was accepted in any round.*the shard cannot be read.*5 of 5"):
+            run_study(study("test", tables, "test.toml"), Options(tmp_path, quiet=True, resume=True))
+    (folder,) = tmp_path.iterdir()
+    record = json.loads((folder / "record.json").read_text())
+    assert record["status"] == "failed"
+    assert "the shard cannot be read" in record["reason"]
+
+
 def test_table_sentence_figures_and_report(done: tuple[Path, dict[str, Any]]) -> None:
     folder, record = done
     rows = accuracy_table(record)

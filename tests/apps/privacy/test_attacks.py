@@ -32,6 +32,25 @@ def test_the_curve_is_counting(members: np.ndarray, others: np.ndarray) -> None:
     assert advantage(members, others, chosen).value == pytest.approx(best)
 
 
+@pytest.mark.parametrize("effect", [0.0, 1.0, 2.0, 3.0])
+def test_the_interval_of_a_rate_covers_it_although_the_threshold_is_estimated(effect: float) -> None:
+    """Gaussian scores: the rate at a true FPR of 1 % is known. An interval for a fixed threshold covers it in half the cases."""
+    import scipy.stats
+
+    rng = np.random.default_rng(4)
+    truth = scipy.stats.norm.sf(scipy.stats.norm.isf(0.01) - effect)
+    covered = fixed = 0
+    for _ in range(200):
+        members, others = rng.normal(effect, 1, 1000), rng.normal(0, 1, 1000)
+        found = rate_at(members, others, 0.01)
+        assert found is not None
+        covered += found.low <= truth <= found.high
+        low, high = clopper_pearson(round(found.value * 1000), 1000)
+        fixed += low <= truth <= high
+    assert covered >= 180, "a 95 % interval covers fewer with a probability of 0.001"
+    assert effect == 0.0 or fixed < 170
+
+
 def test_rates_at_low_false_positives_are_conservative() -> None:
     draws = np.random.default_rng(0)
     members, others = draws.normal(1, 1, 5000), draws.normal(0, 1, 5000)
