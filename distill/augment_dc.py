@@ -54,21 +54,27 @@ def draw(transforms: tuple[str, ...], count: int, height: int, width: int, gener
 def apply(images: Tensor, transforms: tuple[str, ...], values: Tensor, noise_seed: int) -> Tensor:
     """Each image (N, C, H, W) under the transform of its row of ``values`` (1 or N, 6); the fill is the mean of these images.
 
-    All of ``transforms`` are computed for all images and one is kept: which one stays on the device.
+    On a GPU all of ``transforms`` are computed for all images and one is kept: the host need not know which one.
     """
-    chosen = values[:, 0].view(-1, 1, 1, 1)
     means = images.mean((0, 2, 3)).view(1, -1, 1, 1)
+
+    def moved(name: str, images: Tensor, values: Tensor) -> Tensor:
+        if name == "crop":
+            return _crop(images - means, values[:, 1:3].long()) + means
+        if name == "scale":
+            return _scale(images, values[:, 3:5].long())
+        if name == "rotate":
+            return _rotate(images - means.mean(), values[:, 5]) + means.mean()
+        return _noise(images, noise_seed, len(values))
+
     result = images
     for name in transforms:
-        if name == "crop":
-            moved = _crop(images - means, values[:, 1:3].long()) + means
-        elif name == "scale":
-            moved = _scale(images, values[:, 3:5].long())
-        elif name == "rotate":
-            moved = _rotate(images - means.mean(), values[:, 5]) + means.mean()
+        chosen = values[:, 0] == NAMES.index(name)
+        if images.device.type == "cpu" and len(values) == len(images):
+            (places,) = chosen.nonzero(as_tuple=True)
+            result = result.index_copy(0, places, moved(name, images[places], values[places])) if len(places) else result
         else:
-            moved = _noise(images, noise_seed, len(values))
-        result = torch.where(chosen == NAMES.index(name), moved, result)
+            result = torch.where(chosen.view(-1, 1, 1, 1), moved(name, images, values), result)
     return result
 
 
@@ -123,17 +129,19 @@ def _spline(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     count, channels, height, width = images.shape
     edge = 1e-9  # a whole number of degrees may put a pixel on the border itself
     inside = (rows > -edge) & (rows < height - 1 + edge) & (columns > -edge) & (columns < width - 1 + edge)
-    weights = _coefficients(height).to(images), _coefficients(width).to(images)
-    flat = (weights[0] @ images @ weights[1].T).flatten(2)
+    matrices = _coefficients(height).to(images), _coefficients(width).to(images)
+    flat = (matrices[0] @ images @ matrices[1].T).flatten(2)
     top, left = rows.floor(), columns.floor()
+    down, right = (
+        [(_cubic(at - start - i).to(images.dtype), _mirrored(start.long() + i, side)) for i in range(-1, 3)]
+        for at, start, side in ((rows, top, height), (columns, left, width))
+    )
     total = torch.zeros_like(images)
-    for i in range(-1, 3):
-        for j in range(-1, 3):
-            weight = _cubic(rows - top - i) * _cubic(columns - left - j) * inside
-            place = _mirrored(top.long() + i, height) * width + _mirrored(left.long() + j, width)
-            picked = flat.gather(2, place.flatten(1)[:, None].expand(count, channels, -1)).view_as(images)
-            total = total + picked * weight[:, None].to(images.dtype)
-    return total
+    for row_weight, row in down:
+        for column_weight, column in right:
+            place = (row * width + column).flatten(1)[:, None].expand(count, channels, -1)
+            total = total + flat.gather(2, place).view_as(images) * (row_weight * column_weight)[:, None]
+    return torch.where(inside[:, None], total, 0.0)
 
 
 def _cubic(distance: Tensor) -> Tensor:

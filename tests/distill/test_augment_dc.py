@@ -139,3 +139,13 @@ def test_it_is_affine_in_the_images_and_has_its_gradient() -> None:
     (curvature,) = torch.autograd.grad(slope, images, change)  # the second derivative along the change
     (expected,) = torch.autograd.grad(apply(images, parameters), images, 2 * along.detach())
     torch.testing.assert_close(curvature, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["crop", "scale", "rotate"])
+def test_one_row_for_all_images_is_the_same_row_for_each(name: str) -> None:
+    """The two ways of applying rows: one transform for all images (as on a GPU), and the images that chose it by themselves."""
+    images = pictures(5, 28, 28)
+    row = torch.tensor([[NAMES.index(name), -3, 2, 24, 33, 17]]).float()
+    shared = apply(images, Parameters(MNIST, row))
+    torch.testing.assert_close(apply(images, Parameters(MNIST, row.expand(5, -1))), shared, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(shared[2], by_hand(images, 2, row[0].tolist()), rtol=1e-9, atol=1e-9)
