@@ -161,7 +161,6 @@ def test_kept_figures_are_the_records(done: tuple[Path, dict], tmp_path: Path, m
         (['methods.mtt.network="space"'], "name the experts' network"),
         (["prox.seeds=1"], "did you mean 'proxy'"),
         (['run.ray="127.0.0.1:9"'], "no Ray pool answers"),
-        (["run.limit=-1"], "limit"),
     ],
 )
 def test_a_mistake_is_one_line_before_any_work(tmp_path: Path, settings: list[str], message: str) -> None:

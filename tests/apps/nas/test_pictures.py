@@ -1,9 +1,11 @@
 """Figures of a ranking study: every proxy can be told from the others, and an outlier leaves room for the rest."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from apps.nas import pictures
 
@@ -57,11 +59,23 @@ def test_a_network_at_chance_level_leaves_the_others_their_room() -> None:
     assert pictures._axis_range(np.array([])) == (0, 100)
 
 
-def test_figures_are_drawn_of_what_there_is() -> None:
-    truth = np.array([80.0, 81.0, 82.0, math.nan, 10.0])
-    scores = {"dm": ("condensed", np.array([60.0, 61.0, math.nan, 70.0, 10.0])), "nothing": ("early", np.full(5, math.nan))}
-    assert pictures.scatter(truth, scores, 2)
-    assert pictures.scatter(np.full(5, math.nan), scores, 2)
-    summary = {"proxies": proxies(2), "ceiling": {"reliability": None}}
-    assert pictures.correlation_by_cost(summary)
-    assert pictures.regret_by_cost({**summary, "proxies": {}})
+def test_what_is_beyond_an_axis_is_counted_and_what_is_not_known_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Figure] = []
+
+    class Kept(Figure):
+        def __init__(self, *given: Any, **options: Any) -> None:
+            super().__init__(*given, **options)
+            made.append(self)
+
+    monkeypatch.setattr(pictures, "Figure", Kept)
+    truth = np.array([*np.linspace(80, 84, 9), math.nan, 10.0])
+    values = np.array([*np.linspace(60, 64, 8), math.nan, 70.0, 11.0])
+    assert pictures.scatter(truth, {"dm": ("condensed", values), "nothing": ("early", np.full(11, math.nan))}, 2)
+    panel, empty = made[0].axes[:2]
+    assert [text.get_text() for text in panel.texts] == ["hollow: 1 beyond an axis"]
+    assert panel.get_xlim()[0] > 40
+    assert panel.get_ylim()[0] > 60
+    drawn = np.concatenate([points.get_offsets() for points in panel.collections[:3]])
+    assert len(drawn) == 9  # nine networks have both figures
+    assert not empty.texts
+    assert pictures.scatter(np.full(11, math.nan), {"dm": ("condensed", values)}, 2)
