@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from distill.augment import strategy
-from distill.errors import InputError
+from distill.errors import InputError, unknown_name
+from distill.labels import DEFAULT_KIND, LABEL_KINDS
 from distill.records import write_whole
-from distill.set_file import FORMAT, MAX_FILE_BYTES, decode, encode, parse
+from distill.set_file import FORMAT, FORMAT_WITH_KIND, MAX_FILE_BYTES, decode, encode, parse
 from distill.set_file import Provenance as Provenance
 from distill.spec import DataSpec
 from distill.whitening import Whitening
@@ -25,6 +26,8 @@ class CondensedSet:
     """A handful of images that stand for a data set.
 
     Shapes: ``images`` (N, C, H, W) float32 in normalised space; ``labels`` (N,) int64, or (N, K) float32 soft labels (K classes).
+    ``label_kind`` says what soft labels are (`distill.labels.LABEL_KINDS`), and so which loss a learner uses: "probabilities", "logits"
+    (cross-entropy against their softmax), "scores" (mean squared error), "weighted" (probabilities times a weight for each image).
     ``lr`` is a learned step size for training on the set (MTT) or None; ``augmentation`` names the strategy a learner should use (see
     `distill.augment.strategy`) or is None; ``quantisation`` is one (low, step) pair per channel when the images lie on a grid of 256
     values, in which case the file holds uint8; ``whitening`` is the ZCA transform in whose white space the images live, or None (they are
@@ -39,6 +42,7 @@ class CondensedSet:
     provenance: Provenance = field(default_factory=lambda: Provenance("given"))
     quantisation: tuple[tuple[float, float], ...] | None = None
     whitening: Whitening | None = None
+    label_kind: str = "probabilities"
 
     def __post_init__(self) -> None:
         images, labels, classes = self.images, self.labels, self.spec.num_classes
@@ -55,6 +59,7 @@ class CondensedSet:
         for name, tensor in (("images", images), ("labels", labels)):
             if not bool(torch.isfinite(tensor).all()):
                 raise InputError(f"{name} hold values that are not finite; allowed: finite numbers only.")
+        self._check_kind()
         if self.lr is not None and not (isinstance(self.lr, float) and math.isfinite(self.lr) and self.lr > 0):
             raise InputError(f"lr is {self.lr!r}; allowed: a positive finite float, or None.")
         if self.augmentation is not None:
@@ -68,6 +73,16 @@ class CondensedSet:
                 f"whitening is for images of {self.whitening.mean.numel()} values; allowed: {math.prod(self.spec.shape)}, as these have."
             )
 
+    def _check_kind(self) -> None:
+        if self.label_kind not in LABEL_KINDS:
+            raise unknown_name("label_kind", self.label_kind, LABEL_KINDS)
+        if not self.labels.is_floating_point():
+            if self.label_kind != DEFAULT_KIND:
+                raise InputError(f"label_kind is {self.label_kind!r} but labels are class numbers; give soft labels, or leave it out.")
+        elif fault := LABEL_KINDS[self.label_kind].fault(self.labels):
+            help = "logits? apply softmax, or name label_kind." if self.label_kind == DEFAULT_KIND else "allowed: numbers of at least 0."
+            raise InputError(f"soft labels are not {self.label_kind}: {fault}; {help}")
+
     # What is in it
 
     def __len__(self) -> int:
@@ -75,7 +90,7 @@ class CondensedSet:
 
     @property
     def hard_labels(self) -> Tensor:
-        """(N,) int64: the labels, or the most likely class of soft labels."""
+        """(N,) int64: the labels, or the most likely class of soft labels (the highest one, whatever their kind)."""
         return self.labels if self.labels.dtype == torch.int64 else self.labels.argmax(1)
 
     @property
@@ -142,7 +157,8 @@ class CondensedSet:
 
     @staticmethod
     def concat(sets: Sequence["CondensedSet"]) -> "CondensedSet":
-        """The union, in order. Shape, classes and normalisation must agree; hard labels become one-hot where any set has soft ones.
+        """The union, in order. Shape, classes, normalisation and label kind must agree; hard labels become one-hot where any set has
+        soft ones, which must be probabilities then.
 
         The provenance names its parts. A privacy statement is not merged: how releases compose is for the accountant to say.
         """
@@ -159,6 +175,9 @@ class CondensedSet:
             ):
                 raise InputError("concat: the sets are whitened differently; only sets of one white space can be joined.")
         soft = any(s.labels.dtype != torch.int64 for s in sets)
+        kinds = sorted({s.label_kind for s in sets})
+        if len(kinds) > 1:
+            raise InputError(f"concat: the label kinds differ ({', '.join(kinds)}; class numbers are {DEFAULT_KIND}); allowed: one kind.")
         labels = [
             torch.nn.functional.one_hot(s.labels, s.spec.num_classes).float() if soft and s.labels.dtype == torch.int64 else s.labels
             for s in sets
@@ -172,6 +191,7 @@ class CondensedSet:
             augmentation=first.augmentation if len({s.augmentation for s in sets}) == 1 else None,
             provenance=Provenance("union", {"parts": parts}, seconds=sum(s.provenance.seconds for s in sets)),
             whitening=first.whitening,
+            label_kind=first.label_kind,
         )
         return joined.made_for(label for one in sets for label in one.classes)
 
@@ -192,13 +212,13 @@ class CondensedSet:
         """The file's content: tensors ``images``, ``labels`` (and ``whitening_mean``, ``whitening_matrix``), and a JSON header under the
         metadata key ``distill``."""
         header = {
-            "format": FORMAT,
+            "format": FORMAT if self.label_kind == DEFAULT_KIND else FORMAT_WITH_KIND,
             "spec": dataclasses.asdict(self.spec),
             "lr": self.lr,
             "augmentation": self.augmentation,
             "provenance": dataclasses.asdict(self.provenance),
             "quantisation": self.quantisation,
-        }
+        } | ({} if self.label_kind == DEFAULT_KIND else {"label_kind": self.label_kind})
         images = encode(self.images, self.quantisation) if self.quantisation else self.images
         tensors = {"images": images.detach().cpu().contiguous(), "labels": self.labels.detach().cpu().contiguous()}
         if self.whitening is not None:
@@ -235,7 +255,8 @@ class CondensedSet:
         if header.quantisation is not None and images.ndim == 4 and len(header.quantisation) == images.shape[1]:
             images = decode(images, header.quantisation)
         white = Whitening(tensors["whitening_mean"], tensors["whitening_matrix"]) if "whitening_mean" in tensors else None
-        return CondensedSet(images, tensors["labels"], spec, header.lr, header.augmentation, header.provenance, header.quantisation, white)
+        facts = (header.lr, header.augmentation, header.provenance, header.quantisation, white)
+        return CondensedSet(images, tensors["labels"], spec, *facts, header.label_kind or DEFAULT_KIND)
 
 
 def _short(tensor: Tensor) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 from distill.errors import InputError
 
 FORMAT = 1
+FORMAT_WITH_KIND = 2  # with the key label_kind, for soft labels that are not probabilities
 MAX_FILE_BYTES = 1 << 30
 MAX_HEADER_BYTES = 4 << 20
 _DTYPES = {"F32": 4, "U8": 1, "I64": 8}
@@ -56,6 +57,7 @@ class Header:
     augmentation: str | None
     provenance: Provenance
     quantisation: tuple[tuple[float, float], ...] | None
+    label_kind: str | None = None
 
 
 def _check_layout(data: bytes, max_bytes: int) -> None:
@@ -102,8 +104,12 @@ def parse(data: bytes, max_bytes: int = MAX_FILE_BYTES) -> tuple[dict[str, Tenso
         ) from None
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError, RuntimeError) as error:
         raise InputError(f"not a condensed set: {str(error)[:120]}.") from None
-    if header.format != FORMAT:
-        raise InputError(f"format {str(header.format)[:20]}; allowed: {FORMAT} (made by another version of this toolkit).")
+    if header.format not in (FORMAT, FORMAT_WITH_KIND):
+        raise InputError(
+            f"format {str(header.format)[:20]}; allowed: {FORMAT} or {FORMAT_WITH_KIND} (made by another version of this toolkit)."
+        )
+    if (header.format == FORMAT_WITH_KIND) != (header.label_kind is not None):
+        raise InputError(f"format {header.format} and label_kind {header.label_kind!r:.40}; allowed: 2 with a label_kind, 1 without.")
     return tensors, header
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from distill.condensed import CondensedSet, Provenance
 from distill.errors import InputError, clipped
+from distill.labels import DEFAULT_KIND
 from distill.statistics import RealStatistics
 
 Initial = Literal["real", "noise", "herding", "kcenter", "kmeans", "class_mean"]
@@ -28,7 +29,11 @@ class Synthetic:
 
     @staticmethod
     def start(initial: CondensedSet) -> "Synthetic":
-        """Own copies of a set's images, sorted by class."""
+        """Own copies of a set's images, sorted by class. `InputError` for soft labels that are not probabilities."""
+        if initial.label_kind != DEFAULT_KIND:
+            raise InputError(
+                f"the initial set's labels are {initial.label_kind}; allowed: class numbers or probabilities (of logits, the softmax)."
+            )
         order = torch.argsort(initial.hard_labels, stable=True)
         images = initial.images[order].detach().clone()
         return Synthetic(images, initial.labels[order].clone(), torch.zeros_like(images), dataclasses.replace(initial, quantisation=None))

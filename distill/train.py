@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 import pydantic
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from distill.condensed import CondensedSet
 from distill.data import ImageData
 from distill.errors import unknown_name
 from distill.fast import Compile, Precision, accelerated
+from distill.labels import DEFAULT_KIND, LABEL_KINDS
 from distill.networks import Factory, create, flops, has_batchnorm
 from distill.randomness import generator
 from distill.spec import DataSpec
@@ -123,10 +123,14 @@ def train_on(
 def train_network(
     source: CondensedSet | ImageData, network: Factory, recipe: Recipe | str, seed: int, device: torch.device | str | None = None
 ) -> nn.Module:
-    """One trained network; the seed decides its initial weights, the order of images and their augmentation."""
+    """One trained network; the seed decides its initial weights, the order of images and their augmentation.
+
+    The loss is that of the set's `CondensedSet.label_kind`: cross-entropy, or mean squared error for scores.
+    """
     recipe = protocol(recipe, source.spec, network) if isinstance(recipe, str) else recipe
     source = source if device is None else source.to(device)
     count, where, fetch, lr = _parts(source)
+    loss = LABEL_KINDS[source.label_kind if isinstance(source, CondensedSet) else DEFAULT_KIND].loss
     model = create(network, source.spec, generator(seed, "weights"), where)
     draws = generator(seed, "training", device=where)
     transform = strategy(resolved(recipe, source).augmentation)
@@ -156,7 +160,7 @@ def train_network(
             images = augment(images, transform, draws)
         optimiser.zero_grad()
         for part, target in chunks(images, labels, whole):
-            (F.cross_entropy(run(part), target, reduction="sum") / len(images)).backward()
+            (loss(run(part), target) / len(images)).backward()
         optimiser.step()
     return model.eval()
 

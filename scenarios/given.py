@@ -9,6 +9,7 @@ from typing import Any
 from apps.federated.settings import ALONE, WEIGHTS
 from distill.condensed import CondensedSet
 from distill.errors import InputError, clipped
+from distill.labels import DEFAULT_KIND
 from distill.records import read_lines
 from scenarios.composition import one_after_another, side_by_side
 from scenarios.schema import Study
@@ -34,6 +35,8 @@ class Given:
         digest = hashlib.sha256(one.images.detach().cpu().contiguous().numpy().data)
         digest.update(one.labels.cpu().contiguous().numpy().data)
         digest.update(repr((one.lr, one.spec.shape, one.spec.classes)).encode())
+        if one.label_kind != DEFAULT_KIND:
+            digest.update(one.label_kind.encode())
         return digest.hexdigest()[:16]
 
 

@@ -255,6 +255,8 @@ class Memory:
             progress=progress,
         )
         self.seconds += max(time.monotonic() - start, made.provenance.seconds)  # the set knows what it took before a stop
+        if made.labels.is_floating_point():
+            raise InputError("a memory keeps images by class, and the method made soft labels; leave soft_labels out.")
         return [made.images[made.hard_labels == place] for place in range(made.spec.num_classes)]
 
     def _shrunk(self, quota: int, number: int, device: torch.device | str, folder: Path | None, progress: bool | None) -> list[Exemplars]:

@@ -27,6 +27,7 @@ from apps.federated.union import learn, union
 from apps.federated.wire import ROOM_BYTES, Limits, decode, decode_weights, encode_weights, upload_bytes
 from distill.condensed import CondensedSet
 from distill.errors import InputError
+from distill.labels import DEFAULT_KIND
 from distill.networks import create
 from distill.randomness import derived_seed, generator
 from distill.spec import DataSpec
@@ -131,7 +132,10 @@ class CondensedUnion:
     def load_state(self, state: Weights) -> None:
         places = sorted({int(name.split("/")[1]) for name in state})
         spec = self.limits.spec
-        self.memory = [CondensedSet(state[f"memory/{place}/images"], state[f"memory/{place}/labels"], spec) for place in places]
+        kind = "weighted" if self.settings.server.client_weights == "examples" else DEFAULT_KIND
+        self.memory = [
+            CondensedSet(state[f"memory/{place}/images"], state[f"memory/{place}/labels"], spec, label_kind=kind) for place in places
+        ]
 
 
 class _WeightRule:

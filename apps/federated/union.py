@@ -1,5 +1,6 @@
 """The server's side of condensed uploads: one union, one training run from the weights that were sent. Plain functions; no Flower."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -24,7 +25,7 @@ def union(sets: Sequence[CondensedSet], shares: Sequence[float] | None = None) -
     each = torch.cat([torch.full((len(part),), share / len(part)) for part, share in zip(sets, shares, strict=True)])
     weight = (each * (len(each) / each.sum())).unsqueeze(1).to(joined.images.device)
     soft = joined.labels if joined.labels.is_floating_point() else F.one_hot(joined.labels, joined.spec.num_classes).float()
-    return CondensedSet(joined.images, soft * weight, joined.spec, joined.lr, joined.augmentation, joined.provenance)
+    return dataclasses.replace(joined, labels=soft * weight, quantisation=None, label_kind="weighted")
 
 
 def learn(weights: Mapping[str, Tensor], joined: CondensedSet, network: str, config: ServerConfig, seed: int) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from distill.condensed import CondensedSet, Provenance
 from distill.errors import InputError, clipped
+from distill.labels import DEFAULT_KIND, LABEL_KINDS
 from distill.spec import DataSpec
 
 Pixels = Literal["uint8", "float16", "float32"]
@@ -77,6 +78,8 @@ def encode(condensed: CondensedSet, pixels: Pixels = "uint8") -> Arrays:
     """``images`` as ``pixels`` (uint8 with a ``grid`` (C, 2) of low and step), ``labels`` in the smallest type (float16 when soft)."""
     if condensed.whitening is not None:
         raise InputError("whitened images cannot be uploaded: their space is this client's own; use data without zca.")
+    if condensed.label_kind != DEFAULT_KIND:
+        raise InputError(f"labels of kind {condensed.label_kind!r} cannot be uploaded; allowed: class numbers or probabilities.")
     images = condensed.images.detach().cpu().numpy()
     arrays: Arrays = {}
     if pixels == "uint8":
@@ -141,7 +144,7 @@ def _labels(labels: NDArray[np.generic], count: int, classes: int) -> NDArray[np
         if labels.shape != (count, classes):
             raise InputError(f"soft labels have the shape {clipped(labels.shape)}; allowed: ({count}, {classes}).")
         soft = labels.astype(np.float32)
-        if not np.isfinite(soft).all() or (soft < 0).any() or (np.abs(soft.sum(1) - 1) > 0.05).any():
+        if not np.isfinite(soft).all() or LABEL_KINDS[DEFAULT_KIND].fault(torch.from_numpy(soft)):
             raise InputError("soft labels are no probabilities; allowed: numbers of at least 0 that add up to 1 for each image.")
         return soft
     if labels.dtype.kind not in "iu" or labels.shape != (count,):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from apps.nas.space import Candidate
 from apps.nas.training import WHOLE, Shelf, failed, reason_of
 from distill.errors import unknown_name
+from distill.labels import DEFAULT_KIND
 from distill.networks import Factory, create, flops, parameter_count
 from distill.randomness import generator
 from distill.spec import DataSpec
@@ -73,7 +74,7 @@ class ScoreJob:
             assert shelf.batch is not None
             return shelf.batch
         one = shelf.sets[self.source].to("cpu")
-        return one.images, one.labels
+        return one.images, one.labels if one.label_kind == DEFAULT_KIND else one.hard_labels
 
 
 def zero_cost(

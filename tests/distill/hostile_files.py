@@ -75,13 +75,25 @@ OFFSETS: list[Any] = [
 ]  # fmt: skip
 
 
-def small_set(seed: int, soft: bool = False, quantised: bool = False, n: int = 6, channels: int = 1, side: int = 4) -> CondensedSet:
+def small_set(
+    seed: int, soft: bool = False, quantised: bool = False, n: int = 6, channels: int = 1, side: int = 4, kind: str = "probabilities"
+) -> CondensedSet:
     draws = torch.Generator().manual_seed(seed)
     spec = DataSpec("toy", channels, side, side, ("a", "b", "c"), (0.5,) * channels, (0.25,) * channels)
     labels = torch.rand(n, 3, generator=draws) if soft else torch.randint(3, (n,), generator=draws)
+    if kind == "probabilities" and soft:
+        labels = labels / labels.sum(1, keepdim=True)
+    elif kind == "weighted":
+        labels = n * labels / labels.sum()
     images = torch.randn(n, channels, side, side, generator=draws)
     made = CondensedSet(
-        images, labels, spec, 0.02 if soft else None, "color_crop" if soft else None, Provenance("dm", {"a": [1, {"b": 2.5}]}, seed)
+        images,
+        labels,
+        spec,
+        0.02 if soft else None,
+        "color_crop" if soft else None,
+        Provenance("dm", {"a": [1, {"b": 2.5}]}, seed),
+        label_kind=kind,
     )
     return made.quantised() if quantised else made
 
@@ -92,7 +104,7 @@ def valid_files() -> list[bytes]:
         for i in (0, 1)
         for soft in (False, True)
         for quantised in (False, True)
-    ]
+    ] + [small_set(2, True, kind=kind).to_bytes() for kind in ("logits", "scores", "weighted")]
 
 
 def unpack(data: bytes) -> tuple[dict[str, Any], bytes]:
@@ -292,6 +304,14 @@ def pickles(marker: str) -> list[bytes]:
     return made
 
 
+def label_kinds() -> list[bytes]:
+    """Formats and kinds that contradict each other or the labels."""
+    pairs: list[tuple[Any, Any]] = [(1, "logits"), (2, "logits"), (2, "probabilities"), (2, "weighted"), (2, "odds"), (2, None)]
+    pairs += [(3, "logits"), (True, "x"), (2, 3), (2, ["logits"]), (2, "l" * 9999)]
+    sets = [small_set(0).to_bytes(), small_set(0, soft=True).to_bytes(), small_set(0, soft=True, kind="logits").to_bytes()]
+    return [_with_inner(valid, lambda inner, f=f, k=k: inner.update(format=f, label_kind=k)) for valid in sets for f, k in pairs]
+
+
 def class_names(count: int, name: str = "c") -> bytes:
     return _with_inner(small_set(0).to_bytes(), lambda inner: inner["spec"].__setitem__("classes", [name] * count))
 
@@ -310,6 +330,7 @@ def survive(count: int, marker: str) -> dict[str, Any]:
     files += [("classes", class_names(n)) for n in (0, 2, 4, 99_999, 100_000, 100_001, 200_000)] + [
         ("classes", class_names(3, "n" * 1_000_000))
     ]
+    files += [("label_kind", data) for data in label_kinds()]
     files += [("empty", b"")] + [("nested", nested_header(b"", rng)) for _ in range(8)]
     tally: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     faults: list[str] = []
@@ -338,6 +359,8 @@ def unsound(made: CondensedSet) -> list[str]:
         found.append("images")
     if sum(made.counts) != len(made) or len(made.labels) != len(made) or not bool(made.labels.isfinite().all()):
         found.append("labels")
+    if made.labels.is_floating_point() and made.label_kind == "probabilities" and not bool(((made.labels.sum(1) - 1).abs() < 2e-3).all()):
+        found.append("probabilities")
     again = CondensedSet.from_bytes(made.to_bytes())
     if not torch.equal(again.images, made.images) or not torch.equal(again.labels, made.labels) or again.provenance != made.provenance:
         found.append("saved and loaded")

@@ -60,9 +60,9 @@ def sets(draw: Any, soft: bool | None = None, spec: DataSpec | None = None) -> C
     cells = count * channels * height * width
     images = torch.tensor((values * (cells // len(values) + 1))[:cells], dtype=torch.float32).view(count, channels, height, width)
     if draw(st.booleans()) if soft is None else soft:
-        labels = torch.tensor(draw(st.lists(finite, min_size=count * classes, max_size=count * classes)), dtype=torch.float32).view(
-            count, classes
-        )
+        numbers = st.lists(st.floats(0, 1, width=32), min_size=count * classes, max_size=count * classes)
+        labels = torch.tensor(draw(numbers), dtype=torch.float32).view(count, classes).double().add(1e-3)
+        labels = (labels / labels.sum(1, keepdim=True)).float()
     else:
         labels = torch.tensor(draw(st.lists(st.integers(0, classes - 1), min_size=count, max_size=count)))
     lr = draw(st.none() | st.floats(1e-12, 1e6))
@@ -78,7 +78,7 @@ def assert_same(first: CondensedSet, second: CondensedSet) -> None:
         assert ours.dtype == theirs.dtype
         assert ours.shape == theirs.shape
         assert ours.numpy().tobytes() == theirs.numpy().tobytes(), name
-    for name in ("spec", "lr", "augmentation", "provenance", "quantisation"):
+    for name in ("spec", "lr", "augmentation", "provenance", "quantisation", "label_kind"):
         assert getattr(first, name) == getattr(second, name), name
 
 
@@ -186,7 +186,7 @@ def test_construction_refuses_with_what_was_given_and_what_is_allowed(change: di
 def test_counts_ipc_and_hard_labels_by_hand() -> None:
     made = CondensedSet(IMAGES, torch.tensor([2, 0, 2, 2, 0, 2]), SPEC)
     assert (len(made), made.counts, made.ipc) == (6, (2, 0, 4), 4)
-    soft = CondensedSet(IMAGES, torch.tensor([[0.1, 0.7, 0.2]] * 5 + [[-1.0, -3.0, -2.0]]), SPEC)
+    soft = CondensedSet(IMAGES, torch.tensor([[0.1, 0.7, 0.2]] * 5 + [[-1.0, -3.0, -2.0]]), SPEC, label_kind="logits")
     assert soft.hard_labels.tolist() == [1, 1, 1, 1, 1, 0]
     assert soft.counts == (2, 2, 2)  # as many as a set of this storage has: an argmax is no count
 
@@ -346,10 +346,10 @@ def test_values_that_could_not_be_saved_again_are_refused() -> None:
 
 
 def test_another_format_is_named_and_a_huge_one_does_not_fill_the_screen() -> None:
-    for number, shown in (("2", "2"), ("-1", "-1"), ("9" * 4000, "9" * 20)):
+    for number, shown in (("3", "3"), ("-1", "-1"), ("9" * 4000, "9" * 20)):
         header, body = unpack(small_set(0).to_bytes())
         header["__metadata__"]["distill"] = header["__metadata__"]["distill"].replace('"format": 1', f'"format": {number}')
-        words = f"format {shown}; allowed: 1 (made by another version of this toolkit)."
+        words = f"format {shown}; allowed: 1 or 2 (made by another version of this toolkit)."
         data = pack(json.dumps(header), body)
         assert refusal(lambda data=data: CondensedSet.from_bytes(data)) == words
 

@@ -1,0 +1,66 @@
+"""What the soft labels of a set mean, and the loss that a learner uses for each kind."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+DEFAULT_KIND = "probabilities"
+TOLERANCE = 1e-3  # of a row's sum; float16 labels that a client sends are rounded by half of it
+
+
+@dataclass(frozen=True)
+class LabelKind:
+    """A kind of soft labels (N, K).
+
+    ``loss``: (outputs (n, K), labels (n, K)) to the sum over images of each one's loss. ``fault``: what is wrong with labels that say
+    they are of this kind, or None.
+    """
+
+    loss: Callable[[Tensor, Tensor], Tensor]
+    fault: Callable[[Tensor], str | None]
+
+
+def _cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
+    """For class numbers (n,), too."""
+    return F.cross_entropy(outputs, labels, reduction="sum")
+
+
+def _to_softmax(outputs: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(outputs, labels.softmax(1), reduction="sum")
+
+
+def _squares(outputs: Tensor, labels: Tensor) -> Tensor:
+    return (outputs - labels).square().mean(1).sum()
+
+
+def _no_probabilities(labels: Tensor) -> str | None:
+    sums = labels.sum(1, dtype=torch.float64)
+    worst = sums[(sums - 1).abs().argmax()]
+    if bool((labels < 0).any()) or abs(float(worst) - 1) > TOLERANCE:
+        return f"their lowest value is {float(labels.min()):.3g}, and one image's add up to {float(worst):.4g}"
+    return None
+
+
+def _no_weights(labels: Tensor) -> str | None:
+    mean = float(labels.sum(1, dtype=torch.float64).mean())
+    if bool((labels < 0).any()) or abs(mean - 1) > TOLERANCE:
+        return f"their lowest value is {float(labels.min()):.3g}, and an image's add up to {mean:.4g} in the mean"
+    return None
+
+
+def _anything(labels: Tensor) -> str | None:
+    return None
+
+
+LABEL_KINDS = {
+    "probabilities": LabelKind(_cross_entropy, _no_probabilities),
+    # Cross-entropy against their softmax, as DATM's SoftCrossEntropy has it (NUS-HPC-AI-Lab/DATM, distill/evaluation.py).
+    "logits": LabelKind(_to_softmax, _anything),
+    # Mean squared error, as kernel methods learn them (KIP, FRePo, RCIG).
+    "scores": LabelKind(_squares, _anything),
+    # Probabilities times a weight for each image, 1 in the mean: a server's union of clients of different sizes.
+    "weighted": LabelKind(_cross_entropy, _no_weights),
+}
