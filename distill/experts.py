@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from distill.augment import augment, for_data, strategy
 from distill.data import ImageData
-from distill.errors import InputError
+from distill.divergence import LATEST
+from distill.errors import Diverged, InputError, diverged
 from distill.networks import OWN, Factory, create, flops
 from distill.processes import WorkerFailed, at_once, side_by_side
 from distill.randomness import generator
@@ -105,6 +106,8 @@ def train_experts(data: ImageData, config: ExpertConfig, network: Factory | None
                 for number, _ in enumerate(side_by_side(_trainer, (pickle.dumps(data), config, folder), missing, at_once(len(missing)))):
                     advance((done + number + 1) * config.epochs)
             except WorkerFailed as failed:
+                if isinstance(failed.error, Diverged):
+                    raise failed.error from None
                 raise InputError(f"training expert {failed.job}: {failed.reason}") from None
         else:
             for number, expert in enumerate(missing):
@@ -163,7 +166,9 @@ def _epochs(
         yield from done["weights"]
     else:
         yield flat(model).cpu()
-    for _ in range(start, config.epochs):
+    # On a GPU a look at a number waits for all before it: ten steps are waited for together.
+    every, steps, finite = 1 if data.device.type == "cpu" else LATEST, 0, torch.ones((), dtype=torch.bool, device=data.device)
+    for epoch in range(start + 1, config.epochs + 1):
         order = torch.randperm(len(data.train), generator=draws, device=draws.device).to(data.device)
         for indices in order.split(config.batch_size):
             images = data.normalised("train", indices)
@@ -173,24 +178,45 @@ def _epochs(
             with torch.no_grad():
                 for parameter, gradient in zip(parameters, gradients, strict=True):
                     parameter.sub_(gradient, alpha=config.lr)
+            # A loss that is not finite reaches the last layer's gradient first.
+            steps, finite = steps + 1, finite & torch.isfinite(gradients[-1]).all()
+            if steps % every == 0 and not finite:
+                raise _diverged(expert, epoch, config)
+        if not torch.isfinite(flat(model)).all():
+            raise _diverged(expert, epoch, config)
         done["generator"] = draws.get_state()
         yield flat(model).cpu()
+
+
+def _diverged(expert: int, epoch: int, config: ExpertConfig) -> Diverged:
+    return diverged(f"expert {expert}", f"epoch {epoch} of {config.epochs}", {"expert_lr": config.lr}, {"expert_lr": ExpertConfig.lr})
 
 
 def _train_one(data: ImageData, config: ExpertConfig, expert: int, folder: Path, advance: Callable[[int], None]) -> None:
     path = _place(folder, expert)
     part = path.with_suffix(".part")
     done: dict[str, Tensor] = _load(part) if part.exists() else {}
+    first = len(done["weights"]) - 1 if done else 1
     weights: list[Tensor] = []
     last = time.monotonic()
-    for epoch, snapshot in enumerate(_epochs(data, config, config.network, expert, done)):
-        weights.append(snapshot)
-        advance(epoch)
-        if "generator" in done and epoch < config.epochs and time.monotonic() - last > SAVE_SECONDS:
-            write_whole(part, safetensors.torch.save({"weights": torch.stack(weights), "generator": done["generator"].cpu()}))
-            last = time.monotonic()
-    if not torch.isfinite(weights[-1]).all():
-        raise InputError(f"expert {expert} diverged at lr {config.lr}; use a smaller one.")
+
+    def keep() -> None:
+        write_whole(part, safetensors.torch.save({"weights": torch.stack(weights), "generator": generators[len(weights) - 1].cpu()}))
+
+    generators: dict[int, Tensor] = {}
+    try:
+        for epoch, snapshot in enumerate(_epochs(data, config, config.network, expert, done)):
+            if "generator" in done and epoch >= first:
+                generators = {epoch: done["generator"]}
+            weights.append(snapshot)
+            advance(epoch)
+            if generators and epoch < config.epochs and time.monotonic() - last > SAVE_SECONDS:
+                keep()
+                last = time.monotonic()
+    except KeyboardInterrupt:
+        if len(weights) - 1 in generators:  # the epochs that are whole
+            keep()
+        raise
     tensors = {"weights": torch.stack(weights)}
     if config.snapshots == "bf16":
         tensors = {"first": weights[0], "changes": (tensors["weights"][1:] - weights[0]).bfloat16()}

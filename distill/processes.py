@@ -22,11 +22,11 @@ BYTES_A_PROCESS = 2 << 30  # what a small study takes, with a margin
 
 
 class WorkerFailed(Exception):
-    """``job`` was not done, for the ``reason``, which is one line."""
+    """``job`` was not done, for the ``reason``, which is one line; ``error`` is the worker's own where it said what was wrong."""
 
-    def __init__(self, job: Any, reason: str) -> None:
+    def __init__(self, job: Any, reason: str, error: InputError | None = None) -> None:
         super().__init__(reason)
-        self.job, self.reason = job, reason
+        self.job, self.reason, self.error = job, reason, error
 
 
 def cores() -> list[int]:
@@ -82,7 +82,7 @@ def side_by_side(
         for _ in range(min(workers, len(todo))):
             ours, theirs = context.Pipe()
             process = context.Process(target=_work, args=(theirs, prepare, arguments), daemon=True)
-            with _main_left_out():
+            with _main_left_out(), without_ctrl_c():
                 process.start()
             theirs.close()
             give(ours, process)
@@ -96,7 +96,7 @@ def side_by_side(
                     process.join()
                     trouble = f"its process ended with exit code {process.exitcode}; see above"
                 if trouble is not None:
-                    raise WorkerFailed(job, trouble)
+                    raise WorkerFailed(job, str(trouble), trouble if isinstance(trouble, InputError) else None)
                 yield job, time.monotonic() - start
                 if todo:
                     give(pipe, process)
@@ -108,6 +108,16 @@ def side_by_side(
         for process, _, _ in team.values():
             process.kill()
             process.join()
+
+
+@contextlib.contextmanager
+def without_ctrl_c() -> Iterator[None]:
+    """A process started here never sees Ctrl-C, which a terminal sends to the whole group: the parent decides, and nothing is printed."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
@@ -133,7 +143,7 @@ def _work(pipe: Connection, prepare: Callable[..., Callable[[Any], None]], argum
             try:
                 work(job)
             except InputError as error:
-                pipe.send(str(error))
+                pipe.send(error)
             else:
                 pipe.send(None)
     except EOFError:

@@ -23,7 +23,7 @@ from apps.nas.training import Shelf, Task, failed, given_up, reason_of, warm
 from distill.errors import InputError
 from distill.memory import keep_freed_memory
 from distill.networks import Factory
-from distill.processes import end_with_parent, first_to_be_killed, one_thread
+from distill.processes import end_with_parent, first_to_be_killed, one_thread, without_ctrl_c
 
 Row = dict[str, Any]
 LIMIT = 6 * 3600.0  # seconds; a network that hangs must not hold up a study for ever
@@ -155,7 +155,8 @@ def _start(content: bytes, device: str) -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=serve, args=(theirs, content, device), daemon=True)
-    process.start()
+    with without_ctrl_c():
+        process.start()
     theirs.close()
     return _Worker(process, ours)
 

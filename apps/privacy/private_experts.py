@@ -17,7 +17,7 @@ from torch import Tensor
 
 from apps.privacy.contributions import check_separable
 from distill.data import ImageData
-from distill.errors import InputError
+from distill.errors import InputError, diverged
 from distill.experts import ExpertConfig, Trajectories, flat
 from distill.networks import Factory, create
 from distill.randomness import generator
@@ -47,6 +47,8 @@ def train_private_experts(
         key = _question(config, factory, expert, plan, steps, statistics.clip)
         train = functools.partial(_train, statistics, data, config, factory, expert, plan, steps)
         made.append(statistics.trained(f"expert-{expert:04d}", key, plan, steps, train))
+        if not bool(torch.isfinite(made[-1]).all()):
+            raise diverged(f"private expert {expert}", f"{steps} steps", {"expert_lr": config.lr}, {"expert_lr": ExpertConfig.lr})
     return Trajectories(config.experts, config.epochs, lambda expert, epoch: made[expert][epoch], statistics.privacy)
 
 

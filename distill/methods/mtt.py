@@ -111,6 +111,11 @@ class MTT:
         """Train the experts, or find them in the cache; `step` does it where nobody called this."""
         if sharding.count() > 1:
             raise InputError("mtt has no classes to share out between processes; run it without torchrun.")
+        if statistics.spec.num_classes < 2:
+            raise InputError(
+                "mtt cannot condense data of one class: a network with one output has loss 0, its experts never move, and the distance is "
+                "0 / 0. Give data of two classes or more, or use dm."
+            )
         c = self.config
         wanted = ExpertConfig(
             c.experts,

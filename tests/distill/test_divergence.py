@@ -133,5 +133,11 @@ def test_what_a_method_keeps_that_is_infinite_from_the_start_is_its_own_business
     assert watch.first_bad() == 1
 
 
+def test_mtt_refuses_one_class_before_its_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distill.experts.train_experts", None)
+    with pytest.raises(InputError, match=r"^mtt cannot condense data of one class: .* Give data of two classes or more, or use dm\.$"):
+        distil(toy(classes=1), "mtt", **small("mtt"))
+
+
 def test_it_stays_finite_where_it_did_before() -> None:
     assert bool(torch.isfinite(distil(toy(), "dm", iterations=12, **small("dm")).images).all())

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from distill import experts
 from distill.augment import augment, strategy
 from distill.data import ImageData
-from distill.errors import InputError
+from distill.errors import Diverged, InputError
 from distill.experts import ExpertConfig, cache_folder, train_experts
 from distill.networks import create
 from distill.randomness import generator
@@ -132,7 +132,9 @@ def test_side_by_side_each_expert_is_the_one_it_is_alone(cache: Path, monkeypatc
     together = train_experts(data, CONFIG)
     for expert in range(2):
         assert all(torch.equal(together.weights(expert, epoch), expected[expert][epoch]) for epoch in range(4))
-    with pytest.raises(InputError, match=r"expert [01] diverged at lr 1e\+30; use a smaller one\."):
+    with pytest.raises(
+        Diverged, match=r"^expert [01] diverged at epoch 1 of 3 with expert_lr 1e\+30; try a smaller step size: expert_lr=0\.01"
+    ):
         train_experts(data, ExpertConfig(**{**CONFIG.__dict__, "lr": 1e30}))
     monkeypatch.setitem(
         experts.OWN,
@@ -167,9 +169,33 @@ def test_a_damaged_file_and_a_wrong_place_are_one_line(cache: Path) -> None:
 
 
 def test_an_expert_that_diverges_is_named(cache: Path) -> None:
-    with pytest.raises(InputError, match="expert 0 diverged at lr 1e"):
+    with pytest.raises(
+        Diverged, match=r"^expert 0 diverged at epoch 1 of 3 with expert_lr 1e\+20; try a smaller step size: expert_lr=0\.01"
+    ):
         train_experts(toy(), ExpertConfig(**{**CONFIG.__dict__, "lr": 1e20}))
     assert not list(cache.rglob("expert-*.safetensors"))
+
+
+def test_an_expert_that_is_stopped_goes_on_from_its_last_whole_epoch(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C comes in the first batch of the third epoch: the first two are kept and not trained again, and the bits are the same."""
+    data, config = toy(), ExpertConfig(**{**CONFIG.__dict__, "experts": 1, "seed": 7})
+    whole = [weights.clone() for weights in experts._epochs(data, config, config.network, 0)]
+    real, batches = experts.mean_gradient, []
+    per_epoch = -(-len(data.train) // config.batch_size)
+
+    def pressed(*arguments: object):
+        batches.append(1)
+        if len(batches) == 2 * per_epoch + 1:
+            raise KeyboardInterrupt
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(experts, "mean_gradient", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        train_experts(data, config)
+    batches = [1] * 100
+    found = train_experts(data, config)
+    assert len(batches) == 100 + per_epoch, "one epoch was left to train"
+    assert all(torch.equal(found.weights(0, epoch), whole[epoch]) for epoch in range(4))
 
 
 def test_the_file_is_plain_safetensors(cache: Path) -> None:
