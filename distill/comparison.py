@@ -54,10 +54,11 @@ def compared(recipe: Recipe | str, condensed: CondensedSet, data: ImageData, net
 
 
 def recipe_of(name: str, recipe: Recipe, whole_epochs: int | None) -> Recipe:
-    """The recipe of one row: that of all data runs for ``whole_epochs`` where they are given, without the limit in steps."""
+    """The recipe of one row: that of all data runs for ``whole_epochs`` where they are given, without the limit in steps, and a step
+    schedule drops half way through them."""
     if name != "whole" or whole_epochs is None:
         return recipe
-    return dataclasses.replace(recipe, epochs=whole_epochs, max_steps=None)
+    return dataclasses.replace(recipe, epochs=whole_epochs, max_steps=None, drop_epochs=None)
 
 
 def training_of(name: str, condensed: CondensedSet, data: ImageData, recipe: Recipe, whole_epochs: int | None = None) -> Training:

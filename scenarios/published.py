@@ -16,13 +16,14 @@ from distill.train import protocol
 ROUNDING = 0.5  # points: tables are rounded, and their own intervals are about as wide
 
 
-def judging(config: dict[str, Any], network: str) -> str:
-    """How a run trains its evaluation networks, in the words of the column."""
+def judging(config: dict[str, Any], network: str, auto: str = "auto") -> str:
+    """How a run trains its evaluation networks, in the words of the column; ``auto`` is what its record says that "auto" was."""
     data, evaluation = config["data"], config["evaluation"]
     if evaluation["recipe"]:
         text = evaluation["recipe"]["augmentation"]
     else:
         text = protocol(evaluation["protocol"], DataSpec(data["name"], 1, 1, 1, ("",), (0.0,), (1.0,)), network).augmentation
+    text = auto if text == "auto" else text
     name = {"auto": "DSA", DSA: "DSA", DSA_DIGITS: "DSA", "": "none", "dc_crop_scale_rotate": "DC"}.get(text, text)
     return f"{name}, ZCA" if data.get("zca") else name
 

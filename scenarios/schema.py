@@ -78,7 +78,7 @@ class Study(Protocol):
 
 def config_hash(merged: dict[str, Any]) -> str:
     """Eight letters that change with any setting."""
-    return hashlib.sha256(json.dumps(merged, sort_keys=True).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps(_older(merged), sort_keys=True).encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
@@ -267,7 +267,12 @@ def _text(value: Any) -> str:
 
 
 def _plain(value: Any) -> dict[str, Any]:
-    found: dict[str, Any] = pydantic.TypeAdapter(type(value)).dump_python(value, mode="json")
-    if found.get("whole_epochs", 0) is None:
-        del found["whole_epochs"]  # an option of later versions: studies without it keep their hash
+    found: dict[str, Any] = _older(pydantic.TypeAdapter(type(value)).dump_python(value, mode="json"))
     return found
+
+
+def _older(value: Any) -> Any:
+    """Plain values without the options of later versions that are not used: studies that do not use them keep their hash."""
+    if isinstance(value, dict):
+        return {key: _older(inner) for key, inner in value.items() if not (key in ("whole_epochs", "drop_epochs") and inner is None)}
+    return [_older(inner) for inner in value] if isinstance(value, list) else value

@@ -81,7 +81,7 @@ def _condensed(folder: Path) -> Rows:
             for name, found in sets.items():
                 if found.get("failed"):
                     raise InputError(f"{folder}: {found['failed']} networks trained on {name} have no accuracy ({found['reason']})")
-                how = judging(config, network)
+                how = judging(config, network, part.get("augmentation", "auto"))
                 # Published figures are a ConvNet's; in DataDAM's released code the network of that name is batch norm.
                 own = network == "ConvNetBN" and name == "datadam" and config["method"].get("form") == "released"
                 ipc = "" if name == "whole" else key[3:]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from distill import coresets
 from distill.augment import DSA
-from distill.comparison import compared, learner_set
+from distill.comparison import compared, learner_set, recipe_of
 from distill.condensed import CondensedSet, Provenance
 from distill.coresets import CORESETS, select
 from distill.data import ImageData
@@ -24,7 +24,7 @@ from distill.run import distil
 from distill.spec import DataSpec
 from distill.statistics import ExactStatistics
 from distill.synthetic import initial_set
-from distill.train import Recipe, train_network
+from distill.train import PROTOCOLS, Recipe, train_network
 
 NET = "ConvNetD1W32"
 QUICK = Recipe(max_steps=4, batch_size=8, augmentation="none", compile="off")
@@ -245,3 +245,10 @@ def test_a_learned_step_size_is_used_or_missed_out_loud(toy_data: ImageData, opt
     found = evaluate(tiny, toy_data, network=NET, recipe=recipe, seeds=1, progress=False)
     assert f"the set's learned lr 0.0123 {said}" in str(found)
     assert "learned" not in str(evaluate(dataclasses.replace(tiny, lr=None), toy_data, network=NET, recipe=recipe, seeds=1, progress=False))
+
+
+def test_whole_epochs_drop_the_step_size_half_way_through_them() -> None:
+    """The authors' protocols drop after epoch 502 of 1,001; 50 epochs on the whole data would never get there."""
+    whole = recipe_of("whole", PROTOCOLS["dsa"], 50)
+    assert (whole.epochs, whole.drop_epochs) == (50, None)
+    assert recipe_of("random", PROTOCOLS["dsa"], 50) == recipe_of("whole", PROTOCOLS["dsa"], None) == PROTOCOLS["dsa"]

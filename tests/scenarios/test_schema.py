@@ -524,3 +524,16 @@ def test_dates_are_no_text() -> None:
     assert "a value of type date" in refused(lambda: study("a", override(tables(), ["data.name=2020-01-01"]), "a.toml"))
     dated = tables(GOOD.replace('name = "digits"', "name = 2020-01-01"))
     assert "a value of type date" in refused(lambda: study("a", override(dated, []), "a.toml"))
+
+
+def test_an_option_of_a_later_version_changes_the_hash_only_where_it_is_used() -> None:
+    from scenarios.schema import config_hash
+
+    old = {"stages": [{"evaluation": {"recipe": {"epochs": 3}}}]}
+    unused = {"stages": [{"evaluation": {"recipe": {"epochs": 3, "drop_epochs": None}, "whole_epochs": None}}]}
+    used = {"stages": [{"evaluation": {"recipe": {"epochs": 3, "drop_epochs": 2}}}]}
+    assert config_hash(old) == config_hash(unused) != config_hash(used)
+    assert config_hash({"a": None}) != config_hash({})
+    # A shipped study of each kind with a recipe, as its runs before the option were named.
+    for name, expected in {"short-dm-cifar10-ipc10": "6eab735a", "nas-digits": "e0a122d9", "federated-smoke": "e020dbb0"}.items():
+        assert study(name, read_scenario(name)[1], name).hash == expected

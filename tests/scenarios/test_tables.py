@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from distill.augment import DSA
 from distill.errors import InputError
 from scenarios import tables
 from scenarios.headlines import HEADLINES, headlines
@@ -109,6 +110,16 @@ def test_a_run_is_compared_with_the_figure_that_was_evaluated_alike(tmp_path: Pa
         config["evaluation"]["recipe"] = {"augmentation": augmentation}
         (row,) = rows_of(written(tmp_path, record, config))
         assert (row["judging"], row["published"], row["published_judging"], row["reproduced"]) == expected
+
+
+def test_auto_is_what_the_record_says_it_was(tmp_path: Path) -> None:
+    """A set may name the augmentation of its comparison; the figures with DSA are then not of the same evaluation."""
+    found = {"mean": 48.9, "low": 48.8, "high": 49.0, "values": [1, 2, 3]}
+    for said, expected in (("none", "no, other evaluation"), (DSA, "yes")):
+        record, config = condensed(results={"data": {}, "ipc10": {"accuracy": {"dm": found}, "augmentation": said}})
+        config["data"] = {"name": "cifar10"}
+        (row,) = rows_of(written(tmp_path, record, config))
+        assert row["reproduced"] == expected
 
 
 @pytest.mark.parametrize(
