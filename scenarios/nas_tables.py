@@ -13,8 +13,9 @@ _BASELINES = ("random", "early-steps", "early-cost", "parameters", "regression")
 note = (
     "Proxies are scored on the validation split; the truth is the test accuracy of fully trained networks. Intervals: 95 %, bootstrap over"
     " networks. Noise ceiling: the correlation that an equally noisy second truth would reach. Regret@k: accuracy points lost by taking the"
-    " best of the proxy's top k. Overlap@k: the share of the true top k in it, beside chance. Cost: core seconds on a CPU, wall seconds on"
-    " a GPU, in brackets what is paid once. Break-even: the number of candidates from which the proxy saves time."
+    " best of the proxy's top k. Overlap@k: the share of the true top k in it, beside chance. Rho, true top 10: Spearman's rho among the truly"
+    " best ten. Cost: core seconds on a CPU, wall seconds on a GPU, in brackets what is paid once. Break-even: the number of candidates from"
+    " which the proxy saves time."
 )
 
 
@@ -27,7 +28,7 @@ def accuracy_table(record: dict[str, Any]) -> list[list[str]]:
     # What decides comes first: a terminal shows as many columns as it is wide, then the rest below.
     header = ["proxy", "Spearman [95 %]", *(k for k in ks if k.startswith("regret")), "seconds (once)", "bytes", "Kendall"]
     header += [f"{k} (chance)" for k in ks if k.startswith("overlap")]
-    header += ["break-even, networks", *(f"Spearman of the true top {top}" for top in ("10", "5 %"))]
+    header += ["break-even, networks", *(f"rho, true top {top}" for top in ("10", "5 %"))]
     rows = []
     for name, row in results["proxies"].items():
         seconds = row["seconds"]

@@ -156,9 +156,24 @@ def shown(rows: list[list[str]], form: str) -> str:
     return as_csv(rows) if form == "csv" else as_markdown(short(rows)) if form == "markdown" else as_text(short(rows), left=2)
 
 
-def as_text(rows: list[list[str]], left: int = 1) -> str:
-    """Columns under each other, the first ``left`` of them flush left."""
+def as_text(rows: list[list[str]], left: int = 1, width: int | None = None) -> str:
+    """Columns under each other, the first ``left`` of them flush left.
+
+    A table wider than ``width`` characters is folded: as many columns as fit, and the rest below in the same way, each part with the first
+    ``left`` columns. A column that does not fit beside them stands in a part of its own.
+    """
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))] if rows else []
+    if width is not None and sum(widths) + 2 * (len(widths) - 1) > width:
+        parts: list[list[int]] = []
+        used = 0
+        for place in range(left, len(widths)):
+            used += widths[place] + 2
+            if not parts or used > width:
+                parts.append([])
+                used = sum(widths[:left]) + 2 * (left - 1) + 2 + widths[place]
+            parts[-1].append(place)
+        chosen = [[*range(left), *part] for part in parts]
+        return "\n\n".join(as_text([[row[place] for place in part] for row in rows], left) for part in chosen)
     lines = [
         "  ".join(
             cell.ljust(width) if place < left else cell.rjust(width) for place, (cell, width) in enumerate(zip(row, widths, strict=True))

@@ -1,6 +1,8 @@
 """One study from start to end, with its answer on the terminal: what ``run`` and ``condense`` share."""
 
+import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ def run_and_print(made: Any, out: Path, seed: int, device: str, data_root: Path 
         signal.signal(signal.SIGTERM, before)
     if not quiet and record["results"]:
         if rows := accuracy_table(record):
-            typer.echo(as_text(rows))
+            # Folded for eyes only: what reads a pipe wants a line a row.
+            typer.echo(as_text(rows, width=shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
         typer.echo(answer(record))
         typer.echo(f"{record['seconds']:.0f} s, peak memory {record['peak_memory_bytes'] / 1e9:.2f} GB; everything is in {folder}")

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from scenarios.cli import main
 from scenarios.folder import Options, run_study
 from scenarios.report import accuracy_table, answer
 from scenarios.schema import override, read_scenario, shipped, study
+from scenarios.table import as_text
 
 TINY = [
     *("space.width=[4]", "space.depth=[1,2]", 'space.norm=["none","batch"]', "truth.recipe.epochs=1", "truth.seeds=2", "proxy.seeds=2"),
@@ -212,14 +214,27 @@ def test_the_answer_names_a_difference_significant_only_if_its_interval_leaves_o
 def test_the_columns_say_what_they_are(done: tuple[Path, dict]) -> None:
     header, *rows = accuracy_table(done[1])
     assert header[:4] == ["proxy", "Spearman [95 %]", "regret@1", "regret@2"]
-    assert {"break-even, networks", "Spearman of the true top 10", "Spearman of the true top 5 %"} < set(header)
+    assert {"break-even, networks", "rho, true top 10", "rho, true top 5 %"} < set(header)
     found = dict(zip(header, next(row for row in rows if row[0] == "dm"), strict=True))
     record = done[1]["results"]["proxies"]["dm"]
     assert float(found["regret@2"]) == pytest.approx(record["regret@2"]["value"], abs=0.006)
     assert float(found["overlap@2 (chance)"].split()[0]) == pytest.approx(record["overlap@2"]["value"], abs=0.006)
     assert found["overlap@2 (chance)"].endswith(" (0.50)")
-    assert found["Spearman of the true top 10"] == f"{record['spearman_top10']['value']:.2f}"
+    assert found["rho, true top 10"] == f"{record['spearman_top10']['value']:.2f}"
     assert float(found["seconds (once)"].split(" (")[0]) == pytest.approx(record["seconds"]["total"], rel=0.01)
+
+
+def test_the_table_fits_a_terminal(done: tuple[Path, dict]) -> None:
+    """Nothing is lost in the fold: the parts side by side are the table, each with the proxies' names."""
+    rows = accuracy_table(done[1])
+    text = as_text(rows, width=80)
+    assert max(map(len, text.splitlines())) <= 80
+    parts = [[re.split(r" {2,}", line.strip()) for line in part.splitlines()] for part in text.split("\n\n")]
+    assert 2 <= len(parts) <= 4
+    assert [row[0] for row in parts[0]] == [row[0] for row in parts[-1]] == [row[0] for row in rows]
+    assert [sum((part[place][1:] for part in parts), [line[0]]) for place, line in enumerate(rows)] == rows
+    assert as_text(rows, width=1000) == as_text(rows)
+    assert as_text([["name", "column"], ["a", "b" * 20]], width=10) == f"name{'column':>22}\na   {'b' * 20:>22}"
 
 
 @pytest.mark.parametrize(("terminal", "expected"), [(True, 1), (False, 2)])

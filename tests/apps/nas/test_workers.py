@@ -121,7 +121,7 @@ def test_a_score_that_goes_wrong_is_a_row_with_its_reason() -> None:
 def test_the_start_of_another_worker_is_not_a_networks_time() -> None:
     """A network is done in half the limit while the place of a dead worker is filled, which takes longer than the limit."""
     asked = [job("dead", networks.deadly), job("other", networks.unhurried), job("last", networks.small)]
-    found = {row["id"]: row for row in rows(asked, Shelf(data(), {}), Crew(2, limit=0.8))}
+    found = {row["id"]: row for row in rows(asked, Shelf(data(), {}), Crew(2, limit=1.2))}
     assert {id: row["status"] for id, row in found.items()} == {"dead": "failed", "other": "ok", "last": "ok"}
 
 
