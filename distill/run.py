@@ -24,6 +24,7 @@ from distill.methods import METHODS
 from distill.networks import OWN, Factory
 from distill.randomness import generator
 from distill.records import append_line, read_lines, versions, write_json_lines
+from distill.sizes import Ipc, counts_of
 from distill.statistics import ExactStatistics, RealStatistics
 from distill.stopping import Cut, Interrupted, stop_signals
 from distill.synthetic import Initial, check_classes, initial_set
@@ -52,7 +53,7 @@ def distil(
     source: ImageData | RealStatistics,
     method: str | Distiller = "dm",
     *,
-    ipc: int = 1,
+    ipc: Ipc = 1,
     seed: int = 0,
     network: Factory | None = None,
     initial: Initial | CondensedSet | None = None,
@@ -66,6 +67,7 @@ def distil(
 ) -> CondensedSet:
     """A data set's knowledge in ``ipc`` images a class: a `CondensedSet` of (ipc x classes, C, H, W) with its provenance.
 
+    Classes may get unequal numbers: ``ipc={3: 5, "rest": 1}`` by class number, or ``"proportional:10"`` to their sizes, 10 in the mean.
     ``method`` is a name in `METHODS`, whose config fields may be given as further keywords (``iterations=300``), or a ready distiller.
     ``network`` replaces the config's network by another name or by a function of the data spec; ``initial`` replaces its initialisation.
     With ``checkpoint`` (a file) the run can be stopped at any moment and continued with ``resume=True`` to the same bits; ``metrics`` is a
@@ -78,9 +80,11 @@ def distil(
     numbers that are not finite; `Interrupted` when it was stopped.
     """
     statistics = ExactStatistics(source) if isinstance(source, ImageData) else source
-    device = statistics.device
+    device, sizes = statistics.device, counts_of(ipc, statistics)
+    # One number where all classes have it; what names streams and checkpoints must not depend on how it was given.
+    given: int | dict[str, int] = sizes if isinstance(sizes, int) else {str(label): sizes[label] for label in statistics.classes}
     if isinstance(method, str):
-        distiller, config = _make(statistics, method, ipc, seed, network, initial, settings)
+        distiller, config = _make(statistics, method, sizes, seed, network, initial, settings)
     else:
         if settings:
             raise InputError(f"setting {next(iter(settings))!r} was given beside a ready distiller; give it to the distiller's config.")
@@ -90,8 +94,8 @@ def distil(
     if sharding.rank() > 0:
         metrics, progress = None, False  # the first process writes and shows
     name = method if isinstance(method, str) else type(method).__name__.lower()
-    draws = generator(seed, "distil", name, ipc, device=device)
-    run = {"method": name, "config": config, "ipc": ipc, "seed": seed, "fingerprint": statistics.fingerprint}
+    draws = generator(seed, "distil", name, _text(sizes), device=device)
+    run: dict[str, Any] = {"method": name, "config": config, "ipc": given, "seed": seed, "fingerprint": statistics.fingerprint}
 
     done, earlier, account = 0, 0.0, None
     if resume_from is not None:
@@ -112,7 +116,7 @@ def distil(
         prepare(statistics, progress)  # work of its own before the first step (MTT's experts), which keeps its own progress on disk
     _all_steps(distiller, statistics, draws, done, checkpoint, run, metrics, tags or {}, progress, start)
     seconds = time.monotonic() - start
-    stated = {"ipc": ipc, **config} | ({"continued": run["continued"]} if "continued" in run else {})
+    stated = {"ipc": given, **config} | ({"continued": run["continued"]} if "continued" in run else {})
     provenance = Provenance(name, stated, seed, statistics.fingerprint, versions(), seconds, statistics.privacy)
     return dataclasses.replace(distiller.condensed, provenance=provenance).made_for(statistics.classes)
 
@@ -147,7 +151,8 @@ def _all_steps(
             keep(finite if bad > 1 else workable, str(error))
             raise error
 
-    with stop_signals(checkpoint is not None) as stop, _bar(f"{run['method']} ipc {run['ipc']}", total, done, progress) as advance:
+    title = f"{run['method']} ipc {distiller.condensed.ipc}"
+    with stop_signals(checkpoint is not None) as stop, _bar(title, total, done, progress) as advance:
         for step in range(done + 1, total + 1):
             began = time.monotonic()
             try:
@@ -184,7 +189,7 @@ def _all_steps(
 def _make(
     statistics: RealStatistics,
     name: str,
-    ipc: int,
+    sizes: int | tuple[int, ...],
     seed: int,
     network: Factory | None,
     initial: Initial | CondensedSet | None,
@@ -192,8 +197,6 @@ def _make(
 ) -> tuple[Distiller, dict[str, Any]]:
     if name not in METHODS:
         raise unknown_name("method", name, METHODS)
-    if ipc < 1:
-        raise InputError(f"ipc is {ipc}; allowed: 1 or more images a class.")
     kind, distiller = METHODS[name]
     if isinstance(network, str):
         settings = {**settings, "network": network}
@@ -203,7 +206,7 @@ def _make(
         settings = {**settings, "initial": "noise"}  # the usual start is real images, which a private form never shows
     config = configure(kind, settings, f"method {name!r}")
     start = initial if isinstance(initial, CondensedSet) else config.initial
-    first = initial_set(statistics, start, ipc, generator(seed, "initial", name, ipc, device=statistics.device))
+    first = initial_set(statistics, start, sizes, generator(seed, "initial", name, _text(sizes), device=statistics.device))
     stated = dataclasses.asdict(config)
     if network is not None and not isinstance(network, str):
         stated["network"] = f"given: {getattr(network, '__name__', type(network).__name__)}"
@@ -211,6 +214,11 @@ def _make(
         stated["initial"] = f"given: {initial.provenance.method}"
     own = OWN.get(config.network) if network is None or isinstance(network, str) else network
     return distiller(config, first, own), stated
+
+
+def _text(sizes: int | tuple[int, ...]) -> str:
+    """What stands for the sizes in a random stream's name."""
+    return str(sizes) if isinstance(sizes, int) else " ".join(map(str, sizes))
 
 
 def _tagged(line: dict[str, Any], tags: dict[str, Any] | None) -> bool:

@@ -1,6 +1,6 @@
 """`RealStatistics`: the only window through which a matching method sees real data, and its exact form."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -67,8 +67,8 @@ class RealStatistics(Protocol):
         """Weights of networks trained on the real data, epoch by epoch: all that MTT sees of them."""
         ...
 
-    def initial_images(self, kind: str, ipc: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Normalised real images (n, C, H, W) and labels (n,) to start from; ``kind`` is "real" or a coreset's name."""
+    def initial_images(self, kind: str, ipc: int | Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Normalised real images (n, C, H, W) and labels (n,) to start from; ``kind`` is a coreset's name, ``ipc`` may be counts (K,)."""
         ...
 
 
@@ -98,6 +98,11 @@ class ExactStatistics:
     @property
     def whitening(self) -> Whitening | None:
         return self.data.whitening
+
+    @property
+    def class_sizes(self) -> tuple[int, ...]:
+        """Real images of each class, in the order of `classes`; a private form has no such thing."""
+        return tuple(self.data.counts[label] for label in self.classes)
 
     def batch(self, position: int, size: int, generator: torch.Generator) -> Tensor:
         """Up to ``size`` normalised images of one class, drawn without replacement (all of them when there are fewer)."""
@@ -165,7 +170,7 @@ class ExactStatistics:
 
         return train_experts(self.data, config, network, progress)
 
-    def initial_images(self, kind: str, ipc: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def initial_images(self, kind: str, ipc: int | Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Up to ``ipc`` images a class, chosen by a coreset; `InputError` for a name that is none."""
         from distill.coresets import select  # here, because coresets need data that a private statistics object never shows
 

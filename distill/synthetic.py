@@ -1,6 +1,7 @@
 """The images that a method learns: where they start, how they step, and the set they make."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -84,23 +85,25 @@ def check_classes(statistics: RealStatistics, start: CondensedSet) -> None:
         )
 
 
-def initial_set(statistics: RealStatistics, kind: str | CondensedSet, ipc: int, generator: torch.Generator) -> CondensedSet:
+def initial_set(statistics: RealStatistics, kind: str | CondensedSet, ipc: int | Sequence[int], generator: torch.Generator) -> CondensedSet:
     """The images to start from: "real", "noise" (standard normal), a coreset's name, or a given set.
 
-    "real" draws without replacement; a class with fewer than ``ipc`` images gives all of them and then repeats with a little noise, so
+    ``ipc`` is one number for all classes, or counts by class (K,).
+    "real" draws without replacement; a class with fewer images gives all of them and then repeats with a little noise, so
     that the copies can part.
     """
     if isinstance(kind, CondensedSet):
         return kind.to(statistics.device)
     spec, device = statistics.spec, statistics.device
-    labels = torch.tensor(statistics.classes, device=device).repeat_interleave(ipc)
+    counts = [ipc if isinstance(ipc, int) else ipc[label] for label in statistics.classes]
+    labels = torch.tensor(statistics.classes, device=device).repeat_interleave(torch.tensor(counts, device=device))
     shape = (len(labels), *spec.shape)
     images = torch.randn(shape, generator=generator, device=generator.device).to(device)
     if kind != "noise":
         real, real_labels = statistics.initial_images("random" if kind == "real" else kind, ipc, generator)
-        for label in statistics.classes:
+        for label, count in zip(statistics.classes, counts, strict=True):
             source, places = real[real_labels == label], (labels == label).nonzero().squeeze(1)
-            repeats = torch.arange(ipc, device=device)
+            repeats = torch.arange(count, device=device)
             copied = source[repeats % len(source)]
             copied[len(source) :] += 0.1 * images[places[len(source) :]]
             images[places] = copied
