@@ -88,6 +88,25 @@ def loss_curve(curves: dict[str, tuple[Sequence[int], Sequence[float]]]) -> byte
     return _png(figure)
 
 
+def step_size_curve(rows: dict[float, Accuracy], failed: Sequence[float], chosen: float, name: str) -> bytes:
+    """Accuracy against the step size (logarithmic) with 95 % intervals; step sizes that failed are crosses at the bottom."""
+    figure = Figure(figsize=(5.5, 3.2), dpi=110)
+    axis = figure.subplots()
+    sizes = sorted(rows)
+    means = [rows[size].mean for size in sizes]
+    errors = [rows[size].half_width if len(rows[size].values) > 1 else 0.0 for size in sizes]
+    axis.errorbar(sizes, means, yerr=errors, marker="o", markersize=4, capsize=3, linewidth=1)
+    axis.plot([chosen], [rows[chosen].mean], "o", markersize=9, fillstyle="none", color="black", label=f"chosen: {chosen:.4g}")
+    if failed:
+        axis.plot(failed, [axis.get_ylim()[0]] * len(failed), "x", color="tab:red", label="failed")
+    axis.set_xscale("log")
+    axis.set_xlabel(_drawable(name))
+    axis.set_ylabel("accuracy on held-out images, %")
+    axis.legend(frameon=False, fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    return _png(figure)
+
+
 def _drawable(text: str) -> str:
     """Names come from elsewhere: only characters that the font has, and a dollar sign that starts no formula."""
     return "".join(char if char.isprintable() and char <= "\u04ff" else "?" for char in text).replace("$", r"\$")

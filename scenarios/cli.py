@@ -17,6 +17,7 @@ from scenarios.commands.list import list_names
 from scenarios.commands.report import report
 from scenarios.commands.run import run
 from scenarios.commands.show import show
+from scenarios.commands.sweep_lr import sweep_lr
 from scenarios.commands.table import table
 from scenarios.said import complaint, printable
 
@@ -50,6 +51,7 @@ def options(
 
 for command in (run, table, compare, condense, evaluate, show, report):
     app.command()(command)
+app.command("sweep-lr")(sweep_lr)
 app.command("list")(list_names)
 
 
@@ -79,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
         traceback.print_exc()
         sys.exit(1)
     if code == 130:  # typer turns Ctrl-C into this number
-        resumable = given[:1] in (["run"], ["condense"])
+        resumable = given[:1] in (["run"], ["condense"], ["sweep-lr"])
         again = shlex.join(["distill", *given, *([] if "--resume" in given else ["--resume"])])
         _fail(f"interrupted; continue with: {again}" if resumable else "interrupted", 130)
     sys.exit(code if isinstance(code, int) else 0)

@@ -25,7 +25,7 @@ from distill.methods import register as register_method
 from distill.spec import DataSpec
 
 # Federated and nas studies work in processes of their own, some of them on other machines, which must not import what a message says.
-KINDS = ("condense", "privacy", "continual")
+KINDS = ("condense", "privacy", "continual", "sweep_lr")
 METHODS_IN = (("method", "name"), ("memory", "methods"))
 NETWORKS_IN = (("method", "network"), ("evaluation", "networks"), ("learner", "network"), ("attack", "network"), ("visual", "network"))
 

@@ -92,7 +92,7 @@ def study(name: str, title: str, tables: dict[str, Any], source: str) -> Pipelin
 def _stage(stage: str, title: str, table: dict[str, Any], data: dict[str, Any], where: str) -> tuple[list[str], Any]:
     """(texts of ``from``, the stage's study)."""
     kind, wanted = table.get("kind"), table.pop("from", [])
-    kinds = [ready for ready in READY if ready != "pipeline"]
+    kinds = [ready for ready in READY if ready not in ("pipeline", "sweep_lr")]
     if not isinstance(kind, str) or kind not in kinds:
         raise unknown_name(f"{where}: kind", kind, kinds)
     texts = [wanted] if isinstance(wanted, str) else wanted

@@ -23,7 +23,7 @@ from distill.train import PROTOCOLS, Recipe
 from scenarios import own
 from scenarios.template import from_template
 
-KINDS = ("condense", "federated", "continual", "privacy", "nas", "pipeline")
+KINDS = ("condense", "federated", "continual", "privacy", "nas", "pipeline", "sweep_lr")
 MAX_BYTES = 1 << 20
 MAX_PARTS = 32
 MAX_IPC = 100_000

@@ -40,6 +40,12 @@ FORMS = {
 }
 
 
+STEP_SIZE = (
+    "DataDAM's loss compares attention maps of length 1, times its weight (1 in the paper, 100 in the released code), so its gradients are "
+    "smaller than DM's and the step size goes with 1 / weight; lr_img is 1 up to 50 images a class and 10 above."
+)
+
+
 @pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
 class DataDAMConfig:
     """``form`` "paper" (instance norm, p = 4, 8,000 iterations) or "released" (the code: batch norm, p = 1, 20,000 iterations, loss times

@@ -9,6 +9,8 @@ import pydantic
 from distill.methods.gm import GM, GMConfig
 from distill.synthetic import Initial
 
+STEP_SIZE = "DSA's loss is GM's: a sum of cosine distances over classes, layers and their output units; the authors take lr_img=0.1."
+
 
 @pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
 class DSAConfig(GMConfig):

@@ -32,6 +32,12 @@ PUBLISHED_IPC = {"": 50}
 LR_IMG, LR_IMG_MLP = 0.1, 0.01
 
 
+STEP_SIZE = (
+    "GM's loss is a sum of cosine distances over classes, layers and their output units, so it does not depend on the scale of the "
+    "gradients; the authors take lr_img=0.1 with as many image updates as images a class for each network."
+)
+
+
 @pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
 class GMConfig:
     """Defaults are those of the paper's code. ``outer_steps`` (image updates per network) and ``inner_epochs`` (network training on the

@@ -31,6 +31,12 @@ WORTH_STUDENT_STEPS = 5000
 MIN_LR = 1e-6
 
 
+STEP_SIZE = (
+    "MTT's loss is divided by the squared distance that the expert went, and its gradient reaches an image through the student's learned "
+    "step size (0.001 to 0.01), so it is small and lr_img is large: the authors take 100 to 1000, and more where students take fewer steps."
+)
+
+
 @pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
 class MTTConfig:
     """Defaults are the authors' for CIFAR-10 at 10 images a class without ZCA; other data need others (scenarios/template.py).

@@ -1,0 +1,62 @@
+"""``distill sweep-lr``: choose a step size on held-out training images."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scenarios.commands.options import Device, Out, Quiet, Resume, Root, Seed, Set
+from scenarios.commands.study import run_and_print
+
+
+def sweep_lr(
+    data: Annotated[str, typer.Option(help="Data set: digits, mnist, ..., folder:PATH (distill list data).")],
+    method: Annotated[str, typer.Option(help="Method (distill list methods).")] = "dm",
+    ipc: Annotated[int, typer.Option(min=1, help="Images per class.")] = 1,
+    key: Annotated[str, typer.Option(help="The step size that is varied, for example lr_img or mtt's lr_lr.")] = "lr_img",
+    values: Annotated[str | None, typer.Option(metavar="A,B,...", help="The step sizes; default: spaced around the method's own.")] = None,
+    low: Annotated[float | None, typer.Option("--from", help="The smallest step size of a spaced range.")] = None,
+    high: Annotated[float | None, typer.Option("--to", help="The largest step size of a spaced range.")] = None,
+    points: Annotated[int, typer.Option(min=2, max=100, help="How many step sizes the range has.")] = 7,
+    steps: Annotated[int, typer.Option(min=1, help="Image updates for each step size (a short run).")] = 20,
+    validation: Annotated[float, typer.Option(help="Share of the training images that is held out.")] = 0.2,
+    network: Annotated[str, typer.Option(help="Evaluation network.")] = "ConvNet",
+    seeds: Annotated[int, typer.Option(min=1, help="Evaluation networks for each step size.")] = 3,
+    settings: Set = None,
+    out: Out = Path("runs"),
+    seed: Seed = 0,
+    device: Device = "auto",
+    data_root: Root = None,
+    resume: Resume = False,
+    quiet: Quiet = False,
+) -> None:
+    """Condense with several step sizes, evaluate each on held-out training images, and say which to use.
+
+    The test images are not looked at. ``--set`` takes the method's settings, which the sweep then leaves as given.
+    """
+    from distill.errors import InputError, clipped
+    from scenarios.schema import override, study
+    from scenarios.step_sizes import tables_for
+
+    if values is not None and (low is not None or high is not None):
+        raise InputError("--values and --from or --to are both given; allowed: one of them.")
+    try:
+        numbers = [float(part) for part in values.split(",")] if values is not None else []
+    except ValueError:
+        raise InputError(f"--values {clipped(values)!r}: allowed: numbers between commas, for example 0.1,1,10.") from None
+    tables = tables_for(
+        data,
+        method,
+        ipc,
+        override({}, settings or []),
+        key=key,
+        values=numbers,
+        low=low,
+        high=high,
+        points=points,
+        steps=steps,
+        network=network,
+        networks=seeds,
+        validation=validation,
+    )
+    run_and_print(study("sweep-lr", tables, "distill sweep-lr"), out, seed, device, data_root, resume, quiet)
