@@ -19,6 +19,8 @@ from distill.networks import create, flops, parameter_count
 from distill.randomness import generator
 from distill.records import append_line, read_lines, write_whole
 from distill.run import distil
+from distill.sizes import Ipc, counts_of
+from distill.statistics import ExactStatistics
 from scenarios.folder import Options, say
 from scenarios.report import shown
 from scenarios.schema import CondenseStudy, EvaluationTable
@@ -28,10 +30,11 @@ def fill(study: CondenseStudy, options: Options, data: ImageData, folder: Path, 
     """Condense at each IPC, then judge."""
     metrics = folder / "metrics.jsonl"
     results["data"] = {"name": data.spec.name, "train": len(data.train), "test": len(data.test), "fingerprint": data.fingerprint}
-    notes = {ipc: advice(study.method, study.settings, data.spec, ipc) for ipc in study.ipc}
+    asked = by_largest(study, data)
+    notes = {largest: advice(study.method, study.settings, data.spec, largest) for largest in asked}
     for line in dict.fromkeys(line for lines in notes.values() for line in lines):
         say(console, f"note: {line}")
-    sets = {ipc: _condense(study, options, data, folder, ipc) for ipc in study.ipc}
+    sets = {largest: _condense(study, options, data, folder, largest, ipc) for largest, ipc in asked.items()}
     others = sharding.rank() > 0
     sharding.end()
     if others:  # judging is the first process's
@@ -40,6 +43,7 @@ def fill(study: CondenseStudy, options: Options, data: ImageData, folder: Path, 
         say(console, f"{study.method} at ipc {ipc}: {len(condensed)} images, {condensed.provenance.seconds:.0f} s")
         part: dict[str, Any] = {"images": len(condensed), "bytes": condensed.nbytes, "distil_seconds": condensed.provenance.seconds}
         losses = [line["loss"] for line in read_lines(metrics) if line.get("stage") == "distil" and line.get("ipc") == ipc]
+        part |= {"counts": list(condensed.counts)} if not isinstance(asked[ipc], int) else {}
         part |= {"first_loss": losses[0], "last_loss": losses[-1]} if losses else {}
         part |= {"advice": notes[ipc]} if notes[ipc] else {}
         results[f"ipc{ipc}"] = part
@@ -52,13 +56,22 @@ def fill(study: CondenseStudy, options: Options, data: ImageData, folder: Path, 
             results["networks"][name] = {"parameters": parameter_count(network), "flops": flops(network, data.spec)}
 
 
-def _condense(study: CondenseStudy, options: Options, data: ImageData, folder: Path, ipc: int) -> CondensedSet:
+def by_largest(study: CondenseStudy, data: ImageData) -> dict[int, Ipc]:
+    """What was asked for, by the largest class's number of images, which names results and files."""
+    found: dict[int, Ipc] = {}
+    for ipc in study.ipc:
+        counts = counts_of(ipc, ExactStatistics(data))
+        found[counts if isinstance(counts, int) else max(counts)] = ipc
+    return found
+
+
+def _condense(study: CondenseStudy, options: Options, data: ImageData, folder: Path, largest: int, ipc: Ipc) -> CondensedSet:
     """The finished set of this folder, or a newly made one."""
-    name = "condensed" if len(study.ipc) == 1 else f"condensed-ipc{ipc}"
+    name = "condensed" if len(study.ipc) == 1 else f"condensed-ipc{largest}"
     path = folder / f"{name}.safetensors"
     if path.exists():
         return CondensedSet.load(path).to(options.device)
-    checkpoint = folder / f"checkpoint-ipc{ipc}.safetensors"
+    checkpoint = folder / f"checkpoint-ipc{largest}.safetensors"
     settings = {key: value for key, value in study.merged["method"].items() if key not in ("name", "ipc")}
     condensed = distil(
         data,
@@ -69,7 +82,7 @@ def _condense(study: CondenseStudy, options: Options, data: ImageData, folder: P
         metrics=folder / "metrics.jsonl",
         resume=True,
         progress=False if options.quiet else None,
-        tags={"ipc": ipc},
+        tags={"ipc": largest},
         **settings,
     )
     if sharding.rank() > 0:
@@ -130,6 +143,7 @@ def check(study: CondenseStudy, data: ImageData) -> None:
     networks = [study.settings.network, *(study.evaluation.networks if study.evaluation else ())]
     for name in networks:
         create(name, data.spec, generator(0, "check"))
+    by_largest(study, data)
     split = study.evaluation.split if study.evaluation else "train"
     if not len(getattr(data, split)):
         raise InputError(
@@ -146,7 +160,7 @@ def draw(study: CondenseStudy, folder: Path, results: dict[str, Any]) -> None:
             steps.append(line["step"])
             losses.append(line["loss"])
     write_whole(folder / "figures/loss.png", loss_curve(curves))
-    for ipc in study.ipc:
+    for ipc in (int(key[3:]) for key in results if key.startswith("ipc")):
         name = "condensed" if len(study.ipc) == 1 else f"condensed-ipc{ipc}"
         write_whole(folder / f"figures/images-ipc{ipc}.png", image_grid(CondensedSet.load(folder / f"{name}.safetensors")))
         if "accuracy" in results[f"ipc{ipc}"]:
@@ -180,6 +194,7 @@ def answer(record: dict[str, Any]) -> str:
             method = next(iter(rows))
             others = ", ".join(f"{row_label(name, row)} {shown(row)}" for name, row in rows.items() if name != method)
             images = f"{key[3:]} image{'s' if key != 'ipc1' else ''} a class by {method}"
+            images = f"{part['images']} images in all, at most {images}" if "counts" in part else images
             reached = f"train a network to {shown(rows[method])} %"
             if rows[method].get("failed"):
                 reached = f"have no accuracy, because networks that were trained on them {shown(rows[method])}: {rows[method]['reason']}"

@@ -44,6 +44,9 @@ def handed_on(study: Any, seed: int = 0) -> dict[str, Path]:
     """The sets that a finished study of this kind leaves in its folder, by name; nothing where it leaves none."""
     if study.kind == "condense":
         single = len(study.ipc) == 1
+        if not isinstance(study.ipc[0], int):
+            largest = study.ipc[0].values() if isinstance(study.ipc[0], dict) else ()
+            return {f"ipc{max(largest)}" if largest else "proportional": Path("condensed.safetensors")}
         return {f"ipc{ipc}": Path("condensed.safetensors" if single else f"condensed-ipc{ipc}.safetensors") for ipc in study.ipc}
     if study.kind == "federated":
         runs = [seed * 1000 + k for k in range(study.federation.seeds)]

@@ -34,9 +34,10 @@ def not_run(record: dict[str, Any], config: Config) -> list[str]:
 
 def _condense(config: Config) -> str:
     method, judged = config["method"], config["evaluation"]
-    made = (
-        f"{_list(method['ipc'])} image{'s' if method['ipc'] != [1] else ''} a class that {method['name']} makes of {config['data']['name']}"
-    )
+    ipc = method["ipc"]
+    size = f"{_list(ipc)} image{'s' if ipc != [1] else ''} a class" if isinstance(ipc, list) else "unequal numbers of images a class"
+    size = f"images in proportion to the classes ({ipc.partition(':')[2]} in the mean)" if isinstance(ipc, str) else size
+    made = f"{size} that {method['name']} makes of {config['data']['name']}"
     if judged is None:
         return f"What do {made} look like?"
     rivals = [_RIVALS.get(name, f"{name} images") for name in judged["baselines"]]
@@ -91,7 +92,8 @@ def _nas(config: Config) -> str:
 
 def _no_condense(results: dict[str, Any], config: Config) -> list[str]:
     judged = config["evaluation"]
-    found = [f"No set at {ipc} images a class." for ipc in config["method"]["ipc"] if f"ipc{ipc}" not in results]
+    asked = config["method"]["ipc"] if isinstance(config["method"]["ipc"], list) else []
+    found = [f"No set at {ipc} images a class." for ipc in asked if f"ipc{ipc}" not in results]
     if judged is None:
         return [*found, "No network was trained on the sets: the study has no [evaluation] table."]
     wanted = {config["method"]["name"], *judged["baselines"]}

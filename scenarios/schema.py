@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Protocol
 import pydantic
 from pydantic import Field
 
+from distill import sizes
 from distill.augment import strategy
 from distill.configure import configure, quoted
 from distill.errors import InputError, clipped, unknown_name
@@ -89,7 +90,7 @@ class CondenseStudy:
     title: str
     data: DataTable
     method: str
-    ipc: tuple[int, ...]
+    ipc: tuple[int | dict[str, int] | str, ...]  # several numbers, or one entry of another form (`distill.sizes`)
     settings: Any  # the method's config dataclass
     evaluation: EvaluationTable | None
     merged: dict[str, Any]
@@ -205,12 +206,21 @@ def condense_study(name: str, title: str, tables: dict[str, Any], source: str) -
         if not isinstance(tables.get(key), dict):
             raise InputError(f"{source}: table [{key}] is {'missing' if key not in tables else 'not a table'}; a condense study needs it.")
     data = configure(DataTable, tables["data"], f"{source}: [data]")
-    method, ipc, settings = _method(dict(tables["method"]), f"{source}: [method]")
+    table, where = dict(tables["method"]), f"{source}: [method]"
+    unequal = table.pop("ipc") if isinstance(table.get("ipc"), dict) or str(table.get("ipc")).startswith("proportional") else None
+    method, numbers, settings = _method(table, where)
+    try:
+        ipc = numbers if unequal is None else (sizes.checked(unequal),)
+    except InputError:
+        raise InputError(
+            f"{where}: key 'ipc' is {quoted(unequal)}; allowed: a whole number from 1 to {MAX_IPC}, a list of different ones, counts by"
+            ' class such as {"3" = 5, rest = 1}, or "proportional:10".'
+        ) from None
     evaluation = _evaluation(tables["evaluation"], f"{source}: [evaluation]") if "evaluation" in tables else None
     merged = {
         "kind": "condense",
         "data": _plain(data),
-        "method": {"name": method, "ipc": list(ipc), **_plain(settings)},
+        "method": {"name": method, "ipc": list(ipc) if unequal is None else ipc[0], **_plain(settings)},
         "evaluation": _plain(evaluation) if evaluation else None,
     }
     return CondenseStudy(name, title, data, method, ipc, settings, evaluation, merged)

@@ -11,12 +11,14 @@ import pytest
 from apps.nas.training import WHOLE, Job, Shelf, measure
 from apps.privacy.attacks import losses_and_margins
 from apps.privacy.poisoning import attack_success, white_square
+from distill.condensed import CondensedSet
 from distill.coresets import select
 from distill.data import ImageData
 from distill.data_sources import load
 from distill.errors import Diverged, InputError
 from distill.networks import create
 from distill.randomness import generator
+from distill.sizes import proportional
 from scenarios import condense, tables
 from scenarios.schema import parse, shipped, study
 from tests.distill.test_fair import QUICK, odd
@@ -117,3 +119,50 @@ def test_evaluate_says_recipe_augmentation_sizes_and_step_size(tmp_path: Path) -
     assert "one recipe for all (laptop): AdamW, lr 0.001 (cosine)" in out
     assert "augmentation color" in out
     assert "sizes differ" not in out
+
+
+@pytest.mark.parametrize(
+    ("setting", "counts"),
+    [
+        ('method.ipc={"3" = 3, 7 = 2, rest = 1}', [1, 1, 1, 3, 1, 1, 1, 2, 1, 1]),
+        ("method.ipc=proportional:2", None),
+    ],
+)
+def test_a_study_of_unequal_classes(tmp_path: Path, setting: str, counts: list[int] | None) -> None:
+    text = STUDY.replace('baselines = ["whole"]', 'baselines = ["random"]').replace('name = "digits"', 'name = "digits"\nvalidation = 0.2')
+    out, folder, record = ran(tmp_path, setting, text=text)
+    made = CondensedSet.load(folder / "condensed.safetensors")
+    expected = counts or proportional(load("digits", validation=0.2).counts, 2)
+    part = record["results"][f"ipc{max(expected)}"]
+    assert list(made.counts) == part["counts"] == list(expected)
+    assert part["accuracy"]["random"]["images"] == part["accuracy"]["dm"]["images"] == part["images"] == sum(expected)
+    assert "notes" not in part
+    assert f"{sum(expected)} images in all, at most {max(expected)} images a class by dm" in out
+    assert (folder / f"figures/images-ipc{max(expected)}.png").exists()
+    assert all(line["ipc"] == max(expected) for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()))
+    assert "unequal numbers of images" in (folder / "report.html").read_text() or counts is None
+
+
+def test_condense_takes_unequal_classes_and_refuses_what_does_not_fit(tmp_path: Path) -> None:
+    small = ("--set", "iterations=1", "--set", "network=ConvNetD1W32", "--set", "batch_real=4", "--device", "cpu", "--out", tmp_path)
+    code, _, err = call("condense", "--data", "digits", "--set", "ipc={3 = 2, rest = 1}", *small)
+    assert code == 0, err
+    (path,) = tmp_path.glob("*/condensed.safetensors")
+    assert CondensedSet.load(path).counts == (1, 1, 1, 2, 1, 1, 1, 1, 1, 1)
+    for wrong, message in (
+        ("ipc={3 = 2}", "no count for the classes"),
+        ("ipc={11 = 2, rest = 1}", "which have no training images"),
+        ("ipc={3 = 0, rest = 1}", "counts by class such as"),
+        ("ipc=proportional:x", "proportional:10"),
+        ("ipc={}", "counts by class such as"),
+    ):
+        code, _, err = call("condense", "--data", "digits", "--set", wrong, *small)
+        assert code == 2, wrong
+        assert message in err
+        assert err.count("\n") == 1
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_privacy_study_has_one_number() -> None:
+    with pytest.raises(InputError, match="'ipc' is"):
+        study("x", {"kind": "privacy", "data": {"name": "digits"}, "method": {"ipc": {"rest": 2}}, "audit": {}}, "x.toml")
