@@ -207,7 +207,9 @@ def condense_study(name: str, title: str, tables: dict[str, Any], source: str) -
             raise InputError(f"{source}: table [{key}] is {'missing' if key not in tables else 'not a table'}; a condense study needs it.")
     data = configure(DataTable, tables["data"], f"{source}: [data]")
     table, where = dict(tables["method"]), f"{source}: [method]"
-    unequal = table.pop("ipc") if isinstance(table.get("ipc"), dict) or str(table.get("ipc")).startswith("proportional") else None
+    ipc = table.get("ipc")
+    other = isinstance(ipc, dict) or (isinstance(ipc, str) and ipc.startswith("proportional"))
+    unequal = table.pop("ipc") if other else None
     method, numbers, settings = _method(table, where)
     try:
         ipc = numbers if unequal is None else (sizes.checked(unequal),)
