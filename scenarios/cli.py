@@ -19,7 +19,7 @@ from scenarios.commands.run import run
 from scenarios.commands.show import show
 from scenarios.commands.sweep_lr import sweep_lr
 from scenarios.commands.table import table
-from scenarios.said import complaint, printable
+from scenarios.said import complaint, printable, terminal_width, wrapped
 
 app = typer.Typer(
     name="distill",
@@ -88,7 +88,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(text: str, code: int) -> None:
-    print(text, file=sys.stderr)
+    # A command line to copy stays whole; errors are wrapped at words on a terminal.
+    print(text if code == 130 else wrapped(text, terminal_width(sys.stderr)), file=sys.stderr)
     sys.exit(code)
 
 

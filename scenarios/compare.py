@@ -207,7 +207,7 @@ def _values(results: Any, name: str) -> list[float | None]:
     return [float(x) if isinstance(x, int | float) and math.isfinite(x) else None for x in values] if isinstance(values, list) else []
 
 
-def shown(found: Sequence[Comparison], form: str) -> str:
+def shown(found: Sequence[Comparison], form: str, width: int | None = None) -> str:
     """The comparisons as ``text`` (sentences below the table), ``markdown``, ``csv`` or ``json`` (these two with all digits)."""
     if form == "json":
         return json.dumps([_plain(one) for one in found], indent=2)
@@ -221,7 +221,7 @@ def shown(found: Sequence[Comparison], form: str) -> str:
         table.append([one.first, f"{d.first:.4g}", f"{d.second:.4g}", f"{d.mean:+.2f}", interval, str(d.pairs)])
     if form == "markdown":
         return "\n".join([as_markdown(table), "", *(f"- {one.verdict}" for one in found)])
-    return "\n".join([as_text(table), "", *(one.verdict for one in found)])
+    return "\n".join([as_text(table, width=width), "", *(one.verdict for one in found)])
 
 
 def _plain(one: Comparison) -> dict[str, Any]:

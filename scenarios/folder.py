@@ -115,7 +115,7 @@ def load_data(study: Study, options: Options) -> ImageData:
 
 
 def say(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=True, markup=False)
+    console.print(text, soft_wrap=not console.is_terminal, markup=False)  # in a log a line stays whole
 
 
 def _worked_before(folder: Path, earlier: dict[str, Any]) -> float:

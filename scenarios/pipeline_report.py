@@ -23,6 +23,7 @@ note = (
     " learnt. Rank correlation: with the test accuracy of fully trained networks. Attack's advantage: true minus false positive rate; 0 is"
     " guessing, and no proof of privacy. Brackets: 95 % intervals, each as its stage makes them."
 )
+SHOWN = 3  # figures of one kind in a stage's sentence
 _COLUMNS = ("scenario", "dataset", "figure", "stage", "of", "value", "low", "high", "unit", "kind", "takes", "stage_seconds", "run_seconds")
 
 
@@ -97,38 +98,40 @@ def accuracy_table(record: dict[str, Any]) -> list[list[str]]:
 
 
 def answer(record: dict[str, Any]) -> str:
-    """The record in a few sentences; a pipeline that stopped says where."""
+    """The record in short sentences, a line for each stage; a pipeline that stopped says where."""
     results = record["results"]
     stopped = [f"{name} is {entry['status']}" for name, entry in results.get("stages", {}).items() if entry["status"] != "done"]
     if stopped or not any(results.get(figure) for figure in FIGURES):
         return f"The pipeline is not done: {', '.join(stopped) or record['status']}."
-    parts = []
-    for stage, sets in results["epsilon"].items():
-        for name, row in sets.items():
-            if row["value"] is None or row["insecure"]:
-                parts.append(f"{stage} hands on {name} without a guarantee")
-            else:
-                clients = f", the worst of {len(row['clients'])} clients" if row["clients"] else ""
-                parts.append(f"{stage} hands on {name} at epsilon {row['value']:.2f} (delta {row['delta']:.0e}{clients})")
-    for figure, (words, unit) in list(FIGURES.items())[1:]:
-        for stage, rows in results[figure].items():
-            # Without intervals, which stand in the table; figures that others are measured against come last.
-            told = ", ".join(f"{of} {number(figure, {**row, 'low': None})}" for of, row in rows.items())
-            parts.append(f"{stage}: {words}{f' ({unit})' if unit else ''} {told}")
-    for stage, audit in results.get("audit", {}).items():
-        verdict = "no contradiction, which proves nothing more" if audit["holds"] else "a contradiction"
-        parts.append(
-            f"canaries ({stage}) find at least {audit['found_epsilon']:.2f} of a claimed {audit['claimed_epsilon']:.2f}: {verdict}"
-        )
-    return "; ".join(parts) + "."
+    lines = []
+    for stage in results["stages"]:
+        parts = [_handed_on(name, row) for name, row in results["epsilon"].get(stage, {}).items()]
+        for figure, (words, unit) in list(FIGURES.items())[1:]:
+            # Without intervals, which are in the table.
+            rows = [f"{of} {number(figure, {**row, 'low': None})}" for of, row in results[figure].get(stage, {}).items()]
+            more = f" and {len(rows) - SHOWN} more in the table" if len(rows) > SHOWN else ""
+            parts += [f"{words}{f' ({unit})' if unit else ''} {', '.join(rows[:SHOWN])}{more}"] if rows else []
+        if audit := results.get("audit", {}).get(stage):
+            verdict = "no contradiction, which proves nothing more" if audit["holds"] else "a contradiction"
+            parts.append(
+                f"canaries find at least epsilon {audit['found_epsilon']:.2f} of a claimed {audit['claimed_epsilon']:.2f}, {verdict}"
+            )
+        lines += [f"{stage}: {'; '.join(parts)}."] if parts else []
+    return "\n".join(lines)
+
+
+def _handed_on(name: str, row: Mapping[str, Any]) -> str:
+    if row["value"] is None or row["insecure"]:
+        return f"hands on {name} without a guarantee"
+    clients = f", the worst of {len(row['clients'])} clients" if row["clients"] else ""
+    return f"hands on {name} at epsilon {row['value']:.2f} (delta {row['delta']:.0e}{clients})"
 
 
 def question(config: Mapping[str, Any]) -> str:
     """What the pipeline asks, from its configuration."""
-    steps = [
-        f"{name} ({part['kind']}{', on ' + ' and '.join(part['from']) if part['from'] else ''})" for name, part in config["stages"].items()
-    ]
-    return f"What comes out of {', then '.join(steps)}, all on {config['data']['name']}?"
+    takes = {name: f", takes {' and '.join(part['from'])}" if part["from"] else "" for name, part in config["stages"].items()}
+    steps = [f"{name} ({part['kind']}{takes[name]})" for name, part in config["stages"].items()]
+    return f"On {config['data']['name']}, what do these stages find, one after the other: {', '.join(steps)}?"
 
 
 def not_run(record: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:

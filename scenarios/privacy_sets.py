@@ -107,7 +107,7 @@ def fill_private(
         (folder / f"checkpoint-{name}.safetensors").unlink(missing_ok=True)
     private = CondensedSet.load(path).to(options.device)
     part |= {"privacy": private.provenance.dp, "distil_seconds": private.provenance.seconds, "guarantee": guarantee(private.provenance.dp)}
-    say(console, f"{study.method} at ipc {study.ipc}, {private.provenance.seconds:.0f} s. {part['guarantee']}")
+    say(console, f"{study.method} at ipc {study.ipc}, epsilon {epsilon:g}: {private.provenance.seconds:.0f} s")
     sets = {f"private {study.method}": private}
     if table.twin:
         if not twin.exists():

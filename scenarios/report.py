@@ -98,7 +98,7 @@ def _described(run: Run, heading: str, figures: Sequence[Path], pictures: dict[P
     parts = [
         page.text(_title(run), heading),
         page.text(getattr(room, "question", question)(config), name="question"),
-        page.text(answer(record), name="answer"),
+        _answer(answer(record).splitlines()),
         page.table(rows),
         page.text(getattr(room, "note", _NOTE), name="small") if rows else "",
         "<div class=pictures>",
@@ -110,6 +110,11 @@ def _described(run: Run, heading: str, figures: Sequence[Path], pictures: dict[P
         page.folded("Configuration", clipped_lines(json.dumps(config, indent=1))),
     ]
     return "".join(parts)
+
+
+def _answer(lines: list[str]) -> str:
+    """A sentence as a paragraph, several (of a pipeline, one a stage) as a list."""
+    return page.text(lines[0] if lines else "", name="answer") if len(lines) < 2 else f"<div class=answer>{page.listed(lines)}</div>"
 
 
 def clipped_lines(text: str) -> str:

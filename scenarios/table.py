@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import re
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,36 +152,44 @@ def short(rows: list[list[str]]) -> list[list[str]]:
     return found
 
 
-def shown(rows: list[list[str]], form: str) -> str:
-    """The rows of `summary` as ``text``, ``markdown`` or ``csv`` (this one with more digits, and low and high in columns)."""
-    return as_csv(rows) if form == "csv" else as_markdown(short(rows)) if form == "markdown" else as_text(short(rows), left=2)
+def shown(rows: list[list[str]], form: str, width: int | None = None) -> str:
+    """The rows of `summary` as ``text`` (``width``: see `as_text`), ``markdown`` or ``csv`` (more digits, low and high in columns)."""
+    return as_csv(rows) if form == "csv" else as_markdown(short(rows)) if form == "markdown" else as_text(short(rows), left=2, width=width)
 
 
 def as_text(rows: list[list[str]], left: int = 1, width: int | None = None) -> str:
     """Columns under each other, the first ``left`` of them flush left.
 
-    A table wider than ``width`` characters is folded: as many columns as fit, and the rest below in the same way, each part with the first
-    ``left`` columns. A column that does not fit beside them stands in a part of its own.
+    With ``width`` (characters of a terminal) no line is longer: columns that do not fit follow in further blocks, each with the first
+    ``left`` columns again, and a cell that is too long is wrapped. Without it a row is one line.
     """
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))] if rows else []
-    if width is not None and sum(widths) + 2 * (len(widths) - 1) > width:
-        parts: list[list[int]] = []
-        used = 0
-        for place in range(left, len(widths)):
-            used += widths[place] + 2
-            if not parts or used > width:
-                parts.append([])
-                used = sum(widths[:left]) + 2 * (left - 1) + 2 + widths[place]
-            parts[-1].append(place)
-        chosen = [[*range(left), *part] for part in parts]
-        return "\n\n".join(as_text([[row[place] for place in part] for row in rows], left) for part in chosen)
-    lines = [
-        "  ".join(
-            cell.ljust(width) if place < left else cell.rjust(width) for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    return "\n".join(line.rstrip() for line in lines)
+    if not rows:
+        return ""
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    every = list(range(len(widths)))
+    if width is None or sum(widths) + 2 * (len(widths) - 1) <= width:
+        return "\n".join(_lines(rows, every, widths, left))
+    most = max(8, (width // 2 - 2 * left) // left)  # of a column that is repeated
+    widths = [min(size, most) for size in widths[:left]] + widths[left:]
+    room = width - sum(widths[:left]) - 2 * left
+    widths = widths[:left] + [min(size, max(room, 8)) for size in widths[left:]]
+    blocks: list[list[int]] = [[]]
+    for place in every[left:]:
+        if blocks[-1] and sum(widths[other] + 2 for other in [*blocks[-1], place]) > room + 2:
+            blocks.append([])
+        blocks[-1].append(place)
+    return "\n\n".join("\n".join(_lines(rows, [*every[:left], *block], widths, left)) for block in blocks)
+
+
+def _lines(rows: list[list[str]], places: list[int], widths: list[int], left: int) -> Iterator[str]:
+    for row in rows:
+        cells = [
+            textwrap.wrap(row[place], widths[place], break_on_hyphens=False) if len(row[place]) > widths[place] else [row[place]]
+            for place in places
+        ]
+        for parts in itertools.zip_longest(*cells, fillvalue=""):
+            line = [part.ljust(widths[p]) if p < left else part.rjust(widths[p]) for part, p in zip(parts, places, strict=True)]
+            yield "  ".join(line).rstrip()
 
 
 def as_markdown(rows: list[list[str]]) -> str:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from scenarios.said import printable
+from scenarios.said import printable, terminal_width, wrapped
 
 
 def compare(
@@ -29,4 +29,10 @@ def compare(
     found, warnings = comparing.compare(comparing.group(first), comparing.group(second), figures or [], anyway=anyway)
     for line in warnings:
         typer.echo(f"note: {printable(line)}", err=True)
-    typer.echo("\n".join(map(printable, comparing.shown(found, form).splitlines())))
+    width = terminal_width() if form == "text" else None
+    typer.echo(
+        "\n".join(
+            wrapped(printable(line), width) if "  " not in line else printable(line)
+            for line in comparing.shown(found, form, width).splitlines()
+        )
+    )

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from scenarios.commands.options import Device, Root, torch_device
-from scenarios.said import printable
+from scenarios.said import printable, terminal_width, wrapped
 
 
 def evaluate(
@@ -45,7 +45,7 @@ def evaluate(
     text = str(found).replace("one recipe for all: ", f"one recipe for all ({protocol}): ")
     typer.echo("\n".join(map(printable, text.splitlines())))
     if tiny.provenance.dp:
-        typer.echo(printable(guarantee(tiny.provenance.dp)))
+        typer.echo(wrapped(printable(guarantee(tiny.provenance.dp)), terminal_width()))
 
 
 def _resized(tiny: Any, data: str) -> int | None:

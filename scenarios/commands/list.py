@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from scenarios.commands.options import Root
+from scenarios.said import columns, terminal_width
 
 
 def list_names(
@@ -14,14 +15,17 @@ def list_names(
     """List the names that the other commands take."""
     from distill.errors import unknown_name
 
+    width = terminal_width()
+
     if what == "methods":
         from distill.methods import METHODS
 
-        typer.echo("\n".join(f"{name:10} {(made.__doc__ or '').splitlines()[0]}" for name, (_, made) in METHODS.items()))
+        typer.echo(columns([(name, (made.__doc__ or " ").splitlines()[0]) for name, (_, made) in METHODS.items()], width))
     elif what == "data":
         from distill.data_sources import describe
 
-        typer.echo("\n".join(f"{name:16} {'ready  ' if there else 'missing'}  {text}" for name, text, there in describe(data_root)))
+        rows = [(f"{name:16} {'ready' if there else 'missing'}", text) for name, text, there in describe(data_root)]
+        typer.echo(columns(rows, width))
     elif what == "networks":
         from distill.networks import NAMES
 
@@ -29,7 +33,7 @@ def list_names(
     elif what == "scenarios":
         from scenarios.schema import parse, shipped
 
-        typer.echo("\n".join(f"{name:20} {parse(path).get('title', '')}" for name, path in shipped().items()))
+        typer.echo(columns([(name, str(parse(path).get("title", ""))) for name, path in shipped().items()], width))
         from scenarios.template import DATA, FORMS, METHODS
 
         forms = [f"{form}-{'datadam' if form == 'released' else 'METHOD'}-DATA-ipcN" for form in FORMS]

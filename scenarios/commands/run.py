@@ -1,6 +1,7 @@
 """``distill run``: a study from a scenario file, or a grid of them."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -8,7 +9,7 @@ import typer
 
 from scenarios.commands.options import Device, Grid, Jobs, Out, Quiet, Resume, Root, Seeds, torch_device
 from scenarios.commands.study import run_and_print
-from scenarios.said import printable
+from scenarios.said import printable, terminal_width, wrapped
 
 
 def run(
@@ -52,12 +53,12 @@ def _sweep(scenario: str, combinations: Any, seeds: list[int], jobs: int | None,
 
     def told(text: str) -> None:
         if not quiet:
-            typer.echo(printable(text), err=True)
+            typer.echo(wrapped(printable(text), terminal_width(sys.stderr)), err=True)
 
     done, failed = sweep(scenario, combinations, seeds, jobs=jobs, told=told, **options)
     rows = summary(find_runs(done)) if done and not quiet else []
     if len(rows) > 1:
-        typer.echo(shown(rows, "text"))
+        typer.echo(shown(rows, "text", terminal_width()))
     for label, (code, reason) in failed.items():
         lines = reason.splitlines()
         typer.echo("\n".join(map(printable, [f"failed: {label}: {reason}"] if code == 2 else [f"failed: {label}:", *lines])), err=True)

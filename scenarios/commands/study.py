@@ -1,14 +1,13 @@
 """One study from start to end, with its answer on the terminal: what ``run`` and ``condense`` share."""
 
-import shutil
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from scenarios.commands.options import torch_device
+from scenarios.said import printable, terminal_width, wrapped
 
 
 def run_and_print(made: Any, out: Path, seed: int, device: str, data_root: Path | None, resume: bool, quiet: bool) -> None:
@@ -23,8 +22,10 @@ def run_and_print(made: Any, out: Path, seed: int, device: str, data_root: Path 
     finally:
         signal.signal(signal.SIGTERM, before)
     if not quiet and record["results"]:
+        width = terminal_width()
         if rows := accuracy_table(record):
-            # Folded for eyes only: what reads a pipe wants a line a row.
-            typer.echo(as_text(rows, width=shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
-        typer.echo(answer(record))
+            typer.echo("\n".join(map(printable, as_text(rows, width=width).splitlines())))
+        lines = answer(record).splitlines()
+        text = "\n".join(f"- {printable(line)}" if len(lines) > 1 else printable(line) for line in lines)
+        typer.echo(wrapped(text, width))
         typer.echo(f"{record['seconds']:.0f} s, peak memory {record['peak_memory_bytes'] / 1e9:.2f} GB; everything is in {folder}")

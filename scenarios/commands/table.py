@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from scenarios.said import printable
+from scenarios.said import printable, terminal_width
 
 
 def table(
@@ -29,4 +29,4 @@ def table(
     rows = tables.summary(runs, figures or [])
     if len(rows) == 1:
         raise tables.no_figures(runs, figures or [])
-    typer.echo("\n".join(map(printable, tables.shown(rows, form).splitlines())))
+    typer.echo("\n".join(map(printable, tables.shown(rows, form, terminal_width()).splitlines())))

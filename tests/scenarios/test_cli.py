@@ -105,7 +105,10 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["condens"], "command 'condens' is not known; did you mean 'condense'? Allowed: condense, evaluate, list, report, run, show, "),
+        (
+            ["condens"],
+            "command 'condens' is not known; did you mean 'condense'? Allowed: compare, condense, evaluate, list, report, ",
+        ),
         (
             ["run", "quickstart", "--sed", "1"],
             "option '--sed' is not known; did you mean '--seed'? Allowed: --data-root, --device, --help, --jobs, ",

@@ -182,7 +182,7 @@ def test_table_sentence_rows_figures_and_report(done: tuple[Path, dict[str, Any]
     assert rows[0] == ["stage", "figure", "of", "value", "unit"]
     assert {row[1] for row in rows[1:]} == {"epsilon", "accuracy", "forgetting", "rank correlation", "attack's advantage"}
     assert "the worst of 2 clients" in answer(record)
-    assert "canaries (attack) find at least" in answer(record)
+    assert "canaries find at least epsilon" in answer(record)
     kept = kept_rows(folder)
     assert len(kept) == len(rows) - 1
     assert len({tuple(row) for row in kept}) == 1
@@ -252,7 +252,7 @@ def test_another_input_runs_the_stages_that_take_it(tmp_path: Path, monkeypatch:
         name: {"ipc1": {"value": None, "low": None, "high": None, "delta": None, "insecure": None, "clients": None}}
         for name in ("tiny", "other")
     }
-    assert "tiny hands on ipc1 without a guarantee" in answer(first)
+    assert "tiny: hands on ipc1 without a guarantee" in answer(first)
     # The union of two stages' sets.
     chain["stages"]["rank"]["from"] = ["tiny", "other.ipc1"]
     folder, third = run(chain, tmp_path)

@@ -1,0 +1,78 @@
+"""What is printed on a terminal of 80 columns: tables fold, sentences wrap at words, a pipe gets whole lines."""
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from scenarios.folder import say
+from scenarios.pipeline_report import answer
+from scenarios.said import columns, terminal_width, wrapped
+from scenarios.table import as_text
+
+HEADER = ["proxy", "Spearman", "Kendall", "top 10", "regret@1", "regret@5", "seconds", "bytes", "break-even", "interval", "over", "seeds"]
+ROWS = [HEADER, *([f"method {i}", *(f"{i}.{j} (0.{i} to {j})" for j in range(len(HEADER) - 1))] for i in range(4))]
+
+
+@pytest.mark.parametrize("width", [40, 80, 100, 149])
+def test_a_wide_table_folds_into_blocks_that_name_their_rows(width: int) -> None:
+    text = as_text(ROWS, width=width)
+    assert max(map(len, text.splitlines())) <= width
+    blocks = [block.splitlines() for block in text.split("\n\n")]
+    assert all([line.partition("  ")[0] for line in block] == [row[0] for row in ROWS] for block in blocks)
+    cells = [[cell for block in blocks for cell in re.split(r"\s{2,}", block[number])[1:]] for number in range(len(ROWS))]
+    assert cells == [row[1:] for row in ROWS], "every cell once, in order"
+
+
+def test_without_a_width_a_row_is_one_line() -> None:
+    assert len(as_text(ROWS).splitlines()) == len(ROWS)
+    assert as_text(ROWS, width=1000) == as_text(ROWS)
+    assert as_text([], width=80) == ""
+
+
+def test_long_cells_wrap_and_lose_nothing() -> None:
+    label = "continual-cifar100 memory.per_class=[5, 10] learner.strategies=scratch,online stream.orders=3 " + "x" * 90
+    rows = [["run", "figure", "mean"], [label, "cells.scratch bytes10 dm uint8.accuracy", "52.2"]]
+    text = as_text(rows, left=2, width=80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert sorted(re.sub(r"\s", "", text)) == sorted("".join("".join(row) for row in rows).replace(" ", ""))
+
+
+def test_sentences_wrap_at_words_on_a_terminal_only() -> None:
+    sentence = "Accuracy of ten images a class: 96.4 % (random 94.0 ± 0.4, herding 95.7 ± 0.2, class_mean 90.6 ± 2.1, kmeans 94.6 ± 0.6)."
+    lines = wrapped(sentence, 60).splitlines()
+    assert max(map(len, lines)) <= 60
+    assert " ".join(lines) == sentence
+    assert wrapped(sentence, None) == sentence
+    assert terminal_width(io.StringIO()) is None
+    for terminal, count in ((True, 2), (False, 1)):
+        out = io.StringIO()
+        say(Console(file=out, force_terminal=terminal, width=80, color_system=None), sentence)
+        assert len(out.getvalue().splitlines()) == count
+        assert " ".join(out.getvalue().split()) == sentence
+
+
+def test_a_list_of_names_keeps_its_columns() -> None:
+    found = columns([("dm", "short"), ("continual-cifar100-cut-domains", "a title of several words that does not fit beside it")], 60)
+    lines = found.splitlines()
+    assert max(map(len, lines)) <= 60
+    starts = {len(line) - len(line[32:].lstrip()) for line in lines}
+    assert starts == {32}
+
+
+def test_the_answer_of_a_pipeline_is_a_line_a_stage() -> None:
+    row = {"value": 71.25, "low": None, "high": None}
+    many = {f"scratch dm float32 items{i}": row for i in range(9)}
+    results = {name: {} for name in ("epsilon", "accuracy", "forgetting", "rank_correlation", "attack_rate")}
+    results |= {"stages": {name: {"status": "done"} for name in ("clients", "learner", "attack")}}
+    results["epsilon"] = {"clients": {"feddm-0": {**row, "value": 1.853, "delta": 1e-5, "insecure": False, "clients": {"0": 1, "1": 1.8}}}}
+    results["accuracy"] = {"clients": {"feddm": row}, "learner": many}
+    results["forgetting"] = {"learner": {"scratch": row}}
+    results["attack_rate"] = {"attack": {"dm": row}}
+    results["audit"] = {"attack": {"found_epsilon": 1.0, "claimed_epsilon": 4.0, "holds": True}}
+    lines = answer({"results": results, "status": "done"}).splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["clients", "learner", "attack"]
+    assert max(map(len, lines)) < 260
+    assert "and 6 more in the table" in lines[1]
+    assert "at epsilon 1.85 (delta 1e-05, the worst of 2 clients)" in lines[0]
