@@ -234,7 +234,9 @@ def test_the_table_fits_a_terminal(done: tuple[Path, dict]) -> None:
     assert [row[0] for row in parts[0]] == [row[0] for row in parts[-1]] == [row[0] for row in rows]
     assert [sum((part[place][1:] for part in parts), [line[0]]) for place, line in enumerate(rows)] == rows
     assert as_text(rows, width=1000) == as_text(rows)
-    assert as_text([["name", "column"], ["a", "b" * 20]], width=10) == f"name{'column':>22}\na   {'b' * 20:>22}"
+    narrow = as_text([["name", "column"], ["a", "b" * 20]], width=20)
+    assert max(map(len, narrow.splitlines())) <= 20
+    assert narrow.count("b") == 20
 
 
 @pytest.mark.parametrize(("terminal", "expected"), [(True, 1), (False, 2)])
