@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from distill.errors import InputError, unknown_name
+from distill.arrays import class_numbers, image_tensor, moments
+from distill.errors import InputError, clipped, unknown_name
 from distill.randomness import generator
-from distill.spec import MAX_CLASSES, DataSpec
+from distill.spec import DataSpec
 from distill.whitening import Whitening
 
 SPLITS = ("train", "validation", "test")
@@ -45,7 +45,8 @@ class Split:
 class ImageData:
     """A data set. Only statistics, coresets, training and expert trajectories look at its pixels; the rest sees `spec`.
 
-    With ``whitening`` its images are used white (ZCA) instead of with the spec's mean and std; see `whitened`.
+    With ``whitening`` its images are used white (ZCA) instead of with the spec's mean and std; see `whitened`. ``notes`` are sentences
+    that its user should read (a class without images, test images that are training images too); commands print them, records keep them.
     """
 
     spec: DataSpec
@@ -53,6 +54,7 @@ class ImageData:
     validation: Split
     test: Split
     whitening: Whitening | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in SPLITS:
@@ -125,12 +127,12 @@ class ImageData:
         try:
             if torch.device(device) == self.device:
                 return self
-            moved = {n: Split(getattr(self, n).images.to(device), getattr(self, n).labels.to(device)) for n in SPLITS}
+            moved: dict[str, Any] = {n: Split(getattr(self, n).images.to(device), getattr(self, n).labels.to(device)) for n in SPLITS}
             whitening = None if self.whitening is None else self.whitening.to(device)
         except (RuntimeError, AssertionError) as error:
             reason = (str(error).splitlines() or [""])[0]
             raise InputError(f"data {self.spec.name!r} cannot go to device {str(device)[:40]!r} ({reason[:120]}); try 'cpu'.") from None
-        return ImageData(self.spec, **moved, whitening=whitening)
+        return replace(self, **moved, whitening=whitening)
 
     def subset(self, classes: Iterable[int]) -> "ImageData":
         """Only the images of these classes, in all splits; label numbers and spec stay."""
@@ -141,7 +143,25 @@ class ImageData:
             raise InputError(f"classes {str(wanted)[:80]} have no training images; allowed: some of {str(list(self.classes))[:80]}.")
         keep = torch.zeros(self.spec.num_classes, dtype=torch.bool, device=self.device)
         keep[torch.tensor(wanted, device=self.device)] = True
-        return replace(self, **{n: getattr(self, n).at(keep[getattr(self, n).labels]) for n in SPLITS})
+        chosen = replace(self, **{n: getattr(self, n).at(keep[getattr(self, n).labels]) for n in SPLITS})
+        return replace(chosen, notes=(*self.notes, *_one_class(chosen)))
+
+    def long_tailed(self, ratio: float, seed: int = 0) -> "ImageData":
+        """Fewer training images from class to class, exponentially (Cui et al., CVPR 2019, section 5.1); other splits stay.
+
+        Of the K classes that have training images, in order, class i keeps floor(n_max * ratio ** (-i / (K - 1))) images drawn with
+        ``seed`` (all, where it has fewer), where n_max is the largest count; so ``ratio`` is that of the largest to the smallest class.
+        Raises `InputError` when the ratio is below 1, or leaves a class without images.
+        """
+        largest, last = max(self.counts), max(len(self.classes) - 1, 1)
+        if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 1 <= ratio <= largest:
+            raise InputError(f"imbalance is {clipped(ratio)}; allowed: 1 to {largest}, the images of the largest class.")
+        draws, mask = generator(seed, "imbalance"), torch.zeros(len(self.train), dtype=torch.bool)
+        for place, label in enumerate(self.classes):
+            count = int(largest * (1 / ratio) ** (place / last) + 1e-9)
+            here = self.class_indices(label).cpu()
+            mask[here[torch.randperm(len(here), generator=draws)[:count]]] = True
+        return replace(self, train=self.train.at(mask.nonzero().squeeze(1).to(self.device)))
 
     def hold_out(self, fraction: float, seed: int = 0) -> "ImageData":
         """Moves a fraction of train to the empty validation split, class by class: at least one image where the class has two.
@@ -175,7 +195,8 @@ class ImageData:
         """A data set from arrays, which are copied.
 
         Images: numpy arrays N x H x W or N x H x W x C, or torch tensors N x H x W or N x C x H x W (channels first only for tensors);
-        uint8, or float in [0, 1]. Labels: whole numbers (N,). ``classes`` are "0" up to the highest label when not given. ``mean`` and
+        uint8, or float in [0, 1]. Labels: whole numbers (N,) from 0, or one-hot rows (N, K). ``classes`` are "0" up to the highest label
+        when not given; a class without images is named in ``notes``. ``mean`` and
         ``std`` (per channel, of pixels in [0, 1]) are computed from all of x_train when not given, so they do not depend on ``seed``.
         ``validation`` is the fraction of train that becomes the validation split (see `hold_out`). Raises `InputError` when an array
         does not fit.
@@ -186,8 +207,10 @@ class ImageData:
             raise InputError(f"{name}: x_train holds no images; allowed: at least one.")
         highest = max(int(split.labels.max()) for split in (train, test) if len(split))
         names = tuple(classes) if classes is not None else tuple(str(label) for label in range(highest + 1))
+        if highest == len(names) and min(int(split.labels.min()) for split in (train, test) if len(split)) > 0:
+            raise InputError(f"{name}: labels lie in 1..{highest}, and classes are numbered from 0; subtract 1 from y_train and y_test.")
         if mean is None or std is None:
-            computed = _moments(train.images)
+            computed = moments(train.images)
             mean, std = (given if given is not None else own for given, own in zip((mean, std), computed, strict=True))
         for field, numbers in (("mean", mean), ("std", std)):
             if not isinstance(numbers, Sequence) or len(numbers) != train.images.shape[1]:
@@ -195,7 +218,8 @@ class ImageData:
         channels, height, width = train.images.shape[1:]
         spec = DataSpec(name, channels, height, width, names, tuple(mean), tuple(std))
         nothing = train.at(torch.zeros(0, dtype=torch.int64))
-        return cls(spec, train, nothing, test).hold_out(validation, seed).to(device)
+        made = cls(spec, train, nothing, test)
+        return replace(made, notes=_notes(made)).hold_out(validation, seed).to(device)
 
 
 def check_fraction(fraction: float) -> None:
@@ -216,59 +240,33 @@ def carve(labels: Tensor, fraction: float, draws: torch.Generator) -> tuple[Tens
 
 def to_split(images: Any, labels: Any, name: str, part: str) -> Split:
     """A checked copy of arrays in the layouts of `ImageData.from_arrays`; errors call them ``x_part`` and ``y_part`` of data ``name``."""
-    x, y = _images(images, f"{name}: x_{part}"), _labels(labels, f"{name}: y_{part}")
+    x, y = image_tensor(images, f"{name}: x_{part}"), class_numbers(labels, f"{name}: y_{part}")
     if len(x) != len(y):
         raise InputError(f"{name}: x_{part} has {len(x)} images and y_{part} {len(y)} labels; they must be as many.")
     return Split(x, y)
 
 
-def _images(array: Any, what: str) -> Tensor:
-    channels_first = isinstance(array, Tensor)
-    if isinstance(array, Tensor):
-        array = (array.detach().float() if array.is_floating_point() else array.detach()).cpu().numpy()
-    if not isinstance(array, np.ndarray) or array.ndim not in (3, 4) or not (array.dtype == np.uint8 or array.dtype.kind == "f"):
-        given = f"{getattr(array, 'dtype', type(array).__name__)} {getattr(array, 'shape', '')}"
-        raise InputError(f"{what} is {given}; allowed: uint8 (0 to 255) or float (0 to 1), numpy N x H x W (x C) or torch N (x C) x H x W.")
-    shape = array.shape
-    if array.ndim == 3:
-        array = array[:, None]
-    else:
-        here, there = (shape[1], shape[3]) if channels_first else (shape[3], shape[1])
-        if here > 4 and there in (1, 3):
-            raise InputError(f"{what} has the shape {shape}: channels go last in a numpy array and first in a torch tensor; permute it.")
-        array = array if channels_first else np.moveaxis(array, 3, 1)
-    if 0 in array.shape[1:]:
-        raise InputError(f"{what} has the shape {shape}; allowed: images of at least one pixel and one channel.")
-    # Not-a-number fails both comparisons.
-    if array.dtype != np.uint8 and array.size and not (array.min() >= 0 and array.max() <= 1):
-        raise InputError(f"{what} holds floats outside 0 to 1 (or not finite); scale them, or give uint8.")
-    return torch.from_numpy(np.array(array, dtype=np.uint8 if array.dtype == np.uint8 else np.float32, order="C"))
+def _one_class(data: ImageData) -> tuple[str, ...]:
+    """The note on data of a single class, whose accuracy says nothing."""
+    if len(data.classes) > 1:
+        return ()
+    name = clipped(data.spec.classes[data.classes[0]])
+    return (f"all training images are of one class, {name!r}: every network is right about them, so an accuracy says nothing.",)
 
 
-def _labels(array: Any, what: str) -> Tensor:
-    labels = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
-    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu" or labels.ndim != 1:
-        given = f"{getattr(labels, 'dtype', type(labels).__name__)} {getattr(labels, 'shape', '')}"
-        raise InputError(f"{what} is {given}; allowed: an array or tensor of whole numbers of shape (N,).")
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < MAX_CLASSES:
-        raise InputError(f"{what} lies in {labels.min()}..{labels.max()}; allowed: class numbers 0..{MAX_CLASSES - 1}.")
-    return torch.from_numpy(labels.astype(np.int64))
+def _notes(data: ImageData) -> tuple[str, ...]:
+    """One sentence for each thing about the classes that is allowed and seldom meant."""
+    notes = list(_one_class(data))
+    names, tested = data.spec.classes, set(data.test.labels.tolist())
+    empty = [label for label, count in enumerate(data.counts) if not count]
+    if empty and len(names) > 1:
+        do = "subtract 1 from labels that start at 1" if empty == [0] else "number the classes without gaps"
+        notes.append(f"{len(empty)} of {len(names)} classes have no training images ({_named(names, empty)}); {do}, or leave them out.")
+    untested = [label for label in data.classes if label not in tested]
+    if tested and untested:
+        notes.append(f"{len(untested)} of {len(names)} classes have no test images ({_named(names, untested)}).")
+    return tuple(notes)
 
 
-def _moments(images: Tensor) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel of pixels in [0, 1], in chunks so that memory stays small.
-
-    uint8 pixels are summed as whole numbers, so every machine finds the same bits.
-    """
-    whole = images.dtype == torch.uint8
-    total = torch.zeros(images.shape[1], dtype=torch.int64 if whole else torch.float64)
-    squares = torch.zeros_like(total)
-    for part in torch.split(images, max(1, (1 << 22) // images[0].numel())):
-        values = part.to(total.dtype)
-        total += values.sum((0, 2, 3))
-        squares += values.square().sum((0, 2, 3))
-    count, scale = images.numel() / images.shape[1], 255.0 if whole else 1.0
-    mean = total.double() / count
-    std = (squares.double() / count - mean.square()).clamp_min(0).sqrt() / scale
-    # A constant channel has no spread; 1 leaves it as it is.
-    return (mean / scale).tolist(), torch.where(std > 1e-4, std, torch.ones_like(std)).tolist()
+def _named(names: Sequence[str], labels: Sequence[int]) -> str:
+    return ", ".join(clipped(names[label], 40) for label in labels[:5]) + (", ..." if len(labels) > 5 else "")

@@ -1,58 +1,50 @@
-"""Data sets made of image files: torchvision-style class folders, and MHIST."""
+"""Data sets made of image files: folders in the layouts that people have, and MHIST."""
 
 import csv
-from collections.abc import Callable, Sequence
+import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
 from distill.data import ImageData, carve, to_split
-from distill.errors import InputError, unknown_name
+from distill.errors import InputError, clipped, unknown_name
+from distill.folder_layout import read_layout
+from distill.image_files import read_images
 from distill.randomness import generator
 from distill.spec import MAX_NAME
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-MAX_ARRAY_BYTES = 16 << 30
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-_T = TypeVar("_T")
-_GREY = ("1", "L", "LA")
-_COLOUR = ("RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB")
-
 
 def read_folder(path: Path, size: int | None = None, seed: int = 0) -> ImageData:
-    """PATH/train and PATH/test of class folders, or PATH of class folders with a fifth of each class (drawn with ``seed``) as test.
+    """The images of a folder in any layout that `distill.folder_layout.read_layout` knows.
 
-    PATH/val stands in for a missing PATH/test, and is the validation split beside one. The data's name is PATH's last part only, since
-    a spec travels to other parties. Raises `InputError` for missing folders, damaged images, and unequal sizes when ``size`` is None.
+    Without a test split, "val" stands in for it; without both, a fifth of each class (drawn with ``seed``) is kept as test. The data's
+    name is the last part of the path only, since a spec travels to other parties. What the user should know (empty classes, images in
+    both splits) is in ``notes``. Raises `InputError` for unclear layouts, damaged images, and unequal sizes when ``size`` is None.
     """
-    what = f"folder:{path}"
-    if not path.is_dir():
-        raise InputError(f"{what}: is not a folder.")
-    parts = [part for part in ("train", "test", "val") if (path / part).is_dir()]
-    if parts == ["train"]:
-        raise InputError(f"{what}: has train/ but no test/ or val/; add one, or give folder:{path / 'train'} to have a fifth kept as test.")
-    top = path / "train" if "train" in parts else path
-    classes = _class_names(top)
-    if not classes:
-        raise InputError(f"{what}: {top} has no class folders; expected {top}/<class>/<image>.")
-    files, labels = _class_files(top, classes)
-    if "train" in parts:
-        listed = {"train": (files, labels), **{part: _class_files(path / part, classes) for part in parts[1:]}}
-    else:
+    what = f"folder:{clipped(path.absolute(), 300)}"
+    try:
+        if not path.is_dir():
+            raise InputError(f"{what}: is not a folder.")
+        layout = read_layout(path, what)
+    except OSError as error:
+        raise InputError(f"{what}: cannot be read ({error.strerror}: {clipped(error.filename, 300)}).") from None
+    parts = {part: (files, np.array(labels, dtype=np.int64)) for part, (files, labels) in layout.parts.items()}
+    if set(parts) == {"train"}:
+        files, labels = parts["train"]
         kept, held = carve(torch.from_numpy(labels), 0.2, generator(seed, "folder", "test split"))
-        listed = {part: ([files[i] for i in places.tolist()], labels[places.numpy()]) for part, places in (("train", kept), ("test", held))}
+        parts = {part: ([files[i] for i in at.tolist()], labels[at.numpy()]) for part, at in (("train", kept), ("test", held))}
     # One reading for all parts, because they must agree on size and on grey or colour.
-    images = _read_images([file for part_files, _ in listed.values() for file in part_files], size, what)
-    ends = np.cumsum([len(part_files) for part_files, _ in listed.values()])[:-1]
-    arrays = {part: (x, y) for (part, (_, y)), x in zip(listed.items(), np.split(images, ends), strict=True)}
+    images = read_images([file for files, _ in parts.values() for file in files], size, what)
+    ends = np.cumsum([len(files) for files, _ in parts.values()])[:-1]
+    arrays = {part: (x, y) for (part, (_, y)), x in zip(parts.items(), np.split(images, ends), strict=True)}
+    notes = _repeated({part: (files, *arrays[part]) for part, (files, _) in parts.items()})
     test = "test" if "test" in arrays else "val"
-    name = (path.resolve().name or "folder")[:MAX_NAME]
-    data = ImageData.from_arrays(name, *arrays["train"], *arrays[test], classes=classes)
+    name = (path.resolve().name or "folder").encode(errors="replace").decode()[:MAX_NAME]
+    data = ImageData.from_arrays(name, *arrays["train"], *arrays[test], classes=layout.classes)
+    data = replace(data, notes=(*layout.notes, *data.notes, *notes))
     return replace(data, validation=to_split(*arrays["val"], name, "val")) if len(arrays) == 3 else data
 
 
@@ -88,66 +80,28 @@ def read_mhist(path: Path, size: int | None = None) -> ImageData:
                 labels[part].append(classes.index(label))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"mhist:{path}: {table} cannot be read ({error}).") from None
-    images = _read_images([*files["train"], *files["test"]], size, f"mhist:{path}")
+    images = read_images([*files["train"], *files["test"]], size, f"mhist:{path}")
     cut = len(files["train"])
     y_train, y_test = (np.array(labels[part], dtype=np.int64) for part in ("train", "test"))
     return ImageData.from_arrays("mhist", images[:cut], y_train, images[cut:], y_test, classes=classes)
 
 
-def _class_names(top: Path) -> list[str]:
-    return sorted(p.name for p in top.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def _class_files(top: Path, classes: Sequence[str]) -> tuple[list[Path], np.ndarray[Any, Any]]:
-    """Image files of all class folders under ``top``, in a fixed order, and their labels (N,)."""
-    unknown = [name for name in _class_names(top) if name not in classes]
-    if unknown:
-        raise unknown_name(f"{top}: class folder", unknown[0], classes)
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        inside = sorted(p for p in (top / name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-        files += inside
-        labels += [label] * len(inside)
-    return files, np.array(labels, dtype=np.int64)
-
-
-def _read_images(files: list[Path], size: int | None, what: str) -> np.ndarray[Any, Any]:
-    """uint8 N x H x W when all are grey, else N x H x W x 3; with ``size`` the shorter side is resized and the centre cut out."""
-    from torchvision.transforms import functional
-
-    if not files:
-        raise InputError(f"{what}: holds no images; expected files ending in {', '.join(IMAGE_SUFFIXES[:4])}.")
-    headers = [_open(file, lambda image: (image.size, image.mode), what) for file in files]
-    (width, height), _ = headers[0]
-    for file, (sides, mode) in zip(files, headers, strict=True):
-        if mode not in (*_GREY, *_COLOUR):
-            raise InputError(f"{what}: {file} has pixels of mode {mode}; allowed: 8 bits a channel; convert it.")
-        if size is None and sides != (width, height):
-            sizes = f"{files[0].name} is {width} x {height}, {file.name} is {sides[0]} x {sides[1]}"
-            raise InputError(f"{what}: images differ in size ({sizes} pixels); give a size to resize them.")
-    grey = all(mode in _GREY for _, mode in headers)
-    width, height = (width, height) if size is None else (size, size)
-    shape = (len(files), height, width) if grey else (len(files), height, width, 3)
-    if np.prod(shape, dtype=object) > MAX_ARRAY_BYTES:
-        raise InputError(f"{what}: {len(files)} images of {width} x {height} take more than {MAX_ARRAY_BYTES} bytes; give a smaller size.")
-
-    def pixels(image: "Image.Image") -> np.ndarray[Any, Any]:
-        # A palette may hold transparent entries, which Pillow only drops without complaint by way of RGBA.
-        plain = (image.convert("RGBA") if image.mode in ("P", "PA") else image).convert("L" if grey else "RGB")
-        return np.asarray(plain if size is None else functional.center_crop(functional.resize(plain, size), [size, size]))
-
-    images = np.empty(shape, dtype=np.uint8)
-    for row, file in zip(images, files, strict=True):
-        row[...] = _open(file, pixels, what)
-    return images
-
-
-def _open(file: Path, use: "Callable[[Image.Image], _T]", what: str) -> _T:
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            return use(image)
-    except Exception as error:  # damaged image files make Pillow's decoders raise a dozen types
-        raise InputError(f"{what}: {file} cannot be read as an image ({type(error).__name__}: {str(error)[:80]}).") from None
+def _repeated(parts: dict[str, tuple[list[Path], np.ndarray[Any, Any], np.ndarray[Any, Any]]]) -> list[str]:
+    """Notes on images (files, pixels, labels by split) of equal pixels in two splits, or of two classes."""
+    notes = []
+    seen: dict[bytes, tuple[str, Path, int]] = {}
+    for part, (files, images, labels) in parts.items():
+        shared: list[tuple[Path, Path]] = []
+        unlike: list[tuple[Path, Path]] = []
+        for file, image, label in zip(files, images, labels.tolist(), strict=True):
+            digest = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
+            other, first, its_label = seen.setdefault(digest, (part, file, label))
+            if other != part:
+                shared.append((file, first))
+            if its_label != label:
+                unlike.append((file, first))
+        for pairs, fault in ((shared, "are in another split too, so an accuracy is too high"), (unlike, "have another class elsewhere")):
+            if pairs:
+                example = " has the pixels of ".join(clipped(path, 200) for path in pairs[0])
+                notes.append(f"{len(pairs)} of {len(files)} {part} images {fault}: {example}.")
+    return notes

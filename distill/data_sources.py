@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from distill.data import ImageData, check_fraction
-from distill.data_folders import MAX_ARRAY_BYTES, read_folder, read_mhist
+from distill.data_folders import read_folder, read_mhist
 from distill.errors import InputError, unknown_name
+from distill.image_files import MAX_ARRAY_BYTES
 from distill.randomness import generator
 from distill.spec import MAX_CLASSES, MAX_SIDE
 

@@ -35,12 +35,12 @@ class DataSpec:
             if not good:
                 raise InputError(f"data spec: {field} is {clipped(getattr(self, field))!r}; allowed: {allowed}.")
 
-        check(isinstance(self.name, str) and 0 < len(self.name) <= MAX_NAME, "name", f"1 to {MAX_NAME} characters")
+        check(_text(self.name) and len(self.name) > 0, "name", f"1 to {MAX_NAME} characters")
         check(_whole(self.channels) and 1 <= self.channels <= MAX_CHANNELS, "channels", f"1 to {MAX_CHANNELS}")
         check(_whole(self.height) and 1 <= self.height <= MAX_SIDE, "height", f"1 to {MAX_SIDE}")
         check(_whole(self.width) and 1 <= self.width <= MAX_SIDE, "width", f"1 to {MAX_SIDE}")
         check(1 <= len(self.classes) <= MAX_CLASSES, "classes", f"1 to {MAX_CLASSES} names")
-        check(all(isinstance(c, str) and len(c) <= MAX_NAME for c in self.classes), "classes", f"names of at most {MAX_NAME} characters")
+        check(all(map(_text, self.classes)), "classes", f"names of at most {MAX_NAME} characters that UTF-8 can store")
         for field in ("mean", "std"):
             numbers = getattr(self, field)
             check(len(numbers) == self.channels and all(_finite(v) for v in numbers), field, f"{self.channels} finite numbers")
@@ -79,3 +79,14 @@ def _whole(value: object) -> bool:
 
 def _finite(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _text(value: object) -> bool:
+    """Half characters, which a file name that is not UTF-8 becomes in Python, could be written to no file."""
+    if not isinstance(value, str) or len(value) > MAX_NAME:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

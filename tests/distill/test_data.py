@@ -1,4 +1,4 @@
-"""Data sets from arrays, npz files, torchvision's files, image folders and MHIST; what is damaged or hostile is refused in one line."""
+"""Data sets from arrays, npz files, torchvision's files and MHIST; what is damaged or hostile is refused in one line."""
 
 import bz2
 import csv
@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from distill import data_folders, data_sources
+from distill import data_sources
 from distill.data import ImageData, Split
 from distill.data_sources import NAMES, describe, load
 from distill.errors import InputError
@@ -85,6 +85,74 @@ def test_labels_of_any_whole_type(dtype):
     assert data.train.labels.tolist() == given_["y_train"].tolist()
 
 
+@pytest.mark.parametrize("form", [float, list, bool, "column", "one-hot", "one-hot floats", "tensor"])
+def test_labels_of_any_usual_form(form):
+    given_ = arrays((4, 3) if form is bool else (4, 3, 5))
+    forms = {
+        "column": lambda y: y[:, None],
+        "one-hot": lambda y: np.eye(3, dtype=int)[y],
+        "one-hot floats": lambda y: np.eye(3)[y],
+        "tensor": torch.from_numpy,
+        list: np.ndarray.tolist,
+    }
+    changed = {k: forms.get(form, lambda y: y.astype(form))(v) if k.startswith("y") else v for k, v in given_.items()}
+    assert same(ImageData.from_arrays("x", **changed), ImageData.from_arrays("x", **given_))
+
+
+def test_notes_name_classes_without_images_and_data_of_one_class():
+    given_ = arrays((4, 3, 5))
+    assert ImageData.from_arrays("x", **given_).notes == ()
+    late = {k: v + 1 if k.startswith("y") else v for k, v in given_.items()}
+    (note,) = ImageData.from_arrays("x", **late).notes
+    assert note == ("1 of 4 classes have no training images (0); subtract 1 from labels that start at 1, or leave them out.")
+    (note,) = ImageData.from_arrays("x", **given_, classes=["a", "b", "c", "d"]).notes
+    assert note.startswith("1 of 4 classes have no training images (d); number the classes without gaps")
+    untested = {**given_, "x_test": given_["x_test"][2:], "y_test": given_["y_test"][2:]}
+    assert ImageData.from_arrays("x", **untested).notes == ("1 of 3 classes have no test images (0).",)
+    data = ImageData.from_arrays("x", **untested, validation=0.3)
+    assert data.to("cpu").notes == data.whitened().notes == data.notes
+    assert len(data.subset([1, 2]).notes) == 1
+    assert "one class, '2'" in data.subset([2]).notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("counts", "ratio"), [((500,) * 10, 100.0), ((500,) * 10, 10), ((40, 60, 0, 60), 5.0), ((30,), 2.0), ((7, 7), 1.0)]
+)
+def test_long_tailed_counts_are_those_of_cui_2019(counts, ratio):
+    data = ImageData.from_arrays("x", **arrays(counts, side=1, channels=0), classes=[str(i) for i in range(len(counts))])
+    data = data.hold_out(0.1)
+    tailed, again, other = data.long_tailed(ratio), data.long_tailed(ratio), data.long_tailed(ratio, seed=1)
+    present = [label for label in range(len(counts)) if counts[label]]
+    largest = max(data.counts)
+    for place, label in enumerate(present):
+        mu = ratio ** (-1 / (len(present) - 1)) if len(present) > 1 else 1.0
+        assert abs(tailed.counts[label] - min(largest * mu**place, data.counts[label])) < 1
+    if counts == (500,) * 10:
+        assert tailed.counts[0] == largest == 450
+        assert tailed.counts[9] == int(450 / ratio)
+    assert same(tailed, again)
+    assert tailed.counts == other.counts
+    assert ratio == 1.0 or len(counts) == 1 or not torch.equal(tailed.train.images, other.train.images)
+    assert tailed.test is data.test
+    assert tailed.validation is data.validation
+    if ratio == 1.0:
+        assert same(tailed, data)
+    # What is kept keeps its order.
+    places, start = [], 0
+    pairs = [(int(i), int(y)) for i, y in zip(data.train.images.flatten(), data.train.labels, strict=True)]
+    for pair in zip(tailed.train.images.flatten().tolist(), tailed.train.labels.tolist(), strict=True):
+        start = pairs.index(pair, start) + 1
+        places.append(start)
+    assert places == sorted(set(places))
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0, -3, float("nan"), float("inf"), True, "100", 6])
+def test_an_imbalance_that_cannot_be_is_refused(ratio):
+    data = ImageData.from_arrays("x", **arrays((5, 5)))
+    with pytest.raises(InputError, match=r"imbalance is .*; allowed: 1 to 5, the images of the largest class"):
+        data.long_tailed(ratio)
+
+
 def test_arrays_are_copied_and_may_be_read_only():
     given_ = arrays(channels=0)
     for array in given_.values():
@@ -140,11 +208,23 @@ BAD = {
     "no pixels": ({"x_train": np.zeros((12, 0, 4, 3), np.uint8)}, "at least one pixel"),
     "NaN": ({"x_train": np.full((12, 4, 4, 3), np.nan)}, "x_train holds floats outside 0 to 1"),
     "infinite": ({"x_train": np.full((12, 4, 4, 3), np.inf)}, "x_train holds floats outside"),
-    "not scaled": ({"x_train": np.full((12, 4, 4, 3), 255.0)}, "scale them, or give uint8"),
+    "not scaled": ({"x_train": np.full((12, 4, 4, 3), 255.0)}, "255 to 255; divide them by 255, or give uint8"),
+    "scaled to -1 to 1": ({"x_train": np.full((12, 4, 4, 3), -1.0)}, "scale them, or give uint8"),
     "negative": ({"x_train": np.full((12, 4, 4, 3), -0.1)}, "outside 0 to 1"),
     "fewer labels": ({"y_train": np.zeros(11, int)}, "x_train has 12 images and y_train 11 labels"),
-    "column labels": ({"y_train": np.zeros((12, 1), int)}, r"y_train is int64 \(12, 1\)"),
-    "float labels": ({"y_train": np.zeros(12)}, "y_train is float64"),
+    "two labels an image": ({"y_train": np.ones((12, 2), int)}, r"y_train is int64 \(12, 2\); allowed: one whole number an image"),
+    "probabilities": ({"y_train": np.full((12, 3), 1 / 3)}, r"one-hot rows; of probabilities give y\.argmax\(1\)"),
+    "text labels": ({"y_train": np.array(["cat"] * 12)}, r"y_train is <U3 \(12,\); .* np\.unique\(y, return_inverse=True\)"),
+    "ragged labels": ({"y_train": [[1], [2, 3]]}, "y_train is list; allowed: an array, tensor or list"),
+    "labels from 1 for named classes": (
+        {"y_train": np.arange(12) % 3 + 1, "y_test": np.arange(6) % 3 + 1, "classes": ["a", "b", "c"]},
+        r"labels lie in 1\.\.3, and classes are numbered from 0; subtract 1",
+    ),
+    "flat rows": ({"x_train": np.zeros((12, 48), np.uint8)}, r"x\.reshape\(len\(x\), height, width, channels\)"),
+    "pixels of another whole type": ({"x_train": np.zeros((12, 4, 4), np.int64)}, r"these fit: x\.astype\(np\.uint8\)"),
+    "half characters": ({"classes": ["a", "b", "caf\udce9"]}, "names of at most 200 characters that UTF-8 can store"),
+    "float labels": ({"y_train": np.full(12, 0.5)}, "y_train is float64 .* holds 0.5"),
+    "NaN labels": ({"y_train": np.full(12, np.nan)}, "y_train is float64 .* holds nan"),
     "negative labels": ({"y_train": np.full(12, -1)}, r"y_train lies in -1\.\.-1; allowed: class numbers 0\.\.99999"),
     "huge labels": ({"y_test": np.full(6, 2**64 - 1, np.uint64)}, "y_test lies in 18446744073709551615"),
     "more labels than classes": ({"classes": ["a", "b"]}, r"train labels lie in 0\.\.2; allowed: 0\.\.1"),
@@ -670,7 +750,7 @@ def test_svhn_channels_and_the_download_switch(tmp_path, monkeypatch):
         load("cifar10", tmp_path)
 
 
-# Image folders
+# MHIST
 
 
 def picture(path: Path, width: int = 6, height: int = 6, mode: str = "RGB", seed: int = 0) -> np.ndarray:
@@ -680,125 +760,6 @@ def picture(path: Path, width: int = 6, height: int = 6, mode: str = "RGB", seed
     Image.fromarray(pixels).save(path)
     return pixels
 
-
-def test_folder_with_train_test_and_val(tmp_path):
-    top = tmp_path / "pets"
-    cat, dog, deep = (picture(top / "train" / n, seed=s) for n, s in (("cat/b.png", 1), ("dog/a.png", 2), ("cat/more/a.PNG", 3)))
-    held = picture(top / "test" / "dog" / "t.png", seed=4)
-    (top / "train" / "cat" / "notes.txt").write_text("not an image")
-    (top / "train" / ".hidden").mkdir()
-    data = load(f"folder:{top}")
-    assert (data.spec.name, data.spec.classes) == ("pets", ("cat", "dog"))
-    assert torch.equal(data.train.images, torch.from_numpy(np.stack([cat, deep, dog])).permute(0, 3, 1, 2))
-    assert data.train.labels.tolist() == [0, 0, 1]
-    assert torch.equal(data.test.images, torch.from_numpy(held[None]).permute(0, 3, 1, 2))
-    assert len(data.validation) == 0
-
-    own = picture(top / "val" / "cat" / "v.png", seed=5)
-    data = load(f"folder:{top}")
-    assert torch.equal(data.validation.images[0], torch.from_numpy(own).permute(2, 0, 1))
-    assert data.test.labels.tolist() == [1]
-    with pytest.raises(InputError, match="already has 1 validation images"):
-        load(f"folder:{top}", validation=0.5)
-    (top / "test" / "dog" / "t.png").unlink()
-    (top / "test" / "dog").rmdir()
-    (top / "test").rmdir()
-    data = load(f"folder:{top}")
-    assert (data.test.labels.tolist(), len(data.validation)) == ([0], 0)
-
-    picture(top / "val" / "cow" / "v.png")
-    with pytest.raises(InputError, match=r"class folder 'cow' is not known.*Allowed: cat, dog"):
-        load(f"folder:{top}")
-
-
-def test_folder_without_parts_keeps_a_fifth_of_each_class_for_the_test(tmp_path):
-    counts = {"a": 10, "b": 3, "c": 1, "d": 0}
-    for number, (name, count) in enumerate(counts.items()):
-        (tmp_path / name).mkdir()
-        for i in range(count):
-            Image.fromarray(np.full((2, 2, 3), 20 * number + i, np.uint8)).save(tmp_path / name / f"{i}.png")
-    tests = set()
-    for seed in range(5):
-        data, again = load(f"folder:{tmp_path}", seed=seed), load(f"folder:{tmp_path}", seed=seed, validation=0.2)
-        assert torch.bincount(data.test.labels, minlength=4).tolist() == [2, 1, 0, 0]
-        assert data.counts == (8, 2, 1, 0)
-        seen = sorted(int(i[0, 0, 0]) for s in (data.train, data.test) for i in s.images)
-        assert seen == [*range(10), 20, 21, 22, 40]
-        assert torch.equal(data.test.images, again.test.images)
-        tests.add(tuple(data.test.images[:, 0, 0, 0].tolist()))
-    assert len(tests) > 1
-
-
-def test_folder_grey_stays_grey_only_if_all_are(tmp_path):
-    first, second = picture(tmp_path / "a" / "1.png", mode="L", seed=1), picture(tmp_path / "a" / "2.png", mode="L", seed=2)
-    data = load(f"folder:{tmp_path}")
-    assert data.spec.channels == 1
-    assert {i.numpy().tobytes() for i in (*data.train.images, *data.test.images)} == {first.tobytes(), second.tobytes()}
-    colour = picture(tmp_path / "a" / "3.png", seed=3)
-    data = load(f"folder:{tmp_path}")
-    expected = {np.moveaxis(p if p.ndim == 3 else np.stack([p] * 3, -1), 2, 0).tobytes() for p in (first, second, colour)}
-    assert {i.numpy().tobytes() for i in (*data.train.images, *data.test.images)} == expected
-
-
-@pytest.mark.parametrize("mode", ["1", "LA", "RGBA", "P", "CMYK"])
-def test_folder_reads_eight_bit_modes(tmp_path, mode):
-    suffix = "tif" if mode == "CMYK" else "png"
-    pixels = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    image = Image.fromarray(pixels).convert(mode)
-    (tmp_path / "a").mkdir()
-    options = {"transparency": bytes(range(200))} if mode == "P" else {}
-    for name in "xy":
-        image.save(tmp_path / "a" / f"{name}.{suffix}", **options)
-    data = load(f"folder:{tmp_path}")
-    grey = mode in ("1", "LA")
-    expected = np.asarray(image.convert("L" if grey else "RGB"))
-    assert data.train.images[0].numpy().tolist() == (expected[None] if grey else expected.transpose(2, 0, 1)).tolist()
-
-
-def test_folder_sizes(tmp_path):
-    from torchvision.transforms import functional
-
-    (tmp_path / "a").mkdir()
-    wide, tall = picture(tmp_path / "a" / "wide.png", 12, 8), picture(tmp_path / "a" / "tall.png", 6, 10, seed=1)
-    with pytest.raises(InputError, match=r"tall\.png is 6 x 10.* 12 x 8|12 x 8.* 6 x 10") as caught:
-        load(f"folder:{tmp_path}")
-    assert "give a size" in str(caught.value)
-    data = load(f"folder:{tmp_path}", size=5)
-    expected = {
-        np.asarray(functional.center_crop(functional.resize(Image.fromarray(p), 5), [5, 5])).transpose(2, 0, 1).tobytes()
-        for p in (wide, tall)
-    }
-    assert {i.numpy().tobytes() for i in (*data.train.images, *data.test.images)} == expected
-    assert data.spec.shape == (3, 5, 5)
-
-
-def test_folder_refusals(tmp_path, monkeypatch):
-    def refused(message, path=tmp_path, **options):
-        with pytest.raises(InputError, match=message):
-            load(f"folder:{path}", **options)
-
-    refused("is not a folder", tmp_path / "absent")
-    refused("has no class folders")
-    (tmp_path / "a").mkdir()
-    refused("holds no images")
-    picture(tmp_path / "a" / "good.png")
-    picture(tmp_path / "a" / "also.png")
-    assert load(f"folder:{tmp_path}").counts == (1,)
-    cut = (tmp_path / "a" / "good.png").read_bytes()
-    for content in (b"", b"text", cut[: len(cut) // 2], cut[:40] + b"\0" * 20 + cut[60:]):
-        (tmp_path / "a" / "broken.png").write_bytes(content)
-        refused(r"broken\.png cannot be read as an image")
-    (tmp_path / "a" / "broken.png").unlink()
-    Image.fromarray(np.zeros((6, 6), np.uint16)).save(tmp_path / "a" / "deep.png")
-    refused(r"deep\.png has pixels of mode I;16; allowed: 8 bits")
-    (tmp_path / "a" / "deep.png").unlink()
-    monkeypatch.setattr(data_folders, "MAX_ARRAY_BYTES", 100)
-    refused("2 images of 6 x 6 take more than 100 bytes")
-    (tmp_path / "train").mkdir()
-    refused(r"has train/ but no test/ or val/; add one, or give folder:.*train")
-
-
-# MHIST
 
 COLUMNS = ["Image Name", "Majority Vote Label", "Number of Annotators who Selected SSA (Out of 7)", "Partition"]
 ROWS = [["a.png", "HP", "0", "train"], ["b.png", "SSA", "6", "train"], ["c.png", "SSA", "4", "test"], ["d.png", "HP", "3", "train"]]
