@@ -24,7 +24,8 @@ def read_folder(path: Path, size: int | None = None, seed: int = 0) -> ImageData
     name is the last part of the path only, since a spec travels to other parties. What the user should know (empty classes, images in
     both splits) is in ``notes``. Raises `InputError` for unclear layouts, damaged images, and unequal sizes when ``size`` is None.
     """
-    what = f"folder:{clipped(path.absolute(), 300)}"
+    path = path.absolute()
+    what = f"folder:{clipped(path, 300)}"
     try:
         if not path.is_dir():
             raise InputError(f"{what}: is not a folder.")

@@ -123,7 +123,7 @@ def describe(root: str | Path | None = None) -> list[tuple[str, str, bool]]:
         there = (where / f"{name}.npz").is_file() or all((where / "torchvision" / f).is_file() for f in known.files)
         rows.append((name, f"{known.title}: {where / name}.npz, or torchvision's files under {where / 'torchvision'}", there))
     rows += [(stem, f"your arrays: {where / stem}.npz", True) for stem in _own_files(where)]
-    rows.append(("folder:PATH", "an image folder, PATH/<class>/* or PATH/train/<class>/* and PATH/test/<class>/*", True))
+    rows.append(("folder:PATH", "images: PATH/CLASS/*, PATH/train/CLASS/* and PATH/test/CLASS/*, or images with a CSV of labels", True))
     rows.append(("mhist:PATH", "MHIST: PATH/annotations.csv and PATH/images/*", True))
     return rows
 

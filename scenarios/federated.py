@@ -77,8 +77,8 @@ def study(name: str, title: str, tables: dict[str, Any], source: str) -> Federat
     if "data" not in tables:
         raise InputError(f"{source}: table [data] is missing; a federated study needs it.")
     data = configure(DataTable, tables["data"], f"{source}: [data]")
-    if data.zca or data.classes is not None:
-        raise InputError(f"{source}: [data] zca and classes are not for federated studies; use the plain data.")
+    if data.zca or data.classes is not None or data.imbalance is not None:
+        raise InputError(f"{source}: [data] zca, classes and imbalance are not for federated studies; use the plain data.")
     federation = configure(FederationTable, tables.get("federation", {}), f"{source}: [federation]")
     for strategy in federation.strategies:
         if strategy not in STRATEGIES:

@@ -27,7 +27,8 @@ from distill.data_sources import load
 from distill.errors import InputError, clipped
 from distill.records import CannotWrite, environment, peak_memory_bytes, read_json, write_json, writing
 from scenarios.report import write_report
-from scenarios.schema import Study
+from scenarios.said import printable
+from scenarios.schema import DataTable, Study
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ def run_study(study: Study, options: Options) -> tuple[Path, dict[str, Any]]:
     if folder.exists() and any(folder.iterdir()) and not options.resume:
         raise InputError(f"{folder} holds an unfinished run; add --resume to continue it, or delete the folder.")
     data = load_data(study, options)
+    for note in data.notes if sharding.rank() == 0 else ():
+        say(console, f"note: {printable(note)}")
     room.check(study, data)
     if sharding.rank() > 0:  # computes its share; the first process keeps the folder
         room.fill(study, options, data, folder, {}, Console(quiet=True))
@@ -86,6 +89,7 @@ def run_study(study: Study, options: Options) -> tuple[Path, dict[str, Any]]:
             "seconds": before,
             "peak_memory_bytes": earlier["peak_memory_bytes"] if earlier else 0,
             "environment": environment(options.device),
+            "notes": list(data.notes),
         }
         write_json(folder / "record.json", record)
         try:
@@ -105,11 +109,17 @@ def run_study(study: Study, options: Options) -> tuple[Path, dict[str, Any]]:
 
 
 def load_data(study: Study, options: Options) -> ImageData:
-    """The study's data on its device: split, subset and whitened as its [data] table says."""
-    table = study.data
+    """The study's data on its device."""
+    return data_of(study.data, options)
+
+
+def data_of(table: DataTable, options: Options) -> ImageData:
+    """The data of a [data] table on their device: split, subset, thinned out and whitened as it says."""
     data = load(table.name, options.data_root, validation=table.validation, seed=options.seed, size=table.size)
     if table.classes is not None:
         data = data.subset(table.classes)
+    if table.imbalance is not None:
+        data = data.long_tailed(table.imbalance, options.seed)
     data = data.to(options.device)
     return data.whitened() if table.zca else data
 

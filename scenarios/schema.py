@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import importlib
 import json
+import os
 import re
 import tomllib
 from dataclasses import dataclass
@@ -35,13 +36,23 @@ _STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
 class DataTable:
-    """``[data]``: what `distill.load` takes; ``zca`` whitens the images (see `distill.whitening`)."""
+    """``[data]``: what `distill.load` takes; ``zca`` whitens the images (see `distill.whitening`).
+
+    ``imbalance`` makes the training images long-tailed, with this ratio of the largest to the smallest class (`ImageData.long_tailed`).
+    """
 
     name: str
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
     size: Annotated[int, Field(ge=1)] | None = None
     classes: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     zca: bool = False
+    imbalance: Annotated[float, Field(ge=1)] | None = None
+
+    @pydantic.model_serializer(mode="wrap")
+    def _plain(self, plain: Any) -> dict[str, Any]:
+        """Without ``imbalance`` where there is none, so that the hashes of studies from before it stay."""
+        values: dict[str, Any] = plain(self)
+        return {key: value for key, value in values.items() if key != "imbalance" or value is not None}
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
@@ -130,7 +141,7 @@ def parse(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path}: {path.stat().st_size} bytes; a scenario file has at most {MAX_BYTES}.")
-        text = path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8-sig")  # Windows' editors begin a file with a byte order mark
         # The parser takes quadratic time for a long dotted key.
         if any(sum(map(bool, map(str.strip, part.split(".")))) > MAX_PARTS for part in re.split(r"[\n=,{[]", text)):
             raise InputError(f"{path}: is not valid TOML for a scenario (a key of more than {MAX_PARTS} parts).")
@@ -188,6 +199,9 @@ def study(name: str, tables: dict[str, Any], source: str) -> Study:
     if not isinstance(title, str):
         raise InputError(f"{source}: key 'title' is {quoted(title)}; allowed: text.")
     files = own.register(kind, tables, source)
+    for table, key in (("data", "name"), ("stream", "domains")):
+        if isinstance(tables.get(table), dict) and key in tables[table]:
+            tables[table] = {**tables[table], key: _beside(tables[table][key], source)}
     made: Study
     if kind != "condense":
         made = importlib.import_module(f"scenarios.{kind}").study(name, title, tables, source)
@@ -196,6 +210,16 @@ def study(name: str, tables: dict[str, Any], source: str) -> Study:
     if files:
         made.merged["own"] = files  # a changed file is another study, in a folder of its own
     return made
+
+
+def _beside(name: Any, source: str) -> Any:
+    """A folder's path in a data name is, like a file with a network, beside the scenario file; of a command, in the current folder."""
+    if isinstance(name, list):
+        return [_beside(one, source) for one in name]
+    kind, _, path = name.partition(":") if isinstance(name, str) else ("", "", "")
+    if kind not in ("folder", "mhist") or not path or "\0" in path:
+        return name
+    return f"{kind}:{os.path.abspath(Path(source).parent / Path(path).expanduser())}"
 
 
 def condense_study(name: str, title: str, tables: dict[str, Any], source: str) -> CondenseStudy:

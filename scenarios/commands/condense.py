@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from scenarios.commands.options import Device, Out, Quiet, Resume, Root, Seed, Set
+from scenarios.commands.options import Classes, Device, Imbalance, Out, Quiet, Resume, Root, Seed, Set, Size, Validation, data_table
 from scenarios.commands.study import run_and_print
 
 
@@ -14,6 +14,10 @@ def condense(
     method: Annotated[str | None, typer.Option(help="Method (distill list methods).", show_default="dm")] = None,
     ipc: Annotated[int | None, typer.Option(min=1, help="Images per class.", show_default="1")] = None,
     settings: Set = None,
+    size: Size = None,
+    classes: Classes = None,
+    validation: Validation = None,
+    imbalance: Imbalance = None,
     out: Out = Path("runs"),
     seed: Seed = 0,
     device: Device = "auto",
@@ -30,5 +34,5 @@ def condense(
         if given is not None and key in table:
             raise InputError(f"{option} {clipped(given)} and --set {key}={clipped(table[key])} are both given; allowed: one of them.")
     named = {"name": "dm" if method is None else method, "ipc": 1 if ipc is None else ipc, **table}
-    tables = {"kind": "condense", "data": {"name": data}, "method": named}
+    tables = {"kind": "condense", "data": data_table(data, size, classes, validation, imbalance), "method": named}
     run_and_print(study("condense", tables, "distill condense"), out, seed, device, data_root, resume, quiet)

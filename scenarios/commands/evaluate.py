@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scenarios.commands.options import Device, Root, torch_device
+from scenarios.commands.options import Classes, Device, Imbalance, Root, Size, Validation, data_table, torch_device
 from scenarios.said import printable, terminal_width, wrapped
 
 
@@ -19,17 +19,23 @@ def evaluate(
     whole_epochs: Annotated[
         int | None, typer.Option(min=1, help="Epochs for the baseline 'whole'; default: as many steps as for the others.")
     ] = None,
+    size: Size = None,
+    classes: Classes = None,
+    validation: Validation = None,
+    imbalance: Imbalance = None,
     device: Device = "auto",
     data_root: Root = None,
 ) -> None:
     """Train networks on a condensed set and on its baselines, and print test accuracies with their intervals."""
     from apps.privacy.statement import guarantee
     from distill.condensed import CondensedSet
-    from distill.data_sources import load
+    from distill.configure import configure
     from distill.errors import InputError
     from distill.evaluation import evaluate as judge
     from distill.networks import check_name
     from scenarios import own
+    from scenarios.folder import Options, data_of
+    from scenarios.schema import DataTable
 
     if "none" in (baseline or []) and len(baseline or []) > 1:
         raise InputError("--baseline none goes alone; give none, or the baselines that you want.")
@@ -40,7 +46,11 @@ def evaluate(
         check_name(name)
     where = torch_device(device)
     tiny = CondensedSet.load(condensed).to(where)
-    images = load(data, data_root, device=where, size=_resized(tiny, data))
+    table = configure(DataTable, data_table(data, size or _resized(tiny, data), classes, validation, imbalance), "distill evaluate")
+    # The set's own seed, so that what was held out when it was made (a folder's test images) is held out now.
+    images = data_of(table, Options(data_root=data_root, device=where, seed=tiny.provenance.seed or 0))
+    for note in images.notes:
+        typer.echo(f"note: {printable(note)}", err=True)
     found = judge(tiny, images, network=networks, recipe=protocol, seeds=seeds, baselines=baselines, whole_epochs=whole_epochs)
     text = str(found).replace("one recipe for all: ", f"one recipe for all ({protocol}): ")
     typer.echo("\n".join(map(printable, text.splitlines())))
@@ -49,5 +59,5 @@ def evaluate(
 
 
 def _resized(tiny: Any, data: str) -> int | None:
-    """Folders are cut to the set's own size, where it is square."""
-    return tiny.spec.height if data.partition(":")[0] in ("folder", "mhist") and tiny.spec.height == tiny.spec.width else None
+    """What can be resized gets the set's own size, where it is square."""
+    return tiny.spec.height if data.partition(":")[0] in ("folder", "mhist", "digits") and tiny.spec.height == tiny.spec.width else None

@@ -1,8 +1,9 @@
 """Options that several commands take, and what a device's name means."""
 
 import os
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,6 +22,35 @@ Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
 Root = Annotated[Path | None, typer.Option(help="Folder of the data sets; default: $DISTILL_DATA.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
+
+Size = Annotated[int | None, typer.Option(min=1, help="Resize images of folders, MHIST and digits to this many pixels a side.")]
+Classes = Annotated[str | None, typer.Option(metavar="A,B..C", help="Use these classes only, by number: 0,1,7 or 0..4.")]
+Validation = Annotated[float | None, typer.Option(metavar="FRACTION", help="Hold out this fraction of the training images.")]
+Imbalance = Annotated[
+    float | None, typer.Option(metavar="RATIO", help="Long-tailed training images: the largest class has RATIO times the smallest's.")
+]
+
+
+def data_table(name: str, size: int | None, classes: str | None, validation: float | None, imbalance: float | None) -> dict[str, Any]:
+    """The ``[data]`` table that these options say."""
+    chosen = None if classes is None else class_numbers(classes)
+    table = {"name": name, "size": size, "classes": chosen, "validation": validation, "imbalance": imbalance}
+    return {key: value for key, value in table.items() if value is not None}
+
+
+def class_numbers(text: str) -> list[int]:
+    """``0..2,7`` is 0, 1, 2, 7."""
+    from distill.errors import InputError, clipped
+    from distill.spec import MAX_CLASSES
+
+    found: set[int] = set()
+    for part in text.split(","):
+        ends = re.fullmatch(r"\s*(\d{1,9})\s*(?:\.\.\s*(\d{1,9})\s*)?", part, re.ASCII)
+        first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (1, 0)
+        if not first <= last < MAX_CLASSES:
+            raise InputError(f"--classes {clipped(text)!r}: allowed: class numbers from 0 and ranges, for example 0,1,7 or 0..4.")
+        found |= set(range(first, last + 1))
+    return sorted(found)
 
 
 def torch_device(name: str) -> str:
