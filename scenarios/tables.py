@@ -85,7 +85,7 @@ def _condensed(folder: Path) -> Rows:
                 # Published figures are a ConvNet's; in DataDAM's released code the network of that name is batch norm.
                 own = network == "ConvNetBN" and name == "datadam" and config["method"].get("form") == "released"
                 ipc = "" if name == "whole" else key[3:]
-                alike = (network == "ConvNet" or own) and (name == "whole" or isinstance(config["method"]["ipc"], list))
+                alike = (network == "ConvNet" or own) and (name == "whole" or isinstance(config["method"].get("ipc", []), list))
                 said = published(PUBLISHED, config["data"]["name"], ipc, name, how) if alike else {}
                 row: dict[str, Any] = {
                     "scenario": record["scenario"],
