@@ -545,7 +545,7 @@ def test_evaluate_trains_on_the_set_and_its_rivals(finished: Path) -> None:
     assert rows[0] == ["test", "accuracy,", "%", "ConvNetD1W32"]
     assert [row[0] for row in rows[1:3]] == ["condensed", "random"]
     assert all(20 < float(row[1]) <= 100 for row in rows[1:3])
-    assert out.endswith("mean and 95 % interval over 2 networks, last epoch, one recipe for all\n")
+    assert "mean and 95 % interval over 2 networks, last epoch\none recipe for all (laptop): AdamW, lr 0.001" in out
     code, alone, _ = call(*arguments, "--seeds", 1, "--baseline", "none")
     assert code == 0
     assert [line.split()[0] for line in alone.splitlines()][1:2] == ["condensed"]
