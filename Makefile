@@ -1,12 +1,19 @@
 # make demo: a virtual environment with the core, and ten synthetic digits.   make test: everything installed, linted, typed, tested.
+# make run SCENARIO=NAME: one study, without activating .venv.
 # make reproduce: run what scenarios/expected has no figures for, eight minutes at a time (REPRODUCE="--minutes 60 short-dm-cifar10-ipc10").
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test lint reproduce clean
+SCENARIO ?= quickstart
+
+.PHONY: demo run test lint reproduce clean
 
 demo: .venv/core
 	$(BIN)/distill run quickstart
+	@echo 'Done. The command is $(BIN)/distill: call it so, or once "source $(BIN)/activate", then "distill ...", or "make run SCENARIO=NAME".'
+
+run: .venv/core
+	$(BIN)/distill run $(SCENARIO)
 
 test: .venv/all lint
 	$(BIN)/python -m pytest -m "not slow and not gpu" --durations=10

@@ -195,9 +195,10 @@ def answer(record: dict[str, Any]) -> str:
             others = ", ".join(f"{row_label(name, row)} {shown(row)}" for name, row in rows.items() if name != method)
             images = f"{key[3:]} image{'s' if key != 'ipc1' else ''} a class by {method}"
             images = f"{part['images']} images in all, at most {images}" if "counts" in part else images
-            reached = f"train a network to {shown(rows[method])} %"
+            one = key == "ipc1" and "counts" not in part
+            reached = f"{'trains' if one else 'train'} a network to {shown(rows[method])} %"
             if rows[method].get("failed"):
                 reached = f"have no accuracy, because networks that were trained on them {shown(rows[method])}: {rows[method]['reason']}"
             parts.append(f"{images} {reached}" + (f" ({others})" if others else ""))
             parts += part.get("notes", [])
-    return ("; ".join(parts) + ".") if parts else f"Condensed sets were made; nothing was judged. Status: {record['status']}."
+    return ("; ".join(parts) + ".") if parts else f"Condensed sets were made; nothing was evaluated. Status: {record['status']}."

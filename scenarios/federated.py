@@ -26,6 +26,7 @@ from scenarios.federated_tables import kept_rows as kept_rows
 from scenarios.federated_tables import note as note
 from scenarios.federated_tables import page_text as page_text
 from scenarios.folder import Options, say
+from scenarios.progress import watched
 from scenarios.report import shown
 from scenarios.schema import DataTable, config_hash
 
@@ -145,7 +146,11 @@ def fill(study: FederatedStudy, options: Options, data: ImageData, folder: Path,
     }
     results["engine"] = study.federation.engine
     cells = {name: [study.settings_for(name, seed, options.device) for seed in seeds] for name in study.federation.strategies}
-    run_cells(study, [cell for part in cells.values() for cell in part], options, data, folder, lambda text: say(console, text))
+    every = [cell for part in cells.values() for cell in part]
+    rounds = len(every) * study.federation.rounds
+    say(console, f"{len(every)} federations ({', '.join(cells)}), {rounds} rounds in all")
+    with watched(console, "rounds", rounds, lambda: sum(len(lines_of_cell(cell, folder)) for cell in every)):
+        run_cells(study, every, options, data, folder, lambda text: say(console, text))
     results["strategies"] = {name: summary([answered(cell, lines_of_cell(cell, folder)) for cell in part]) for name, part in cells.items()}
 
 

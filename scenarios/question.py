@@ -51,8 +51,8 @@ def _federated(config: Config) -> str:
     clients, table = config["partition"]["num_partitions"], config["federation"]
     rounds = f"{config['rounds']} round{'s' if config['rounds'] > 1 else ''}"
     return (
-        f"{clients} clients each hold a part of {config['data']['name']} ({config['partition']['partitioner']}): what accuracy do"
-        f" {_list(table['strategies'])} reach in {rounds}, and for how many bytes?"
+        f"{clients} clients each hold a part of {config['data']['name']} ({config['partition']['partitioner']}): which accuracy is"
+        f" reached in {rounds} by {_list(table['strategies'])}, and with how many bytes?"
     )
 
 

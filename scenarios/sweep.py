@@ -24,6 +24,7 @@ from distill import processes
 from distill.errors import InputError
 from distill.records import read_json
 from scenarios.grid import Cell, cells
+from scenarios.progress import LINE_SECONDS, time_left
 from scenarios.schema import override, read_scenario, study
 
 COMMAND = (sys.executable, "-m", "scenarios.sweep")  # see _main
@@ -107,13 +108,19 @@ def run_cells(todo: list[Cell], shared: list[str], jobs: int, told: Callable[[st
     threads = max(1, len(here) // max(1, jobs))
     waiting, free, busy = deque(todo), list(range(jobs)), list[_Worker]()
     failed: dict[str, tuple[int, str]] = {}
-    finished = 0
+    finished, start = 0, time.monotonic()
+    last = start
     with _sigterm_as_ctrl_c():
         try:
             while waiting or busy:
                 while waiting and free:
                     busy.append(_start(waiting.popleft(), shared, here, threads, free.pop(0)))
                 time.sleep(0.05)
+                if (now := time.monotonic()) - last > LINE_SECONDS:
+                    left = time_left(finished, len(todo), now - start)
+                    running = ", ".join(worker.cell.label for worker in busy)
+                    told(f"[{finished}/{len(todo)}] running: {running}{'; ' if left else ''}{left}")
+                    last = now
                 for worker in [worker for worker in busy if worker.process.poll() is not None]:
                     busy.remove(worker)
                     free.append(worker.share)

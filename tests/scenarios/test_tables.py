@@ -250,4 +250,4 @@ def test_a_record_read_back_still_has_its_method_first(tmp_path: Path) -> None:
     row = {"mean": 90.0, "low": None, "high": None, "values": [90.0]}
     record = {"status": "done", "results": {"ipc1": {"accuracy": {"dm": row, "class_mean": row}}}}
     write_json(tmp_path / "record.json", record)
-    assert answer(read_json(tmp_path / "record.json")).startswith("1 image a class by dm train")
+    assert answer(read_json(tmp_path / "record.json")).startswith("1 image a class by dm trains a network to ")

@@ -2,10 +2,14 @@
 
 import io
 import re
+import time
+import tomllib
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from scenarios import progress
 from scenarios.folder import say
 from scenarios.pipeline_report import answer
 from scenarios.said import columns, terminal_width, wrapped
@@ -76,3 +80,40 @@ def test_the_answer_of_a_pipeline_is_a_line_a_stage() -> None:
     assert max(map(len, lines)) < 260
     assert "and 6 more in the table" in lines[1]
     assert "at epsilon 1.85 (delta 1e-05, the worst of 2 clients)" in lines[0]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_watched_work_shows_how_much_is_done(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    out, asked = io.StringIO(), iter(range(100))
+    console = Console(file=out, force_terminal=terminal, width=80, color_system=None)
+    last = [0]
+
+    def count() -> int:
+        last[0] = min(5, next(asked))
+        return last[0]
+
+    with progress.watched(console, "rounds", 10, count, look=0.01):
+        while last[0] < 3:
+            time.sleep(0.01)
+    assert ("/10" if terminal else "of 10 done, about ") in out.getvalue()
+
+
+def test_the_time_left_is_in_a_readable_unit() -> None:
+    assert [progress.time_left(*given) for given in ((0, 4, 9.0), (1, 3, 10.0), (1, 4, 200.0), (1, 3, 7200.0), (4, 4, 1.0))] == [
+        "",
+        "about 20 s left",
+        "about 10 min left",
+        "about 4.0 h left",
+        "",
+    ]
+
+
+def test_every_extra_that_a_page_or_message_names_exists() -> None:
+    root = Path(__file__).parents[2]
+    known = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    files = [path for part in ("distill", "apps", "scenarios", "docs", "examples") for path in (root / part).rglob("*")]
+    texts = [path.read_text() for path in [*files, root / "README.md"] if path.suffix in (".py", ".md", ".toml")]
+    named = {extra for text in texts for found in re.findall(r"(?:distill-apps|\")\.?\[([a-z,]+)\]\"", text) for extra in found.split(",")}
+    assert named <= set(known), named - set(known)
+    assert {"nas", "privacy", "continual", "federated"} <= named
