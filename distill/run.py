@@ -20,6 +20,7 @@ from distill.configure import configure
 from distill.data import ImageData
 from distill.divergence import Watch, diverged_at
 from distill.errors import InputError, unknown_name
+from distill.estimate import estimate
 from distill.methods import METHODS
 from distill.networks import OWN, Factory
 from distill.randomness import generator
@@ -27,7 +28,7 @@ from distill.records import append_line, read_lines, versions, write_json_lines
 from distill.sizes import Ipc, counts_of
 from distill.statistics import ExactStatistics, RealStatistics
 from distill.stopping import Cut, Interrupted, stop_signals
-from distill.synthetic import Initial, check_classes, initial_set
+from distill.synthetic import Initial, check_classes, check_count, initial_set
 
 CHECKPOINT_SECONDS = 20.0
 QUICK_SECONDS = 0.2  # a GPU's steps that take less are waited for when a stop is asked for, and their states are not copied
@@ -63,6 +64,7 @@ def distil(
     resume_from: Path | None = None,
     progress: bool | None = None,
     tags: dict[str, Any] | None = None,
+    more_images_than_data: bool = False,
     **settings: Any,
 ) -> CondensedSet:
     """A data set's knowledge in ``ipc`` images a class: a `CondensedSet` of (ipc x classes, C, H, W) with its provenance.
@@ -74,7 +76,8 @@ def distil(
     JSON-lines file that gets the losses, each line with ``tags``. Progress shows on a terminal unless ``progress`` says otherwise.
     Ctrl-C is answered in the middle of a step: the state before it is the checkpoint. A loss or state that is not finite ends the run
     (on a GPU at most ten steps later) and leaves the last finite state as the checkpoint; ``resume_from`` goes on from such a file with
-    other step sizes, and the provenance says so.
+    other step sizes, and the provenance says so. More images a class than the largest class has are refused unless
+    ``more_images_than_data``.
     Under torchrun (after `distill.sharding.start`) processes share the classes out and all return the same set. Raises `InputError` for an
     unknown method or setting, first images that do not fit the data, and a checkpoint of another run; `Diverged` (an `InputError`) for
     numbers that are not finite; `Interrupted` when it was stopped.
@@ -83,6 +86,8 @@ def distil(
     device, sizes = statistics.device, counts_of(ipc, statistics)
     # One number where all classes have it; what names streams and checkpoints must not depend on how it was given.
     given: int | dict[str, int] = sizes if isinstance(sizes, int) else {str(label): sizes[label] for label in statistics.classes}
+    if isinstance(source, ImageData) and isinstance(method, str) and not isinstance(initial, CondensedSet) and not more_images_than_data:
+        check_count(source.counts, sizes if isinstance(sizes, int) else max(sizes))
     if isinstance(method, str):
         distiller, config = _make(statistics, method, sizes, seed, network, initial, settings)
     else:
@@ -137,7 +142,8 @@ def _all_steps(
     device, total, alone = statistics.device, distiller.total_steps, sharding.count() == 1
     every = max(1, total // MAX_LOGGED)
     workable = finite = before = state_of(distiller, draws, done)
-    watch, quick, last = Watch(finite.tensors, device), False, time.monotonic()
+    watch, quick, estimated = Watch(finite.tensors, device), False, False
+    first = last = time.monotonic()
 
     def keep(state: State, diverged: str | None = None) -> None:
         if checkpoint is not None and sharding.rank() == 0:
@@ -179,6 +185,10 @@ def _all_steps(
                 append_line(metrics, {"stage": "distil", **tags, "step": step, **numbers})
             advance(step, numbers)
             quick = device.type != "cpu" and now - began < QUICK_SECONDS
+            if not estimated and progress is not False and (text := estimate(step - done, now - first, total - done, device)) is not None:
+                estimated = True
+                if text:
+                    Console(stderr=True, highlight=False).print(f"{run['method']} ipc {run['ipc']}: {text}", soft_wrap=True, markup=False)
             if stop or due:
                 keep(finite)
                 last = now

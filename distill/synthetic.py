@@ -85,6 +85,16 @@ def check_classes(statistics: RealStatistics, start: CondensedSet) -> None:
         )
 
 
+def check_count(counts: Sequence[int], ipc: int) -> None:
+    """`InputError` for more images a class than the largest class (of ``counts``) has: nothing would be condensed."""
+    most = max(counts, default=0)
+    if ipc > most:
+        raise InputError(
+            f"ipc {ipc} asks for more images a class than any class of the data has ({most} at most); give a smaller ipc, "
+            "or confirm it with more_images_than_data (at the command line --more-images-than-data)."
+        )
+
+
 def initial_set(statistics: RealStatistics, kind: str | CondensedSet, ipc: int | Sequence[int], generator: torch.Generator) -> CondensedSet:
     """The images to start from: "real", "noise" (standard normal), a coreset's name, or a given set.
 

@@ -11,7 +11,7 @@ from distill import sharding
 from distill.comparison import compared, notes_on, row_label, training_of
 from distill.condensed import CondensedSet
 from distill.data import ImageData
-from distill.errors import InputError
+from distill.errors import Diverged, InputError
 from distill.evaluation import Accuracy, Measured, accuracies, summed_up
 from distill.figures import accuracy_bars, image_grid, loss_curve
 from distill.methods.advice import advice
@@ -21,6 +21,9 @@ from distill.records import append_line, read_lines, write_whole
 from distill.run import distil
 from distill.sizes import Ipc, counts_of
 from distill.statistics import ExactStatistics
+from distill.synthetic import check_count
+from scenarios.continued import checkpoint as checkpoint_name
+from scenarios.continued import take_lines
 from scenarios.folder import Options, say
 from scenarios.report import shown
 from scenarios.schema import CondenseStudy, EvaluationTable
@@ -71,20 +74,31 @@ def _condense(study: CondenseStudy, options: Options, data: ImageData, folder: P
     path = folder / f"{name}.safetensors"
     if path.exists():
         return CondensedSet.load(path).to(options.device)
-    checkpoint = folder / f"checkpoint-ipc{largest}.safetensors"
+    checkpoint = folder / checkpoint_name(largest)
+    earlier = options.resume_from / checkpoint.name if options.resume_from is not None else None
+    if earlier is not None and not earlier.is_file():
+        earlier = None
+    if earlier is not None and not checkpoint.exists() and sharding.rank() == 0:
+        take_lines(earlier.parent, folder / "metrics.jsonl", largest)
     settings = {key: value for key, value in study.merged["method"].items() if key not in ("name", "ipc")}
-    condensed = distil(
-        data,
-        study.method,
-        ipc=ipc,
-        seed=options.seed,
-        checkpoint=checkpoint,
-        metrics=folder / "metrics.jsonl",
-        resume=True,
-        progress=False if options.quiet else None,
-        tags={"ipc": largest},
-        **settings,
-    )
+    try:
+        condensed = distil(
+            data,
+            study.method,
+            ipc=ipc,
+            seed=options.seed,
+            checkpoint=checkpoint,
+            metrics=folder / "metrics.jsonl",
+            resume=True,
+            resume_from=earlier,
+            progress=False if options.quiet else None,
+            tags={"ipc": largest},
+            **settings,
+        )
+    except Diverged as error:
+        if not checkpoint.exists() or folder.parent.name == "stages":
+            raise
+        raise Diverged(f"{error} Add --resume-from {folder} to continue from its last workable state with another step size.") from None
     if sharding.rank() > 0:
         return condensed
     condensed.save(path)
@@ -140,6 +154,9 @@ def _judge(
 
 def check(study: CondenseStudy, data: ImageData) -> None:
     """Everything that would fail after minutes of work fails now."""
+    for ipc in study.ipc if not study.merged["method"].get("more_images_than_data") else ():
+        if isinstance(ipc, int):
+            check_count(data.counts, ipc)
     networks = [study.settings.network, *(study.evaluation.networks if study.evaluation else ())]
     for name in networks:
         create(name, data.spec, generator(0, "check"))

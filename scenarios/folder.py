@@ -26,6 +26,7 @@ from distill.data import ImageData
 from distill.data_sources import load
 from distill.errors import InputError, clipped
 from distill.records import CannotWrite, environment, peak_memory_bytes, read_json, write_json, writing
+from scenarios.continued import continued
 from scenarios.report import write_report
 from scenarios.said import printable
 from scenarios.schema import DataTable, Study
@@ -41,6 +42,7 @@ class Options:
     device: str = "cpu"
     resume: bool = False
     quiet: bool = False
+    resume_from: Path | None = None  # another run's folder, whose checkpoints a condense study goes on from
 
 
 def run_study(study: Study, options: Options) -> tuple[Path, dict[str, Any]]:
@@ -48,6 +50,8 @@ def run_study(study: Study, options: Options) -> tuple[Path, dict[str, Any]]:
 
     Raises `InputError` when the folder holds an unfinished run and ``resume`` is off, or another process is at work in it.
     """
+    if options.resume_from is not None:
+        study = continued(study, options.resume_from)
     room = importlib.import_module(f"scenarios.{getattr(study, 'room', study.kind)}")  # a pipeline's stage may have a room of its own
     sharding.start(options.device)
     if sharding.count() > 1 and study.kind != "condense":

@@ -59,6 +59,7 @@ def condense(study: PrivacyStudy, source: Any, seed: int, start: Any, options: O
         checkpoint=checkpoint,
         resume=checkpoint is not None,
         progress=False if options.quiet or checkpoint is None else None,
+        more_images_than_data=True,  # how many a private class has is private; its twin is as large
         **settings,
     )
     # Matching without augmentation saves releases; it is no advice to learners.

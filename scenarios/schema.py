@@ -231,6 +231,10 @@ def condense_study(name: str, title: str, tables: dict[str, Any], source: str) -
             raise InputError(f"{source}: table [{key}] is {'missing' if key not in tables else 'not a table'}; a condense study needs it.")
     data = configure(DataTable, tables["data"], f"{source}: [data]")
     table, where = dict(tables["method"]), f"{source}: [method]"
+    more = table.pop("more_images_than_data", False)
+    if not isinstance(more, bool):
+        raise InputError(f"{where}: key 'more_images_than_data' is {quoted(more)}; allowed: true or false.")
+    confirmed = {"more_images_than_data": True} if more else {}
     ipc = table.get("ipc")
     other = isinstance(ipc, dict) or (isinstance(ipc, str) and ipc.startswith("proportional"))
     unequal = table.pop("ipc") if other else None
@@ -246,7 +250,7 @@ def condense_study(name: str, title: str, tables: dict[str, Any], source: str) -
     merged = {
         "kind": "condense",
         "data": _plain(data),
-        "method": {"name": method, "ipc": list(ipc) if unequal is None else ipc[0], **_plain(settings)},
+        "method": {"name": method, "ipc": list(ipc) if unequal is None else ipc[0], **_plain(settings), **confirmed},
         "evaluation": _plain(evaluation) if evaluation else None,
     }
     return CondenseStudy(name, title, data, method, ipc, settings, evaluation, merged)

@@ -104,6 +104,7 @@ def condense(
         checkpoint=checkpoint,
         resume=checkpoint is not None,
         progress=progress,
+        more_images_than_data=True,  # an experience may hold fewer images than its share of the memory
         **chosen,
     )
     if checkpoint is not None:

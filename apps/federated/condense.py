@@ -129,6 +129,7 @@ def upload(
         network=network,
         initial=initial,
         progress=False,
+        more_images_than_data=True,  # a client may hold fewer than were asked for
         **values,
     )
     return dataclasses.replace(made, images=within_range(made))

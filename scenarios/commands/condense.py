@@ -5,7 +5,21 @@ from typing import Annotated
 
 import typer
 
-from scenarios.commands.options import Classes, Device, Imbalance, Out, Quiet, Resume, Root, Seed, Set, Size, Validation, data_table
+from scenarios.commands.options import (
+    Classes,
+    Device,
+    Imbalance,
+    Out,
+    Quiet,
+    Resume,
+    ResumeFrom,
+    Root,
+    Seed,
+    Set,
+    Size,
+    Validation,
+    data_table,
+)
 from scenarios.commands.study import run_and_print
 
 
@@ -23,6 +37,10 @@ def condense(
     device: Device = "auto",
     data_root: Root = None,
     resume: Resume = False,
+    resume_from: ResumeFrom = None,
+    more_images_than_data: Annotated[
+        bool, typer.Option("--more-images-than-data", help="Allow more images a class than the largest class has.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Condense a data set without a scenario file; ``--set`` takes the method's settings, for example ``--set iterations=300``."""
@@ -34,5 +52,7 @@ def condense(
         if given is not None and key in table:
             raise InputError(f"{option} {clipped(given)} and --set {key}={clipped(table[key])} are both given; allowed: one of them.")
     named = {"name": "dm" if method is None else method, "ipc": 1 if ipc is None else ipc, **table}
+    if more_images_than_data:
+        named["more_images_than_data"] = True
     tables = {"kind": "condense", "data": data_table(data, size, classes, validation, imbalance), "method": named}
-    run_and_print(study("condense", tables, "distill condense"), out, seed, device, data_root, resume, quiet)
+    run_and_print(study("condense", tables, "distill condense"), out, seed, device, data_root, resume, quiet, resume_from)

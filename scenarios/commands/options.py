@@ -21,6 +21,10 @@ Jobs = Annotated[int | None, typer.Option(help="Runs of a grid at a time; defaul
 Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
 Root = Annotated[Path | None, typer.Option(help="Folder of the data sets; default: $DISTILL_DATA.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")]
+ResumeFrom = Annotated[
+    Path | None,
+    typer.Option(metavar="RUN_DIR", help="Start from the checkpoint of a run that stopped or diverged, with other step sizes."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
 
 Size = Annotated[int | None, typer.Option(min=1, help="Resize images of folders, MHIST and digits to this many pixels a side.")]

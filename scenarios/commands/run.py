@@ -7,7 +7,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from scenarios.commands.options import Device, Grid, Jobs, Out, Quiet, Resume, Root, Seeds, torch_device
+from scenarios.commands.options import Device, Grid, Jobs, Out, Quiet, Resume, ResumeFrom, Root, Seeds, torch_device
 from scenarios.commands.study import run_and_print
 from scenarios.said import printable, terminal_width, wrapped
 
@@ -22,6 +22,7 @@ def run(
     device: Device = "auto",
     data_root: Root = None,
     resume: Resume = False,
+    resume_from: ResumeFrom = None,
     quiet: Quiet = False,
 ) -> None:
     """Run a study from a scenario file; leaves a run folder with its record, sets, figures and report.
@@ -37,10 +38,12 @@ def run(
         raise InputError("--seed and --seeds are both given; allowed: one of them.")
     combinations, numbers = grid.combinations(settings or []), [seed or 0] if seeds is None else grid.seeds(seeds)
     if len(combinations) * len(numbers) > 1:
+        if resume_from is not None:
+            raise InputError("--resume-from continues one run; leave the grid out.")
         _sweep(scenario, combinations, numbers, jobs, quiet, out=out, device=torch_device(device), data_root=data_root, resume=resume)
     name, tables = read_scenario(scenario)
     source = scenario if scenario.endswith(".toml") else f"{name}.toml"
-    run_and_print(study(name, override(tables, combinations[0][0]), source), out, numbers[0], device, data_root, resume, quiet)
+    run_and_print(study(name, override(tables, combinations[0][0]), source), out, numbers[0], device, data_root, resume, quiet, resume_from)
 
 
 def _sweep(scenario: str, combinations: Any, seeds: list[int], jobs: int | None, quiet: bool, **options: Any) -> NoReturn:

@@ -10,7 +10,9 @@ from scenarios.commands.options import torch_device
 from scenarios.said import printable, terminal_width, wrapped
 
 
-def run_and_print(made: Any, out: Path, seed: int, device: str, data_root: Path | None, resume: bool, quiet: bool) -> None:
+def run_and_print(
+    made: Any, out: Path, seed: int, device: str, data_root: Path | None, resume: bool, quiet: bool, resume_from: Path | None = None
+) -> None:
     """Run, continue or find a study; prints its table, answer and folder unless ``quiet``."""
     from scenarios.folder import Options, run_study
     from scenarios.report import accuracy_table, answer
@@ -18,7 +20,7 @@ def run_and_print(made: Any, out: Path, seed: int, device: str, data_root: Path 
 
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop saves as Ctrl-C does
     try:
-        folder, record = run_study(made, Options(out, data_root, seed, torch_device(device), resume, quiet))
+        folder, record = run_study(made, Options(out, data_root, seed, torch_device(device), resume, quiet, resume_from))
     finally:
         signal.signal(signal.SIGTERM, before)
     if not quiet and record["results"]:

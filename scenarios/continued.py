@@ -1,0 +1,36 @@
+"""A condense study that goes on from another run's checkpoints with other step sizes: a study of its own, in a folder of its own."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from distill.errors import InputError
+from distill.records import read_lines, write_json_lines
+
+
+def continued(study: Any, run: Path) -> Any:
+    """The study that starts from the checkpoints of the run folder ``run``; its hash differs from that of the study made from the start.
+
+    Raises `InputError` for another kind of study, and where ``run`` has no checkpoint for any of the study's ipc.
+    """
+    if study.kind != "condense":
+        raise InputError(f"--resume-from is for condense studies; this is a {study.kind} study.")
+    found = {str(ipc): run / checkpoint(ipc) for ipc in study.ipc if isinstance(ipc, int) and (run / checkpoint(ipc)).is_file()}
+    if not found:
+        name = checkpoint(study.ipc[0]) if isinstance(study.ipc[0], int) else "checkpoint of one ipc for all classes"
+        raise InputError(f"--resume-from {run}: there is no {name}; give the folder of a run that stopped or diverged.")
+    hashes = {ipc: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for ipc, path in found.items()}
+    return dataclasses.replace(study, merged={**study.merged, "continued": {"run": run.name, "checkpoints": hashes}})
+
+
+def checkpoint(ipc: int) -> str:
+    """The file in a run folder from which its set of this ipc goes on."""
+    return f"checkpoint-ipc{ipc}.safetensors"
+
+
+def take_lines(run: Path, metrics: Path, ipc: int) -> None:
+    """The losses that ``run`` logged at this ipc, before those that will follow; `distil` drops what comes after the checkpoint."""
+    ours = [line for line in read_lines(metrics) if not (line.get("stage") == "distil" and line.get("ipc") == ipc)]
+    theirs = [line for line in read_lines(run / "metrics.jsonl") if line.get("stage") == "distil" and line.get("ipc") == ipc]
+    write_json_lines(metrics, [*ours, *theirs])
