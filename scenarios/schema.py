@@ -155,17 +155,13 @@ def parse(path: Path) -> dict[str, Any]:
 
 
 def override(tables: dict[str, Any], settings: list[str]) -> dict[str, Any]:
-    """Put ``key.path=value`` settings over the tables; values are read as TOML, else as text. A key that is set twice is refused."""
+    """Put ``key.path=value`` settings over the tables; values are read as TOML, else as text. Of settings of one key the last one wins."""
     merged = dict(tables)
-    seen: dict[str, str] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
         parts = key.strip().split(".")
         if not equals or not all(parts):
             raise InputError(f"--set {setting[:80]!r}: allowed: key.path=value, for example method.ipc=10.")
-        if earlier := seen.get(key.strip()):
-            raise InputError(f"--set {clipped(earlier)!r} and --set {clipped(setting)!r} set the same key; give one of them.")
-        seen[key.strip()] = setting
         table = merged
         for part in parts[:-1]:
             inner = table.get(part, {})
