@@ -11,11 +11,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from distill import set_file
 from distill.augment import strategy
 from distill.errors import InputError, unknown_name
 from distill.labels import DEFAULT_KIND, LABEL_KINDS
 from distill.records import write_whole
-from distill.set_file import FORMAT, FORMAT_WITH_KIND, MAX_FILE_BYTES, decode, encode, parse
+from distill.set_file import FORMAT, FORMAT_WITH_KIND, MAX_FILE_BYTES, check_size, decode, encode, loadable, parse
 from distill.set_file import Provenance as Provenance
 from distill.spec import DataSpec
 from distill.whitening import Whitening
@@ -205,8 +206,10 @@ class CondensedSet:
     # The file
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file (never pickle), whole or not at all."""
-        write_whole(Path(path), self.to_bytes())
+        """Write one safetensors file (never pickle), whole or not at all. `InputError` for a set that `load` would refuse for its size."""
+        label_values = self.labels.shape[1] if self.labels.ndim == 2 else 1
+        check_size(len(self), self.spec, label_values, 1 if self.quantisation else 4)
+        write_whole(Path(path), loadable(self.to_bytes()))
 
     def to_bytes(self) -> bytes:
         """The file's content: tensors ``images``, ``labels`` (and ``whitening_mean``, ``whitening_matrix``), and a JSON header under the
@@ -226,9 +229,12 @@ class CondensedSet:
         return safetensors.torch.save(tensors, {"distill": json.dumps(header, allow_nan=False, sort_keys=True)})
 
     @staticmethod
-    def load(path: str | Path, max_bytes: int = MAX_FILE_BYTES) -> "CondensedSet":
-        """Read a file that may come from anybody. `InputError`, one line, names the file and what is wrong with it."""
-        path = Path(path)
+    def load(path: str | Path, max_bytes: int | None = None) -> "CondensedSet":
+        """Read a file that may come from anybody. `InputError`, one line, names the file and what is wrong with it.
+
+        ``max_bytes`` None allows what `save` writes; `from_bytes`, for what arrives in memory, allows less.
+        """
+        path, max_bytes = Path(path), set_file.MAX_OWN_BYTES if max_bytes is None else max_bytes
         try:
             size = path.stat().st_size
             if not path.is_file():

@@ -25,6 +25,7 @@ from distill.methods import METHODS
 from distill.networks import OWN, Factory
 from distill.randomness import generator
 from distill.records import append_line, read_lines, versions, write_json_lines
+from distill.set_file import check_size
 from distill.sizes import Ipc, counts_of
 from distill.statistics import ExactStatistics, RealStatistics
 from distill.stopping import Cut, Interrupted, stop_signals
@@ -207,6 +208,7 @@ def _make(
 ) -> tuple[Distiller, dict[str, Any]]:
     if name not in METHODS:
         raise unknown_name("method", name, METHODS)
+    check_size(sizes * len(statistics.classes) if isinstance(sizes, int) else sum(sizes), statistics.spec)
     kind, distiller = METHODS[name]
     if isinstance(network, str):
         settings = {**settings, "network": network}

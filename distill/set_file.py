@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 
 from distill.errors import InputError
+from distill.spec import DataSpec
 
 FORMAT = 1
 FORMAT_WITH_KIND = 2  # with the key label_kind, for soft labels that are not probabilities
-MAX_FILE_BYTES = 1 << 30
+MAX_FILE_BYTES = 1 << 30  # of bytes that another party sent
+# Of a file that the user names, and so of what `CondensedSet.save` writes: 200 classes x 200 images of 64 px are 2 GB.
+MAX_OWN_BYTES = 16 << 30
 MAX_HEADER_BYTES = 4 << 20
 _DTYPES = {"F32": 4, "U8": 1, "I64": 8}
 
@@ -111,6 +114,34 @@ def parse(data: bytes, max_bytes: int = MAX_FILE_BYTES) -> tuple[dict[str, Tenso
     if (header.format == FORMAT_WITH_KIND) != (header.label_kind is not None):
         raise InputError(f"format {header.format} and label_kind {header.label_kind!r:.40}; allowed: 2 with a label_kind, 1 without.")
     return tensors, header
+
+
+def check_size(count: int, spec: DataSpec, label_values: int = 1, per_value: int = 4) -> None:
+    """`InputError` where a set of ``count`` images would be larger than its file may be.
+
+    ``label_values`` is the number of values of a label, ``per_value`` the bytes of a pixel's channel.
+    """
+    size = count * (math.prod(spec.shape) * per_value + 8 * label_values)
+    if size > MAX_OWN_BYTES:
+        raise InputError(
+            f"{count} images of {' x '.join(map(str, spec.shape))} are a file of {size / 1e9:.3g} GB; allowed: at most "
+            f"{MAX_OWN_BYTES / 1e9:.3g} GB. Ask for fewer images a class (ipc), or smaller images."
+        )
+    names = sum(len(json.dumps(name)) + 2 for name in spec.classes)
+    if names > MAX_HEADER_BYTES // 2:
+        raise InputError(f"the class names take {names} bytes; a set's file has room for {MAX_HEADER_BYTES // 2}: give shorter names.")
+
+
+def loadable(data: bytes) -> bytes:
+    """A file's bytes as they are; `InputError` where `CondensedSet.load` would refuse them for their size."""
+    header = struct.unpack("<Q", data[:8])[0]
+    for what, size, most in (
+        ("file", len(data), MAX_OWN_BYTES),
+        ("header, with the provenance and the class names,", header, MAX_HEADER_BYTES),
+    ):
+        if size > most:
+            raise InputError(f"the set's {what} takes {size} bytes; allowed: at most {most}.")
+    return data
 
 
 def encode(images: Tensor, grid: Sequence[tuple[float, float]]) -> Tensor:

@@ -19,6 +19,7 @@ from distill.networks import create, flops, parameter_count
 from distill.randomness import generator
 from distill.records import append_line, read_lines, write_whole
 from distill.run import distil
+from distill.set_file import check_size
 from distill.sizes import Ipc, counts_of
 from distill.statistics import ExactStatistics
 from distill.synthetic import check_count
@@ -154,6 +155,9 @@ def _judge(
 
 def check(study: CondenseStudy, data: ImageData) -> None:
     """Everything that would fail after minutes of work fails now."""
+    for ipc in study.ipc:
+        if isinstance(ipc, int):
+            check_size(ipc * len(data.classes), data.spec)
     for ipc in study.ipc if not study.merged["method"].get("more_images_than_data") else ():
         if isinstance(ipc, int):
             check_count(data.counts, ipc)

@@ -220,7 +220,7 @@ def test_any_other_setting_gives_another_hash(method: str) -> None:
         ),
         (
             {"data.nam": "x"},
-            "study.toml: [data]: key 'nam' is not known; did you mean 'name'? Allowed: classes, name, size, validation, zca.",
+            "study.toml: [data]: key 'nam' is not known; did you mean 'name'? Allowed: classes, imbalance, name, size, validation, zca.",
         ),
         ({"data.validation": 1}, "study.toml: [data]: key 'validation' is 1; allowed: a number of at least 0 and below 1."),
         (
