@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.errors import InputError
+from distill.errors import InputError, a_kind
 from distill.spec import MAX_CLASSES
 
 
@@ -56,7 +56,8 @@ def class_numbers(array: Any, what: str) -> Tensor:
     if not isinstance(given, np.ndarray) or given.dtype.kind not in "biuf" or given.ndim not in (1, 2):
         text = isinstance(given, np.ndarray) and given.dtype.kind in "USO"
         do = "; number the classes: classes, y = np.unique(y, return_inverse=True)" if text else ""
-        raise InputError(f"{what} is {_kind(given)}; allowed: an array, tensor or list of whole numbers of shape (N,){do}.")
+        uneven = " with rows of unequal length" if isinstance(given, list | tuple) else ""
+        raise InputError(f"{what} is {_kind(given)}{uneven}; allowed: an array, tensor or list of whole numbers of shape (N,){do}.")
     labels = given[:, 0] if given.ndim == 2 and given.shape[1] == 1 else given
     if labels.ndim == 2:
         if not (bool(((labels == 0) | (labels == 1)).all()) and bool((labels.sum(1) == 1).all())):
@@ -93,9 +94,9 @@ def moments(images: Tensor) -> tuple[list[float], list[float]]:
 
 
 def _kind(array: Any) -> str:
-    """``uint8 (12, 4, 4)`` of an array, ``list`` of a list."""
+    """For a sentence: ``uint8 (12, 4, 4)`` of an array, ``a list`` of anything without a dtype."""
     shape = getattr(array, "shape", None)
-    return str(getattr(array, "dtype", type(array).__name__)) + ("" if shape is None else f" {tuple(shape)}")
+    return str(getattr(array, "dtype", None) or a_kind(array)) + ("" if shape is None else f" {tuple(shape)}")
 
 
 def _image_hint(array: Any) -> str:

@@ -72,7 +72,7 @@ def load_checkpoint(path: Path, run: dict[str, Any], distiller: Stateful, draws:
     if facts["key"] != key_of(run):
         raise InputError(f"{path}: belongs to a run with other settings, data or seed; delete it to start again.")
     if facts.get("diverged"):
-        raise Diverged(f"{facts['diverged']} With the same settings it would diverge again; change one and go on from {path}.")
+        raise Diverged(f"{facts['diverged']} With the same settings it would diverge again; change one and continue from {path}.")
     return _put_back(path, facts, tensors, distiller, draws)
 
 
@@ -86,13 +86,13 @@ def load_changed(path: Path, run: dict[str, Any], distiller: Stateful, draws: to
     for name in ("method", "ipc", "seed", "fingerprint"):
         if earlier[name] != run[name]:
             raise InputError(
-                f"{path}: its run had {name} {earlier[name]}, this one has {run[name]}; they must be the same to go on from it."
+                f"{path}: its run had {name} {earlier[name]}, this one has {run[name]}; they must be the same to continue from it."
             )
     now = json.loads(json.dumps(run["config"], default=str))
     names = [name for name in (*now, *earlier["config"]) if now.get(name) != earlier["config"].get(name)]
     changed = {name: [earlier["config"].get(name), now.get(name)] for name in dict.fromkeys(names)}
     if not changed:
-        raise InputError(f"{path}: its run had the same settings; change one (lr_img, for example), or go on with resume.")
+        raise InputError(f"{path}: its run had the same settings; change one (lr_img, for example), or continue with resume.")
     if other := [name for name in changed if not name.startswith(CHANGEABLE)]:
         was, wanted = changed[other[0]]
         raise InputError(f"{path}: its run had {other[0]} {was}, this one has {wanted}; only step sizes, momentum and max_norm may change.")

@@ -248,7 +248,7 @@ def fitted(condensed: CondensedSet, data: ImageData) -> ImageData:
         ours, theirs = getattr(condensed.spec, name), getattr(data.spec, name)
         if ours != theirs:
             raise InputError(
-                f"the set's {name} are {str(ours)[:80]} and those of data {data.spec.name!r} {str(theirs)[:80]}; "
+                f"the set has {name} {str(ours)[:80]} and data {data.spec.name!r} have {name} {str(theirs)[:80]}; "
                 "give the data it was made from."
             )
     if not np.allclose([*condensed.spec.mean, *condensed.spec.std], [*data.spec.mean, *data.spec.std], atol=1e-3):

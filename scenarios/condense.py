@@ -168,7 +168,7 @@ def check(study: CondenseStudy, data: ImageData) -> None:
     split = study.evaluation.split if study.evaluation else "train"
     if not len(getattr(data, split)):
         raise InputError(
-            f"the study judges on the {split} split, which data {data.spec.name!r} does not have; set data.validation, or add images."
+            f"the study evaluates on the {split} split, which data {data.spec.name!r} does not have; set data.validation, or add images."
         )
 
 

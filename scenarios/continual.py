@@ -39,7 +39,9 @@ def check(study: ContinualStudy, data: ImageData) -> None:
     for budget, storage in budgets(study):
         budget.per_class(data.spec.shape, storage)
     if not len(getattr(data, study.learner.split)):
-        raise InputError(f"data {data.spec.name!r} has no {study.learner.split} images to judge on; set data.validation, or split = test.")
+        raise InputError(
+            f"data {data.spec.name!r} has no {study.learner.split} images to evaluate on; set data.validation, or split = test."
+        )
     if any(strategy not in ("scratch", "joint") for strategy in study.learner.strategies):
         from apps.continual.engine import avalanche
 

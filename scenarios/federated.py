@@ -125,7 +125,7 @@ def check(study: FederatedStudy, data: ImageData) -> None:
     """Everything that would fail after minutes of work fails now."""
     create(study.settings.network, data.spec, generator(0, "check"))
     if not len(getattr(data, study.federation.split)):
-        raise InputError(f"the study judges on the {study.federation.split} split, which data {data.spec.name!r} does not have.")
+        raise InputError(f"the study evaluates on the {study.federation.split} split, which data {data.spec.name!r} does not have.")
     for place in range(study.federation.seeds):
         partition_of(data, dataclasses.replace(study.settings, seed=place))
     if study.federation.engine != "inline" or any(s not in ALONE for s in study.federation.strategies):

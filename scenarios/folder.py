@@ -154,7 +154,7 @@ def _resumable() -> Iterator[None]:
     try:
         yield
     except CannotWrite as error:
-        raise CannotWrite(f"{error} A run that stopped goes on with --resume.") from None
+        raise CannotWrite(f"{error} A run that stopped continues with --resume.") from None
 
 
 @contextlib.contextmanager

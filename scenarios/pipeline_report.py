@@ -19,7 +19,7 @@ FIGURES = {
     "attack_rate": ("attack's advantage", "%"),
 }
 note = (
-    "Epsilon: the guarantee of a stage's set as a whole. Accuracy: on test images. Forgetting: accuracy lost since an experience was"
+    "Epsilon: the guarantee of a stage's complete set. Accuracy: on test images. Forgetting: accuracy lost since an experience was"
     " learnt. Rank correlation: with the test accuracy of fully trained networks. Attack's advantage: true minus false positive rate; 0 is"
     " guessing, and no proof of privacy. Brackets: 95 % intervals, each as its stage makes them."
 )

@@ -75,7 +75,9 @@ def study(name: str, title: str, tables: dict[str, Any], source: str) -> Pipelin
         raise InputError(f"{source}: {len(tables['stages'])} stages; allowed: at most {MAX_STAGES}.")
     data = configure(DataTable, tables["data"], f"{source}: [data]")
     if data.classes is not None or data.zca:
-        raise InputError(f"{source}: [data]: classes and zca are not for a whole pipeline; write [stages.NAME.data] classes = [...].")
+        raise InputError(
+            f"{source}: [data]: classes and zca apply to a stage, not to the pipeline; write [stages.NAME.data] classes = [...]."
+        )
     wanted, made = {}, {}
     for stage, table in tables["stages"].items():
         where = f"{source}: [stages.{clipped(stage, 40)}]"
@@ -159,7 +161,7 @@ def planned(study: PipelineStudy, stage: Stage, data: ImageData) -> Given | None
     judged = tuple(sorted(set(stage.study.data.classes or data.classes)))
     if stage.study.kind != "continual" and judged != classes:
         raise InputError(
-            f"stage {stage.name!r} judges on the classes {clipped(list(judged))} and is given {clipped(list(classes))}; set "
+            f"stage {stage.name!r} evaluates on the classes {clipped(list(judged))} and is given {clipped(list(classes))}; set "
             f"stages.{stage.name}.data.classes = {clipped(list(classes))}."
         )
     if not set(classes) <= set(judged):

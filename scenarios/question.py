@@ -28,7 +28,7 @@ def not_run(record: dict[str, Any], config: Config) -> list[str]:
     try:
         found += missing[config["kind"]](results, config) if config["kind"] in missing else []
     except (KeyError, TypeError, AttributeError, IndexError):
-        found.append("What else was left out cannot be told from this configuration.")
+        found.append("What else was left out cannot be read from this configuration.")
     return found
 
 
@@ -44,7 +44,13 @@ def _condense(config: Config) -> str:
     return f"How well do networks ({_list(judged['networks'])}) learn from {made}{', compared with ' if rivals else ''}{_list(rivals)}?"
 
 
-_RIVALS = {"whole": "the whole set", "random": "random images", "class_mean": "class means", "kmeans": "k-means", "kcenter": "k-center"}
+_RIVALS = {
+    "whole": "the full training set",
+    "random": "random images",
+    "class_mean": "class means",
+    "kmeans": "k-means",
+    "kcenter": "k-center",
+}
 
 
 def _federated(config: Config) -> str:
@@ -100,7 +106,7 @@ def _no_condense(results: dict[str, Any], config: Config) -> list[str]:
     for key, part in results.items():
         if key.startswith("ipc"):
             absent = sorted(wanted - set(part.get("accuracy", {})))
-            found += [f"Not judged at {key[3:]} images a class: {_list(absent)}."] if absent else []
+            found += [f"Not evaluated at {key[3:]} images a class: {_list(absent)}."] if absent else []
     found += [f"No comparison with {_RIVALS[name]}." for name in ("random", "whole") if name not in judged["baselines"]]
     if len(judged["networks"]) == 1:
         found.append(f"No other architecture than {judged['networks'][0]} was trained.")
@@ -121,7 +127,7 @@ def _no_federated(results: dict[str, Any], config: Config) -> list[str]:
 
 def _no_continual(results: dict[str, Any], config: Config) -> list[str]:
     strategies, methods = config["learner"]["strategies"], config["memory"]["methods"]
-    found = [] if results.get("cells") else ["No memory was judged yet."]
+    found = [] if results.get("cells") else ["No memory has been evaluated yet."]
     found += [] if "random" in methods else ["No comparison with a memory of random real images."]
     found += [] if "none" in strategies else ["No learner without a memory (the lower bound)."]
     found += [] if "joint" in strategies else ["No training on all classes at once (the upper bound)."]
@@ -134,8 +140,8 @@ def _no_privacy(results: dict[str, Any], config: Config) -> list[str]:
         found.append("No private set was made: the study has no [privacy] table.")
     else:
         budgets = [f"{epsilon:g}" for epsilon in config["privacy"]["epsilon"]]
-        found += [f"Not judged: epsilon {one}." for one in budgets if "accuracy" not in results.get(f"epsilon{one}", {})]
-        found += [] if config["privacy"]["twin"] else ["No twin without noise, so the price of privacy is not told."]
+        found += [f"Not evaluated: epsilon {one}." for one in budgets if "accuracy" not in results.get(f"epsilon{one}", {})]
+        found += [] if config["privacy"]["twin"] else ["No twin without noise, so the cost of privacy is not measured."]
         found += _few(config["evaluation"]["seeds"], "network")
     for part, words in (("audit", "The mechanism was not audited"), ("attack", "Nobody was attacked")):
         if config.get(part) is None:
@@ -149,7 +155,7 @@ def _no_nas(results: dict[str, Any], config: Config) -> list[str]:
     if "proxies" not in results:
         return ["The networks are not ranked yet."]
     found = [] if "random" in config["sets"]["coresets"] else ["No comparison with random real images."]
-    found += [] if config["proxy"]["early"] else ["No comparison with early stopping on the whole set."]
+    found += [] if config["proxy"]["early"] else ["No comparison with early stopping on the full training set."]
     if results["known"] < results["networks"]:
         found.append(f"{results['networks'] - results['known']} of {results['networks']} networks have no true accuracy.")
     return [*found, *_few(config["truth"]["seeds"], "fully trained network for each architecture")]

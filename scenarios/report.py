@@ -80,7 +80,7 @@ def _section(run: Run, heading: str, figures: Sequence[Path], pictures: dict[Pat
     except (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{run.folder / 'record.json'}: is not a whole record ({type(error).__name__}: {error}).") from None
+        raise InputError(f"{run.folder / 'record.json'}: is not a complete record ({type(error).__name__}: {error}).") from None
 
 
 def _described(run: Run, heading: str, figures: Sequence[Path], pictures: dict[Path, page.Picture]) -> str:

@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in todo:
         left = end - time.monotonic()
         if left < 5 or not run_slice(name, given.out, left):
-            print(f"{given.minutes:g} minutes are over; the same command goes on from here ({name}).")
+            print(f"{given.minutes:g} minutes are over; the same command continues from here ({name}).")
             return
         made = study(name, read_scenario(name)[1], name)
         folder = given.out / f"{name}-{made.hash}-s0"

@@ -294,12 +294,10 @@ def answer(record: dict[str, Any]) -> str:
 
 
 def question(config: dict[str, Any]) -> str:
-    return (
-        f"Which {config['sweep']['key']} suits {config['method']['name']} on {config['data']['name']}, judged on held-out training images?"
-    )
+    return f"Which {config['sweep']['key']} suits {config['method']['name']} on {config['data']['name']}, measured on held-out training images?"
 
 
 def not_run(record: dict[str, Any], config: dict[str, Any]) -> list[str]:
     """What a reader could miss."""
     found = [] if record.get("status") == "done" else [f"The run is not finished (status {record.get('status')})."]
-    return [*found, "One seed of the condensation; the test images were not looked at."]
+    return [*found, "One seed of the condensation; the test images were not used."]

@@ -61,7 +61,7 @@ def read_run(folder: Path) -> Run:
     if not isinstance(record, dict) or record.get("schema") != 1 or not isinstance(record.get("results"), dict):
         raise InputError(f"{folder / 'record.json'}: is not a record of schema 1.")
     if not isinstance(record.get("scenario"), str) or type(record.get("seed")) is not int:
-        raise InputError(f"{folder / 'record.json'}: is not a whole record (scenario or seed is missing).")
+        raise InputError(f"{folder / 'record.json'}: is not a complete record (scenario or seed is missing).")
     if not isinstance(config, dict):
         raise InputError(f"{folder / 'config.json'}: is not a configuration.")
     try:
@@ -139,7 +139,7 @@ def no_figures(runs: Sequence[Run], patterns: Sequence[str]) -> InputError:
     """The error for runs that have none of the figures that were asked for."""
     names = list(dict.fromkeys(name for run in runs for name in run.figures))
     if not names:
-        return InputError("the runs have no figures with an interval; nothing was judged in them.")
+        return InputError("the runs have no figures with an interval; nothing was evaluated in them.")
     return InputError(f"no figure is named {' or '.join(map(repr, patterns))}; there are: {clipped(', '.join(names), 800)}.")
 
 

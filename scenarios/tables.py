@@ -141,7 +141,7 @@ def kept(kind: str = "condense") -> dict[str, Rows]:
 
 def readme_table(rows: Rows) -> str:
     """Markdown: one line a set; the method of a run in bold."""
-    table = [["run", "IPC", "set", "judged by", "augmentation", "accuracy, % (95 % interval)", "published (with)", "reproduced"]]
+    table = [["run", "IPC", "set", "evaluation network", "augmentation", "accuracy, % (95 % interval)", "published (with)", "reproduced"]]
     for row in rows:
         name = f"**{row['set']}**" if row["iterations"] else row["set"]
         spread = f"{float(row['mean']):.1f} ({float(row['low']):.1f} to {float(row['high']):.1f})"
@@ -157,7 +157,7 @@ def methods_tables(rows: Rows) -> str:
     for dataset, ipc in dict.fromkeys((row["dataset"], row["ipc"]) for row in across):
         here = [row for row in across if (row["dataset"], row["ipc"]) == (dataset, ipc)]
         networks = list(dict.fromkeys(row["network"] for row in here))
-        table = [[f"{dataset}, IPC {ipc}, judged by", *networks]]
+        table = [[f"{dataset}, IPC {ipc}, evaluation network", *networks]]
         for name in sorted({row["set"] for row in here}, key=lambda name: (name == "random", name)):
             cells = {
                 row["network"]: f"{float(row['mean']):.1f} ± {float(row['high']) - float(row['mean']):.1f}"

@@ -132,8 +132,8 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
         """A condensed set is not cut: `InputError` unless the size stays."""
         if new_size != self.max_size:
             raise InputError(
-                f"a condensed buffer of {self.max_size} items was told to become one of {new_size}; cutting it would lose what the "
-                "images share: make a buffer of the size you need (without per_class its shares shrink by condensing again)."
+                f"a condensed buffer of {self.max_size} items cannot become one of {new_size}: its images were "
+                "optimised together; make a buffer of the size you need (without per_class its shares shrink by condensing again)."
             )
 
     def save(self, path: str | Path) -> None:
@@ -281,5 +281,5 @@ def _refuse_no_replay(agent: Any, items: int, exp: Any) -> None:
     if starts and items < agent.batch_size_mem:
         raise InputError(
             f"{name} would replay nothing: the buffer holds {items} items and batch_size_mem is {agent.batch_size_mem}, and it makes "
-            f"whole batches only; give {name} batch_size_mem={items} or less, or the buffer more items."
+            f"full batches only; give {name} batch_size_mem={items} or less, or the buffer more items."
         )

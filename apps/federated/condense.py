@@ -44,7 +44,7 @@ def agreed(data: ImageData, spec: DataSpec) -> ImageData:
     for name in ("channels", "height", "width", "classes"):
         if getattr(data.spec, name) != getattr(spec, name):
             ours, theirs = clipped(getattr(data.spec, name)), clipped(getattr(spec, name))
-            raise InputError(f"this client's {name} are {ours} and the federation's {theirs}; they must be the same.")
+            raise InputError(f"this client has {name} {ours} and the federation {theirs}; they must be the same.")
     return dataclasses.replace(data, spec=spec)
 
 

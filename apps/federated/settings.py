@@ -123,7 +123,9 @@ def check(settings: Settings) -> Settings:
         for part in PARTS:
             path = str(settings.privacy.get(part, "" if part == "statistics" else "apps.:"))
             if not path.startswith("apps.") or ":" not in path:
-                raise InputError(f"privacy.{part} must be an import path 'apps.<room>.<file>:<name>', of a part of a private client.")
+                raise InputError(
+                    f"privacy.{part} must be an import path 'apps.<application>.<file>:<name>', of a part of a private client."
+                )
         if settings.strategy != "feddm":
             raise InputError(f"privacy is on and strategy {settings.strategy!r} has no private form here; allowed: feddm.")
         if (config.initial != "noise" and "start" not in settings.privacy) or settings.upload.warm_start:

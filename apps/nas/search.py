@@ -113,7 +113,9 @@ def _promote(
     """Full training of the best different networks; the last choice is made by their validation accuracy, the test split only reports."""
     best = {one.id: (one, value) for one, value in sorted(trials, key=lambda pair: pair[1]) if np.isfinite(value)}
     if not best:
-        raise InputError("search: every network failed on the condensed set; look at the reasons in the ledger, and at the recipe.")
+        raise InputError(
+            "search: every network failed on the condensed set; look at the reasons in the file of results, and at the recipe."
+        )
     chosen = sorted(best.values(), key=lambda pair: (-pair[1], pair[0].id))[: budget.finalists]
     key = data_key(data, truth)
     jobs = {one.id: _jobs("truth", one, WHOLE, truth, key, seed * 1000, budget.final_seeds) for one, _ in chosen}
@@ -123,7 +125,7 @@ def _promote(
     if not any(np.isfinite(row[2]) for row in finalists):
         reason = next((row["reason"] for group in rows.values() for row in group if "reason" in row), "no accuracy")
         raise InputError(
-            f"search: none of the {len(finalists)} finalists could be trained on the whole data (the first: {reason}); change the recipe of"
+            f"search: none of the {len(finalists)} finalists could be trained on the full data (the first: {reason}); change the recipe of"
             " the full training (truth), and delete the search's files or choose another storage."
         )
     finalists.sort(key=lambda row: -row[2] if np.isfinite(row[2]) else np.inf)

@@ -44,7 +44,7 @@ def guarantee(statement: dict[str, Any] | None) -> str:
     if population is not None and population >= 1 and delta >= 1 / population:
         return (
             f"No privacy guarantee: delta {delta:.1e} is not below 1 / {population:.0f}, the stated number of examples; "
-            "with such a delta one of them could be published whole."
+            "with such a delta one of them could be published unchanged."
         )
     wrong, checked = against_history(statement.get("history"), epsilon, delta, releases)
     if wrong:

@@ -249,7 +249,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("set", type=Path, help="a condensed set's .safetensors file")
     parser.add_argument("--data", required=True, help="the data it was made from")
     parser.add_argument("--holdout", default="test")
-    parser.add_argument("--limit", type=int, help="look at so many images of each split only")
+    parser.add_argument("--limit", type=int, help="compare at most this many images of each split")
     parser.add_argument("--out", type=Path, help="picture of the closest pairs; default: beside the set")
     given = parser.parse_args(arguments)
     try:

@@ -32,7 +32,7 @@ def sweep_lr(
 ) -> None:
     """Condense with several step sizes, evaluate each on held-out training images, and say which to use.
 
-    The test images are not looked at. ``--set`` takes the method's settings, which the sweep then leaves as given.
+    The test images are not used. ``--set`` takes the method's settings, which the sweep then leaves as given.
     """
     from distill.errors import InputError, clipped
     from scenarios.schema import override, study

@@ -534,10 +534,10 @@ def test_lists_name_everything() -> None:
 def test_evaluate_refuses_a_set_of_other_data(tmp_path: Path) -> None:
     small_set(0).save(tmp_path / "other.safetensors")
     message = refused("evaluate", tmp_path / "other.safetensors", "--data", "digits", "--seeds", 1)
-    assert message == "error: the set's height are 4 and those of data 'digits' 16; give the data it was made from.\n"
+    assert message == "error: the set has height 4 and data 'digits' have height 16; give the data it was made from.\n"
 
 
-def test_evaluate_trains_on_the_set_and_its_rivals(finished: Path) -> None:
+def test_evaluate_trains_on_the_set_and_its_baselines(finished: Path) -> None:
     arguments = ["evaluate", finished / "condensed.safetensors", "--data", "digits", "--network", "ConvNetD1W32", "--device", "cpu"]
     code, out, err = call(*arguments, "--seeds", 2, "--baseline", "random")
     assert code == 0, err

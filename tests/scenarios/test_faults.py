@@ -85,7 +85,7 @@ def test_a_full_disk_leaves_the_last_good_state_and_the_run_goes_on_when_there_i
             break
         assert code == 2, said
         assert said.startswith(f"error: {disk / 'runs'}")
-        assert "cannot be written (No space left on device); make room there. A run that stopped goes on with --resume." in said
+        assert "cannot be written (No space left on device); make room there. A run that stopped continues with --resume." in said
         every_file_is_whole(disk)
         refused.add(said.partition(": cannot be written")[0].rpartition("/")[2])
     assert any(name.startswith("checkpoint") for name in refused), refused

@@ -184,7 +184,7 @@ def test_what_is_missing_is_said(runs: list[Path], tmp_path: Path) -> None:
     assert not_run({**record, "status": "interrupted"}, alone) == [
         "The run is not finished (status interrupted); the figures are those of what was.",
         "No comparison with random images.",
-        "No comparison with the whole set.",
+        "No comparison with the full training set.",
         "No other architecture than MLP was trained.",
         "One network only, so there is no interval.",
         "The test images were not used: the figures are those of the validation split.",
@@ -193,12 +193,12 @@ def test_what_is_missing_is_said(runs: list[Path], tmp_path: Path) -> None:
     half = {"ipc1": {"accuracy": {"dm": record["results"]["ipc1"]["accuracy"]["dm"]}}}
     assert not_run({**record, "results": half}, config)[:2] == [
         "No set at 2 images a class.",
-        "Not judged at 1 images a class: random and whole.",
+        "Not evaluated at 1 images a class: random and whole.",
     ]
     place = copied(runs[0], tmp_path / "run", {"status": "failed", "results": {}})
     report.write_report([place], tmp_path / "page.html")
     assert "Not run" in checked(tmp_path / "page.html").text
-    assert not_run(record, {"kind": "condense"}) == ["What else was left out cannot be told from this configuration."]
+    assert not_run(record, {"kind": "condense"}) == ["What else was left out cannot be read from this configuration."]
 
 
 def test_what_an_interval_is_over_is_said_by_the_kind() -> None:
@@ -218,7 +218,7 @@ def test_every_shipped_study_asks_a_question(name: str) -> None:
     if not hasattr(room, "not_run") and made.kind != "pipeline":
         missing = not_run({"status": "running", "results": {}}, config)
         assert missing[0].startswith("The run is not finished")
-        assert not any("cannot be told" in line for line in missing)
+        assert not any("cannot be read" in line for line in missing)
 
 
 LAYOUT = """(() => {

@@ -452,7 +452,7 @@ def test_records_of_others_are_checked(tmp_path: Path) -> None:
     place = folder(tmp_path / "a", 0, {})
     for record in ({"schema": 1, "results": {}}, {"schema": 1, "results": {}, "scenario": "x", "seed": True}):
         (place / "record.json").write_text(json.dumps(record))
-        with pytest.raises(InputError, match="is not a whole record"):
+        with pytest.raises(InputError, match="is not a complete record"):
             read_run(place)
     (place / "record.json").write_text('{"schema": 1, "scenario": "x", "seed": 0, "results": ' + '{"a":' * 5000 + "1" + "}" * 5001)
     with pytest.raises(InputError, match=r"is not (valid JSON|a record of this program)"):

@@ -138,7 +138,7 @@ def test_a_slice_stops_cleanly_and_the_next_one_goes_on(
     (tmp_path / "expected").mkdir()
     (tmp_path / "expected" / "published.csv").write_text("dataset,ipc,set,accuracy,judging,source\n")
     reproduce.main([str(scenario), "--out", str(started), "--minutes", "0"])
-    assert "the same command goes on from here" in capsys.readouterr().out
+    assert "the same command continues from here" in capsys.readouterr().out
 
 
 def test_what_is_kept_or_has_no_data_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

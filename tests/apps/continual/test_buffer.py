@@ -202,7 +202,7 @@ def test_what_the_buffer_cannot_be_told(four: ImageData) -> None:
     buffer = CondensedBuffer(8, "random")
     with pytest.raises(InputError, match="cannot be assigned"):
         buffer.buffer = None
-    with pytest.raises(InputError, match="told to become one of 4"):
+    with pytest.raises(InputError, match="cannot become one of 4"):
         buffer.resize(None, 4)
     buffer.resize(None, 8)
     with pytest.raises(InputError, match="max_size is 0"):
