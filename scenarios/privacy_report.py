@@ -209,11 +209,15 @@ def page_text(rows: dict[str, list[dict[str, str]]], place: Path) -> str:
             mine = [row for row in kept if row["part"] == part]
             used = [c for c in columns if any(row.get(c) or row.get(f"{c}_mean") for row in mine)]
             if mine:
-                lines = [[c.replace("_", " ").replace("fpr", "FPR").replace("tpr", "TPR") for c in used], ["---"] * len(used)]
+                heads = [HEADS.get(c, c).replace("_", " ").replace("fpr", "FPR").replace("tpr", "TPR") for c in used]
+                lines = [heads, ["---"] * len(used)]
                 lines += [[_spread(row, column) for column in used] for row in mine]
                 table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
                 parts.append(f"`{name}` ({mine[0]['dataset']}, {mine[0]['method']}). {words}:\n\n{table}")
     return "\n\n".join(parts)
+
+
+HEADS = {"rival": "baseline of nearest accuracy"}  # where a page's word is not the column's
 
 
 def _spread(row: dict[str, str], column: str) -> str:

@@ -294,7 +294,7 @@ def answer(record: dict[str, Any]) -> str:
 
 
 def question(config: dict[str, Any]) -> str:
-    return f"Which {config['sweep']['key']} suits {config['method']['name']} on {config['data']['name']}, measured on held-out training images?"
+    return f"Which {config['sweep']['key']} suits {config['method']['name']} on {config['data']['name']}, by held-out training images?"
 
 
 def not_run(record: dict[str, Any], config: dict[str, Any]) -> list[str]:
