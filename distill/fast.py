@@ -78,7 +78,7 @@ def _warn(error: Exception) -> None:
     if not _warned:
         _warned = True
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        warnings.warn(f"torch.compile does not work here ({reason}); going on without it, somewhat slower.", stacklevel=3)
+        warnings.warn(f"torch.compile does not work here ({reason}); continuing without it, somewhat slower.", stacklevel=3)
 
 
 class Fast(nn.Module):

@@ -92,21 +92,21 @@ def _nas(config: Config) -> str:
     sets = [*config["methods"], *config["sets"]["coresets"]]
     return (
         f"Do networks trained on {config['sets']['ipc']} images a class of {config['data']['name']} ({_list(sets)}) rank architectures"
-        " as full training does, and what does the choice cost?"
+        " as full training does, and with what regret?"
     )
 
 
 def _no_condense(results: dict[str, Any], config: Config) -> list[str]:
     judged = config["evaluation"]
     asked = config["method"]["ipc"] if isinstance(config["method"]["ipc"], list) else []
-    found = [f"No set at {ipc} images a class." for ipc in asked if f"ipc{ipc}" not in results]
+    found = [f"No set at IPC {ipc}." for ipc in asked if f"ipc{ipc}" not in results]
     if judged is None:
         return [*found, "No network was trained on the sets: the study has no [evaluation] table."]
     wanted = {config["method"]["name"], *judged["baselines"]}
     for key, part in results.items():
         if key.startswith("ipc"):
             absent = sorted(wanted - set(part.get("accuracy", {})))
-            found += [f"Not evaluated at {key[3:]} images a class: {_list(absent)}."] if absent else []
+            found += [f"Not evaluated at IPC {key[3:]}: {_list(absent)}."] if absent else []
     found += [f"No comparison with {_RIVALS[name]}." for name in ("random", "whole") if name not in judged["baselines"]]
     if len(judged["networks"]) == 1:
         found.append(f"No other architecture than {judged['networks'][0]} was trained.")

@@ -192,8 +192,8 @@ def test_what_is_missing_is_said(runs: list[Path], tmp_path: Path) -> None:
     assert not_run(record, {**config, "evaluation": None}) == ["No network was trained on the sets: the study has no [evaluation] table."]
     half = {"ipc1": {"accuracy": {"dm": record["results"]["ipc1"]["accuracy"]["dm"]}}}
     assert not_run({**record, "results": half}, config)[:2] == [
-        "No set at 2 images a class.",
-        "Not evaluated at 1 images a class: random and whole.",
+        "No set at IPC 2.",
+        "Not evaluated at IPC 1: random and whole.",
     ]
     place = copied(runs[0], tmp_path / "run", {"status": "failed", "results": {}})
     report.write_report([place], tmp_path / "page.html")
