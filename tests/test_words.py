@@ -94,7 +94,8 @@ def test_what_users_read_has_the_fields_words() -> None:
     texts = list(everything(ROOT))
     for ending, least in ((".py", 1000), (".toml", 50), (".md", 200)):
         assert sum(ending in place for place, _ in texts) > least, f"the texts of {ending} files are not found"
-    assert [f"{place}: {word!r}" for place, text in texts for word in found(text)] == [], "\n".join(f"{word}: write {better}" for word, better in WORDS.items())
+    better = "\n".join(f"{word}: write {better}" for word, better in WORDS.items())
+    assert [f"{place}: {word!r}" for place, text in texts for word in found(text)] == [], better
 
 
 @pytest.mark.parametrize(
