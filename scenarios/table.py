@@ -30,6 +30,7 @@ MAIN = {
     "continual": r"cells\..*\.(accuracy|forgetting)",
     "privacy": r"epsilon.*\.accuracy\..*|attack\..*",
     "nas": r"proxies\..*\.(spearman|regret@1)",
+    "sweep_lr": r"step_sizes\..*\.accuracy",
     "pipeline": r"(accuracy|forgetting|rank_correlation|attack_rate)\..*",
 }
 _HOW = ("scenario", "title", "seed", "device", "run")  # keys of config.json that say how a study was run, not what it is

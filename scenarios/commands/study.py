@@ -28,6 +28,7 @@ def run_and_print(
         if rows := accuracy_table(record):
             typer.echo("\n".join(map(printable, as_text(rows, width=width).splitlines())))
         lines = answer(record).splitlines()
-        text = "\n".join(f"- {printable(line)}" if len(lines) > 1 else printable(line) for line in lines)
-        typer.echo(wrapped(text, width))
+        for line in lines:
+            text = f"- {printable(line)}" if len(lines) > 1 else printable(line)
+            typer.echo(wrapped(text, None if ": distill " in text else width))  # a command is copied whole
         typer.echo(f"{record['seconds']:.0f} s, peak memory {record['peak_memory_bytes'] / 1e9:.2f} GB; everything is in {folder}")

@@ -18,7 +18,7 @@ def sweep_lr(
     low: Annotated[float | None, typer.Option("--from", help="The smallest step size of a spaced range.")] = None,
     high: Annotated[float | None, typer.Option("--to", help="The largest step size of a spaced range.")] = None,
     points: Annotated[int, typer.Option(min=2, max=100, help="How many step sizes the range has.")] = 7,
-    steps: Annotated[int, typer.Option(min=1, help="Image updates for each step size (a short run).")] = 20,
+    steps: Annotated[int, typer.Option(min=1, help="Image updates for each step size (a short run).")] = 15,
     validation: Annotated[float, typer.Option(help="Share of the training images that is held out.")] = 0.2,
     network: Annotated[str, typer.Option(help="Evaluation network.")] = "ConvNet",
     seeds: Annotated[int, typer.Option(min=1, help="Evaluation networks for each step size.")] = 3,

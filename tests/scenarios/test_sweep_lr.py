@@ -91,6 +91,18 @@ def test_step_sizes_are_spaced_around_the_methods_own_one() -> None:
     assert step_sizes.tables_for("digits", "mtt", 1, {}, key="lr_lr")["sweep"]["values"][3] == 1e-5
 
 
+def test_the_commands_defaults_are_those_of_the_tables() -> None:
+    import inspect
+
+    from scenarios.commands.sweep_lr import sweep_lr
+
+    given = inspect.signature(sweep_lr).parameters
+    assert (given["steps"].default, given["seeds"].default) == (step_sizes.STEPS, step_sizes.NETWORKS)
+    made = study("sweep-lr", step_sizes.tables_for("digits", "dm", 1, {}), "test").merged
+    images = made["method"]["iterations"] * made["method"]["batch_real"]
+    assert images <= 15 * 32 and made["evaluation"]["recipe"]["max_steps"] <= 30, "measured: under a minute on two idle cores"
+
+
 def test_what_the_user_gave_is_not_shortened() -> None:
     tables = step_sizes.tables_for("digits", "dm", 1, {"iterations": 500})
     assert (tables["method"]["iterations"], tables["sweep"]["shortened"]) == (500, ["batch_real"])
@@ -133,6 +145,10 @@ def test_a_step_size_that_diverges_is_a_row_with_its_reason(finished: tuple[Path
     assert "held-out training images" in (folder / "report.html").read_text()
     code, out, _ = call("table", folder)
     assert (code, "step_sizes.0.1.accuracy" in out) == (0, True)
+    code, out, _ = call("compare", folder, folder)
+    figures = [line.split()[0] for line in out.splitlines() if line.startswith("step_sizes.")]
+    assert (code, figures[:2]) == (0, ["step_sizes.0.1.accuracy", "step_sizes.1.accuracy"])
+    assert not re.search("^(margin|chosen)", out, re.MULTILINE), "accuracies only"
 
 
 def test_the_command_that_is_printed_is_a_condense_command_with_the_users_settings(finished: tuple[Path, dict[str, Any]]) -> None:
@@ -187,12 +203,18 @@ def test_a_stopped_sweep_goes_on_to_the_same_record(
 # The command
 
 
-def test_the_command_on_few_steps(tmp_path: Path) -> None:
+def test_the_command_on_few_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = ("--set", f"network={NETWORK}", "--set", "batch_real=8", "--network", NETWORK, "--steps", 2, "--seeds", 2, "--device", "cpu")
     code, out, err = call("sweep-lr", "--data", "digits", "--from", 0.5, "--to", 2, "--points", 2, *small, "--out", tmp_path)
     assert code == 0, err
     assert "Use it: distill condense --data digits --method dm --ipc 1 --set lr_img=" in out
     assert "that was tried: extend the range" in out
+    monkeypatch.setattr("scenarios.commands.study.terminal_width", lambda: 60)
+    folder = next(tmp_path.glob("*/record.json")).parent
+    out = call("sweep-lr", "--data", "digits", "--from", 0.5, "--to", 2, "--points", 2, *small, "--out", tmp_path)[1]
+    use = next(line for line in out.splitlines() if "Use it:" in line)
+    assert use.endswith(json.loads((folder / "record.json").read_text())["results"]["command"]), "a command is one line on any terminal"
+    assert max(len(line) for line in out.splitlines() if "in a short run" in line or "extend the range" in line) <= 60
     assert "(iterations=2)" in out
 
 
