@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
@@ -113,6 +114,7 @@ def side_by_side(
 @contextlib.contextmanager
 def without_ctrl_c() -> Iterator[None]:
     """A process started here never sees Ctrl-C, which a terminal sends to the whole group: the parent decides, and nothing is printed."""
+    resource_tracker.ensure_running()  # its start, which otherwise is part of the process's, would let the signal through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield

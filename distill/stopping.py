@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM while a step runs: the step is cut short where the state before it was kept, else the stop comes after it."""
 
 import contextlib
+import math
 import os
 import signal
 import threading
@@ -19,6 +20,20 @@ class Interrupted(KeyboardInterrupt):
 
 class Cut(KeyboardInterrupt):
     """The step that was running was left in the middle: what it has changed so far is worthless."""
+
+
+_noticed = [-math.inf]  # when a handler ran last; a list, because a signal handler takes no lock
+
+
+def noticed_since(moment: float) -> bool:
+    """Whether the main thread has run one of these handlers since ``moment`` (`time.monotonic`), or for the same stop a little before."""
+    return _noticed[0] > moment - SAME_STOP_SECONDS
+
+
+def at_once(number: int, frame: FrameType | None) -> None:
+    """A signal handler: `KeyboardInterrupt`, as Python's own, and noted for `noticed_since`."""
+    _noticed[0] = time.monotonic()
+    raise KeyboardInterrupt
 
 
 class Stop:
@@ -62,6 +77,7 @@ def stop_signals(wanted: bool) -> Iterator[Stop]:
     before = {number: signal.getsignal(number) for number in STOPS}
 
     def request(number: int, frame: FrameType | None) -> None:
+        _noticed[0] = time.monotonic()
         if stop.asked is None:
             stop.request()
         elif time.monotonic() - stop.asked > SAME_STOP_SECONDS:
@@ -84,7 +100,12 @@ def held_back() -> Iterator[None]:
         yield
         return
     arrived: list[int] = []
-    before = {stop: signal.signal(stop, lambda number, frame: arrived.append(number)) for stop in STOPS}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        _noticed[0] = time.monotonic()
+        arrived.append(number)
+
+    before = {stop: signal.signal(stop, note) for stop in STOPS}
     try:
         yield
     finally:

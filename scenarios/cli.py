@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from scenarios import ctrl_c
 from scenarios.commands.compare import compare
 from scenarios.commands.condense import condense
 from scenarios.commands.evaluate import evaluate
@@ -62,6 +63,11 @@ def main(arguments: list[str] | None = None) -> None:
 
     keep_freed_memory()
     given = sys.argv[1:] if arguments is None else arguments
+    resumable = given[:1] in (["run"], ["condense"], ["sweep-lr"])
+    again = shlex.join(["distill", *given, *([] if "--resume" in given else ["--resume"])])
+    interrupted = f"interrupted; continue with: {again}" if resumable else "interrupted"
+    if arguments is None:  # this process is the command's own
+        ctrl_c.watch(interrupted)
     try:
         code = app(args=given, prog_name="distill", standalone_mode=False)
     except InputError as error:
@@ -81,9 +87,10 @@ def main(arguments: list[str] | None = None) -> None:
         traceback.print_exc()
         sys.exit(1)
     if code == 130:  # typer turns Ctrl-C into this number
-        resumable = given[:1] in (["run"], ["condense"], ["sweep-lr"])
-        again = shlex.join(["distill", *given, *([] if "--resume" in given else ["--resume"])])
-        _fail(f"interrupted; continue with: {again}" if resumable else "interrupted", 130)
+        if arguments is None:
+            print(interrupted, file=sys.stderr)
+            ctrl_c.end_flushed(130)
+        _fail(interrupted, 130)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -17,10 +17,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import IO, Any
 
-from distill import processes
+from distill import processes, stopping
 from distill.errors import InputError
 from distill.records import read_json
 from scenarios.grid import Cell, cells
@@ -28,7 +27,7 @@ from scenarios.progress import LINE_SECONDS, time_left
 from scenarios.schema import override, read_scenario, study
 
 COMMAND = (sys.executable, "-m", "scenarios.sweep")  # see _main
-STOP_SECONDS = 60.0  # a study saves itself after its current step
+STOP_SECONDS = 5.0  # a cell ends itself within two (ctrl_c.py); what does not has stopped answering
 
 
 def sweep(
@@ -162,7 +161,7 @@ def _end(worker: _Worker) -> tuple[int, str]:
 
 
 def _stop(busy: list[_Worker]) -> None:
-    """End all cells: they are asked first; after a minute, or at another Ctrl-C, they are not asked any more."""
+    """End all cells: they are asked first; after `STOP_SECONDS`, or at another Ctrl-C, they are not asked any more."""
     try:
         for worker in busy:
             _signal_group(worker, signal.SIGINT)
@@ -183,10 +182,7 @@ def _signal_group(worker: _Worker, number: int) -> None:
 
 @contextlib.contextmanager
 def _sigterm_as_ctrl_c() -> Iterator[None]:
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, stopping.at_once)
     try:
         yield
     finally:
@@ -203,7 +199,8 @@ def _main(parent: int, arguments: list[str]) -> None:
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGINT)
     if os.getppid() != parent:
         sys.exit(130)
-    cli.main(arguments)
+    sys.argv[1:] = arguments
+    cli.main()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from typing import Any
 
 import typer
 
+from distill import stopping
 from scenarios.commands.options import torch_device
 from scenarios.said import printable, terminal_width, wrapped
 
@@ -18,7 +19,7 @@ def run_and_print(
     from scenarios.report import accuracy_table, answer
     from scenarios.table import as_text
 
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop saves as Ctrl-C does
+    before = signal.signal(signal.SIGTERM, stopping.at_once)  # a scheduler's stop saves as Ctrl-C does
     try:
         folder, record = run_study(made, Options(out, data_root, seed, torch_device(device), resume, quiet, resume_from))
     finally:

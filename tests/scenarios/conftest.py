@@ -7,6 +7,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ def child(arguments: list[str], log: str, cores: int | None) -> None:
     if cores is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     distill.run.CHECKPOINT_SECONDS = 0.0  # a checkpoint at every step, so that a kill lands between, before and inside them
-    main(arguments)
+    sys.argv[1:] = arguments
+    main()
 
 
 Run = Callable[..., Any]

@@ -1,0 +1,59 @@
+"""Ctrl-C and SIGTERM end the command line within two seconds, whatever runs: also in a long call into C, and without Python's own end.
+
+A signal handler in Python runs between two bytecodes. A matrix decomposition or a large sort is one bytecode and may take minutes. What a
+study has finished is on the disk at every moment (it survives ``kill -9``), so a process that does not notice a signal is ended.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from typing import NoReturn
+
+from distill import stopping
+
+ANSWER_SECONDS = 1.5
+
+
+def watch(last_words: str) -> None:
+    """From here on a stop that the main thread does not notice within `ANSWER_SECONDS` ends the process, after these words on stderr."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # a command in the background ignores Ctrl-C
+        return
+    signal.signal(signal.SIGINT, stopping.at_once)
+    read, written = socket.socketpair()
+    written.setblocking(False)
+    signal.set_wakeup_fd(written.fileno(), warn_on_full_buffer=False)  # written to by the C handler, wherever the main thread is
+    threading.Thread(target=_wait, args=(read, written, last_words), daemon=True).start()
+
+
+def _wait(read: socket.socket, written: socket.socket, last_words: str) -> None:
+    """The thread's work; ``written`` is held so that it stays open."""
+    while number := read.recv(1):
+        if number[0] in stopping.STOPS:
+            asked = time.monotonic()
+            while not (noticed := stopping.noticed_since(asked)) and time.monotonic() < asked + ANSWER_SECONDS:
+                time.sleep(0.05)
+            if not noticed:
+                # The plain system call: the main thread may hold the lock of a stream.
+                show_cursor = "\x1b[?25h\n" if os.isatty(2) else ""  # which a progress bar that is cut short has hidden
+                os.write(2, f"{show_cursor}{last_words}\n".encode())
+                end(130)
+
+
+def end(code: int) -> NoReturn:
+    """End this process and its workers now. Python's own end frees every object of torch first, which takes seconds."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(code)
+
+
+def end_flushed(code: int) -> NoReturn:
+    """`end`, after what was printed."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # nobody reads any more
+            stream.flush()
+    end(code)
