@@ -20,6 +20,7 @@ from scenarios.commands.run import run
 from scenarios.commands.show import show
 from scenarios.commands.sweep_lr import sweep_lr
 from scenarios.commands.table import table
+from scenarios.loading import says_so
 from scenarios.said import complaint, printable, terminal_width, wrapped
 
 app = typer.Typer(
@@ -51,8 +52,8 @@ def options(
 
 
 for command in (run, table, compare, condense, evaluate, show, report):
-    app.command()(command)
-app.command("sweep-lr")(sweep_lr)
+    app.command()(says_so(command) if command in (run, condense, evaluate, show) else command)
+app.command("sweep-lr")(says_so(sweep_lr))
 app.command("list")(list_names)
 
 

@@ -1,0 +1,24 @@
+"""A sign of life on a terminal while torch is loaded, which takes seconds."""
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+TEXT = "loading torch ..."
+
+
+def says_so(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command, after torch was loaded with a line on the terminal that says so; in a pipe and with ``--quiet`` nothing is added."""
+
+    @functools.wraps(command)
+    def run(*arguments: Any, **options: Any) -> Any:
+        if sys.stderr.isatty() and not options.get("quiet") and "torch" not in sys.modules:
+            print(TEXT, end="", file=sys.stderr, flush=True)
+            try:
+                import torch as torch
+            finally:
+                print(f"\r{' ' * len(TEXT)}\r", end="", file=sys.stderr, flush=True)
+        return command(*arguments, **options)
+
+    return run
