@@ -93,7 +93,7 @@ def side_by_side(
                 process, job, start = team[pipe]
                 try:
                     trouble = pipe.recv()
-                except EOFError:
+                except (EOFError, ConnectionResetError):  # reset: it ended before it had read its job
                     process.join()
                     trouble = f"its process ended with exit code {process.exitcode}; see above"
                 if trouble is not None:

@@ -118,10 +118,6 @@ def slow(kind: str) -> tuple[dict[str, Any], str]:
     if kind == "continual":  # a learner
         study["learner"] |= {"network": "stuck:net", "strategies": ["joint"], "recipe": FOREVER}
         return study, "stuck"
-    if kind == "federated":  # the server's training, in processes side by side where there are two cores
-        study["federation"] |= {"strategies": ["feddm"], "seeds": 2}
-        study["server"]["recipe"] = FOREVER | {"augmentation": "none"}
-        return study, "*/runs/*/rounds.jsonl"
     if kind == "nas":  # worker processes that are about to start
         study["run"]["workers"] = 2
         study["truth"]["recipe"] = FOREVER
@@ -133,7 +129,7 @@ def slow(kind: str) -> tuple[dict[str, Any], str]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
-@pytest.mark.parametrize("kind", ["condense"])
+@pytest.mark.parametrize("kind", ["condense", "continual", "nas", "privacy"])
 def test_ctrl_c_in_a_step_of_minutes_ends_everything_at_once(kind: str, start: Run, tmp_path: Path) -> None:
     study, ready = slow(kind)
     scenario, out, log = tmp_path / "study.toml", tmp_path / "runs", tmp_path / "log"
