@@ -23,7 +23,9 @@ from PIL import Image
 import scenarios.condense
 import scenarios.folder
 from distill.condensed import CondensedSet
-from distill.evaluation import Accuracy
+from distill.data_sources import load
+from distill.errors import InputError
+from distill.evaluation import Accuracy, fitted
 from distill.figures import accuracy_bars
 from distill.methods import METHODS
 from scenarios import cli
@@ -534,7 +536,11 @@ def test_lists_name_everything() -> None:
 def test_evaluate_refuses_a_set_of_other_data(tmp_path: Path) -> None:
     small_set(0).save(tmp_path / "other.safetensors")
     message = refused("evaluate", tmp_path / "other.safetensors", "--data", "digits", "--seeds", 1)
-    assert message == "error: the set has height 4 and data 'digits' have height 16; give the data it was made from.\n"
+    # The digits are loaded at the set's size, so the first thing that differs is the classes.
+    assert message.startswith("error: the set has classes ('a', 'b', 'c') and data 'digits' have classes ('0', '1', ")
+    assert message.endswith("; give the data it was made from.\n")
+    with pytest.raises(InputError, match="the set has height 4 and data 'digits' have height 16; give the data it was made from"):
+        fitted(small_set(0), load("digits", size=16))
 
 
 def test_evaluate_trains_on_the_set_and_its_baselines(finished: Path) -> None:
