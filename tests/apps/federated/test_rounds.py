@@ -1,6 +1,7 @@
 """Whole runs in process on a toy: what clients send, what bad clients cannot do, and what a stopped run goes on with."""
 
 import dataclasses
+import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -346,3 +347,20 @@ def test_client_code_leaves_threads_as_they_were() -> None:
     before = torch.get_num_threads()
     run_inline(settings(rounds=1), data())
     assert torch.get_num_threads() == before
+
+
+def test_a_client_whose_condensing_diverges_is_dropped_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    wild = settings(rounds=1, upload={"settings": {"iterations": 4, "batch_real": 8, "lr_img": 1e30}})
+    home = sys.modules[client_app.__module__]
+    real = home.upload
+
+    def upload(data: ImageData, made: Settings, server_round: int, client: int, *rest: Any) -> Any:
+        return real(data, wild if client == 1 else made, server_round, client, *rest)
+
+    monkeypatch.setattr(home, "upload", upload)
+    line = run_inline(settings(rounds=1), data())[1]
+    assert line["dropped"] == 1
+    (failed,) = [client for client in line["clients"] if client["status"] != "accepted"]
+    assert failed["client"] == 1
+    assert "dm diverged at step " in failed["why"]
+    assert "lr_img 1e+30" in failed["why"]
