@@ -38,8 +38,11 @@ def writing(path: Path) -> Iterator[None]:
 def write_whole(path: Path, data: bytes | str) -> None:
     """Write to a temporary file beside ``path``, flush it to the disk, rename: a reader sees the old file or the new one, never a part.
 
-    `CannotWrite` when the disk is full or the place cannot be written; the old file, where there was one, stays.
+    Missing parent folders are made. `CannotWrite` when the disk is full, the place cannot be written, or ``path`` is a folder; the old
+    file, where there was one, stays.
     """
+    if not path.name or path.is_dir():  # "." and "/" have no name
+        raise CannotWrite(f"{path}: is a folder; give a file's name.")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from scenarios import ctrl_c
 from scenarios.commands.compare import compare
 from scenarios.commands.condense import condense
 from scenarios.commands.evaluate import evaluate
+from scenarios.commands.figures import figures
 from scenarios.commands.list import list_names
 from scenarios.commands.report import report
 from scenarios.commands.run import run
@@ -51,7 +52,7 @@ def options(
     """A data set's knowledge in a handful of synthetic images: make them, evaluate them, use them."""
 
 
-for command in (run, table, compare, condense, evaluate, show, report):
+for command in (run, table, compare, condense, evaluate, show, report, figures):
     app.command()(says_so(command) if command in (run, condense, evaluate, show) else command)
 app.command("sweep-lr")(says_so(sweep_lr))
 app.command("list")(list_names)
@@ -61,6 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 wrong input (one line), 1 our fault (traceback), 130 interrupted."""
     from distill.errors import InputError
     from distill.memory import keep_freed_memory
+    from distill.records import CannotWrite
 
     keep_freed_memory()
     given = sys.argv[1:] if arguments is None else arguments
@@ -72,7 +74,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = app(args=given, prog_name="distill", standalone_mode=False)
     except InputError as error:
-        _fail(f"error: {printable(str(error))}", 2)
+        again = isinstance(error, CannotWrite) and given[:1] in (["run"], ["condense"]) and "--resume" not in str(error)
+        _fail(f"error: {printable(str(error))}{' Continue with --resume.' if again else ''}", 2)
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from distill import sharding
 from distill.comparison import compared, notes_on, row_label, training_of
 from distill.condensed import CondensedSet
 from distill.data import ImageData
+from distill.drawing import Drawing
 from distill.errors import Diverged, InputError
 from distill.evaluation import Accuracy, Measured, accuracies, summed_up
 from distill.figures import accuracy_bars, image_grid, loss_curve
 from distill.methods.advice import advice
 from distill.networks import create, flops, parameter_count
 from distill.randomness import generator
-from distill.records import append_line, read_lines, write_whole
+from distill.records import append_line, read_lines
 from distill.run import distil
 from distill.set_file import check_size
 from distill.sizes import Ipc, counts_of
@@ -172,7 +174,7 @@ def check(study: CondenseStudy, data: ImageData) -> None:
         )
 
 
-def draw(study: CondenseStudy, folder: Path, results: dict[str, Any]) -> None:
+def draw(folder: Path, record: dict[str, Any]) -> Iterator[tuple[str, Drawing]]:
     """The loss by step, the images, and the accuracies."""
     curves: dict[str, tuple[list[int], list[float]]] = {}
     for line in read_lines(folder / "metrics.jsonl"):
@@ -180,13 +182,15 @@ def draw(study: CondenseStudy, folder: Path, results: dict[str, Any]) -> None:
             steps, losses = curves.setdefault(f"ipc {line['ipc']}", ([], []))
             steps.append(line["step"])
             losses.append(line["loss"])
-    write_whole(folder / "figures/loss.png", loss_curve(curves))
-    for ipc in (int(key[3:]) for key in results if key.startswith("ipc")):
-        name = "condensed" if len(study.ipc) == 1 else f"condensed-ipc{ipc}"
-        write_whole(folder / f"figures/images-ipc{ipc}.png", image_grid(CondensedSet.load(folder / f"{name}.safetensors")))
-        if "accuracy" in results[f"ipc{ipc}"]:
-            rows = {row_label(key, row): Accuracy.read(row) for key, row in results[f"ipc{ipc}"]["accuracy"].items()}
-            write_whole(folder / f"figures/accuracy-ipc{ipc}.png", accuracy_bars(rows, f"{study.title}, ipc {ipc}"))
+    yield "loss", loss_curve(curves)
+    parts = {key: part for key, part in record["results"].items() if key.startswith("ipc")}
+    for key, part in parts.items():
+        name = "condensed" if len(parts) == 1 else f"condensed-{key}"
+        tiny = CondensedSet.load(folder / f"{name}.safetensors")
+        yield f"images-{key}", image_grid(tiny, f"Images of the set by {tiny.provenance.method} at ipc {key[3:]}")
+        if "accuracy" in part:
+            rows = {row_label(name, row): Accuracy.read(row) for name, row in part["accuracy"].items()}
+            yield f"accuracy-{key}", accuracy_bars(rows, f"{record['title']}, ipc {key[3:]}")
 
 
 def accuracy_table(record: dict[str, Any]) -> list[list[str]]:

@@ -1,10 +1,11 @@
 """What a "continual" run shows: pictures, its main table, one sentence, and what of it is kept (see tables.py)."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from distill.records import read_json, write_whole
-from scenarios.continual_tables import ContinualStudy
+from distill.drawing import Drawing
+from distill.records import read_json
 from scenarios.report import shown
 from scenarios.table import as_markdown
 
@@ -14,32 +15,31 @@ note = (
 )
 
 
-def draw(study: ContinualStudy, folder: Path, results: dict[str, Any]) -> None:
+def draw(folder: Path, record: dict[str, Any]) -> Iterator[tuple[str, Drawing]]:
     """Accuracy by experience of all memories, an accuracy matrix for each, and the memories' images growing (first class order)."""
     from apps.continual.figures import accuracy_lines, growing_picture, matrix_picture
     from apps.continual.memory_file import load
 
     groups: dict[str, dict[str, Any]] = {}
-    for cell in results["cells"]:
+    for cell in record["results"]["cells"]:
         if "by_experience" in cell:
             group = f"{cell['strategy']} {cell['budget']}".strip()
             groups.setdefault(group, {})[f"{cell['method']} {cell['storage']}".strip() or cell["strategy"]] = cell
     for group, cells in groups.items():
         curves = {name: cell["by_experience"] for name, cell in cells.items()}
-        title = f"{study.title}, {_words(next(iter(cells.values())))}"
-        write_whole(folder / f"figures/accuracy-{group.replace(' ', '-')}.png", accuracy_lines(curves, title))
+        title = f"{record['title']}, {_words(next(iter(cells.values())))}"
+        yield f"accuracy-{group.replace(' ', '-')}", accuracy_lines(curves, title)
         best = max(cells, key=lambda name: cells[name]["accuracy"]["mean"])
-        picture = matrix_picture(cells[best]["matrix"], f"{group}: {best}, first class order")
-        write_whole(folder / f"figures/matrix-{group.replace(' ', '-')}.png", picture)
-    spec = _spec(study, folder)
+        yield f"matrix-{group.replace(' ', '-')}", matrix_picture(cells[best]["matrix"], f"{group}: {best}, first class order")
+    spec = _spec(folder)
     for place in sorted((folder / "memories").glob("*-order0")):
         paths = sorted(place.glob("memory-*.safetensors"), key=lambda path: int(path.stem.partition("-")[2]))
-        if spec is not None and len(load(paths[-1])) <= 40:
+        if spec is not None:
             sets = [load(path).condensed(spec) for path in paths]
-            write_whole(folder / f"figures/memory-{place.name}.png", growing_picture(sets, f"memory after each experience: {place.name}"))
+            yield f"memory-{place.name}", growing_picture(sets, f"Memory after each experience: {place.name}")
 
 
-def _spec(study: ContinualStudy, folder: Path) -> Any:
+def _spec(folder: Path) -> Any:
     """The stream's spec, from a memory's own settings (a picture needs no data)."""
     from apps.continual.memory_file import load
     from distill.spec import DataSpec

@@ -1,7 +1,7 @@
 """The study of kind "federated": strategies under one split, one model and one byte meter, over several seeds (see apps/federated)."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,11 +16,12 @@ from apps.federated.settings import ALONE, STRATEGIES, LocalConfig, ServerConfig
 from distill.condensed import CondensedSet
 from distill.configure import configure
 from distill.data import ImageData
+from distill.drawing import Drawing
 from distill.errors import InputError, unknown_name
 from distill.evaluation import Accuracy
 from distill.networks import create
 from distill.randomness import generator
-from distill.records import read_lines, write_whole
+from distill.records import read_lines
 from scenarios.federated_cells import answered, lines_of_cell, run_cells
 from scenarios.federated_tables import kept_rows as kept_rows
 from scenarios.federated_tables import note as note
@@ -181,28 +182,27 @@ def summary(runs: list[list[dict[str, Any]]]) -> dict[str, Any]:
     }
 
 
-def draw(study: FederatedStudy, folder: Path, results: dict[str, Any]) -> None:
+def draw(folder: Path, record: dict[str, Any]) -> Iterator[tuple[str, Drawing]]:
     """Who holds what, accuracy against rounds and bytes, and the last union by client."""
     import numpy as np
 
     from apps.federated.pictures import curves, holdings, union_by_client
 
-    figures = folder / "figures"
-    counts = np.array(results["split"]["counts"])
-    write_whole(figures / "1-split.png", holdings(counts, results["split"]["classes"], "who holds what (first seed)"))
+    results = record["results"]
+    yield "1-split", holdings(np.array(results["split"]["counts"]), results["split"]["classes"], "Who holds what (first seed)")
     runs = {name: _runs(folder, name) for name in results["strategies"]}
-    write_whole(figures / "2-rounds.png", curves(runs, "round", study.title))
+    yield "2-rounds", curves(runs, "round", record["title"])
     sending = {name: lines for name, lines in runs.items() if name not in ALONE}
     if sending:
-        write_whole(figures / "3-bytes.png", curves(sending, "bytes", study.title))
+        yield "3-bytes", curves(sending, "bytes", record["title"])
     for name in sending:
         first = sorted((folder / "runs").glob(f"{name}-s*"))[0]
         if (first / "union.safetensors").exists():
             last = list(read_lines(first / "rounds.jsonl"))[-1]
             sent = [(client["client"], client["images"]) for client in last["clients"] if client["images"]]
             if sent:
-                picture = union_by_client(CondensedSet.load(first / "union.safetensors"), sent, f"{name}: what each client sent last")
-                write_whole(figures / f"4-union-{name}.png", picture)
+                union = CondensedSet.load(first / "union.safetensors")
+                yield f"4-union-{name}", union_by_client(union, sent, f"{name}: what each client sent last")
 
 
 def _runs(folder: Path, name: str) -> list[list[dict[str, Any]]]:

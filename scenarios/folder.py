@@ -5,7 +5,7 @@ What is inside is for the study's kind to say: `scenarios/<kind>.py` offers
     study(name, title, tables, source) -> a frozen dataclass with name, title, kind, data, merged, hash   (checked; "condense": schema.py)
     check(study, data) -> None             what would fail after minutes of work fails now
     fill(study, options, data, folder, results, console) -> None    do the work; whatever is in the folder already is not done again
-    draw(study, folder, results) -> None   figures/*.png
+    draw(folder, record) -> Iterator[(name, Drawing)]   figures/*.png, from what is in the folder alone (redraw.py draws them again)
     answer(record) -> str                  the record in one sentence (report.py)
     accuracy_table(record) -> list[list[str]]   header and rows (report.py)
 """
@@ -99,7 +99,8 @@ def run_study(study: Study, options: Options) -> tuple[Path, dict[str, Any]]:
         try:
             with _clock(record):
                 room.fill(study, options, data, folder, record["results"], console)
-            room.draw(study, folder, record["results"])
+            for name, drawing in room.draw(folder, record):
+                drawing.save(folder / "figures" / f"{name}.png")
         except BaseException as error:
             record["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             record["reason"] = _reason(error)

@@ -7,15 +7,16 @@ import sys
 from pathlib import Path
 
 from distill.condensed import CondensedSet
+from distill.drawing import format_of
 from distill.errors import InputError
 from distill.figures import method_rows
-from distill.records import write_whole
 
 
 def main(arguments: list[str]) -> None:
     if len(arguments) < 2:
         raise SystemExit("usage: python -m scenarios.gallery PICTURE.png SET.safetensors [SET.safetensors ...]")
     picture, *files = map(Path, arguments)
+    format_of(picture)
     sets = {}
     for file in files:
         condensed = CondensedSet.load(file)
@@ -23,7 +24,7 @@ def main(arguments: list[str]) -> None:
     first = next(iter(sets.values())).spec
     if any(s.spec.shape != first.shape or s.spec.classes != first.classes for s in sets.values()):
         raise InputError("the sets are of different data; allowed: sets of the same data.")
-    write_whole(picture, method_rows(sets))
+    method_rows(sets).save(picture)
 
 
 if __name__ == "__main__":

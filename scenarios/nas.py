@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ from apps.nas.workers import Crew, Row, check_crew
 from distill.condensed import CondensedSet
 from distill.coresets import select
 from distill.data import ImageData
+from distill.drawing import Drawing
 from distill.errors import InputError
 from distill.networks import Factory, create
 from distill.randomness import generator
-from distill.records import write_whole
+from distill.records import read_json, write_whole
 from distill.run import Interrupted, distil
 from scenarios.folder import Options, say
 from scenarios.nas_schema import NasStudy as NasStudy
@@ -187,16 +188,17 @@ def _scores(found: Result) -> str:
     return text.getvalue()
 
 
-def draw(study: NasStudy, folder: Path, results: dict[str, Any]) -> None:
+def draw(folder: Path, record: dict[str, Any]) -> Iterator[tuple[str, Drawing]]:
     """Accuracy against truth, rank correlation by cost, regret by cost."""
+    results = record["results"]
     with (folder / "scores.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     columns = {name: np.array([float(line[name]) for line in lines]) for name in lines[0] if name != "id"}
     scores = {name: (row["kind"], columns[name]) for name, row in results["proxies"].items()}
     top = ranking.top_count(results["known"])
-    write_whole(folder / "figures/accuracy.png", scatter(columns["truth"], scores, max(top, min(5, results["known"]))))
-    write_whole(folder / "figures/correlation.png", correlation_by_cost(results))
-    write_whole(folder / "figures/regret.png", regret_by_cost(results, study.proxy.top[0]))
+    yield "accuracy", scatter(columns["truth"], scores, max(top, min(5, results["known"])))
+    yield "correlation", correlation_by_cost(results)
+    yield "regret", regret_by_cost(results, read_json(folder / "config.json")["proxy"]["top"][0])
 
 
 def _table(given: str) -> Path:

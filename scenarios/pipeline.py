@@ -8,6 +8,7 @@ import dataclasses
 import glob
 import importlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from rich.console import Console
 
 from distill.condensed import CondensedSet
 from distill.data import ImageData
+from distill.drawing import Drawing
 from distill.errors import InputError
 from distill.figures import image_grid
-from distill.records import read_json, write_whole
+from distill.records import read_json
 from scenarios.folder import Options, run_study, say
 from scenarios.given import Given, handed_on, joined, load_set
 from scenarios.pipeline_report import accuracy_table as accuracy_table
@@ -140,10 +142,11 @@ def _described(one: CondensedSet) -> dict[str, Any]:
     return {"images": len(one), "counts": list(one.counts), "bytes": one.nbytes, "privacy": statement, "guarantee": guarantee(statement)}
 
 
-def draw(study: PipelineStudy, folder: Path, results: dict[str, Any]) -> None:
+def draw(folder: Path, record: dict[str, Any]) -> Iterator[tuple[str, Drawing]]:
     """The figures of all stages beside each other, and the sets that were handed on."""
-    picture = overview(results, study.title)
-    if picture is not None:
-        write_whole(folder / "figures/1-overview.png", picture)
+    figure = overview(record["results"], record["title"])
+    if figure is not None:
+        yield "1-overview", figure
     for path in sorted((folder / "sets").glob("*.safetensors")):
-        write_whole(folder / f"figures/2-{path.stem}.png", image_grid(CondensedSet.load(path)))
+        stage, _, name = path.stem.partition(".")
+        yield f"2-{path.stem}", image_grid(CondensedSet.load(path), f"Images of the set {name} that stage {stage} handed on")

@@ -1,12 +1,12 @@
 """What a pipeline's record says: its headline figures, one picture of them, a table, a sentence, and the rows that are kept."""
 
-import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from distill.drawing import Drawing, escaped, title_text
 from distill.errors import InputError
 from distill.records import read_json
 from scenarios.table import as_markdown
@@ -151,8 +151,8 @@ def not_run(record: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def overview(results: Mapping[str, Any], title: str) -> bytes | None:
-    """PNG: one panel a figure, one bar a row with its interval; None when there is nothing to show."""
+def overview(results: Mapping[str, Any], title: str) -> Drawing | None:
+    """One panel a figure, one bar a row with its interval; None when there is nothing to show."""
     panels = {
         figure: [(f"{s}: {of}", row) for one, s, of, row in rows_of(results) if one == figure and row["value"] is not None]
         for figure in FIGURES
@@ -161,7 +161,7 @@ def overview(results: Mapping[str, Any], title: str) -> bytes | None:
     if not panels:
         return None
     heights = [len(rows) + 1.6 for rows in panels.values()]
-    figure = Figure(figsize=(6.6, 0.3 * sum(heights) + 0.6), dpi=110, layout="constrained")
+    figure = Figure(figsize=(6.6, 0.3 * sum(heights) + 0.6), layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     for axis, (name, rows) in zip(axes, panels.items(), strict=True):
         words, unit = FIGURES[name]
@@ -169,21 +169,16 @@ def overview(results: Mapping[str, Any], title: str) -> bytes | None:
             known = row["low"] is not None and row["high"] is not None
             error = [[max(0.0, row["value"] - row["low"])], [max(0.0, row["high"] - row["value"])]] if known else None
             axis.barh(place, row["value"], xerr=error, color="#4878a8", capsize=2, height=0.7)
-        axis.set_yticks(range(len(rows)), [_plain(label[:44]) for label, _ in rows], fontsize=8)
+        axis.set_yticks(range(len(rows)), [escaped(label[:44]) for label, _ in rows], fontsize=8)
         axis.invert_yaxis()
         axis.axvline(0, color="#444444", linewidth=0.8)
         axis.set_title(f"{words}{f', {unit}' if unit else ''}", fontsize=9, loc="left")
         axis.tick_params(axis="x", labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     epsilons = [f"epsilon {row['value']:.2f}" for one, _, _, row in rows_of(results) if one == "epsilon" and row["value"] is not None]
-    figure.suptitle(_plain(f"{title[:70]}{': ' + ', '.join(epsilons[:2]) if epsilons else ''}"), fontsize=10)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def _plain(text: str) -> str:
-    return "".join(char if char.isprintable() and char <= "\u04ff" else "?" for char in text).replace("$", r"\$")
+    figure.suptitle(title_text(f"{title[:70]}{': ' + ', '.join(epsilons[:2]) if epsilons else ''}"), fontsize=10)
+    words = "One panel a figure, one bar a stage and set, with its 95 % interval where there is one."
+    return Drawing(figure, "The figures of all stages", words)
 
 
 def kept_rows(folder: Path) -> list[dict[str, str]]:

@@ -14,7 +14,6 @@ from distill.condensed import CondensedSet
 from distill.coresets import select
 from distill.data import ImageData
 from distill.evaluation import Accuracy, accuracy
-from distill.figures import image_grid
 from distill.randomness import generator
 from distill.records import append_line, read_lines, write_whole
 from distill.train import train_network
@@ -52,8 +51,8 @@ def fill_visual(
             seed=options.seed,
         )
         results["visual"][label] = {name: row.as_dict() for name, row in rows.items()}
-        picture = closest_pairs(condensed, data, {name: row.found for name, row in rows.items()})
-        write_whole(folder / f"figures/pairs-{_stem(label)}.png", picture)
+        pairs = closest_pairs(condensed, data, {name: row.found for name, row in rows.items()}, label)
+        pairs.save(folder / f"figures/pairs-{_stem(label)}.png")
         for name, row in rows.items():
             say(console, f"visual, {label}, {name}: {row}")
 
@@ -74,7 +73,6 @@ def fill_poisoning(
             made.save(path)
         sources[kind] = CondensedSet.load(path).to(options.device)
         triggers[kind] = Trigger(safetensors.torch.load_file(pixels)["pixels"].to(data.device), plain.row, plain.column)
-        write_whole(folder / f"figures/poisoned-{kind}.png", image_grid(sources[kind]))
     sources["whole data, naive"] = _poisoned(table, options, data, plain, "naive").data
     metrics, network = folder / "metrics.jsonl", study.evaluation.networks[0]
     recipe = compared(study.evaluation.recipe or study.evaluation.protocol, sources["clean"], data, network)

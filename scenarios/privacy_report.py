@@ -1,5 +1,6 @@
 """What a record of kind "privacy" says: pictures, its main table, a few sentences, and the rows that are kept in scenarios/expected."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,30 +9,36 @@ import numpy as np
 from apps.privacy.figures import roc_curves
 from distill.comparison import row_label
 from distill.condensed import CondensedSet
+from distill.drawing import Drawing
 from distill.errors import InputError
 from distill.evaluation import Accuracy
 from distill.figures import accuracy_bars, image_grid
-from distill.records import read_json, write_whole
+from distill.records import read_json
 from scenarios.privacy_attack import cell
-from scenarios.privacy_schema import MEASURES, PrivacyStudy
+from scenarios.privacy_schema import MEASURES
 from scenarios.report import shown
 
 MAX_CURVES = 8
 
 
-def draw(study: PrivacyStudy, folder: Path, results: dict[str, Any]) -> None:
-    """Images and accuracies of each budget; log-log curves of the attacks. The checks draw their own pictures while they have the data."""
+def draw(folder: Path, record: dict[str, Any]) -> Iterator[tuple[str, Drawing]]:
+    """Images and accuracies of each budget, poisoned sets, log-log curves of the attacks. Closest pairs are drawn with the data."""
+    results = record["results"]
     for key, part in results.items():
         if key.startswith("epsilon"):
-            write_whole(folder / f"figures/images-{key}.png", image_grid(CondensedSet.load(folder / f"condensed-{key}.safetensors")))
+            tiny = CondensedSet.load(folder / f"condensed-{key}.safetensors")
+            yield f"images-{key}", image_grid(tiny, f"Images of the private set at epsilon {key[7:]}")
             rows = {row_label(name, row): Accuracy.read(row) for name, row in part["accuracy"].items()}
-            write_whole(folder / f"figures/accuracy-{key}.png", accuracy_bars(rows, f"{study.title}, epsilon {key[7:]}"))
+            yield f"accuracy-{key}", accuracy_bars(rows, f"{record['title']}, epsilon {key[7:]}")
+    for path in sorted((folder / "poisoning").glob("*.safetensors")):
+        if not path.name.startswith("trigger-"):
+            yield f"poisoned-{path.stem}", image_grid(CondensedSet.load(path), f"Images of the set made from {path.stem} poisoned data")
     curves = {}
     for arm in list(results.get("attack", {}))[:MAX_CURVES]:
         with np.load(folder / "attack" / f"{arm.replace(' ', '-')}-0.npz") as saved:
             curves[arm] = (saved["in_scores"], saved["out_scores"])
     if curves:
-        write_whole(folder / "figures/roc.png", roc_curves(curves))
+        yield "roc", roc_curves(curves)
 
 
 def accuracy_table(record: dict[str, Any]) -> list[list[str]]:

@@ -8,6 +8,7 @@ them stands the distance of a point to the nearest released image. The audit put
 import dataclasses
 import io
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,6 +27,7 @@ from distill.comparison import compared
 from distill.configure import configure
 from distill.coresets import select
 from distill.data import ImageData
+from distill.drawing import Drawing
 from distill.errors import InputError, unknown_name
 from distill.evaluation import accuracy, fitted
 from distill.networks import check_name, create
@@ -215,8 +217,9 @@ def _attacked(
     return {"in_scores": found[0], "out_scores": found[1], "accuracy": np.array(accuracy(network, data))}
 
 
-def draw(study: ReleasedStudy, folder: Path, results: dict[str, Any]) -> None:
+def draw(folder: Path, record: dict[str, Any]) -> Iterator[tuple[str, Drawing]]:
     """Log-log curves of the attacks."""
+    results = record["results"]
     curves = {arm: scores(folder, arm) for arm in results.get("attack", {})}
     if curves:
-        write_whole(folder / "figures/roc.png", roc_curves(curves))
+        yield "roc", roc_curves(curves)

@@ -31,17 +31,17 @@ def shown(row: dict[str, Any]) -> str:
 
 def accuracy_table(record: dict[str, Any]) -> list[list[str]]:
     """Header and rows of the record's main table, as its kind tells it."""
-    found: list[list[str]] = _room(record).accuracy_table(record)
+    found: list[list[str]] = room_of(record).accuracy_table(record)
     return found
 
 
 def answer(record: dict[str, Any]) -> str:
     """The record in one sentence, as its kind tells it."""
-    found: str = _room(record).answer(record)
+    found: str = room_of(record).answer(record)
     return found
 
 
-def _room(record: dict[str, Any]) -> ModuleType:
+def room_of(record: dict[str, Any]) -> ModuleType:
     kind = record.get("kind", "condense")
     if kind not in READY:  # a record may come from anywhere
         raise InputError(f"the record's kind is {str(kind)[:40]!r}; this version can show: {', '.join(READY)}.")
@@ -85,7 +85,7 @@ def _section(run: Run, heading: str, figures: Sequence[Path], pictures: dict[Pat
 
 def _described(run: Run, heading: str, figures: Sequence[Path], pictures: dict[Path, page.Picture]) -> str:
     """Question, answer, table, figures, what was not run, the machine, the configuration."""
-    record, config, room = run.record, run.config, _room(run.record)
+    record, config, room = run.record, run.config, room_of(run.record)
     missing = getattr(room, "not_run", not_run)(record, config)
     environment = record["environment"]
     facts = (

@@ -24,7 +24,7 @@ from distill.methods import METHODS
 from distill.networks import create
 from distill.paired import paired_difference
 from distill.randomness import generator
-from distill.records import CannotWrite, append_line, read_lines, write_whole
+from distill.records import CannotWrite, append_line, read_lines
 from distill.run import distil
 from distill.train import protocol
 from scenarios.folder import Options, say
@@ -241,7 +241,7 @@ def draw(study: SweepStudy, folder: Path, results: dict[str, Any]) -> None:
     """Accuracy against the step size."""
     rows = {float(name): Accuracy.read(row["accuracy"]) for name, row in results["step_sizes"].items() if "reason" not in row}
     failed = [float(name) for name, row in results["step_sizes"].items() if "reason" in row]
-    write_whole(folder / "figures/step-sizes.png", step_size_curve(rows, failed, results["chosen"], results["key"]))
+    step_size_curve(rows, failed, results["chosen"], results["key"]).save(folder / "figures/step-sizes.png")
 
 
 def accuracy_table(record: dict[str, Any]) -> list[list[str]]:

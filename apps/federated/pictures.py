@@ -1,6 +1,5 @@
-"""Pictures of a federation: who holds what, accuracy against rounds and bytes, and what each client sent."""
+"""Figures of a federation: who holds what, accuracy against rounds and bytes, and what each client sent."""
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,17 +9,20 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from distill.condensed import CondensedSet
+from distill.drawing import Drawing, class_labels, escaped, joined, left_out, title_text
 from distill.evaluation import Accuracy
+from distill.figures import rows_of_images
 
 MAX_SHOWN = 20
 
 
-def holdings(counts: NDArray[np.int64], classes: Sequence[str], title: str) -> bytes:
+def holdings(counts: NDArray[np.int64], classes: Sequence[str], title: str) -> Drawing:
     """Images of each class (columns) at each client (rows); darker is more."""
     rows, columns = counts.shape
-    figure = Figure(figsize=(0.5 * columns + 1.6, 0.32 * min(rows, 60) + 1.2), dpi=110)
+    figure = Figure(figsize=(0.5 * columns + 1.6, 0.32 * min(rows, 60) + 1.2))
     axis = figure.subplots()
-    axis.imshow(np.log1p(counts), cmap="Blues", aspect="auto")
+    image = axis.imshow(np.log1p(counts), cmap="Blues", aspect="auto")
+    labels, legend = class_labels(dict(enumerate(classes)), 24, 1)
     if rows <= MAX_SHOWN and columns <= MAX_SHOWN:
         top = np.log1p(counts).max()
         for row in range(rows):
@@ -28,20 +30,27 @@ def holdings(counts: NDArray[np.int64], classes: Sequence[str], title: str) -> b
                 if counts[row, column]:
                     color = "white" if np.log1p(counts[row, column]) > 0.6 * top else "black"
                     axis.text(column, row, f"{counts[row, column]}", ha="center", va="center", fontsize=6, color=color)
-        axis.set_xticks(range(columns), [_plain(name[:10]) for name in classes], rotation=45 if max(map(len, classes)) > 3 else 0)
+        turned = max(map(len, labels.values())) > 3
+        axis.set_xticks(range(columns), list(labels.values()), rotation=45 if turned else 0, ha="right" if turned else "center")
         axis.set_yticks(range(rows))
+    else:  # no room for numbers: a scale
+        steps = [step for step in (0, *(10**power for power in range(9))) if step <= counts.max()]
+        bar = figure.colorbar(image, ax=axis, ticks=np.log1p(steps))
+        bar.set_ticklabels([str(step) for step in steps])
+        bar.set_label("images")
+        legend = ()
     axis.set_xlabel("class")
     axis.set_ylabel("client")
-    axis.set_title(_plain(title[:70]), fontsize=10)
-    return _png(figure)
+    axis.set_title(title_text(title, max(20, 7 * columns)), fontsize=10)
+    return Drawing(figure, title, "Training images of each class (columns) at each client (rows); darker is more.", legend)
 
 
-def curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], against: str, title: str) -> bytes:
+def curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], against: str, title: str) -> Drawing:
     """Mean accuracy with its 95 % interval over seeds, one line a strategy; ``against`` is "round" or "bytes" (up + down, cumulative).
 
     ``runs`` has for each strategy one list of round lines a seed. After a single round there is a point for each strategy instead.
     """
-    figure = Figure(figsize=(6.0, 3.6), dpi=110)
+    figure = Figure(figsize=(6.0, 3.6))
     axis = figure.subplots()
     one_shot = max(len(lines) for seeds in runs.values() for lines in seeds) <= 2
     for number, (name, seeds) in enumerate(runs.items()):
@@ -56,16 +65,16 @@ def curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], against: s
         if one_shot:  # lines from the untrained network up would all look the same
             place = places[-1] if against == "bytes" else number
             wide = found[-1].half_width if len(seeds) > 1 else 0.0
-            axis.errorbar([place], [found[-1].mean], [wide], fmt="o", markersize=4, capsize=4, label=_plain(name))
+            axis.errorbar([place], [found[-1].mean], [wide], fmt="o", markersize=4, capsize=4, label=escaped(name))
             continue
-        (line,) = axis.plot(places, [each.mean for each in found], marker="o", markersize=3, linewidth=1.2, label=_plain(name))
+        (line,) = axis.plot(places, [each.mean for each in found], marker="o", markersize=3, linewidth=1.2, label=escaped(name))
         if len(seeds) > 1:
             axis.fill_between(
                 places, [each.low for each in found], [each.high for each in found], alpha=0.15, color=line.get_color(), linewidth=0
             )
     axis.set_ylabel("test accuracy, %")
     if one_shot and against == "round":
-        axis.set_xticks(range(len(runs)), [_plain(name) for name in runs])
+        axis.set_xticks(range(len(runs)), [escaped(name) for name in runs])
         axis.set_xlim(-0.5, len(runs) - 0.5)
     else:
         axis.set_xlabel("round" if against == "round" else "cumulative megabytes, up and down, all clients")
@@ -74,41 +83,24 @@ def curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], against: s
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     if not one_shot:
         axis.set_ylim(0, 100)
-    axis.set_title(_plain(title[:80]), fontsize=10)
+    axis.set_title(title_text(title), fontsize=10, loc="left")
     axis.spines[["top", "right"]].set_visible(False)
-    return _png(figure)
+    what = "Accuracy by round" if against == "round" else "Accuracy by bytes sent"
+    return Drawing(figure, f"{what}: {title}", "Mean over seeds, with the 95 % interval where there are several.")
 
 
-def union_by_client(union: CondensedSet, images: Sequence[tuple[int, int]], title: str) -> bytes:
-    """The last round's uploads, one row a client: its first images. ``images`` is (client, number of images) in the union's order."""
-    pixels = union.pixels().cpu().permute(0, 2, 3, 1).numpy()
-    rows, start = [], 0
+def union_by_client(union: CondensedSet, images: Sequence[tuple[int, int]], title: str) -> Drawing:
+    """The last round's uploads, one row a client. ``images`` is (client, number of images) in the union's order.
+
+    At most 20 images of each of the first 20 clients, evenly over what a client sent, so that every class shows.
+    """
+    pixels = union.pixels()
+    rows, start = {}, 0
     for client, count in images:
-        # Evenly over what it sent, so that every class shows.
-        chosen = np.unique(np.linspace(start, start + count - 1, min(count, MAX_SHOWN)).round().astype(int))
-        rows.append((client, pixels[chosen]))
+        if len(rows) < MAX_SHOWN:
+            chosen = np.unique(np.linspace(start, start + count - 1, min(count, MAX_SHOWN)).round().astype(int))
+            rows[f"client {client}"] = pixels[chosen]
         start += count
-    rows = rows[:MAX_SHOWN]
-    across = max(len(row) for _, row in rows)
-    figure = Figure(figsize=(0.45 * across + 1.0, 0.45 * len(rows) + 0.5), dpi=110)
-    axes = figure.subplots(len(rows), across, squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.05})
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for place, (client, row) in enumerate(rows):
-        for column, image in enumerate(row):
-            axes[place, column].imshow(
-                image[..., :3] if image.shape[-1] >= 3 else image[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest"
-            )
-        axes[place, 0].text(-0.2, 0.5, f"client {client}", transform=axes[place, 0].transAxes, ha="right", va="center", fontsize=7)
-    figure.suptitle(_plain(title[:80]), fontsize=10)
-    return _png(figure)
-
-
-def _plain(text: str) -> str:
-    return "".join(char if char.isprintable() and char <= "\u04ff" else "?" for char in text).replace("$", r"\$")
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight", metadata={"Software": None})
-    return buffer.getvalue()
+    most = max(count for _, count in images)
+    parts = [*left_out(len(rows), len(images), "clients"), f"{MAX_SHOWN} of {most} images, evenly chosen" if most > MAX_SHOWN else ""]
+    return rows_of_images(rows, title, "One row a client: the images of its last upload.", joined(parts))

@@ -1,6 +1,5 @@
-"""Three pictures of a ranking study, as PNG bytes: accuracies against the truth, rank correlation by cost, regret by cost."""
+"""Three figures of a ranking study: accuracies against the truth, rank correlation by cost, regret by cost."""
 
-import io
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
+
+from distill.drawing import Drawing
 
 Array = NDArray[np.float64]
 COLOURS = {
@@ -25,13 +26,13 @@ _ACCURACIES = ("condensed", "coreset", "early", "whole")
 MAX_PANELS = 9
 
 
-def scatter(truth: Array, scores: Mapping[str, tuple[str, Array]], top: int) -> bytes:
+def scatter(truth: Array, scores: Mapping[str, tuple[str, Array]], top: int) -> Drawing:
     """A panel a proxy (name -> (kind, scores (n,))) that is an accuracy: its accuracy against the truth (n,), the true top ``top`` marked,
     the proxy's own first choice ringed."""
     shown = [(name, kind, values) for name, (kind, values) in scores.items() if kind in _ACCURACIES][:MAX_PANELS]
     across = min(3, max(1, len(shown)))
     down = max(1, math.ceil(len(shown) / across))
-    figure = Figure(figsize=(3.2 * across, 3.0 * down), dpi=110)
+    figure = Figure(figsize=(3.2 * across, 3.0 * down))
     panels = np.asarray(figure.subplots(down, across, squeeze=False, sharey=True)).flat
     known = np.isfinite(truth)
     up = _axis_range(truth[known])
@@ -65,10 +66,11 @@ def scatter(truth: Array, scores: Mapping[str, tuple[str, Array]], top: int) -> 
     figure.axes[0].set_ylabel("true test accuracy, %", fontsize=8)
     figure.axes[0].legend(frameon=False, fontsize=7)
     figure.tight_layout()
-    return _png(figure)
+    words = "One panel a proxy whose score is an accuracy, one point a network. Triangles: the truly best; ring: the proxy's first choice."
+    return Drawing(figure, "Proxy accuracy against true test accuracy", words)
 
 
-def correlation_by_cost(summary: Mapping[str, Any]) -> bytes:
+def correlation_by_cost(summary: Mapping[str, Any]) -> Drawing:
     """Spearman's rho with its interval beside total seconds; the dashed line is what an equally noisy second truth would reach."""
     figure, axis = _by_cost(summary["proxies"], "spearman")
     ceiling = summary["ceiling"]["reliability"]
@@ -76,18 +78,20 @@ def correlation_by_cost(summary: Mapping[str, Any]) -> bytes:
         axis.axvline(ceiling, linestyle="--", color="black", linewidth=0.8)
         axis.text(ceiling, 1.0, "noise ceiling", fontsize=7, ha="center", va="bottom", transform=axis.get_xaxis_transform())
     axis.set_xlabel("Spearman's rho, 95 % interval")
-    return _png(figure)
+    words = "Spearman's rank correlation with the true accuracies; the dashed line is the noise ceiling."
+    return Drawing(figure, "Rank correlation by cost", words)
 
 
-def regret_by_cost(summary: Mapping[str, Any], k: int = 1) -> bytes:
+def regret_by_cost(summary: Mapping[str, Any], k: int = 1) -> Drawing:
     """Accuracy points lost by training only the proxy's top ``k``, beside total seconds."""
     figure, axis = _by_cost(summary["proxies"], f"regret@{k}")
     axis.set_xlabel(f"regret@{k}, accuracy points, 95 % interval")
-    return _png(figure)
+    words = "Accuracy points lost when only the networks that a proxy ranks first are trained; lower is better."
+    return Drawing(figure, "Regret by cost", words)
 
 
 def _by_cost(proxies: Mapping[str, Any], statistic: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(8.0, 4.2), dpi=110)
+    figure = Figure(figsize=(8.0, 4.2))
     rows = [(name, row) for name, row in proxies.items() if _finite(row[statistic]["value"])]
     rows.sort(key=lambda pair: pair[1][statistic]["value"], reverse=statistic.startswith("regret"))  # the best on top
     figure.set_figheight(1.2 + 0.22 * len(rows))
@@ -131,9 +135,3 @@ def _with_margin(edges: tuple[float, float]) -> tuple[float, float]:
 
 def _finite(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight", metadata={"Software": None})
-    return buffer.getvalue()

@@ -1,6 +1,4 @@
-"""Pictures of attacks."""
-
-import io
+"""Figures of attacks."""
 
 import numpy as np
 import torch
@@ -10,16 +8,17 @@ from apps.privacy.metrics import roc
 from apps.privacy.visual import Nearest
 from distill.condensed import CondensedSet
 from distill.data import ImageData
+from distill.drawing import Drawing, escaped, title_text
 
 
-def roc_curves(scores: dict[str, tuple[np.ndarray, np.ndarray]]) -> bytes:
-    """PNG: true against false positive rate, both logarithmic (what counts is the left end), one line for each (members, others)."""
-    figure = Figure(figsize=(4.6, 4.2), dpi=110)
+def roc_curves(scores: dict[str, tuple[np.ndarray, np.ndarray]]) -> Drawing:
+    """True against false positive rate, both logarithmic (what counts is the left end), one line for each (members, others)."""
+    figure = Figure(figsize=(4.6, 4.2))
     axis = figure.subplots()
     smallest = 1 / max(max(len(m), len(o)) for m, o in scores.values())
     for name, (members, others) in scores.items():
         false, true = roc(members, others)
-        axis.plot(np.maximum(false, smallest), np.maximum(true, smallest), label=name, linewidth=1.2, drawstyle="steps-post")
+        axis.plot(np.maximum(false, smallest), np.maximum(true, smallest), label=escaped(name), linewidth=1.2, drawstyle="steps-post")
     axis.plot([smallest, 1], [smallest, 1], color="#999999", linestyle=":", linewidth=1, label="guessing")
     axis.set_xscale("log")
     axis.set_yscale("log")
@@ -28,18 +27,22 @@ def roc_curves(scores: dict[str, tuple[np.ndarray, np.ndarray]]) -> bytes:
     axis.set_title("Membership inference by loss, first run", fontsize=10)
     axis.legend(frameon=False, fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
-    return _png(figure)
+    words = "True against false positive rate, both logarithmic: the left end counts. On the dotted line an attack only guesses."
+    return Drawing(figure, "Membership inference by loss, first run", words)
 
 
-def closest_pairs(condensed: CondensedSet, data: ImageData, found: dict[str, Nearest], count: int = 10) -> bytes:
-    """PNG: for each distance the ``count`` images of a set that are closest to a training image, above that image, with the distance."""
+def closest_pairs(condensed: CondensedSet, data: ImageData, found: dict[str, Nearest], name: str, count: int = 10) -> Drawing:
+    """For each distance the ``count`` images of a set that are closest to a training image, above that image, with the distance.
+
+    ``name`` says which set it is.
+    """
     count = min(count, len(condensed))
-    figure = Figure(figsize=(0.9 * count + 0.9, 2.1 * len(found) + 0.4), dpi=110)
+    figure = Figure(figsize=(0.9 * count + 0.9, 2.1 * len(found) + 0.4))
     axes = np.asarray(figure.subplots(2 * len(found), count, squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.35}))
     pixels, real = condensed.pixels().cpu(), data.train.images
     for axis in axes.flat:
         axis.set_axis_off()
-    for place, (name, near) in enumerate(found.items()):
+    for place, (measure, near) in enumerate(found.items()):
         for column, image in enumerate(near.distance.argsort(stable=True)[:count].tolist()):
             theirs = real[near.position[image]].cpu().float() / (255 if real.dtype == torch.uint8 else 1)
             for row, shown in ((2 * place, pixels[image]), (2 * place + 1, theirs)):
@@ -47,13 +50,9 @@ def closest_pairs(condensed: CondensedSet, data: ImageData, found: dict[str, Nea
                 grey = values[..., :3] if values.shape[-1] >= 3 else values[..., 0]
                 axes[row, column].imshow(grey, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axes[2 * place, column].set_title(f"{float(near.distance[image]):.3g}", fontsize=7)
-        for row, words in ((2 * place, f"{name}: set"), (2 * place + 1, "training")):
+        for row, words in ((2 * place, f"{measure}: set"), (2 * place + 1, "training")):
             axes[row, 0].text(-0.15, 0.5, words, transform=axes[row, 0].transAxes, ha="right", va="center", fontsize=8)
-    figure.suptitle("Closest pairs; nothing found is no proof of privacy", fontsize=9)
-    return _png(figure)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight", metadata={"Software": None})
-    return buffer.getvalue()
+    heading = f"Set {name!r} beside its closest training images"
+    figure.suptitle(title_text(f"{heading}; nothing found is no proof of privacy", 90), fontsize=9)
+    words = f"For each distance the {count} images of the set {name!r} that are closest to a training image, above that image."
+    return Drawing(figure, heading, f"{words} Nothing found is no proof of privacy.")

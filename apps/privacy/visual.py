@@ -241,7 +241,7 @@ def main(arguments: list[str]) -> int:
 
     from apps.privacy.figures import closest_pairs
     from distill.data_sources import load
-    from distill.records import write_whole
+    from distill.drawing import format_of
 
     parser = argparse.ArgumentParser(
         prog="python -m apps.privacy.visual", description="Is a set nearer to its training images than to others?"
@@ -255,14 +255,16 @@ def main(arguments: list[str]) -> int:
     try:
         tiny = CondensedSet.load(given.set)
         data = load(given.data)
+        picture = given.out or given.set.with_name(f"{given.set.stem}-pairs.png")
+        format_of(picture)
         rows = visual_privacy(tiny, data, holdout=given.holdout, limit=given.limit)
+        pairs = closest_pairs(tiny, data, {name: row.found for name, row in rows.items()}, given.set.stem)
+        pairs.save(picture)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for name, row in rows.items():
         print(f"{name:10} {row}")
-    picture = given.out or given.set.with_name(f"{given.set.stem}-pairs.png")
-    write_whole(picture, closest_pairs(tiny, data, {name: row.found for name, row in rows.items()}))
     print(f"closest pairs: {picture}. Nothing found is no proof of privacy.")
     return 0
 

@@ -5,22 +5,28 @@ from typing import Annotated
 
 import typer
 
+from scenarios.commands.options import Dpi
+
 
 def show(
     condensed: Annotated[Path, typer.Argument(metavar="SET.safetensors", help="A condensed set's file.")],
-    out: Annotated[Path | None, typer.Option(help="The picture; default: beside the set.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The picture, a .png, .pdf or .svg file; default: a .png beside the set.")] = None,
+    dpi: Dpi = None,
 ) -> None:
     """Print what a set is and where it comes from, and draw its images."""
     from apps.privacy.statement import guarantee
     from distill.condensed import CondensedSet
+    from distill.drawing import format_of
     from distill.errors import clipped
     from distill.figures import image_grid
-    from distill.records import write_whole
 
+    if out is not None:
+        format_of(out)
     tiny = CondensedSet.load(condensed)
     origin, spec = tiny.provenance, tiny.spec
     picture = out or condensed.with_suffix(".png")
-    write_whole(picture, image_grid(tiny))
+    drawing = image_grid(tiny)
+    drawing.save(picture, dpi)
     counts = f"{tiny.ipc} a class" if len({c for c in tiny.counts if c}) == 1 else f"counts {tiny.counts}"
     lines = [
         f"{len(tiny)} images of {spec.channels} x {spec.height} x {spec.width} ({counts}), {tiny.nbytes} bytes",
@@ -29,5 +35,6 @@ def show(
         f"settings {', '.join(f'{k}={v}' for k, v in origin.config.items()) or 'none'}",
         f"privacy guarantee: {guarantee(origin.dp) if origin.dp else 'none'}",
         f"picture: {picture}",
+        *(["class numbers in the picture:", *(f"  {line}" for line in drawing.legend)] if drawing.legend else []),
     ]
     typer.echo("\n".join(clipped(line, 2000) for line in lines))

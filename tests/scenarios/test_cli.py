@@ -109,7 +109,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     [
         (
             ["condens"],
-            "command 'condens' is not known; did you mean 'condense'? Allowed: compare, condense, evaluate, list, report, ",
+            "command 'condens' is not known; did you mean 'condense'? Allowed: compare, condense, evaluate, figures, list, report, ",
         ),
         (
             ["run", "quickstart", "--sed", "1"],
@@ -486,7 +486,7 @@ def test_show_draws_sets_that_are_neither_grey_nor_coloured(tmp_path: Path, chan
 
 def test_a_title_is_no_formula() -> None:
     for title in ("$\\bad{$", "a\x1b[2J", "数字", "x" * 500):
-        with Image.open(io.BytesIO(accuracy_bars({"dm": Accuracy((1.0, 2.0))}, title))) as picture:
+        with Image.open(io.BytesIO(accuracy_bars({"dm": Accuracy((1.0, 2.0))}, title).encoded())) as picture:
             assert max(picture.size) < 3000
 
 

@@ -202,14 +202,16 @@ def test_what_is_missing_is_said(runs: list[Path], tmp_path: Path) -> None:
 
 
 def test_what_an_interval_is_over_is_said_by_the_kind() -> None:
-    assert {kind for kind in READY if not hasattr(report._room({"kind": kind}), "note")} <= {"condense", "privacy"}, "over networks, there"
+    assert {kind for kind in READY if not hasattr(report.room_of({"kind": kind}), "note")} <= {"condense", "privacy"}, (
+        "over networks, there"
+    )
 
 
 @pytest.mark.parametrize("name", sorted(shipped()))
 def test_every_shipped_study_asks_a_question(name: str) -> None:
     made = study(name, parse(shipped()[name]), name)
     config = {"scenario": name, "title": made.title, "seed": 0, "device": "cpu", **made.merged}
-    room = report._room({"kind": made.kind})
+    room = report.room_of({"kind": made.kind})
     asked = getattr(room, "question", question)(config)
     assert asked
     if not hasattr(room, "question") and made.kind != "pipeline":

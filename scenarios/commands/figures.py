@@ -1,0 +1,25 @@
+"""``distill figures``: the figures of a finished run again, for print."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scenarios.commands.options import Dpi
+
+
+def figures(
+    folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run folder.")],
+    form: Annotated[str, typer.Option("--format", help="png, pdf or svg.")] = "pdf",
+    dpi: Dpi = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the files; default: figures in the run folder.")] = None,
+) -> None:
+    """Draw the figures of a finished run again as PDF, SVG or PNG, for example ``--format png --dpi 300``."""
+    from scenarios.redraw import redraw
+    from scenarios.said import printable
+
+    written, kept = redraw(folder, form, dpi, out or folder / "figures")
+    for path in written:
+        typer.echo(printable(str(path)))
+    if kept:
+        typer.echo(printable(f"not drawn again, since they need the data: {', '.join(path.name for path in kept)}"), err=True)
