@@ -6,6 +6,7 @@ differences are paired. Test images are never looked at. A step size that diverg
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,7 @@ from rich.console import Console
 from distill.condensed import CondensedSet
 from distill.configure import configure
 from distill.data import ImageData
+from distill.drawing import Drawing
 from distill.errors import InputError, clipped
 from distill.evaluation import Accuracy, Measured, accuracies, summed_up
 from distill.figures import step_size_curve
@@ -237,11 +239,12 @@ def _command(study: SweepStudy, value: float) -> str:
     return " ".join(["distill condense", *options])
 
 
-def draw(study: SweepStudy, folder: Path, results: dict[str, Any]) -> None:
+def draw(folder: Path, record: dict[str, Any]) -> Iterator[tuple[str, Drawing]]:
     """Accuracy against the step size."""
+    results = record["results"]
     rows = {float(name): Accuracy.read(row["accuracy"]) for name, row in results["step_sizes"].items() if "reason" not in row}
     failed = [float(name) for name, row in results["step_sizes"].items() if "reason" in row]
-    step_size_curve(rows, failed, results["chosen"], results["key"]).save(folder / "figures/step-sizes.png")
+    yield "step-sizes", step_size_curve(rows, failed, results["chosen"], results["key"])
 
 
 def accuracy_table(record: dict[str, Any]) -> list[list[str]]:
