@@ -185,8 +185,8 @@ def draw(folder: Path, record: dict[str, Any]) -> Iterator[tuple[str, Drawing]]:
     yield "loss", loss_curve(curves)
     parts = {key: part for key, part in record["results"].items() if key.startswith("ipc")}
     for key, part in parts.items():
-        name = "condensed" if len(parts) == 1 else f"condensed-{key}"
-        tiny = CondensedSet.load(folder / f"{name}.safetensors")
+        several = folder / f"condensed-{key}.safetensors"  # a study of one ipc has condensed.safetensors
+        tiny = CondensedSet.load(several if several.exists() else folder / "condensed.safetensors")
         yield f"images-{key}", image_grid(tiny, f"Images of the set by {tiny.provenance.method} at ipc {key[3:]}")
         if "accuracy" in part:
             rows = {row_label(name, row): Accuracy.read(row) for name, row in part["accuracy"].items()}

@@ -29,7 +29,7 @@ def coloured(counts: list[int], names: list[str] | None = None, side: int = 2) -
 
 
 def colours(drawing: Drawing) -> set[tuple[int, ...]]:
-    with Image.open(io.BytesIO(drawing.encoded())) as image:
+    with Image.open(io.BytesIO(drawing.encoded(dpi=40))) as image:
         return {colour for _, colour in image.convert("RGB").getcolors(image.width * image.height)}
 
 
@@ -109,7 +109,7 @@ def test_names_that_cannot_be_shown_are_numbers_with_a_legend(names: list[str], 
     drawing = image_grid(coloured([per_class, per_class, 0, per_class], [*names[:2], "left out", names[2]]))
     assert texts(drawing.figure) == ["0", "1", "3"]
     assert drawing.legend == tuple(f"{c}: {name or '(no name)'}" for c, name in zip((0, 1, 3), names, strict=True))
-    with Image.open(io.BytesIO(drawing.encoded())) as image:
+    with Image.open(io.BytesIO(drawing.encoded(dpi=30))) as image:
         kept = image.text["Description"].split("\n", 1)[1]  # type: ignore[attr-defined]
     assert kept == "\n".join("".join(char if char.isprintable() else "?" for char in line) for line in drawing.legend)
 
