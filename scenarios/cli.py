@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = app(args=given, prog_name="distill", standalone_mode=False)
     except InputError as error:
         again = isinstance(error, CannotWrite) and given[:1] in (["run"], ["condense"]) and "--resume" not in str(error)
-        _fail(f"error: {printable(str(error))}{' Continue with --resume.' if again else ''}", 2)
+        _fail(f"error: {printable(str(error))}{' A run that stopped continues with --resume.' if again else ''}", 2)
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:

@@ -57,7 +57,7 @@ def test_a_place_that_is_no_file_is_one_line(tiny: Path, run: Path, monkeypatch:
 
 def test_a_run_that_cannot_write_says_how_to_continue(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert refused(*CONDENSE, "--out", tmp_path / "file").endswith("Continue with --resume.\n")
+    assert refused(*CONDENSE, "--out", tmp_path / "file").endswith("A run that stopped continues with --resume.\n")
 
 
 def test_show_prints_the_names_that_the_picture_cannot_show(tmp_path: Path) -> None:
