@@ -1,6 +1,8 @@
 """`CondensedSet`: the one value that travels between all rooms and between parties. Its file's format is set_file.py's."""
 
+import base64
 import dataclasses
+import html
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -85,6 +87,22 @@ class CondensedSet:
             raise InputError(f"soft labels are not {self.label_kind}: {fault}; {help}")
 
     # What is in it
+
+    def __repr__(self) -> str:
+        """One line: ``CondensedSet(10 images 1x16x16 of 10 classes of 'digits' by dm, class labels)``."""
+        labels = "class labels" if self.labels.ndim == 1 else f"soft labels ({self.label_kind})"
+        place = "" if self.images.device.type == "cpu" else f", on {self.images.device}"
+        origin = f"{len(self.classes)} classes of {self.spec.name!r} by {self.provenance.method}"
+        return f"CondensedSet({_size(self.images)} of {origin}, {labels}{place})"
+
+    def _repr_html_(self) -> str:
+        """For Jupyter: that line above the images, at most 50 of each of 100 classes."""
+        from distill.figures import image_grid  # matplotlib is slow to import; figures.py imports this module
+
+        drawing = image_grid(self)
+        legend = "".join(f"<br>{html.escape(line)}" for line in drawing.legend)
+        data = base64.b64encode(drawing.encoded(dpi=60)).decode()
+        return f"<p>{html.escape(repr(self))}{legend}</p><img alt='{html.escape(drawing.heading)}' src='data:image/png;base64,{data}'>"
 
     def __len__(self) -> int:
         return len(self.images)
@@ -263,6 +281,10 @@ class CondensedSet:
         white = Whitening(tensors["whitening_mean"], tensors["whitening_matrix"]) if "whitening_mean" in tensors else None
         facts = (header.lr, header.augmentation, header.provenance, header.quantisation, white)
         return CondensedSet(images, tensors["labels"], spec, *facts, header.label_kind or DEFAULT_KIND)
+
+
+def _size(images: Tensor) -> str:
+    return f"{len(images)} image{'' if len(images) == 1 else 's'} {'x'.join(map(str, images.shape[1:]))}"
 
 
 def _short(tensor: Tensor) -> str:

@@ -32,6 +32,7 @@ from distill.divergence import LATEST
 from distill.errors import Diverged, InputError, diverged
 from distill.networks import OWN, Factory, create, flops
 from distill.processes import WorkerFailed, at_once, side_by_side
+from distill.progress import shows_progress
 from distill.randomness import generator
 from distill.records import write_json, write_whole
 from distill.statistics import mean_gradient
@@ -247,7 +248,7 @@ def _read(path: Path, epoch: int) -> Tensor:
 @contextlib.contextmanager
 def _bar(config: ExpertConfig, wanted: bool | None) -> Iterator[Callable[[int], None]]:
     console = Console(stderr=True)
-    if not (console.is_terminal if wanted is None else wanted):
+    if not shows_progress(console, wanted):
         yield lambda done: None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"), TimeRemainingColumn())

@@ -23,6 +23,7 @@ from distill.errors import InputError, unknown_name
 from distill.estimate import estimate
 from distill.methods import METHODS
 from distill.networks import OWN, Factory
+from distill.progress import shows_progress
 from distill.randomness import generator
 from distill.records import append_line, read_lines, versions, write_json_lines
 from distill.set_file import check_size
@@ -74,7 +75,7 @@ def distil(
     ``method`` is a name in `METHODS`, whose config fields may be given as further keywords (``iterations=300``), or a ready distiller.
     ``network`` replaces the config's network by another name or by a function of the data spec; ``initial`` replaces its initialisation.
     With ``checkpoint`` (a file) the run can be stopped at any moment and continued with ``resume=True`` to the same bits; ``metrics`` is a
-    JSON-lines file that gets the losses, each line with ``tags``. Progress shows on a terminal unless ``progress`` says otherwise.
+    JSON-lines file that gets the losses, each line with ``tags``. Progress shows on terminals, in Jupyter, or as ``progress`` says.
     Ctrl-C is answered in the middle of a step: the state before it is the checkpoint. A loss or state that is not finite ends the run
     (on a GPU at most ten steps later) and leaves the last finite state as the checkpoint; ``resume_from`` goes on from such a file with
     other step sizes, and the provenance says so. More images a class than the largest class has are refused unless
@@ -250,7 +251,7 @@ class _Rate(ProgressColumn):
 @contextlib.contextmanager
 def _bar(title: str, total: int, done: int, wanted: bool | None) -> Iterator[Any]:
     console = Console(stderr=True)
-    if not (console.is_terminal if wanted is None else wanted):
+    if not shows_progress(console, wanted):
         yield lambda step, numbers: None
         return
     columns = (

@@ -74,8 +74,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = app(args=given, prog_name="distill", standalone_mode=False)
     except InputError as error:
-        again = isinstance(error, CannotWrite) and given[:1] in (["run"], ["condense"]) and "--resume" not in str(error)
-        _fail(f"error: {printable(str(error))}{' A run that stopped continues with --resume.' if again else ''}", 2)
+        unwritten = isinstance(error, CannotWrite) and resumable and "--resume" not in str(error)
+        _fail(f"error: {printable(str(error))}{' A run that stopped continues with --resume.' if unwritten else ''}", 2)
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:

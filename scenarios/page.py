@@ -5,7 +5,7 @@ import html
 import io
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -16,30 +16,48 @@ MAX_BYTES = 5_000_000
 MAX_PICTURE = 50_000_000  # bytes of a figure's file that is opened at all
 _SCALES = (1.0, 0.75, 0.5, 0.35, 0.25, 0.15)
 _COLOURS = 128
+_LINES, _LETTERS = 210, 500  # of a figure's words
 _STYLE = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
 body { max-width: 62rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.25rem; line-height: 1.25; } h3 { font-size: 1rem; }
 section { border-top: 2px solid #8886; margin-top: 2rem; }
 .question { font-style: italic; } .answer { font-size: 1.1rem; } .small { font-size: .85rem; opacity: .85; }
-.wide { overflow-x: auto; margin: 1rem 0; }
+.reason { font-weight: bold; border-left: 4px solid #c44; padding-left: .7rem; }
+/* The shadow at the right edge is under the table's end: it shows as long as there is more to scroll to. */
+.wide { overflow-x: auto; margin: 1rem 0; background:
+ linear-gradient(to left, Canvas 40%, transparent) right / 3rem 100% no-repeat local,
+ linear-gradient(to left, #8889, transparent) right / 1rem 100% no-repeat scroll; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { padding: .25rem .9rem .25rem 0; text-align: right; vertical-align: top; border-bottom: 1px solid #8884; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: Canvas; white-space: normal; min-width: 8rem; }
 .pictures { display: flex; flex-wrap: wrap; gap: 1rem; }
 figure { margin: 0; max-width: 100%; }
 figure img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; display: block; }
+figcaption ul { columns: 12rem; padding-left: 1rem; }
 pre { white-space: pre-wrap; font-size: .85rem; }
+@media print {
+ :root { color-scheme: light; font-size: 11px; } body { max-width: none; padding: 0; } details { display: none; }
+ .wide { overflow: visible; background: none; } th, td { white-space: normal; overflow-wrap: anywhere; padding-right: .4rem; }
+ th:first-child, td:first-child { position: static; min-width: 0; } figure, tr { break-inside: avoid; }
+}
 """
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as it goes into the page."""
+    """A figure as it goes into the page, with the heading, caption and legend lines of its metadata (`distill.drawing`)."""
 
     png: bytes
     width: int
     height: int
+    title: str = ""
+    words: tuple[str, ...] = ()
+
+    @property
+    def weight(self) -> int:
+        """Bytes of the image, and of the words counted as if they were image."""
+        return len(self.png) + sum(len(html.escape(line).encode()) + 10 for line in (self.title, *self.words))
 
 
 def text(content: object, tag: str = "p", name: str = "") -> str:
@@ -60,11 +78,14 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return f"<div class=wide tabindex=0><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>"
 
 
-def picture(found: Picture, name: str, caption: str = "") -> str:
-    """A figure with its name as alternative text."""
+def picture(found: Picture, name: str, label: str = "") -> str:
+    """A figure with its heading, its label (of one among several runs), its caption and its legend; ``name`` is the alternative text."""
     data = base64.b64encode(found.png).decode()
     image = f"<img alt='{html.escape(name)}' width={found.width} height={found.height} src='data:image/png;base64,{data}'>"
-    return f"<figure>{image}{text(caption, 'figcaption', 'small') if caption else ''}</figure>"
+    under = " ".join(part for part in (f"{label}." if label else "", *found.words[:1]) if part)
+    caption = (text(under, "span") if under else "") + (listed(found.words[1:]) if found.words[1:] else "")
+    below = f"<figcaption class=small>{caption}</figcaption>" if caption else ""
+    return f"<figure>{text(found.title, 'h3') if found.title else ''}{image}{below}</figure>"
 
 
 def folded(title: str, content: str) -> str:
@@ -86,14 +107,14 @@ def fitted(paths: Sequence[Path], room: int) -> dict[Path, Picture]:
     originals = {path: one for path in paths if (one := _opened(path)) is not None}
     found = originals
     for scale in _SCALES:
-        if sum(len(one.png) for one in found.values()) <= room:
+        if sum(one.weight for one in found.values()) <= room:
             return found
         found = {path: _smaller(one, scale) for path, one in originals.items()}
     kept: dict[Path, Picture] = {}
     for path, one in found.items():
-        if len(one.png) <= room:
+        if one.weight <= room:
             kept[path] = one
-            room -= len(one.png)
+            room -= one.weight
     return kept
 
 
@@ -109,7 +130,10 @@ def _opened(path: Path) -> Picture | None:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
                 image.load()
-                return Picture(png, *image.size)
+                known = getattr(image, "text", {})
+                lines = str(known.get("Description", "")).split("\n")[:_LINES]
+                words = tuple(line[:_LETTERS] for line in lines if line.strip())
+                return Picture(png, *image.size, str(known.get("Title", ""))[:_LETTERS], words)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         return None
 
@@ -124,4 +148,4 @@ def _smaller(one: Picture, scale: float) -> Picture:
     plain = plain.resize((width, max(1, round(plain.height * width / plain.width))), Image.Resampling.LANCZOS)
     out = io.BytesIO()
     plain.quantize(_COLOURS).save(out, "PNG", optimize=True)
-    return min(one, Picture(out.getvalue(), one.width, one.height), key=lambda picture: len(picture.png))
+    return min(one, replace(one, png=out.getvalue()), key=lambda picture: len(picture.png))

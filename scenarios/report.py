@@ -97,6 +97,7 @@ def _described(run: Run, heading: str, figures: Sequence[Path], pictures: dict[P
     rows = accuracy_table(record)
     parts = [
         page.text(_title(run), heading),
+        _reason(record),
         page.text(getattr(room, "question", question)(config), name="question"),
         _answer(answer(record).splitlines()),
         page.table(rows),
@@ -110,6 +111,14 @@ def _described(run: Run, heading: str, figures: Sequence[Path], pictures: dict[P
         page.folded("Configuration", clipped_lines(json.dumps(config, indent=1))),
     ]
     return "".join(parts)
+
+
+def _reason(record: dict[str, Any]) -> str:
+    """Why a run has no results or not all: what a reader must see first."""
+    if record["status"] == "done" or not record.get("reason"):
+        return ""
+    state = f"This run {'was ' if record['status'] == 'interrupted' else ''}{record['status']}"
+    return page.text(f"{state}: {clipped(record['reason'], 1000)}", name="reason")
 
 
 def _answer(lines: list[str]) -> str:

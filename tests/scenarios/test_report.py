@@ -14,10 +14,12 @@ import pytest
 from PIL import Image
 
 from distill.errors import InputError
+from distill.figures import image_grid
 from scenarios import page, report
 from scenarios.folder import Options, run_study
 from scenarios.question import not_run, question
 from scenarios.schema import READY, parse, shipped, study
+from tests.distill.test_figures import coloured
 from tests.scenarios.browser import BROWSER, BROWSERS, opened
 from tests.scenarios.test_cli import SCENARIO
 
@@ -106,6 +108,45 @@ def test_one_run_is_told_from_the_question_to_what_was_not_run(runs: list[Path])
     assert f"{mean:.1f} ±" in found.text
     assert "Not run" not in found.text, "both bounds, two networks and two seeds are there"
     assert '"batch_real": 8' in found.text
+
+
+def test_figures_have_headings_captions_and_legends(runs: list[Path], tmp_path: Path) -> None:
+    found = checked(runs[0] / "report.html")
+    for words in (
+        "Images of the set by dm at ipc 1",
+        "Test accuracy: Tiny & quick, ipc 2",
+        "One image a class.",
+        "The method's loss at the steps",
+    ):
+        assert words in found.text
+    place = copied(runs[0], tmp_path / "named")
+    names = ["<b>数字", "cat"]
+    image_grid(coloured([1, 1], names), "Two <classes>").save(place / "figures/images-ipc1.png")
+    for side in (None, 1500):  # the words stay where figures must get smaller
+        if side:
+            for number in range(3):
+                (place / f"figures/noise-{number}.png").write_bytes(noise(side, number))
+        report.write_report([place], tmp_path / "page.html")
+        page_text = (tmp_path / "page.html").read_text()
+        assert "<h3>Two &lt;classes&gt;</h3>" in page_text
+        assert "<ul><li>0: &lt;b&gt;数字</li><li>1: cat</li></ul>" in page_text
+        checked(tmp_path / "page.html")
+
+
+def test_why_a_run_ended_early_is_at_the_top(runs: list[Path], tmp_path: Path) -> None:
+    for status, words in (("failed", "This run failed: disk <full>"), ("interrupted", "This run was interrupted: disk <full>")):
+        place = copied(runs[0], tmp_path / status, {"status": status, "reason": "disk <full>"})
+        report.write_report([place], tmp_path / "page.html")
+        text = checked(tmp_path / "page.html").text
+        assert text.index("Tiny & quick") < text.index(words) < text.index("How well do")
+    assert "This run" not in checked(runs[0] / "report.html").text
+
+
+def test_print_clips_no_table(runs: list[Path]) -> None:
+    style = (runs[0] / "report.html").read_text().partition("@media print {")[2].partition("</style>")[0]
+    assert re.search(r"\.wide \{[^}]*overflow: visible", style)
+    assert re.search(r"td:first-child \{[^}]*position: static", style)
+    assert re.search(r"th, td \{[^}]*white-space: normal", style)
 
 
 def test_several_runs_stand_side_by_side(runs: list[Path], tmp_path: Path) -> None:
