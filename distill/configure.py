@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import annotated_types
 import pydantic
+from pydantic_core import PydanticCustomError
 
 from distill.errors import InputError, unknown_name
 
@@ -30,6 +31,13 @@ def configure(kind: type[T], values: Mapping[str, Any], where: str) -> T:
         return pydantic.TypeAdapter(kind).validate_json(text)
     except pydantic.ValidationError as error:
         raise _one_line(kind, error, where) from None
+
+
+def different(values: tuple[T, ...]) -> tuple[T, ...]:
+    """For ``Annotated[tuple[...], AfterValidator(different)]``: an entry that is there twice is a slip, and is refused."""
+    if len(set(values)) < len(values):
+        raise PydanticCustomError("repeated", "different ones, each once")
+    return values
 
 
 def _as_json(values: Mapping[str, Any], where: str) -> str:
@@ -57,7 +65,7 @@ def _one_line(kind: type[Any], error: pydantic.ValidationError, where: str) -> I
         return InputError(f"{where}: {first['msg'][:200]}; use plain text, numbers, true/false or lists.")
     names = [part for part in path if _is_field(kind, part)] or path
     key = ".".join(map(str, names))
-    allowed = allowed_values(kind, [str(part) for part in names])
+    allowed = first["msg"] if first["type"] == "repeated" else allowed_values(kind, [str(part) for part in names])
     if first["type"] in ("missing", "missing_argument"):
         return InputError(f"{where}: key {key!r} is missing; allowed: {allowed}.")
     given = quoted(first["input"])

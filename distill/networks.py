@@ -65,7 +65,9 @@ def create(network: Factory, spec: DataSpec, generator: torch.Generator, device:
         finally:
             torch.set_rng_state(state)
     if not isinstance(own, nn.Module):
-        raise InputError(f"the network function returned an object of type {type(own).__name__}; allowed: a torch.nn.Module.")
+        name = getattr(network, "__name__", "")
+        which = f"the network function {name!r}" if name.isidentifier() else "the network function"
+        raise InputError(f"{which} returned an object of type {type(own).__name__}; allowed: a torch.nn.Module.")
     return own.to(device)
 
 

@@ -1,5 +1,6 @@
 """The command line: the app, its commands (one file each in scenarios/commands), and what ends with which exit code."""
 
+import errno
 import os
 import platform
 import shlex
@@ -60,7 +61,7 @@ app.command("list")(list_names)
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 wrong input (one line), 1 our fault (traceback), 130 interrupted."""
-    from distill.errors import InputError
+    from distill.errors import InputError, clipped
     from distill.memory import keep_freed_memory
     from distill.records import CannotWrite
 
@@ -82,6 +83,8 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # any argument or setting that is a path
+            _fail(f"error: {clipped(str(error.filename))!r} is too long for the name of a file or folder; give a shorter one.", 2)
         # typer's own complaints about options (whichever click it carries) know how to say themselves.
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):
             _fail(f"error: {printable(complaint(error))} (see: distill --help)", 2)

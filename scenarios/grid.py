@@ -8,11 +8,14 @@ from pathlib import Path
 from distill.errors import InputError, clipped
 
 MAX_CELLS = 10_000
+MAX_SEED = 10**18 - 1  # of --seed and --seeds
 _CLOSES = {"[": "]", "{": "}"}
 
 
-def alternatives(value: str) -> list[str]:
+def alternatives(value: str, key: str = "") -> list[str]:
     """The values between commas that stand outside brackets and quotes: ``1,10`` is two, ``[1,10]`` and ``"a,b"`` are one.
+
+    ``key`` is what messages put before the value.
 
     A quote opens a text only where TOML lets one begin: at the start of a value. Raises `InputError` for an empty or repeated alternative,
     and for a bracket or quote that stays open in a value with commas.
@@ -39,12 +42,13 @@ def alternatives(value: str) -> list[str]:
         elif not char.isspace():
             begins = char in ",="
     found = [text.strip() for text in [*found, value[start:]]]
+    given = f"{key}={value}" if key else value
     if quote or expected:
-        raise InputError(f"--set {clipped(value)!r}: {quote or expected[-1]} is missing; close it, or put the whole value in quotes.")
+        raise InputError(f"--set {clipped(given)!r}: {quote or expected[-1]} is missing; close it, or put the whole value in quotes.")
     if not all(found):
-        raise InputError(f"--set {clipped(value)!r}: an alternative is empty; allowed: values between commas, for example 1,10,50.")
+        raise InputError(f"--set {clipped(given)!r}: an alternative is empty; allowed: values between commas, for example 1,10,50.")
     if len(set(found)) < len(found):
-        raise InputError(f"--set {clipped(value)!r}: an alternative is there twice; allowed: different ones.")
+        raise InputError(f"--set {clipped(given)!r}: an alternative is there twice; allowed: different ones.")
     return found
 
 
@@ -53,7 +57,7 @@ def combinations(settings: list[str]) -> list[tuple[list[str], list[str]]]:
     options = []
     for setting in settings:
         key, equals, value = setting.partition("=")
-        options.append([f"{key}={one}" for one in alternatives(value)] if equals else [setting])
+        options.append([f"{key}={one}" for one in alternatives(value, key)] if equals else [setting])
     count = 1
     for option in options:
         count *= len(option)
@@ -68,7 +72,7 @@ def seeds(text: str) -> list[int]:
     for part in text.split(","):
         first, dots, last = (piece.strip() for piece in part.partition(".."))
         ends = (first, last) if dots else (first, first)
-        if not all(end.isascii() and end.isdigit() and len(end) < 19 for end in ends) or int(ends[0]) > int(ends[1]):
+        if not all(end.isascii() and end.isdigit() and len(end) <= len(str(MAX_SEED)) for end in ends) or int(ends[0]) > int(ends[1]):
             raise InputError(f"--seeds {clipped(text)!r}: allowed: whole numbers and ranges, for example 0..4 or 0,3,7.")
         _not_too_many(int(ends[1]) - int(ends[0]) + 1)
         found += range(int(ends[0]), int(ends[1]) + 1)

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 import pydantic
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from distill import sizes
 from distill.augment import strategy
-from distill.configure import configure, quoted
+from distill.configure import configure, different, quoted
 from distill.errors import InputError, clipped, unknown_name
 from distill.evaluation import BASELINES
 from distill.methods import METHODS
@@ -44,7 +44,7 @@ class DataTable:
     name: str
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
     size: Annotated[int, Field(ge=1)] | None = None
-    classes: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    classes: Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(different)] | None = None
     zca: bool = False
     imbalance: Annotated[float, Field(ge=1)] | None = None
 
@@ -64,9 +64,9 @@ class EvaluationTable:
 
     protocol: str = "laptop"
     recipe: Recipe | None = None
-    networks: Annotated[tuple[str, ...], Field(min_length=1)] = ("ConvNet",)
+    networks: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(different)] = ("ConvNet",)
     seeds: Annotated[int, Field(ge=1)] = 5
-    baselines: tuple[str, ...] = ("random",)
+    baselines: Annotated[tuple[str, ...], AfterValidator(different)] = ("random",)
     split: Literal["test", "validation"] = "test"
     whole_epochs: Annotated[int, Field(ge=1)] | None = None
 

@@ -271,7 +271,10 @@ NETWORKS = {
         NETS.replace("spec.num_classes", "7"),
         "your network nets:make gives shape (2, 7) for 2 images; allowed: shape (2, 10), one column a class.",
     ),
-    "no module": ("def make(spec):\n    return 3\n", "the network function returned an object of type int; allowed: a torch.nn.Module."),
+    "no module": (
+        "def make(spec):\n    return 3\n",
+        "the network function 'make' returned an object of type int; allowed: a torch.nn.Module.",
+    ),
 }
 
 

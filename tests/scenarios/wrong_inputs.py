@@ -61,7 +61,7 @@ name = "digits"
 experiences = 5
 orders = 1
 [memory]
-methods = ["random"]
+methods = ["random", "dm"]
 per_class = [1]
 [learner]
 strategies = ["none"]
@@ -84,6 +84,8 @@ pooling = ["avg"]
 [sets]
 ipc = 1
 coresets = ["random"]
+[proxy]
+regression = 0
 [methods.dm]
 iterations = 1
 network = "ConvNetD1W32"
@@ -209,7 +211,7 @@ CASES = [
     options("seeds-negative", ["--seeds=-1"], "-1"),
     options("seeds-empty", ["--seeds", ""], "seeds"),
     options("seeds-open", ["--seeds", "0.."], "0.."),
-    options("seeds-huge", ["--seeds", "0..999999999999"], "0..999999999999"),
+    options("seeds-huge", ["--seeds", "0..999999999999"], "1000000000000 runs"),
     options("seed-and-seeds", ["--seed", "1", "--seeds", "0..2"], "--seed", "--seeds"),
     options("jobs-zero", ["--jobs", "0"], "--jobs"),
     options("jobs-negative", ["--jobs", "-2"], "--jobs"),
@@ -217,8 +219,8 @@ CASES = [
     options("device-unknown", ["--device", "tpu"], "tpu", "cpu"),
     options("device-empty", ["--device", ""], "cpu"),
     options("device-number", ["--device", "cuda:99"], "cuda:99"),
-    options("set-no-value", ["--set", "method.ipc"], "method.ipc", "KEY=VALUE"),
-    options("set-empty", ["--set", ""], "KEY=VALUE"),
+    options("set-no-value", ["--set", "method.ipc"], "method.ipc", "key.path=value"),
+    options("set-empty", ["--set", ""], "key.path=value"),
     options("set-no-key", ["--set", "=3"], "=3"),
     options("set-unknown-table", ["--set", "mehtod.ipc=3"], "mehtod"),
     options("set-unknown-key", ["--set", "method.icp=3"], "icp"),
@@ -226,9 +228,9 @@ CASES = [
     options("set-empty-part", ["--set", "method..ipc=3"], "method..ipc"),
     options("set-text-for-number", ["--set", "method.ipc=many"], "ipc", "many"),
     options("set-grid-bracket", ["--set", "method.ipc=[1,2"], "ipc"),
-    options("set-grid-one-wrong", ["--set", "method.ipc=1,x"], "ipc", "x"),
+    options("set-grid-all-wrong", ["--set", "method.ipc=0,x"], "ipc", "0"),
     options("set-grid-empty-entry", ["--set", "method.ipc=1,,2"], "method.ipc"),
-    options("set-grid-negative", ["--set", "method.ipc=1,-2"], "ipc", "-2"),
+    options("set-grid-negative", ["--set", "method.ipc=-1,-2"], "ipc", "-1"),
     options("set-control", ["--set", "method.na\x07me=dm"], "method"),
     options("out-is-file", ["--out", "taken"], "taken", taken="a file"),
     options("out-under-file", ["--out", "taken/runs"], "taken", taken="a file"),
@@ -258,7 +260,7 @@ CASES = [
     run("table-is-text", '[data]\nname = "digits"', 'data = "digits"', "data"),
     run("data-missing", '[data]\nname = "digits"\n', "", "data"),
     run("data-name-number", '"digits"', "7", "name"),
-    run("data-name-empty", '"digits"', '""', "name"),
+    run("data-name-empty", '"digits"', '""', "data ''", "digits"),
     run("data-name-unknown", '"digits"', '"digitz"', "digitz"),
     run("data-key-unknown", 'name = "digits"', 'name = "digits"\nsise = 8', "sise"),
     run("data-validation-one", 'name = "digits"', 'name = "digits"\nvalidation = 1.0', "validation"),
@@ -310,7 +312,7 @@ CASES = [
     # continual
     run("cont-experiences", "experiences = 5", "experiences = 0", "experiences", base=CONTINUAL),
     run("cont-experiences-many", "experiences = 5", "experiences = 11", "experiences", base=CONTINUAL),
-    run("cont-method", '["random"]', '["randomm"]', "randomm", base=CONTINUAL),
+    run("cont-method", '"random"', '"randomm"', "randomm", base=CONTINUAL),
     run("cont-per-class-zero", "per_class = [1]", "per_class = [0]", "per_class", base=CONTINUAL),
     run("cont-strategy", '["none"]', '["icarl"]', "icarl", base=CONTINUAL),
     run("cont-network-number", '"ConvNetD1W32"', "32", "network", base=CONTINUAL),
@@ -354,7 +356,7 @@ CASES = [
     run("sweep-values-nan", "[0.3, 1.0]", "[0.3, nan]", "values", base=SWEEP),
     Case("sweep-key", ["sweep-lr", "--data", "digits", "--key", "lr_image", "--steps", "1"], {}, ["lr_image"]),
     Case("sweep-points", ["sweep-lr", "--data", "digits", "--points", "1"], {}, ["--points"]),
-    Case("sweep-range", ["sweep-lr", "--data", "digits", "--from", "10", "--to", "0.1", "--steps", "1"], {}, ["--from", "--to"]),
+    Case("sweep-range", ["sweep-lr", "--data", "digits", "--from", "10", "--to", "0.1", "--steps", "1"], {}, ["from 10 to 0.1"]),
     Case("sweep-validation", ["sweep-lr", "--data", "digits", "--validation", "0", "--steps", "1"], {}, ["validation"]),
     # condense, its options and data
     condense("con-method", ["--method", "mt"], "mt", "mtt"),
@@ -380,7 +382,7 @@ CASES = [
     own("own-no-name", "x = 1\n", "make"),
     own("own-not-callable", "make = 3\n", "make"),
     own("own-raises", "raise ValueError('broken on purpose')\n", "broken on purpose"),
-    own("own-rubbish", "def make(spec):\n    return 7\n", "mine:make"),
+    own("own-rubbish", "def make(spec):\n    return 7\n", "make"),
     own("own-syntax", "def make(:\n", "mine"),
     # set files
     evaluate("set-cut", tensors()[:20], [], "set.safetensors"),
