@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import annotated_types
 import pydantic
-from pydantic_core import PydanticCustomError
 
 from distill.errors import InputError, unknown_name
 
@@ -21,23 +20,22 @@ LARGEST = 2**53  # of whole numbers: beyond it JSON readers and floats no longer
 def configure(kind: type[T], values: Mapping[str, Any], where: str) -> T:
     """An instance of the pydantic dataclass ``kind`` from a (nested) mapping, checked strictly.
 
-    ``where`` opens the message, for example ``"study.toml: [method]"``. Raises `InputError`.
+    ``where`` opens the message, for example ``"study.toml: [method]"``. The fields that ``kind.DIFFERENT`` names are lists without
+    repetitions. Raises `InputError`.
     """
     text = _as_json(values, where)
     if path := _too_large(values):
         raise InputError(f"{where}: key {'.'.join(path)[:80]!r} is a whole number too large; allowed: at most {LARGEST}.")
     try:
         # Through JSON: there strict mode takes a list for a tuple, which is all that TOML has, and still no "3" for 3.
-        return pydantic.TypeAdapter(kind).validate_json(text)
+        made = pydantic.TypeAdapter(kind).validate_json(text)
     except pydantic.ValidationError as error:
         raise _one_line(kind, error, where) from None
-
-
-def different(values: tuple[T, ...]) -> tuple[T, ...]:
-    """For ``Annotated[tuple[...], AfterValidator(different)]``: an entry that is there twice is a slip, and is refused."""
-    if len(set(values)) < len(values):
-        raise PydanticCustomError("repeated", "different ones, each once")
-    return values
+    for name in getattr(kind, "DIFFERENT", ()):
+        listed = getattr(made, name)
+        if listed is not None and len(set(listed)) < len(listed):
+            raise InputError(f"{where}: key {name!r} is {quoted(list(listed))}; allowed: different ones, each once.")
+    return made
 
 
 def _as_json(values: Mapping[str, Any], where: str) -> str:
@@ -65,7 +63,7 @@ def _one_line(kind: type[Any], error: pydantic.ValidationError, where: str) -> I
         return InputError(f"{where}: {first['msg'][:200]}; use plain text, numbers, true/false or lists.")
     names = [part for part in path if _is_field(kind, part)] or path
     key = ".".join(map(str, names))
-    allowed = first["msg"] if first["type"] == "repeated" else allowed_values(kind, [str(part) for part in names])
+    allowed = allowed_values(kind, [str(part) for part in names])
     if first["type"] in ("missing", "missing_argument"):
         return InputError(f"{where}: key {key!r} is missing; allowed: {allowed}.")
     given = quoted(first["input"])

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 import pydantic
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from distill import sizes
 from distill.augment import strategy
-from distill.configure import configure, different, quoted
+from distill.configure import configure, quoted
 from distill.errors import InputError, clipped, unknown_name
 from distill.evaluation import BASELINES
 from distill.methods import METHODS
@@ -41,10 +41,12 @@ class DataTable:
     ``imbalance`` makes the training images long-tailed, with this ratio of the largest to the smallest class (`ImageData.long_tailed`).
     """
 
+    DIFFERENT = ("classes",)
+
     name: str
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
     size: Annotated[int, Field(ge=1)] | None = None
-    classes: Annotated[tuple[Annotated[int, Field(ge=0)], ...], AfterValidator(different)] | None = None
+    classes: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     zca: bool = False
     imbalance: Annotated[float, Field(ge=1)] | None = None
 
@@ -62,11 +64,13 @@ class EvaluationTable:
     ``whole_epochs`` trains the baseline "whole" for as many epochs; without it for as many steps as the others, which may be part of one.
     """
 
+    DIFFERENT = ("networks", "baselines")
+
     protocol: str = "laptop"
     recipe: Recipe | None = None
-    networks: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(different)] = ("ConvNet",)
+    networks: Annotated[tuple[str, ...], Field(min_length=1)] = ("ConvNet",)
     seeds: Annotated[int, Field(ge=1)] = 5
-    baselines: Annotated[tuple[str, ...], AfterValidator(different)] = ("random",)
+    baselines: tuple[str, ...] = ("random",)
     split: Literal["test", "validation"] = "test"
     whole_epochs: Annotated[int, Field(ge=1)] | None = None
 
