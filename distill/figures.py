@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -104,6 +105,23 @@ def loss_curve(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], titl
         axis.legend(frameon=False, fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     return Drawing(figure, f"Matching loss{f': {title}' if title else ''}", "The method's loss at the steps that were logged.")
+
+
+def accuracy_curve(curves: Mapping[str, Mapping[str, Any]]) -> Drawing:
+    """Accuracy of the set along its run, one line for each of ``curves`` (``steps``, ``accuracy``, ``low``, ``high``, ``split``)."""
+    figure = Figure(figsize=(5.5, 3.2))
+    axis = figure.subplots()
+    for name, one in curves.items():
+        axis.plot(one["steps"], one["accuracy"], marker="o", markersize=4, linewidth=1, label=escaped(f"{name}, {one['split']} images"))
+        if one["low"] is not None:
+            axis.fill_between(one["steps"], one["low"], one["high"], alpha=0.2)
+    axis.set_xscale("log", base=2)
+    axis.set_xlabel("step")
+    axis.set_ylabel("accuracy, %")
+    axis.legend(frameon=False, fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    words = "Mean accuracy of networks trained briefly on snapshots of the set; the band is a 95 % interval of one pooled spread."
+    return Drawing(figure, "Accuracy along the run", words)
 
 
 def step_size_curve(rows: dict[float, Accuracy], failed: Sequence[float], chosen: float, name: str) -> Drawing:

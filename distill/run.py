@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -67,6 +67,7 @@ def distil(
     progress: bool | None = None,
     tags: dict[str, Any] | None = None,
     more_images_than_data: bool = False,
+    snapshots: Mapping[int, Path] | None = None,
     **settings: Any,
 ) -> CondensedSet:
     """A data set's knowledge in ``ipc`` images a class: a `CondensedSet` of (ipc x classes, C, H, W) with its provenance.
@@ -79,7 +80,7 @@ def distil(
     Ctrl-C is answered in the middle of a step: the state before it is the checkpoint. A loss or state that is not finite ends the run
     (on a GPU at most ten steps later) and leaves the last finite state as the checkpoint; ``resume_from`` goes on from such a file with
     other step sizes, and the provenance says so. More images a class than the largest class has are refused unless
-    ``more_images_than_data``.
+    ``more_images_than_data``. ``snapshots`` saves the set after these steps (step -> file); the run's bits do not depend on it.
     Under torchrun (after `distill.sharding.start`) processes share the classes out and all return the same set. Raises `InputError` for an
     unknown method or setting, first images that do not fit the data, and a checkpoint of another run; `Diverged` (an `InputError`) for
     numbers that are not finite; `Interrupted` when it was stopped.
@@ -121,7 +122,7 @@ def distil(
     start = time.monotonic() - earlier
     if callable(prepare := getattr(distiller, "prepare", None)):
         prepare(statistics, progress)  # work of its own before the first step (MTT's experts), which keeps its own progress on disk
-    _all_steps(distiller, statistics, draws, done, checkpoint, run, metrics, tags or {}, progress, start)
+    _all_steps(distiller, statistics, draws, done, checkpoint, run, metrics, tags or {}, progress, start, snapshots or {})
     seconds = time.monotonic() - start
     stated = {"ipc": given, **config} | ({"continued": run["continued"]} if "continued" in run else {})
     provenance = Provenance(name, stated, seed, statistics.fingerprint, versions(), seconds, statistics.privacy)
@@ -139,6 +140,7 @@ def _all_steps(
     tags: dict[str, Any],
     progress: bool | None,
     start: float,
+    snapshots: Mapping[int, Path],
 ) -> None:
     """Steps ``done`` + 1 to the last. Every way out (the end, a stop, numbers that are not finite) leaves a checkpoint that is finite."""
     device, total, alone = statistics.device, distiller.total_steps, sharding.count() == 1
@@ -176,12 +178,14 @@ def _all_steps(
             if sharding.any_of(bool(stop), device):
                 stop.asked = now
             logged, due = step % every == 0 or step == total, checkpoint is not None and now - last > CHECKPOINT_SECONDS
-            if logged or due or stop or step - finite.step >= watch.every:
+            if logged or due or step in snapshots or stop or step - finite.step >= watch.every:
                 look(step)
                 workable, finite = finite, state_of(distiller, draws, step)
                 before = finite
             elif not quick:
                 before = state_of(distiller, draws, step)
+            if step in snapshots and sharding.rank() == 0:
+                distiller.condensed.save(snapshots[step])
             numbers = {key: float(value) for key, value in values.items()} if logged else {}
             if logged and metrics is not None:
                 append_line(metrics, {"stage": "distil", **tags, "step": step, **numbers})

@@ -15,7 +15,7 @@ from distill.data import ImageData
 from distill.drawing import Drawing
 from distill.errors import Diverged, InputError
 from distill.evaluation import Accuracy, Measured, accuracies, summed_up
-from distill.figures import accuracy_bars, image_grid, loss_curve
+from distill.figures import accuracy_bars, accuracy_curve, image_grid, loss_curve
 from distill.methods.advice import advice
 from distill.networks import create, flops, parameter_count
 from distill.randomness import generator
@@ -25,6 +25,7 @@ from distill.set_file import check_size
 from distill.sizes import Ipc, counts_of
 from distill.statistics import ExactStatistics
 from distill.synthetic import check_count
+from scenarios import set_curve
 from scenarios.continued import checkpoint as checkpoint_name
 from scenarios.continued import take_lines
 from scenarios.folder import Options, say
@@ -55,6 +56,11 @@ def fill(study: CondenseStudy, options: Options, data: ImageData, folder: Path, 
         results[f"ipc{ipc}"] = part
         if study.evaluation is not None:
             _judge(study.evaluation, study.method, options, data, condensed, ipc, metrics, part, console)
+        along, sentence = set_curve.measured(study, options.seed, data, folder, ipc, condensed)
+        part |= {"curve": along} if along else {}
+        if sentence:
+            part["notes"] = [*part.get("notes", []), sentence]
+            say(console, f"  {sentence}")
     if study.evaluation is not None:
         results["networks"] = {}
         for name in study.evaluation.networks:
@@ -96,6 +102,7 @@ def _condense(study: CondenseStudy, options: Options, data: ImageData, folder: P
             resume_from=earlier,
             progress=False if options.quiet else None,
             tags={"ipc": largest},
+            snapshots=set_curve.snapshots(study, data, folder, largest),
             **settings,
         )
     except Diverged as error:
@@ -184,6 +191,8 @@ def draw(folder: Path, record: dict[str, Any]) -> Iterator[tuple[str, Drawing]]:
             losses.append(line["loss"])
     yield "loss", loss_curve(curves)
     parts = {key: part for key, part in record["results"].items() if key.startswith("ipc")}
+    if along := {f"ipc {key[3:]}": part["curve"] for key, part in parts.items() if "curve" in part}:
+        yield "curve", accuracy_curve(along)
     for key, part in parts.items():
         several = folder / f"condensed-{key}.safetensors"  # a study of one ipc has condensed.safetensors
         tiny = CondensedSet.load(several if several.exists() else folder / "condensed.safetensors")
