@@ -55,12 +55,12 @@ def test_flat_at_is_the_first_step_after_which_all_stay() -> None:
 
 
 def test_rates_of_a_wrong_verdict() -> None:
-    """Spread 1 point: a rise of 4 points a doubling is called flat early never, of 2 points in at most 1 %; a flat one is in most."""
+    """Spread 1 point: a rise of 4 points a doubling is called flat early never, of 2 points in at most 2 %; a flat one is in most."""
     called = {
         rise: sum(flat_early(one) is not None for one in noisy([60.0 - rise * k for k in range(5, -1, -1)])) / 200 for rise in (0, 2, 4)
     }
     assert called[4] == 0
-    assert called[2] <= 0.01
+    assert called[2] <= 0.02
     assert called[0] > 0.6
     early = noisy([20.0, 40.0, 60.0, 60.0, 60.0, 60.0])
     assert not any(one.flat_at in (1, 2) for one in early), "never before it was"
