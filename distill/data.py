@@ -28,6 +28,11 @@ class Split:
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype not in (torch.uint8, torch.float32):
             raise InputError(f"images are {self.images.dtype} {tuple(self.images.shape)}; allowed: uint8 or float32 of shape (N, C, H, W).")
+        if self.labels.ndim == 2:
+            raise InputError(
+                f"labels have shape {tuple(self.labels.shape)}; multi-label targets are not supported. Allowed: one class number for each "
+                f"image, int64 ({len(self.images)},); soft labels belong to a CondensedSet."
+            )
         if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
             raise InputError(f"labels are {self.labels.dtype} {tuple(self.labels.shape)}; allowed: int64 ({len(self.images)},).")
         if self.images.device != self.labels.device:
