@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from distill.distiller import load_state
 from distill.errors import Diverged, InputError
 from distill.records import write_whole
 
@@ -111,9 +112,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def _put_back(path: Path, facts: dict[str, Any], tensors: dict[str, Tensor], distiller: Stateful, draws: torch.Generator) -> Loaded:
     try:
-        distiller.load_state({name.removeprefix("state."): value for name, value in tensors.items() if name.startswith("state.")})
+        state = {name.removeprefix("state."): value for name, value in tensors.items() if name.startswith("state.")}
+        load_state(distiller, state, path)
         draws.set_state(tensors["generator"])
         return Loaded(int(facts["step"]), float(facts["seconds"]), list(facts["run"].get("continued", [])), facts.get("account"))
+    except InputError:
+        raise
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise _damaged(path, error) from None
 

@@ -29,7 +29,8 @@ class Watch:
         """One step's numbers: what it returned, and the state that it left."""
         kept = [value for name, value in state.items() if value.is_floating_point() and name not in self.left_out]
         tensors = [torch.as_tensor(value, device=self.device) for value in (*values.values(), *kept)]
-        self._finite.append(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all())
+        finite = [torch.isfinite(tensor).all() for tensor in tensors]
+        self._finite.append(torch.stack(finite).all() if finite else torch.ones((), dtype=torch.bool, device=self.device))
 
     def first_bad(self) -> int | None:
         """How many steps after the last look the first one that was not finite came (1 is the next one); None where all are finite."""

@@ -96,18 +96,24 @@ class Evaluation:
     training: dict[str, Training] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
-    def __str__(self) -> str:
+    def table(self) -> list[list[str]]:
+        """Header and rows as texts: one row a set, one column a network."""
         names = list(next(iter(self.rows.values())))
         labels = {name: row_label(name, self.training[name].as_dict() if name in self.training else {}) for name in self.rows}
-        width = max(map(len, labels.values())) + 2
-        lines = [f"{self.split} accuracy, %".ljust(width) + "".join(name.rjust(16) for name in names)]
-        width = len(lines[0]) - 16 * len(names)
-        lines += [labels[name].ljust(width) + "".join(str(row[n]).rjust(16) for n in names) for name, row in self.rows.items()]
+        return [[f"{self.split} accuracy, %", *names], *([labels[name], *(str(row[n]) for n in names)] for name, row in self.rows.items())]
+
+    def remarks(self) -> list[str]:
+        """Sentences below the table: what rows do not share, failures, the interval, the recipe."""
         seeds = len(next(iter(next(iter(self.rows.values())).values())).values)
-        lines += self.notes
-        lines += [f"failed: {name}, {n}: {row[n].reason}" for name, row in self.rows.items() for n in names if row[n].failed]
+        failed = [f"failed: {name}, {n}: {one.reason}" for name, row in self.rows.items() for n, one in row.items() if one.failed]
         over = f"mean and 95 % interval over {seeds} network{'s' if seeds > 1 else ''}, last epoch"
-        return "\n".join([*lines, over, f"one recipe for all: {self.recipe}"])
+        return [*self.notes, *failed, over, f"one recipe for all: {self.recipe}"]
+
+    def __str__(self) -> str:
+        header, *rows = self.table()
+        width = max(len(header[0]), max(len(row[0]) for row in rows) + 2)
+        lines = [first.ljust(width) + "".join(cell.rjust(16) for cell in cells) for first, *cells in (header, *rows)]
+        return "\n".join([*lines, *self.remarks()])
 
 
 def accuracy(

@@ -5,19 +5,20 @@ import dataclasses
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
-from torch import Tensor
 
 from distill import sharding
 from distill.checkpoint import State, load_changed, load_checkpoint, save_checkpoint, state_of
 from distill.condensed import CondensedSet, Provenance
 from distill.configure import configure
 from distill.data import ImageData
+from distill.distiller import Distiller as Distiller
+from distill.distiller import check_condensed, check_distiller, check_tensors
 from distill.divergence import Watch, diverged_at
 from distill.errors import InputError, unknown_name
 from distill.estimate import estimate
@@ -35,21 +36,6 @@ from distill.synthetic import Initial, check_classes, check_count, initial_set
 CHECKPOINT_SECONDS = 20.0
 QUICK_SECONDS = 0.2  # a GPU's steps that take less are waited for when a stop is asked for, and their states are not copied
 MAX_LOGGED = 500
-
-
-class Distiller(Protocol):
-    """What every method offers; there is no base class to inherit from.
-
-    A method may also have ``prepare(statistics, progress)``, which `distil` calls once before the first step.
-    """
-
-    total_steps: int
-
-    @property
-    def condensed(self) -> CondensedSet: ...
-    def step(self, statistics: RealStatistics, generator: torch.Generator) -> dict[str, Tensor]: ...
-    def state(self) -> dict[str, Tensor]: ...
-    def load_state(self, state: dict[str, Tensor]) -> None: ...
 
 
 def distil(
@@ -97,6 +83,7 @@ def distil(
         if settings:
             raise InputError(f"setting {next(iter(settings))!r} was given beside a ready distiller; give it to the distiller's config.")
         distiller, config = method, dataclasses.asdict(method.config) if hasattr(method, "config") else {}
+    check_distiller(distiller)
     check_classes(statistics, distiller.condensed)
     sharding.check_classes(len(statistics.classes))
     if sharding.rank() > 0:
@@ -124,6 +111,7 @@ def distil(
         prepare(statistics, progress)  # work of its own before the first step (MTT's experts), which keeps its own progress on disk
     _all_steps(distiller, statistics, draws, done, checkpoint, run, metrics, tags or {}, progress, start, snapshots or {})
     seconds = time.monotonic() - start
+    check_condensed(distiller)
     stated = {"ipc": given, **config} | ({"continued": run["continued"]} if "continued" in run else {})
     provenance = Provenance(name, stated, seed, statistics.fingerprint, versions(), seconds, statistics.privacy)
     return dataclasses.replace(distiller.condensed, provenance=provenance).made_for(statistics.classes)
@@ -173,7 +161,9 @@ def _all_steps(
                 look(step - 1)
                 keep(before)
                 raise Interrupted from None
-            watch.add(values, distiller.state())
+            check_tensors(distiller, "step()", values, scalars=True)
+            check_tensors(distiller, "state()", state := distiller.state())
+            watch.add(values, state)
             now = time.monotonic()
             if sharding.any_of(bool(stop), device):
                 stop.asked = now

@@ -19,11 +19,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from distill.comparison import recipe_of, row_label
 from distill.errors import InputError
 from distill.records import read_json, write_whole
+from distill.train import protocol
+from scenarios.folder import Options, load_data
 from scenarios.headlines import headlines
 from scenarios.published import judging, published, reproduced
-from scenarios.schema import READY, shipped
+from scenarios.schema import READY, CondenseStudy, read_scenario, shipped, study
 from scenarios.table import as_csv, as_markdown
 
 Rows = list[dict[str, str]]
@@ -143,11 +146,27 @@ def readme_table(rows: Rows) -> str:
     """Markdown: one line a set; the method of a run in bold."""
     table = [["run", "IPC", "set", "evaluation network", "augmentation", "accuracy, % (95 % interval)", "published (with)", "reproduced"]]
     for row in rows:
-        name = f"**{row['set']}**" if row["iterations"] else row["set"]
+        name = f"**{row['set']}**" if row["iterations"] else _set_label(row)
         spread = f"{float(row['mean']):.1f} ({float(row['low']):.1f} to {float(row['high']):.1f})"
         said = f"{row['published']} ({row['published_judging']})" if row["published"] else ""
         table.append([f"`{row['scenario']}`", row["ipc"] or "-", name, row["network"], row["judging"], spread, said, row["reproduced"]])
     return as_markdown(table)
+
+
+def _set_label(row: dict[str, str]) -> str:
+    """A kept row's set; that of all data says how long its networks were trained, where the scenario and the built-in data say it."""
+    path = shipped().get(row["scenario"])
+    if row["set"] != "whole" or path is None or row["dataset"] != "digits":
+        return row["set"]
+    made = study(*read_scenario(str(path)), str(path))
+    assert isinstance(made, CondenseStudy)
+    if made.evaluation is None:
+        return row["set"]
+    data, table = load_data(made, Options()), made.evaluation
+    given = table.recipe or protocol(table.protocol, data.spec, row["network"])
+    recipe = recipe_of("whole", given, table.whole_epochs)
+    images = len(data.train)
+    return row_label("whole", {"steps": recipe.steps(images), "epochs": recipe.passes(images)})
 
 
 def methods_tables(rows: Rows) -> str:

@@ -36,6 +36,7 @@ def evaluate(
     from scenarios import own
     from scenarios.folder import Options, data_of
     from scenarios.schema import DataTable
+    from scenarios.table import as_text
 
     if "none" in (baseline or []) and len(baseline or []) > 1:
         raise InputError("--baseline none goes alone; give none, or the baselines that you want.")
@@ -52,7 +53,9 @@ def evaluate(
     for note in images.notes:
         typer.echo(f"note: {printable(note)}", err=True)
     found = judge(tiny, images, network=networks, recipe=protocol, seeds=seeds, baselines=baselines, whole_epochs=whole_epochs)
-    text = str(found).replace("one recipe for all: ", f"one recipe for all ({protocol}): ")
+    width = terminal_width()
+    remarks = "\n".join(found.remarks()).replace("one recipe for all: ", f"one recipe for all ({protocol}): ")
+    text = as_text(found.table(), width=width) + "\n" + wrapped(remarks, width)
     typer.echo("\n".join(map(printable, text.splitlines())))
     if tiny.provenance.dp:
         typer.echo(wrapped(printable(guarantee(tiny.provenance.dp)), terminal_width()))

@@ -176,7 +176,7 @@ READ = {
 # name: (layout, words of the refusal)
 REFUSED = {
     "two training splits": (["Train/a/ 1", "training/a/ 1", "test/a/ 1"], "Train and training could both be the train split; rename one"),
-    "train alone": (["train/a/ 2", "train/b/ 2"], "has train/ but no test/ or val/ .* add one, or give folder:.*train"),
+    "train alone": (["train/a/ 2", "train/b/ 2"], "has train/ but no test/ or val/; add one, or give folder:.*train"),
     "test without labels": (["train/a/ 2", "train/b/ 2", "test/ 3"], r"with labels \(test holds images alone\); add one, or give folder:"),
     "test without train": (["Test/a/ 2", "Test/b/ 2", "other/ 2"], "has Test but no train"),
     "names in the file names": (

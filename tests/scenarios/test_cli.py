@@ -170,10 +170,6 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         ),
         (["condense", "--data", "digits", "--ipc", "1", "--set", "ipc=5"], "--ipc 1 and --set ipc=5 are both given; allowed: one of them."),
         (
-            ["run", "quickstart", "--set", "method.ipc=1", "--set", "method.ipc=2"],
-            "--set 'method.ipc=1' and --set 'method.ipc=2' set the same",
-        ),
-        (
             ["condense", "--data", "digits", "--set", "iterations=" + "9" * 26],
             "key 'iterations' is a whole number too large; allowed: at most 9",
         ),

@@ -53,6 +53,14 @@ def test_headlines_show_the_kept_rows_and_a_missing_row_is_named() -> None:
         headlines({"privacy": {"privacy-dm-mnist": rows[4:]}})
 
 
+def test_the_row_of_all_data_says_how_long_its_networks_were_trained() -> None:
+    # 1,297 training images in batches of 32 are 41 steps an epoch, and the quickstart's recipe ends after 150.
+    (row,) = [row for row in kept()["quickstart"] if row["set"] == "whole"]
+    assert f"| whole (150 steps, {150 / 41:.3g} epochs) |" in readme_table([row])
+    for other in ({"dataset": "mnist"}, {"scenario": "mine"}):
+        assert "| whole |" in readme_table([row | other])
+
+
 def test_folders_of_kept_figures_are_kinds() -> None:
     assert {path.name for path in EXPECTED.iterdir() if path.is_dir()} <= set(READY)
 

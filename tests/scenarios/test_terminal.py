@@ -14,6 +14,7 @@ from scenarios.folder import say
 from scenarios.pipeline_report import answer
 from scenarios.said import columns, terminal_width, wrapped
 from scenarios.table import as_text
+from tests.scenarios.test_cli import call
 
 HEADER = ["proxy", "Spearman", "Kendall", "top 10", "regret@1", "regret@5", "seconds", "bytes", "break-even", "interval", "over", "seeds"]
 ROWS = [HEADER, *([f"method {i}", *(f"{i}.{j} (0.{i} to {j})" for j in range(len(HEADER) - 1))] for i in range(4))]
@@ -117,3 +118,26 @@ def test_every_extra_that_a_page_or_message_names_exists() -> None:
     named = {extra for text in texts for found in re.findall(r"(?:distill-apps|\")\.?\[([a-z,]+)\]\"", text) for extra in found.split(",")}
     assert named <= set(known), named - set(known)
     assert {"nas", "privacy", "continual", "federated"} <= named
+
+
+def test_an_evaluation_of_many_networks_folds_at_the_terminals_width(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import distill
+    from distill.coresets import select
+    from distill.evaluation import Accuracy, Evaluation
+    from distill.randomness import generator
+    from distill.train import Recipe
+    from scenarios.commands import evaluate as command
+
+    names = [f"ConvNetD{depth}W128" for depth in range(1, 8)]
+    rows = {name: dict.fromkeys(names, Accuracy((91.0, 92.5))) for name in ("condensed", "random", "whole")}
+    made = Evaluation(rows, "test", Recipe(), notes=("a note that is longer than a line " * 4,))
+    monkeypatch.setattr("distill.evaluation.evaluate", lambda *given, **named: made)
+    monkeypatch.setattr(command, "terminal_width", lambda: 80)
+    path = tmp_path / "set.safetensors"
+    select(distill.load("digits"), "random", 1, generator(0, "set")).save(path)
+    code, printed, errors = call("evaluate", path, "--data", "digits")
+    assert code == 0, errors
+    assert max(map(len, printed.splitlines())) <= 80
+    assert printed.count("91.8 ± 9.5") == 3 * len(names)
+    assert all(f"{name}" in printed for name in names)
+    assert "one recipe for all (laptop): SGD" in " ".join(printed.split())

@@ -1,0 +1,79 @@
+"""`Distiller`: what a method offers, and checks of what a user's own method returns."""
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from distill.condensed import CondensedSet
+from distill.errors import InputError, a_kind, clipped
+from distill.statistics import RealStatistics
+
+
+class Distiller(Protocol):
+    """What every method offers; there is no base class to inherit from.
+
+    A method may also have ``prepare(statistics, progress)``, which `distill.run.distil` calls once before the first step.
+    """
+
+    total_steps: int
+
+    @property
+    def condensed(self) -> CondensedSet: ...
+    def step(self, statistics: RealStatistics, generator: torch.Generator) -> dict[str, Tensor]: ...
+    def state(self) -> dict[str, Tensor]: ...
+    def load_state(self, state: dict[str, Tensor]) -> None: ...
+
+
+def check_distiller(distiller: Any) -> None:
+    """`InputError` where ``total_steps``, ``condensed`` or ``state()`` are not what `Distiller` says; once before the first step."""
+    total = distiller.total_steps
+    if isinstance(total, bool) or not isinstance(total, int) or total < 0:
+        raise _wrong(distiller, "total_steps", "is", total, "a whole number, 0 or more")
+    check_condensed(distiller)
+    check_tensors(distiller, "state()", distiller.state())
+
+
+def check_condensed(distiller: Any) -> None:
+    """`InputError` where ``condensed`` is no `CondensedSet`."""
+    found = distiller.condensed
+    if not isinstance(found, CondensedSet):
+        raise _wrong(distiller, "condensed", "is", found, "a CondensedSet" + (" (decorate it with @property)" if callable(found) else ""))
+
+
+def check_tensors(distiller: Any, part: str, found: Any, scalars: bool = False) -> None:
+    """`InputError` unless what ``part`` of a method returned is a dict of tensors by name, 0-dimensional ones if ``scalars``."""
+    allowed = f"a dict from name to {'a 0-dimensional real tensor' if scalars else 'a tensor'}"
+    if not isinstance(found, dict):
+        raise _wrong(distiller, part, "returns", found, allowed)
+    for name, value in found.items():
+        if not isinstance(name, str):
+            raise _wrong(distiller, part, f"has the key {clipped(name, 40)},", name, allowed)
+        if scalars and isinstance(value, int | float):
+            continue  # a number is as good as a tensor, where no GPU waits for it
+        if not isinstance(value, Tensor):
+            raise _wrong(distiller, part, f"has under {clipped(name, 40)!r}", value, allowed)
+        if scalars and (value.ndim or value.is_complex()):
+            shown = f"a tensor of shape {tuple(value.shape)} and type {value.dtype}"
+            raise InputError(f"method {type(distiller).__name__}: {part} has under {clipped(name, 40)!r} {shown}; allowed: {allowed}.")
+
+
+def load_state(distiller: Any, state: dict[str, Tensor], path: object) -> None:
+    """Put a checkpoint's tensors back; where a user's own method raises, `InputError` names the file and the class."""
+    try:
+        distiller.load_state(state)
+    except Exception as error:
+        if type(distiller).__module__.startswith("distill."):
+            raise
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{path}: method {type(distiller).__name__}: load_state raised {type(error).__name__}: {clipped(error, 160)}; allowed: "
+            "to take what state() returned. Correct it, or delete the file to start again."
+        ) from error
+
+
+def _wrong(distiller: Any, part: str, verb: str, found: Any, allowed: str) -> InputError:
+    value = "" if found is None else f" {clipped(repr(found), 40)}" if isinstance(found, str | int | float) else ""
+    kind = "None" if found is None else a_kind(found)
+    return InputError(f"method {type(distiller).__name__}: {part} {verb} {kind}{value}; allowed: {allowed}.")
