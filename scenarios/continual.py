@@ -129,13 +129,7 @@ def stream_of(study: ContinualStudy, options: Options, data: ImageData, order: i
         return [_given_first(study.given, data), *rest]
     if study.stream.setting != "domain":
         return class_incremental(data, study.stream.experiences, options.seed * 1000 + order)
-    others = []
-    for name in study.stream.domains:
-        path = name.partition(":")[2]
-        size = study.data.size if path or name == "digits" else None
-        if path and size is None and data.spec.height == data.spec.width:
-            size = data.spec.height  # photographs of many sizes get that of the first domain
-        others.append(load(name, options.data_root, device=options.device, seed=options.seed, size=size))
+    others = [load(name, options.data_root, device=options.device) for name in study.stream.domains]
     if study.data.classes is not None:
         others = [other.subset(study.data.classes) for other in others]
     return domain_incremental([data, *others])

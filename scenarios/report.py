@@ -94,7 +94,7 @@ def _described(run: Run, heading: str, figures: Sequence[Path], pictures: dict[P
         f" Folder: {run.folder.name}."
     )
     left_out = [path.name for path in figures if path not in pictures] if pictures else []
-    rows, notes = accuracy_table(record), record.get("notes", [])
+    rows = accuracy_table(record)
     parts = [
         page.text(_title(run), heading),
         _reason(record),
@@ -106,7 +106,6 @@ def _described(run: Run, heading: str, figures: Sequence[Path], pictures: dict[P
         *(page.picture(pictures[path], path.stem) for path in figures if path in pictures),
         "</div>",
         page.text(f"Figures that are no pictures or do not fit into the page: {', '.join(left_out)}.", name="small") if left_out else "",
-        page.text("Notes about the data", "h3") + page.listed([clipped(note, 400) for note in notes]) if notes else "",
         page.text("Not run", "h3") + page.listed(missing) if missing else "",
         page.text(facts, name="small"),
         page.folded("Configuration", clipped_lines(json.dumps(config, indent=1))),

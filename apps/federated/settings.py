@@ -14,7 +14,7 @@ from apps.federated.partition import PartitionConfig
 from apps.federated.wire import Pixels
 from distill.configure import configure
 from distill.coresets import CORESETS
-from distill.errors import InputError, clipped, unknown_name
+from distill.errors import InputError, unknown_name
 from distill.methods import METHODS
 from distill.networks import check_name
 from distill.train import Recipe
@@ -163,11 +163,6 @@ def private_part(settings: Settings, part: str) -> Any:
         raise InputError(
             f"[privacy]: {path[:80]!r} is not there in this version; leave {part if part != 'statistics' else '[privacy]'} out."
         ) from None
-    except Exception as error:  # the module runs while it is imported, and may raise anything
-        raise InputError(
-            f"[privacy]: {path[:80]!r} cannot be imported ({type(error).__name__}: {clipped(error, 160)}); "
-            f"allowed: an import path 'apps.<room>.<file>:<name>' whose file can be imported."
-        ) from error
 
 
 def statistics_known(settings: Settings) -> Any:

@@ -204,8 +204,7 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     try:
         tiny = CondensedSet.load(given.set)
-        # The set's own seed, so that a folder's test images are those that were held out when the set was made.
-        data = fitted(tiny, load(given.data, seed=tiny.provenance.seed or 0))
+        data = fitted(tiny, load(given.data))
         if data.whitening is not None:
             raise InputError("the set is white; patches are looked for in plain images only.")
         rival = select(data, "random", tiny.counts, generator(0, "poisoning", "rival"))

@@ -182,25 +182,6 @@ def test_other_streams_run(setting: str, tmp_path: Path) -> None:
     assert [cell["items"] for cell in cells] == ([4] * 4 if setting == "domain" else [2] * 4)
 
 
-def test_a_folder_of_mixed_sizes_is_a_domain(tmp_path: Path) -> None:
-    from PIL import Image
-
-    from scenarios.continual import stream_of
-    from scenarios.folder import load_data
-
-    for label in "01":
-        (tmp_path / "photos" / label).mkdir(parents=True)
-        for number in range(6):
-            Image.new("L", (20 + number, 24), 40 * number).save(tmp_path / "photos" / label / f"{number}.png")
-    for size in (None, 12):
-        tables = changed(stream={"setting": "domain", "domains": [f"folder:{tmp_path / 'photos'}", "digits"], "orders": 1})
-        tables["data"] |= {"size": size} if size else {}
-        made, options = study("domains", tables, "domains.toml"), Options(out=tmp_path, seed=4)
-        stream = stream_of(made, options, load_data(made, options), 0)
-        assert [part.spec.shape for part in stream] == [(1, size or 16, size or 16)] * 3
-        assert [len(part.train) + len(part.test) for part in stream][1] == 12
-
-
 def test_a_shrinking_share_holds_as_much_from_the_start(tmp_path: Path) -> None:
     tables = changed(
         stream={"orders": 1},

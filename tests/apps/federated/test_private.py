@@ -162,14 +162,3 @@ def test_keywords_of_the_statistics_are_known_before_any_client_runs(key: str) -
     assert statistics_known(settings()).__name__ == "PrivateStatistics"
     with pytest.raises(InputError, match="leave start out"):
         statistics_known(dataclasses.replace(settings(), privacy={**PRIVATE, "start": "apps.privacy.private_start:nothing"}))
-
-
-@pytest.mark.parametrize("error", [ZeroDivisionError("no"), RuntimeError("two\nlines"), SyntaxError("here")])
-def test_a_part_whose_file_fails_is_one_line(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(name: str) -> object:
-        raise error
-
-    monkeypatch.setattr("importlib.import_module", broken)
-    with pytest.raises(InputError, match=r"^\[privacy\]: 'apps\.privacy\..* cannot be imported \(\w+Error: .*allowed: ") as caught:
-        statistics_known(settings())
-    assert "\n" not in str(caught.value)

@@ -1,6 +1,5 @@
 """Visual privacy: distances against double loops, copies are seen, and nothing is seen where nothing was copied."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from torch import Tensor
 from apps.privacy import visual
 from apps.privacy.figures import closest_pairs
 from apps.privacy.visual import closeness, main, nearest, root_mean_square, structure, visual_privacy
-from distill.condensed import CondensedSet, Provenance
+from distill.condensed import CondensedSet
 from distill.coresets import select
 from distill.data import ImageData
 from distill.errors import InputError
@@ -160,25 +159,3 @@ def test_the_command_takes_the_users_own_set(tmp_path: Path, digits: ImageData, 
     assert (tmp_path / "mine-pairs.png").is_file()
     assert main([str(tmp_path / "none.safetensors"), "--data", "digits"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
-
-
-@pytest.mark.parametrize("module", ["visual", "poisoning"])
-def test_a_folders_test_images_are_those_of_the_sets_own_seed(module: str, digits: ImageData, tmp_path: Path, monkeypatch) -> None:
-    """A folder without a test split gives other test images for another seed."""
-    import importlib
-
-    from distill import data_sources
-
-    given: list[int] = []
-
-    def load(name: str, **options: int) -> ImageData:
-        given.append(options["seed"])
-        raise InputError("enough")
-
-    monkeypatch.setattr(data_sources, "load", load)
-    path = tmp_path / "mine.safetensors"
-    for seed in (3, None):
-        some = select(digits, "random", 1, draws())
-        dataclasses.replace(some, provenance=Provenance("dm", seed=seed)).save(path)
-        assert importlib.import_module(f"apps.privacy.{module}").main([str(path), "--data", "folder:own"]) == 2
-    assert given == [3, 0]
