@@ -62,7 +62,8 @@ def class_numbers(array: Any, what: str) -> Tensor:
     if labels.ndim == 2:
         if not (bool(((labels == 0) | (labels == 1)).all()) and bool((labels.sum(1) == 1).all())):
             raise InputError(
-                f"{what} is {_kind(given)}; allowed: one whole number an image, (N,), or one-hot rows; of probabilities give y.argmax(1)."
+                f"{what} is {_kind(given)}; allowed: one whole number an image, (N,), or one-hot rows; of probabilities give y.argmax(1). "
+                "Multi-label targets, several classes an image, are not supported."
             )
         labels = labels.argmax(1)
     if labels.dtype.kind == "f":

@@ -1,13 +1,44 @@
-"""What a run will take, said after its first steps: time by the clock, memory by what it has taken so far."""
+"""What a run will take: memory that cannot be there is refused before its first step, time and memory are said after a few steps."""
+
+import math
 
 import torch
 
+from distill.errors import InputError
+from distill.processes import free_bytes
 from distill.records import peak_memory_bytes
+from distill.spec import DataSpec
 
 # The first step compiles and warms up; one that takes this long is the estimate, because the next would keep the user waiting.
 SLOW_STEP = 10.0
 STEPS, SECONDS = 3, 2.0
 WORTH_SAYING = 60.0
+
+
+# Copies of the set that every method holds: images, momentum, gradients, and the state that a stop goes back to.
+COPIES = 4
+
+
+def check_memory(count: int, spec: DataSpec, gradients: int, device: torch.device) -> None:
+    """`InputError` where a run surely does not fit: its set and what it must hold beside it take more than the free memory.
+
+    A lower bound: activations come on top of it, in chunks, and are not counted.
+
+    Args:
+        count: synthetic images in all.
+        spec: their shape.
+        gradients: numbers of the real gradients that are held at once (classes x parameters for methods that hold all classes').
+        device: where the run works; its free memory is what counts.
+    """
+    images = COPIES * 4 * count * math.prod(spec.shape)
+    needed = images + 4 * gradients
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_bytes()
+    if needed > free:
+        parts = [f"{count} images take {images / 1e9:.3g} GB"] + ([f"real gradients {4 * gradients / 1e9:.3g} GB"] if gradients else [])
+        do = "fewer images a class (ipc), fewer classes" + (", a smaller network" if gradients else "")
+        raise InputError(
+            f"the run does not fit: {' and '.join(parts)}, and {free / 1e9:.3g} GB are free on {device}; use {do}, or a larger machine."
+        )
 
 
 def duration(seconds: float) -> str:

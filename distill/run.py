@@ -21,9 +21,9 @@ from distill.distiller import Distiller as Distiller
 from distill.distiller import check_condensed, check_distiller, check_tensors
 from distill.divergence import Watch, diverged_at
 from distill.errors import InputError, unknown_name
-from distill.estimate import estimate
+from distill.estimate import check_memory, estimate
 from distill.methods import METHODS
-from distill.networks import OWN, Factory
+from distill.networks import OWN, Factory, create, parameter_count
 from distill.progress import shows_progress
 from distill.randomness import generator
 from distill.records import append_line, read_lines, versions, write_json_lines
@@ -203,7 +203,8 @@ def _make(
 ) -> tuple[Distiller, dict[str, Any]]:
     if name not in METHODS:
         raise unknown_name("method", name, METHODS)
-    check_size(sizes * len(statistics.classes) if isinstance(sizes, int) else sum(sizes), statistics.spec)
+    count = sizes * len(statistics.classes) if isinstance(sizes, int) else sum(sizes)
+    check_size(count, statistics.spec)
     kind, distiller = METHODS[name]
     if isinstance(network, str):
         settings = {**settings, "network": network}
@@ -212,6 +213,11 @@ def _make(
     elif initial is None and "initial" not in settings and statistics.privacy is not None:
         settings = {**settings, "initial": "noise"}  # the usual start is real images, which a private form never shows
     config = configure(kind, settings, f"method {name!r}")
+    gradients = 0
+    if getattr(distiller, "holds_class_gradients", False) and config.network not in OWN and not callable(network):
+        counted = create(config.network, statistics.spec, generator(0, "count"))
+        gradients = len(statistics.classes) * parameter_count(counted)
+    check_memory(count, statistics.spec, gradients, statistics.device)
     start = initial if isinstance(initial, CondensedSet) else config.initial
     first = initial_set(statistics, start, sizes, generator(seed, "initial", name, _text(sizes), device=statistics.device))
     stated = dataclasses.asdict(config)

@@ -75,6 +75,8 @@ def loops(config: GMConfig, ipc: int) -> tuple[int, int]:
 class GM:
     """One step: one image update; every ``outer_steps`` of them a new random network, trained on the images in between."""
 
+    holds_class_gradients = True  # classes x parameters at once, see `distill.estimate.check_memory`
+
     def __init__(self, config: GMConfig, initial: CondensedSet, network: Factory | None = None) -> None:
         self.config = config
         self.synthetic = Synthetic.start(initial)

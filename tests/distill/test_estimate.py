@@ -8,6 +8,8 @@ import torch
 from distill.data import ImageData
 from distill.errors import InputError
 from distill.estimate import duration, estimate
+from distill.networks import create, parameter_count
+from distill.randomness import generator
 from distill.records import read_json
 from distill.run import distil
 from tests.distill.test_every_method import small
@@ -66,3 +68,16 @@ def test_a_run_that_diverged_goes_on_with_a_smaller_step_in_a_folder_of_its_own(
     assert code == 2
     assert "there is no checkpoint-ipc1.safetensors" in errors
     assert read_json(failed / "record.json")["status"] == "failed"
+
+
+def test_what_cannot_fit_is_refused_before_the_first_step(toy_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three classes at 5 images of 8 x 8: 4 copies of float32; gradient matching holds each class's gradient beside them."""
+    images = 4 * 4 * 15 * 64
+    small_run = {"ipc": 5, "network": "ConvNetD1W32", "iterations": 1}
+    gradients = 4 * 3 * parameter_count(create("ConvNetD1W32", toy_data.spec, generator(0, "test")))
+    for method, needed in (("dm", images), ("gm", images + gradients), ("dsa", images + gradients)):
+        monkeypatch.setattr("distill.estimate.free_bytes", lambda needed=needed: needed - 1)
+        with pytest.raises(InputError, match=r"the run does not fit.*ipc"):
+            distil(toy_data, method, **small_run)
+        monkeypatch.setattr("distill.estimate.free_bytes", lambda needed=needed: needed)
+        distil(toy_data, method, **small_run)
