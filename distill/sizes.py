@@ -28,7 +28,7 @@ def checked(ipc: object) -> int | dict[str, int] | str:
             return counts
     elif type(ipc) is int and 1 <= ipc <= MAX_IPC:
         return ipc
-    raise InputError(f"ipc is {clipped(ipc)}; allowed: 1 to {MAX_IPC} images: {ALLOWED}.")
+    raise InputError(f"ipc is {clipped(ipc)}; allowed: 1 or more images, up to {MAX_IPC}: {ALLOWED}.")
 
 
 def counts_of(ipc: Ipc, statistics: RealStatistics) -> int | tuple[int, ...]:
