@@ -9,7 +9,6 @@ import typer
 
 from scenarios.commands.options import Device, Grid, Jobs, Out, Quiet, Resume, ResumeFrom, Root, Seeds, torch_device
 from scenarios.commands.study import run_and_print
-from scenarios.grid import MAX_SEED
 from scenarios.said import printable, terminal_width, wrapped
 
 
@@ -17,7 +16,7 @@ def run(
     scenario: Annotated[str, typer.Argument(help="A .toml file, or a shipped scenario's name (distill list scenarios).")],
     settings: Grid = None,
     out: Out = Path("runs"),
-    seed: Annotated[int | None, typer.Option(min=0, max=MAX_SEED, help="Same seed, same bits; default 0.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Same seed, same bits; default 0.")] = None,
     seeds: Seeds = None,
     jobs: Jobs = None,
     device: Device = "auto",

@@ -28,13 +28,13 @@ def show(
     drawing = image_grid(tiny)
     drawing.save(picture, dpi)
     counts = f"{tiny.ipc} a class" if len({c for c in tiny.counts if c}) == 1 else f"counts {tiny.counts}"
+    legend = f" (class numbers: {'; '.join(drawing.legend)})" if drawing.legend else ""
     lines = [
         f"{len(tiny)} images of {spec.channels} x {spec.height} x {spec.width} ({counts}), {tiny.nbytes} bytes",
         f"data {spec.name}: {spec.num_classes} classes ({', '.join(spec.classes[:10])}{', ...' if spec.num_classes > 10 else ''})",
         f"method {origin.method}, seed {origin.seed}, {origin.seconds:.0f} s, augmentation {tiny.augmentation or 'none'}",
         f"settings {', '.join(f'{k}={v}' for k, v in origin.config.items()) or 'none'}",
         f"privacy guarantee: {guarantee(origin.dp) if origin.dp else 'none'}",
-        f"picture: {picture}",
-        *(["class numbers in the picture:", *(f"  {line}" for line in drawing.legend)] if drawing.legend else []),
+        f"picture: {picture}{legend}",
     ]
     typer.echo("\n".join(clipped(line, 2000) for line in lines))

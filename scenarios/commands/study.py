@@ -15,10 +15,14 @@ def run_and_print(
     made: Any, out: Path, seed: int, device: str, data_root: Path | None, resume: bool, quiet: bool, resume_from: Path | None = None
 ) -> None:
     """Run, continue or find a study; prints its table, answer and folder unless ``quiet``."""
+    from distill.errors import InputError, clipped
     from scenarios.folder import Options, run_study
+    from scenarios.grid import MAX_SEED
     from scenarios.report import accuracy_table, answer
     from scenarios.table import as_text
 
+    if seed > MAX_SEED:
+        raise InputError(f"--seed is {clipped(seed)}; allowed: 0 to {MAX_SEED}.")
     before = signal.signal(signal.SIGTERM, stopping.at_once)  # a scheduler's stop saves as Ctrl-C does
     try:
         folder, record = run_study(made, Options(out, data_root, seed, torch_device(device), resume, quiet, resume_from))

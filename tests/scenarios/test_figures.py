@@ -63,7 +63,7 @@ def test_a_run_that_cannot_write_says_how_to_continue(tmp_path: Path) -> None:
 def test_show_prints_the_names_that_the_picture_cannot_show(tmp_path: Path) -> None:
     coloured([1, 1], ["数字", "cat"]).save(tmp_path / "set.safetensors")
     out = call("show", tmp_path / "set.safetensors")[1]
-    assert "class numbers in the picture:\n  0: 数字\n  1: cat\n" in out
+    assert "(class numbers: 0: 数字; 1: cat)\n" in out
 
 
 def test_figures_of_a_finished_run_are_drawn_again(run: Path, tmp_path: Path) -> None:
