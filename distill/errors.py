@@ -16,6 +16,10 @@ class InputError(ValueError):
         super().__init__(" ".join(message.split()))
 
 
+class CannotWrite(InputError):
+    """The system does not let a file be written: no room, no right, no such place. What was written before is whole."""
+
+
 class Diverged(InputError):
     """A loss, weights or outputs are not finite: the run cannot succeed with these settings, and repeating it ends the same way."""
 

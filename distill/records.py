@@ -15,14 +15,11 @@ from typing import Any, BinaryIO
 
 import torch
 
+from distill.errors import CannotWrite as CannotWrite
 from distill.errors import InputError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "safetensors", "distill-apps")
-
-
-class CannotWrite(InputError):
-    """The system does not let a file be written: no room, no right, no such place. What was written before is whole."""
 
 
 @contextlib.contextmanager

@@ -61,9 +61,8 @@ app.command("list")(list_names)
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 wrong input (one line), 1 our fault (traceback), 130 interrupted."""
-    from distill.errors import InputError, clipped
+    from distill.errors import CannotWrite, InputError, clipped
     from distill.memory import keep_freed_memory
-    from distill.records import CannotWrite
 
     keep_freed_memory()
     given = sys.argv[1:] if arguments is None else arguments
