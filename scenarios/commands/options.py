@@ -17,7 +17,7 @@ Grid = Annotated[
     ),
 ]
 Seeds = Annotated[str | None, typer.Option(metavar="A..B", help="Several seeds, for example 0..4 or 0,3,7: one run each.")]
-Jobs = Annotated[int | None, typer.Option(min=1, help="Runs of a grid at a time; default: one a core as far as memory goes, one on a GPU.")]
+Jobs = Annotated[int | None, typer.Option(help="Runs of a grid at a time; default: one a core as far as memory goes, one on a GPU.")]
 Dpi = Annotated[
     int | None,
     typer.Option(help="Dots per inch, 30 to 1200; default: 110 for PNG, 300 for images inside PDF and SVG. Journals ask for 300."),

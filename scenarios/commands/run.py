@@ -36,6 +36,8 @@ def run(
 
     if seed is not None and seeds is not None:
         raise InputError("--seed and --seeds are both given; allowed: one of them.")
+    if jobs is not None and jobs < 1:
+        raise InputError(f"--jobs {jobs}: allowed: 1 to the number of cores that are here.")
     combinations, numbers = grid.combinations(settings or []), [seed or 0] if seeds is None else grid.seeds(seeds)
     if len(combinations) * len(numbers) > 1:
         if resume_from is not None:
