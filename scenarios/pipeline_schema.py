@@ -76,7 +76,7 @@ def study(name: str, title: str, tables: dict[str, Any], source: str) -> Pipelin
     data = configure(DataTable, tables["data"], f"{source}: [data]")
     if data.classes is not None or data.zca:
         raise InputError(
-            f"{source}: [data]: classes and zca apply to a stage, not to the pipeline; write [stages.NAME.data] classes = [...]."
+            f"{source}: [data]: classes and zca are for a stage, not for a whole pipeline; write [stages.NAME.data] classes = [...]."
         )
     wanted, made = {}, {}
     for stage, table in tables["stages"].items():

@@ -86,7 +86,7 @@ def answer(record: dict[str, Any]) -> str:
         parts.append(f"Loss-based membership advantage: {said}; an advantage near 0 is no proof of privacy.")
     for arm, row in results.get("same_accuracy", {}).items():
         parts.append(
-            f"{arm} compared with {row['rival']}, the baseline nearest in accuracy ({row['accuracy_difference']:+.1f} points): "
+            f"{arm} compared with {row['rival']}, the baseline that is the nearest in accuracy ({row['accuracy_difference']:+.1f} points): "
             f"advantage {cell(row['advantage_percent_difference'], 2)} points more, "
             f"TPR at 1 % FPR {cell(row['tpr_at_1_percent_difference'], 4)} more."
         )
