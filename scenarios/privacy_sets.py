@@ -107,7 +107,9 @@ def fill_private(
         made.save(path)
         (folder / f"checkpoint-{name}.safetensors").unlink(missing_ok=True)
     private = CondensedSet.load(path).to(options.device)
-    part |= {"privacy": private.provenance.dp, "distil_seconds": private.provenance.seconds, "guarantee": guarantee(private.provenance.dp)}
+    # The account's random id stays in the set's file: a record has no number that a repeated run would not have.
+    stated = {name: value for name, value in (private.provenance.dp or {}).items() if name != "account"}
+    part |= {"privacy": stated, "distil_seconds": private.provenance.seconds, "guarantee": guarantee(private.provenance.dp)}
     say(console, f"{study.method} at ipc {study.ipc}, epsilon {epsilon:g}: {private.provenance.seconds:.0f} s")
     sets = {f"private {study.method}": private}
     if table.twin:
