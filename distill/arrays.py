@@ -47,7 +47,7 @@ def class_numbers(array: Any, what: str) -> Tensor:
 
     Raises `InputError`, which calls them ``what``, for anything else: text, probabilities, several labels an image.
     """
-    given = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
+    given = (array.detach().float() if array.is_floating_point() else array.detach()).cpu().numpy() if isinstance(array, Tensor) else array
     if isinstance(given, list | tuple):
         try:
             given = np.asarray(given)
@@ -60,7 +60,7 @@ def class_numbers(array: Any, what: str) -> Tensor:
         raise InputError(f"{what} is {_kind(given)}{uneven}; allowed: an array, tensor or list of whole numbers of shape (N,){do}.")
     labels = given[:, 0] if given.ndim == 2 and given.shape[1] == 1 else given
     if labels.ndim == 2:
-        if not (bool(((labels == 0) | (labels == 1)).all()) and bool((labels.sum(1) == 1).all())):
+        if not (labels.shape[1] and bool(((labels == 0) | (labels == 1)).all()) and bool((labels.sum(1) == 1).all())):
             raise InputError(
                 f"{what} is {_kind(given)}; allowed: one whole number an image, (N,), or one-hot rows; of probabilities give y.argmax(1). "
                 "Multi-label targets, several classes an image, are not supported."

@@ -1,5 +1,6 @@
 """`Drawing`: a figure with the words that belong to it, as PNG, PDF or SVG bytes; and text that the figure's font can show."""
 
+import functools
 import io
 import textwrap
 import unicodedata
@@ -88,10 +89,16 @@ def check_dpi(dpi: int) -> int:
 
 def can_show(text: str) -> bool:
     """True when the figure font has every character, none is a control character, and the text runs from left to right."""
-    there = get_font(findfont(FontProperties())).get_charmap()
+    there = _letters()
     return bool(text.strip()) and all(
         char.isprintable() and ord(char) in there and unicodedata.bidirectional(char) not in _RIGHT_TO_LEFT for char in text
     )
+
+
+@functools.cache
+def _letters() -> frozenset[int]:
+    """Code points of the figure font."""
+    return frozenset(get_font(findfont(FontProperties())).get_charmap())
 
 
 def escaped(text: str) -> str:

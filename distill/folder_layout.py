@@ -33,6 +33,11 @@ def read_layout(path: Path, what: str) -> Layout:
         found = _split_folders(top, splits, what, notes)
     elif _tables(top) and (rows := _labelled(top, [top], what, notes)):
         found = _by_part(rows, what)
+        if "train" not in found:
+            raise InputError(
+                f"{what}: {named(_tables(top))} has labels for {', '.join(found)} only and none for train; name the table labels.csv, or "
+                "write train in its split column."
+            )
         _note_unlisted(top, found, notes)
         folders = [folder for folder in _holders(top) if folder.name.casefold() not in _CONTAINERS]
         if len(folders) > 1:

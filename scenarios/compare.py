@@ -52,16 +52,19 @@ class Comparison:
         return f"{self.figure}: the second is {'higher' if found.mean > 0 else 'lower'}: {spread}, {pairs}."
 
 
-def group(given: str | Path) -> list[Run]:
+def group(given: str | Path, left_out: list[str] | None = None) -> list[Run]:
     """The finished runs of one side: a run folder, a folder of runs, or a pattern in quotes; one study, seeds in order.
 
-    Raises `InputError` when nothing is finished there, or the runs are of several studies.
+    A line for each run that is not finished is appended to ``left_out``. Raises `InputError` when nothing is finished there, or the runs
+    are of several studies.
     """
     text = str(given)
-    places = [Path(text)] if Path(text).exists() else [Path(path) for path in sorted(glob.glob(text))]
+    places = [Path(text)] if Path(text).exists() else [Path(path) for path in sorted(glob.glob(text)) if Path(path).is_dir()]
     if not places:
         raise InputError(f"{clipped(text, 200)}: there is no such folder; give a run folder, a folder that holds runs, or a pattern.")
-    runs, _ = finished(find_runs(places))
+    runs, unfinished = finished(find_runs(places))
+    if left_out is not None:
+        left_out += unfinished
     if not runs:
         raise InputError(f"{clipped(text, 200)}: no run there is done; finish one with --resume.")
     groups = by_seed(runs)
@@ -82,6 +85,12 @@ def measured_differently(first: Run, second: Run) -> list[str]:
     marks = [part.get("fingerprint") if isinstance(part, dict) else None for part in prints]
     if None not in marks and marks[0] != marks[1] and not any(line.startswith("data.") for line in found):
         found.append("the training data have other pixels or labels (results.data.fingerprint)")
+    for key, part in first.record["results"].items():
+        other = second.record["results"].get(key)
+        if key.startswith("ipc") and isinstance(part, dict) and isinstance(other, dict):
+            one, theirs = part.get("augmentation"), other.get("augmentation")
+            if one != theirs and None not in (one, theirs):  # "auto" is what the set names
+                found.append(f"{key}: the evaluation's augmentation is {clipped(one, 60)} and {clipped(theirs, 60)}")
     if first.record.get("kind") != second.record.get("kind"):
         found.append(f"kind is {clipped(first.record.get('kind'), 40)} and {clipped(second.record.get('kind'), 40)}")
     return found
@@ -108,6 +117,8 @@ def compare(
     found = []
     for left, right in _names(first, second, patterns):
         pairs, over = _pairs(first, second, left, right)
+        if not pairs and {run.record["seed"] for run in first} & {run.record["seed"] for run in second} and over == "runs":
+            raise InputError(f"{left}: no seed has this figure on both sides (a figure of which a network failed has no mean).")
         if not pairs:
             raise InputError(
                 f"{left}: no seed is in both ({_seeds(first)} and {_seeds(second)}), so nothing can be paired; run both with the same "

@@ -31,7 +31,8 @@ def default_step_size(method: str, settings: dict[str, Any], ipc: int, key: str,
     given = getattr(config, key, None)
     if given is not None:
         return float(given)
-    spec = DataSpec(data, 1, 8, 8, ("0",), (0.0,), (1.0,))
+    # The name only matters for data sets with a step size of their own, and a folder's path may be too long for one.
+    spec = DataSpec("own" if ":" in data else data, 1, 8, 8, ("0",), (0.0,), (1.0,))
     start = CondensedSet(torch.zeros(ipc, 1, 8, 8), torch.zeros(ipc, dtype=torch.int64), spec)
     return step_sizes(METHODS[method][1](config, start, None))[0].get(key)
 

@@ -5,6 +5,7 @@ differences are paired. Test images are never looked at. A step size that diverg
 """
 
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,16 +20,15 @@ from distill.condensed import CondensedSet
 from distill.configure import configure
 from distill.data import ImageData
 from distill.drawing import Drawing
-from distill.errors import InputError, clipped
+from distill.errors import Diverged, InputError, clipped
 from distill.evaluation import Accuracy, Measured, accuracies, summed_up
 from distill.figures import step_size_curve
 from distill.methods import METHODS
 from distill.networks import create
 from distill.paired import paired_difference
 from distill.randomness import generator
-from distill.records import CannotWrite, append_line, read_lines
+from distill.records import append_line, read_lines
 from distill.run import distil
-from distill.train import protocol
 from scenarios.folder import Options, say
 from scenarios.report import shown
 from scenarios.schema import CondenseStudy, condense_study, config_hash
@@ -106,7 +106,7 @@ def study(name: str, title: str, tables: dict[str, Any], source: str) -> SweepSt
         )
     if len({text(value) for value in sweep.values}) < len(sweep.values):
         raise InputError(f"{source}: [sweep]: key 'values': a value is there twice; allowed: different ones (to four digits).")
-    values = tuple(sorted(sweep.values))
+    values = tuple(sorted(float(text(value)) for value in sweep.values))  # what is run is what is written
     for value in values:  # a value that the method does not take is an error now
         configure(METHODS[base.method][0], {**_settings(base), sweep.key: value}, f"{source}: [sweep]: method {base.method!r}")
     merged = {**base.merged, "kind": "sweep_lr", "sweep": {"values": list(values), "key": sweep.key, "shortened": list(sweep.shortened)}}
@@ -183,15 +183,13 @@ def _one(study: SweepStudy, options: Options, data: ImageData, folder: Path, val
                 **settings,
             )
             condensed.save(path)
-    except CannotWrite:
-        raise
-    except InputError as error:
+    except Diverged as error:
         checkpoint.unlink(missing_ok=True)
         append_line(metrics, {"stage": "failed", "step_size": name, "reason": str(error)})
         return {"reason": str(error)}
     checkpoint.unlink(missing_ok=True)
     table = base.evaluation
-    recipe, network = table.recipe or protocol(table.protocol, data.spec), table.networks[0]
+    recipe, network = table.recipe or table.protocol, table.networks[0]
     seeds = [options.seed * 1000 + k for k in range(table.seeds)]
     mark = {"stage": "evaluate", "step_size": name, "network": network}
     lines = [line for line in read_lines(metrics) if all(line.get(key) == given for key, given in mark.items())]
@@ -234,9 +232,15 @@ def _command(study: SweepStudy, value: float) -> str:
     own = {k: v for k, v in _settings(base).items() if k not in (study.sweep.key, *study.sweep.shortened)}
     usual = configure(kind, {}, "defaults")
     changed = {k: v for k, v in own.items() if v != defaults.get(k) and v != getattr(usual, k)}
-    options = [f"--data {data.name}", f"--method {base.method}", f"--ipc {base.ipc[0]}", f"--set {study.sweep.key}={text(value)}"]
-    options += [f"--set {k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in changed.items()]
-    return " ".join(["distill condense", *options])
+    parts = ["--data", data.name, "--method", base.method, "--ipc", str(base.ipc[0])]
+    for option, given in (("--size", data.size), ("--imbalance", data.imbalance)):
+        parts += [option, str(given)] if given is not None else []
+    if data.classes is not None:
+        parts += ["--classes", ",".join(map(str, data.classes))]
+    settings = {study.sweep.key: text(value), **{k: v if isinstance(v, str) else json.dumps(v) for k, v in changed.items()}}
+    for name, given in settings.items():
+        parts += ["--set", f"{name}={given}"]
+    return shlex.join(["distill", "condense", *parts]) + ("  # needs zca = true in the [data] of a scenario file" if data.zca else "")
 
 
 def draw(folder: Path, record: dict[str, Any]) -> Iterator[tuple[str, Drawing]]:

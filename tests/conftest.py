@@ -1,6 +1,9 @@
 """Shared small things for tests: a tiny synthetic data set and a guard on the global random state."""
 
+import contextlib
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +26,23 @@ def toy_arrays(seed: int = 0, classes: int = 3, per_class: int = 12, side: int =
 def toy(seed: int = 0, **options: int) -> ImageData:
     train, test = toy_arrays(seed, **options), toy_arrays(seed + 1000, **options)
     return ImageData.from_arrays("toy", *train, *test)
+
+
+@contextlib.contextmanager
+def stopped_at(monkeypatch: pytest.MonkeyPatch, module: Any, count: int) -> Iterator[None]:
+    """Ctrl-C when the ``count``-th evaluation network of the block is trained, in a module that asks for `accuracies`."""
+    real, left = module.accuracies, [count]
+
+    def stops(*arguments: Any) -> Any:
+        for one in real(*arguments):
+            left[0] -= 1
+            if not left[0]:
+                raise KeyboardInterrupt
+            yield one
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "accuracies", stops)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

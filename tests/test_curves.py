@@ -14,7 +14,7 @@ from distill.errors import InputError
 from distill.run import distil
 from scenarios.folder import Options, run_study
 from scenarios.schema import study
-from tests.conftest import toy
+from tests.conftest import stopped_at, toy
 
 STEPS = (1, 2, 4, 8, 16, 32)
 NETWORK = "ConvNetD1W8"
@@ -111,19 +111,8 @@ def test_a_study_records_the_curve_and_a_stopped_one_the_same(tmp_path: Path, mo
     assert "flat_at" in found
     assert (folder / "figures/curve.png").stat().st_size > 2000
     assert not list(folder.glob("snapshot*"))
-    real, left = room.accuracies, [4]
-
-    def stops(*arguments: Any) -> Any:
-        for one in real(*arguments):
-            left[0] -= 1
-            if not left[0]:
-                raise KeyboardInterrupt
-            yield one
-
-    monkeypatch.setattr(room, "accuracies", stops)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_at(monkeypatch, room, 4):
         run_study(made(12), Options(tmp_path / "stopped", quiet=True))
-    monkeypatch.setattr(room, "accuracies", real)
     other, again = run_study(made(12), Options(tmp_path / "stopped", resume=True, quiet=True))
     assert again["results"]["ipc1"]["curve"] == found
     assert not list(other.glob("snapshot*"))

@@ -26,8 +26,10 @@ def compare(
 
     if form not in comparing.FORMATS:
         raise unknown_name("format", form, comparing.FORMATS)
-    found, warnings = comparing.compare(comparing.group(first), comparing.group(second), figures or [], anyway=anyway)
-    for line in warnings:
+    left_out: list[str] = []
+    sides = [comparing.group(side, left_out) for side in (first, second)]
+    found, warnings = comparing.compare(*sides, figures or [], anyway=anyway)
+    for line in [*left_out, *warnings]:
         typer.echo(f"note: {printable(line)}", err=True)
     width = terminal_width() if form == "text" else None
     typer.echo(

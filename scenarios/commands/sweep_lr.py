@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from scenarios.commands.options import Device, Out, Quiet, Resume, Root, Seed, Set
+from scenarios.commands.options import Classes, Device, Imbalance, Out, Quiet, Resume, Root, Seed, Set, Size, data_table
 from scenarios.commands.study import run_and_print
 
 
@@ -23,6 +23,9 @@ def sweep_lr(
     network: Annotated[str, typer.Option(help="Evaluation network.")] = "ConvNet",
     seeds: Annotated[int, typer.Option(min=1, help="Evaluation networks for each step size.")] = 3,
     settings: Set = None,
+    size: Size = None,
+    classes: Classes = None,
+    imbalance: Imbalance = None,
     out: Out = Path("runs"),
     seed: Seed = 0,
     device: Device = "auto",
@@ -59,4 +62,5 @@ def sweep_lr(
         networks=seeds,
         validation=validation,
     )
+    tables["data"] = data_table(data, size, classes, validation, imbalance)
     run_and_print(study("sweep-lr", tables, "distill sweep-lr"), out, seed, device, data_root, resume, quiet)

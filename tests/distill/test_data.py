@@ -213,6 +213,7 @@ BAD = {
     "negative": ({"x_train": np.full((12, 4, 4, 3), -0.1)}, "outside 0 to 1"),
     "fewer labels": ({"y_train": np.zeros(11, int)}, "x_train has 12 images and y_train 11 labels"),
     "two labels an image": ({"y_train": np.ones((12, 2), int)}, r"y_train is int64 \(12, 2\); allowed: one whole number an image"),
+    "no columns": ({"y_train": np.zeros((0, 0))}, "allowed: one whole number an image"),
     "probabilities": ({"y_train": np.full((12, 3), 1 / 3)}, r"one-hot rows; of probabilities give y\.argmax\(1\)"),
     "text labels": ({"y_train": np.array(["cat"] * 12)}, r"y_train is <U3 \(12,\); .* np\.unique\(y, return_inverse=True\)"),
     "ragged labels": ({"y_train": [[1], [2, 3]]}, "y_train is a list with rows of unequal length; allowed: an array, tensor or list"),

@@ -178,6 +178,14 @@ REFUSED = {
     "two training splits": (["Train/a/ 1", "training/a/ 1", "test/a/ 1"], "Train and training could both be the train split; rename one"),
     "train alone": (["train/a/ 2", "train/b/ 2"], "has train/ but no test/ or val/; add one, or give folder:.*train"),
     "test without labels": (["train/a/ 2", "train/b/ 2", "test/ 3"], r"with labels \(test holds images alone\); add one, or give folder:"),
+    "a table of test labels alone": (
+        ["0.png", "1.png", "test.csv < filename,label|0.png,x|1.png,y"],
+        "labels for test only and none for train",
+    ),
+    "a split column without train": (
+        ["0.png", "1.png", "labels.csv < filename,label,split|0.png,x,val|1.png,y,val"],
+        "labels for val only and none for train; name the table labels.csv",
+    ),
     "test without train": (["Test/a/ 2", "Test/b/ 2", "other/ 2"], "has Test but no train"),
     "names in the file names": (
         ["train/cat.0.png", "train/dog.0.png", "test/1.png"],

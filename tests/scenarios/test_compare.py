@@ -31,7 +31,7 @@ def run(place: Path, method: str = "dm", values: Any = DM, *, seed: int = 0, sta
     config = {"kind": "condense", "data": data, "method": {"name": method, "ipc": [1], "iterations": 5}, "evaluation": evaluation}
     results = {
         "data": {"name": data["name"], "fingerprint": changes.get("fingerprint", "aa")},
-        "ipc1": {"images": 10, "accuracy": {method: row(values), "random": row(RANDOM)}},
+        "ipc1": {"images": 10, "augmentation": changes.get("augmentation"), "accuracy": {method: row(values), "random": row(RANDOM)}},
     }
     folder = place / (name or f"condense-{method}-s{seed}")
     folder.mkdir(parents=True)
@@ -63,12 +63,29 @@ def test_several_runs_are_paired_over_their_seeds_by_their_means(tmp_path: Path)
         run(tmp_path / "b", "datadam", [value + shift + 0.1 * seed for value in DATADAM], seed=seed)
     run(tmp_path / "b", "datadam", DATADAM, seed=7)  # has no counterpart
     run(tmp_path / "b", "datadam", DATADAM, seed=8, status="failed")
-    (found, _), warnings = compare(group(tmp_path / "a"), group(f"{tmp_path}/b/*"))
+    (tmp_path / "b" / "report.html").write_text("")  # a pattern takes folders
+    left_out: list[str] = []
+    (found, _), warnings = compare(group(tmp_path / "a"), group(f"{tmp_path}/b/*", left_out))
+    assert len(left_out) == 1
+    assert "s8" in left_out[0]
     means = [[90.0 + shift for shift in (0, 1, -2)], [4 / 3 + 90.0 + shift for shift in (0, 1.1, -1.8)]]
     known = scipy.stats.ttest_rel(means[1], means[0])
     assert (found.over, found.difference.pairs) == ("runs", 3), "nine networks of three sets are not nine independent pairs"
     assert found.difference.p == pytest.approx(known.pvalue)
     assert warnings == ["seeds on one side only are left out: 7"]
+
+
+def test_a_run_that_is_left_out_is_named(tmp_path: Path) -> None:
+    run(tmp_path / "a"), run(tmp_path / "b", "datadam", DATADAM), run(tmp_path / "b", "datadam", DATADAM, seed=8, status="failed")
+    code, _, err = call("compare", tmp_path / "a", tmp_path / "b")
+    assert (code, "s8" in err) == (0, True)
+
+
+def test_other_augmentation_of_the_evaluation_is_not_measured_alike(tmp_path: Path) -> None:
+    """ "auto" is what each set names, so two configurations that read alike may have been evaluated otherwise."""
+    one, other = run(tmp_path, "dm", augmentation="none"), run(tmp_path, "datadam", DATADAM, augmentation="color_crop")
+    code, _, err = call("compare", one, other)
+    assert (code, "the evaluation's augmentation is none and color_crop" in err) == (2, True)
 
 
 def test_a_network_that_failed_takes_its_pair_along(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from scenarios import report, step_sizes
 from scenarios.folder import Options, run_study
 from scenarios.schema import study
 from scenarios.sweep_lr import chosen
+from tests.conftest import stopped_at
 from tests.scenarios.test_cli import call, refused
 
 NETWORK = "ConvNetD1W8"
@@ -161,6 +162,32 @@ def test_the_command_that_is_printed_is_a_condense_command_with_the_users_settin
     assert set(given[1:]) == {f"network={NETWORK}", "batch_real=8"}, "but not the short run's iterations"
 
 
+def test_the_printed_command_has_the_data_options_and_can_be_copied(tmp_path: Path) -> None:
+    place = f"folder:{tmp_path}/my images"
+    made = small(data={"name": place, "size": 32, "imbalance": 10.0, "classes": [0, 2]})
+    command = shlex.split(room._command(made, 0.1))
+    assert command[:4] == ["distill", "condense", "--data", place]
+    options = dict(zip(command[8::2], command[9::2], strict=True))
+    assert options.items() >= {"--size": "32", "--imbalance": "10.0", "--classes": "0,2"}.items()
+
+
+def test_a_step_size_is_run_as_it_is_written() -> None:
+    assert small(sweep={"values": [0.123456, 1.0]}).sweep.values == (0.1235, 1.0)
+
+
+def test_other_failures_than_divergence_are_no_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk or a damaged file says nothing of a step size: it ends the study, and resuming tries again."""
+
+    def damaged(*arguments: Any, **options: Any) -> None:
+        raise InputError("x.safetensors: is damaged")
+
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="is damaged"):
+        patch.setattr(room, "distil", damaged)
+        run_study(small(), Options(tmp_path, quiet=True))
+    folder = next(tmp_path.iterdir())
+    assert not (folder / "metrics.jsonl").exists() or "failed" not in (folder / "metrics.jsonl").read_text()
+
+
 def test_test_images_are_never_looked_at(finished: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def without_test(*arguments: Any, **options: Any) -> Any:
         data = load(*arguments, **options)
@@ -180,21 +207,10 @@ def kept(record: dict[str, Any]) -> Any:
 def test_a_stopped_sweep_goes_on_to_the_same_record(
     finished: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, left = room.accuracies, [3]
-
-    def stops(*arguments: Any) -> Any:
-        for one in real(*arguments):
-            left[0] -= 1
-            if not left[0]:
-                raise KeyboardInterrupt
-            yield one
-
-    monkeypatch.setattr(room, "accuracies", stops)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_at(monkeypatch, room, 3):
         run_study(small(), Options(tmp_path, quiet=True))
     with pytest.raises(InputError, match="--resume"):
         run_study(small(), Options(tmp_path, quiet=True))
-    monkeypatch.setattr(room, "accuracies", real)
     folder, record = run_study(small(), Options(tmp_path, resume=True, quiet=True))
     assert kept(record) == kept(finished[1])
     stages = [json.loads(line)["stage"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
