@@ -40,9 +40,10 @@ def stopped_at(monkeypatch: pytest.MonkeyPatch, module: Any, count: int) -> Iter
                 raise KeyboardInterrupt
             yield one
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(module, "accuracies", stops)
-        yield
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -92,11 +92,15 @@ def weighted_mean(items: Sequence[Weights], shares: Sequence[float]) -> Weights:
     return found
 
 
-def fednova(weights: Weights, results: Sequence[LocalResult]) -> Weights:
-    """w - tau_eff * sum_k p_k (w - w_k) / |a_k|_1, with p_k = n_k / n and tau_eff = sum_k p_k |a_k|_1."""
+def fednova(weights: Weights, results: Sequence[LocalResult], normalisers: Sequence[float] | None = None) -> Weights:
+    """w - tau_eff * sum_k p_k (w - w_k) / |a_k|_1, with p_k = n_k / n and tau_eff = sum_k p_k |a_k|_1.
+
+    ``normalisers`` are the |a_k|_1 of tau_eff where they are not the stated ones: a client may not stretch everybody's steps by its own.
+    """
     total = sum(result.examples for result in results)
     shares = [result.examples / total for result in results]
-    effective = sum(share * result.normaliser for share, result in zip(shares, results, strict=True))
+    lengths = normalisers or [result.normaliser for result in results]
+    effective = sum(share * length for share, length in zip(shares, lengths, strict=True))
     found = weighted_mean([result.weights for result in results], shares)  # for what is no float
     for name, old in weights.items():
         if old.is_floating_point():

@@ -55,17 +55,15 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def silent(wanted: bool) -> Iterator[None]:
+def silent(wanted: bool, shared: bool) -> Iterator[None]:
     """Under privacy a failure says nothing but that it is one: its text may name files, classes and counts of the private data.
 
-    The reason goes to the client's own log.
+    The reason goes to the client's own log. Where all clients are ``shared`` out over one process, a full disk is its own and ends the run.
     """
     try:
         yield
-    except CannotWrite:
-        raise  # of the disk that all clients of one process share; it names no data
     except Exception as error:
-        if not wanted:
+        if not wanted or (shared and isinstance(error, CannotWrite)):
             raise
         logging.getLogger("distill.client").error("a private client failed: %s: %s", type(error).__name__, error)
         raise InputError("a private client failed; its own log says why.") from None
@@ -103,7 +101,7 @@ def client_app(given: ImageData | None = None, releases: Path | None = None) -> 
     @app.train("condense")  # type: ignore[untyped-decorator]
     def condense(message: Message, context: Context) -> Message:
         settings, server_round, spec = _asked(message, context)
-        with torch_threads(settings.threads), silent(settings.privacy is not None):
+        with torch_threads(settings.threads), silent(settings.privacy is not None, given is not None):
             data, client = own_data(context, settings, spec, given)
             place = context.node_config.get("releases", releases or os.environ.get("DISTILL_RELEASES"))
             ledger = None if place is None or settings.privacy is None else Path(str(place)) / f"client-{client}-round-{server_round}"

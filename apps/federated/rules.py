@@ -75,7 +75,8 @@ def rule_for(settings: Settings, spec: DataSpec, clients: int, folder: Path | No
 def believed(claims: Sequence[tuple[int, int | None]]) -> list[int]:
     """Examples of each client from (claimed, known) numbers: known ones as they are, others at most `LARGEST_SHARE` times the median."""
     numbers = [claimed if known is None else known for claimed, known in claims]
-    most = LARGEST_SHARE * statistics.median_low(numbers) if numbers else 0
+    # Claims do not move the median where there are numbers that the server knows.
+    most = LARGEST_SHARE * statistics.median_low([known for _, known in claims if known is not None] or numbers) if numbers else 0
     return [number if known is not None else int(min(number, most)) for number, (_, known) in zip(numbers, claims, strict=True)]
 
 
@@ -117,7 +118,7 @@ class CondensedUnion:
         if self.folder is not None:
             union([each.value for each in accepted]).quantised().save(self.folder / "union.safetensors")
         whole_union = CondensedSet.concat([*self.memory, joined]) if self.memory else joined
-        if settings.server.memory:
+        if settings.server.memory:  # the strategy puts it back where the round's weights are refused
             self.memory = [*self.memory, joined][-settings.server.memory :]
         return learn(
             weights, whole_union.to(settings.device), settings.network, settings.server, derived_seed(settings.seed, "server", number)
@@ -198,7 +199,9 @@ class FedNova(_WeightRule):
     """Wang et al., NeurIPS 2020."""
 
     def combine(self, number: int, weights: Weights, accepted: Sequence[Accepted]) -> Weights:
-        return fednova(weights, [dataclasses.replace(each.value, examples=each.examples) for each in accepted])
+        local = self.settings.local
+        believed_steps = [normaliser(local.steps(each.examples), local.momentum) for each in accepted]
+        return fednova(weights, [dataclasses.replace(each.value, examples=each.examples) for each in accepted], believed_steps)
 
 
 class Scaffold(_WeightRule):

@@ -31,9 +31,9 @@ from apps.federated.messages import (
 )
 from apps.federated.rules import FACTS, Accepted, Rule, believed
 from apps.federated.settings import Settings
-from apps.federated.wire import encode_weights
+from apps.federated.wire import MAX_WEIGHT, encode_weights
 from distill.condensed import CondensedSet
-from distill.errors import InputError, clipped
+from distill.errors import Diverged, InputError, clipped
 from distill.randomness import generator
 from distill.records import CannotWrite, append_line, read_lines, write_json_lines, write_whole
 from distill.spec import DataSpec
@@ -77,6 +77,7 @@ class Federation(Strategy):
         self.weights = weights
         self.sizes = sizes
         self.done, self.number = 0, 0
+        self.before = weights, rule.state()  # to go back to where a round's weights are refused
         self.claims: dict[int, tuple[int, int | None]] = {}  # examples as each client says, and as the server knows
         self.asked: dict[int, Asked] = {}
         self.strays = 0
@@ -105,6 +106,7 @@ class Federation(Strategy):
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         number = server_round + self.done
+        self.before = self.weights, self.rule.state()
         accepted: list[Accepted] = []
         answered: set[int] = set()
         self.strays, self.note = 0, ""
@@ -125,12 +127,11 @@ class Federation(Strategy):
         except CannotWrite:  # our own disk: the run can go on from its checkpoint
             raise
         except Exception as error:  # whatever answers set off that each passed alone
-            self.note = (
-                f"the answers could not be put together ({clipped(f'{type(error).__name__}: {error}', 200)}): the model stays as it was"
-            )
+            self._put_back(f"the answers could not be put together ({clipped(f'{type(error).__name__}: {error}', 200)})")
             return None, None
-        if not all(bool(torch.isfinite(value).all()) for value in new.values()):
-            self.note = "the new weights are not finite: the model stays as it was"
+        # Not-a-number fails it too; clients refuse more than this, so that larger values would end every later round.
+        if not all(bool((value.abs() <= MAX_WEIGHT).all()) for value in (*new.values(), *self.rule.state().values())):
+            self._put_back(f"the new weights are not finite or above {MAX_WEIGHT:g}")
             return None, None
         self.weights = new
         return record_of(encode_weights(new)), MetricRecord({"accepted": len(accepted)})
@@ -149,7 +150,13 @@ class Federation(Strategy):
         number = server_round + self.done
         if server_round == 0 and self.lines:  # a resumed run has judged its first weights
             return None
-        accuracy = self.judge(self.weights)
+        try:
+            accuracy = self.judge(self.weights)
+        except Diverged as error:  # weights that are finite one by one, and a network whose outputs are not
+            if not server_round:
+                raise
+            self._put_back(str(error))
+            accuracy = self.judge(self.weights)
         clients = sorted(self.asked.values(), key=lambda each: each.client) if server_round else []
         line = {
             "round": number,
@@ -169,6 +176,12 @@ class Federation(Strategy):
         return MetricRecord({"accuracy": accuracy})
 
     # Its parts
+
+    def _put_back(self, why: str) -> None:
+        """The weights and the rule's memory as they were before this round."""
+        self.weights = self.before[0]
+        self.rule.load_state(self.before[1])
+        self.note = f"{why.rstrip('.')}: the model stays as it was"
 
     def _taking_part(self, number: int) -> list[int]:
         """Nodes in the order of their client numbers; a fraction of them is drawn by number, so that the draw repeats."""

@@ -73,7 +73,11 @@ class Ledger:
             with contextlib.ExitStack() as stack:
                 with writing(self.folder):
                     file = stack.enter_context((self.folder / ".lock").open("a"))
-                _acquire(file.fileno(), self.folder)
+                with writing(self.folder):  # a file system without locks is no place for an account
+                    _acquire(file.fileno(), self.folder)
+                # What a killed process was writing: a whole release perhaps, which nobody has counted. Nobody else writes now.
+                for part in self.folder.glob(".*.part"):
+                    part.unlink(missing_ok=True)
                 try:
                     self._inside = True
                     with held_back():  # half of what others released must not be taken in
@@ -116,9 +120,6 @@ class Ledger:
         with self.locked(), held_back():  # a Ctrl-C between the two files would leave this object without what the folder has
             if self.folder is not None:
                 file = self.folder / self._name(name)
-                if file.exists():  # another process was killed between this file and its account
-                    self._refresh(self.folder, again=True)
-                    file = self.folder / self._name(name)
                 if file.exists():
                     raise InputError(f"{file}: is there already; start in another folder.")
                 steps, place = [noise, rate, times], sum(step.times for step in self._history)
@@ -128,16 +129,13 @@ class Ledger:
             self._history = accounting.add(self._history, noise, rate, times)
             self._write()
             if name is None:
-                self._keep(key, released)
+                self._keep(key, released, made=True)
 
     def read(self, name: str, key: str) -> Tensor | None:
         """What `record` kept under ``name``; None where nothing is. `InputError` where it answers another question."""
         path = None if self.folder is None else self.folder / f"{name}.safetensors"
         if path is None or not path.exists():
             return None
-        if path.name not in self._files:
-            with self.locked():
-                self._refresh(self.folder, again=True)  # type: ignore[arg-type]
         facts, tensor = _opened(path)
         if facts.get("key") != key:
             raise InputError(f"{path}: was made with other settings; use another folder.")
@@ -146,12 +144,13 @@ class Ledger:
     def _name(self, name: str | None) -> str:
         return f"{name or f'release-{sum(step.times for step in self._history):08d}'}.safetensors"
 
-    def _keep(self, key: str, released: Tensor) -> None:
+    def _keep(self, key: str, released: Tensor, made: bool = False) -> None:
+        """Remember a release; older ones are dropped, from the disk too by the one that ``made`` it (others would each drop one more)."""
         self._kept[key] = released.cpu()
         self._bytes += 4 * released.numel()
         while len(self._kept) > 1 and self._bytes > KEEP_BYTES:
             self._bytes -= 4 * self._kept.pop(next(iter(self._kept))).numel()
-            if self.folder is not None and (old := sorted(self.folder.glob("release-*.safetensors"))):
+            if made and self.folder is not None and (old := sorted(self.folder.glob("release-*.safetensors"))):
                 old[0].unlink()
 
     # The account's file
@@ -163,12 +162,13 @@ class Ledger:
             write_json(self.folder / "account.json", {"account": self.account, "facts": self.facts, "plan": plan, "history": history})
             self._written = _state(self.folder)
 
-    def _refresh(self, folder: Path, again: bool = False) -> None:
-        """Take in what others (or a process that was killed) have put into the folder since."""
-        if (state := _state(folder)) == self._written and state is not None and not again:
+    def _refresh(self, folder: Path) -> None:
+        """Take in what others have put into the folder since, also one that was killed between its file and its account."""
+        state, there = _state(folder), {path.name for path in folder.glob("*.safetensors")}
+        if state == self._written and state is not None and there <= self._files:
             return
         if state is None:
-            if self._written is not None or any(folder.glob("*.safetensors")):
+            if self._written is not None or there:
                 raise InputError(f"{folder}: its account.json is missing, so what was spent is not known; start in another folder.")
             return
         try:
@@ -184,9 +184,7 @@ class Ledger:
             ):
                 raise InputError(f"{folder}: its account was replaced by another one, so what was spent is not known; use another folder.")
             counted = sum(step.times for step in history)
-            for path in sorted(folder.glob("*.safetensors")):
-                if path.name in self._files:
-                    continue
+            for path in sorted(folder / name for name in there - self._files):
                 facts, tensor = _opened(path)
                 if facts["account"] != account:
                     raise InputError(f"{path}: belongs to another account; use another folder.")
@@ -215,6 +213,7 @@ class Ledger:
             if self._history:
                 raise InputError(f"{path}: is missing, so whose data were released is not known; use another folder.")
             write_json(path, {"private": "do not share this file: it lets anybody test a guess of the data", "fingerprint": fingerprint})
+            path.chmod(0o600)
 
 
 def _state(folder: Path) -> tuple[int, int] | None:
@@ -239,7 +238,7 @@ def _acquire(number: int, folder: Path) -> None:
     while True:
         try:
             return fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             if time.monotonic() - start > LOCK_SECONDS:
                 raise InputError(f"{folder}: another process is making a release there; wait for it, or use another folder.") from None
             time.sleep(0.05)

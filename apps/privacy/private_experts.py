@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from apps.privacy.contributions import check_separable
+from apps.privacy.release import question
 from distill.data import ImageData
 from distill.errors import InputError, diverged
 from distill.experts import ExpertConfig, Trajectories, flat
@@ -44,19 +45,19 @@ def train_private_experts(
     factory = network or config.network
     made: list[Tensor] = []
     for expert in range(config.experts):
-        key = _question(config, factory, expert, plan, steps, statistics.clip)
-        train = functools.partial(_train, statistics, data, config, factory, expert, plan, steps)
+        model = create(factory, data.spec, generator(config.seed, "expert", expert, "weights"), data.device).train()
+        key = _question(config, model, plan, steps, statistics.clip)
+        train = functools.partial(_train, statistics, data, config, model, plan, steps)
         made.append(statistics.trained(f"expert-{expert:04d}", key, plan, steps, train))
         if not bool(torch.isfinite(made[-1]).all()):
             raise diverged(f"private expert {expert}", f"{steps} steps", {"expert_lr": config.lr}, {"expert_lr": ExpertConfig.lr})
     return Trajectories(config.experts, config.epochs, lambda expert, epoch: made[expert][epoch], statistics.privacy)
 
 
-def _question(config: ExpertConfig, network: Factory, expert: int, plan: "Plan", steps: int, clip: float | None) -> str:
-    """What an expert depends on beside the data: an expert that was trained otherwise is no answer."""
+def _question(config: ExpertConfig, model: nn.Module, plan: "Plan", steps: int, clip: float | None) -> str:
+    """What an expert depends on beside the data: an expert that began or was trained otherwise is no answer."""
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name != "experts"}
-    named = network if isinstance(network, str) else f"given: {getattr(network, '__name__', type(network).__name__)}"
-    return json.dumps(["expert", expert, settings, named, list(plan), steps, clip], sort_keys=True)
+    return question(json.dumps(["expert", settings, str(model), list(plan), steps, clip], sort_keys=True), [flat(model)])
 
 
 class _NoisedSums(DPOptimizer):
@@ -81,10 +82,7 @@ class _NoisedSums(DPOptimizer):
             parameter.grad = (parameter.summed_grad.double() + deviation * drawn).to(parameter.dtype).view_as(parameter)
 
 
-def _train(
-    statistics: "PrivateStatistics", data: ImageData, config: ExpertConfig, network: Factory, expert: int, plan: "Plan", steps: int
-) -> Tensor:
-    model = create(network, data.spec, generator(config.seed, "expert", expert, "weights"), data.device).train()
+def _train(statistics: "PrivateStatistics", data: ImageData, config: ExpertConfig, model: nn.Module, plan: "Plan", steps: int) -> Tensor:
     check_separable(model)
     watched = GradSampleModule(model, loss_reduction="mean")
     optimiser: Any = _NoisedSums(

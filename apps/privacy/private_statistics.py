@@ -125,15 +125,16 @@ class PrivateStatistics:
     @property
     def privacy(self) -> dict[str, Any]:
         """The statement for the provenance: plain numbers and text, no seed, nothing computed from private data without noise."""
-        found = accounting.spent(self.history, self.delta)
+        history = self.history  # once: another process may add to it
+        found = accounting.spent(history, self.delta)
         return {
             "epsilon": found.epsilon,
             "delta": self.delta,
             "adjacency": ADJACENCY,
             "mechanism": mechanism(self._entropy.secure),
-            "releases": sum(step.times for step in self.history),
+            "releases": sum(step.times for step in history),
             "accountant": found.accountant,
-            "history": [list(step) for step in self.history],
+            "history": [list(step) for step in history],
             "epsilon_budget": self.epsilon,
             "clip": self.clip,
             "population": self.population,

@@ -181,8 +181,8 @@ def test_other_failures_than_divergence_are_no_rows(tmp_path: Path, monkeypatch:
     def damaged(*arguments: Any, **options: Any) -> None:
         raise InputError("x.safetensors: is damaged")
 
-    with monkeypatch.context() as patch, pytest.raises(InputError, match="is damaged"):
-        patch.setattr(room, "distil", damaged)
+    monkeypatch.setattr(room, "distil", damaged)
+    with pytest.raises(InputError, match="is damaged"):
         run_study(small(), Options(tmp_path, quiet=True))
     folder = next(tmp_path.iterdir())
     assert not (folder / "metrics.jsonl").exists() or "failed" not in (folder / "metrics.jsonl").read_text()

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from apps.federated.client_app import client_app
 from apps.federated.inline import run_inline
@@ -194,12 +196,66 @@ def test_what_a_client_says_of_itself_is_what_the_server_knows(strategy: str, cl
 def test_where_the_server_does_not_know_a_share_is_bounded() -> None:
     assert believed([(100, None), (120, None), (10**9, None)]) == [100, 120, int(LARGEST_SHARE * 120)]
     assert believed([(10_000, 10_000), (10, 10), (10, 10)]) == [10_000, 10, 10]
-    exact = run_inline(settings(strategy="fedavg", rounds=1), data())[1]
-    own = run_inline(
-        settings(strategy="fedavg", rounds=1), data(), client=hostile(fact(**{"own-data": 1, "num-examples": 40, "steps": 1}), 0)
-    )[1]
-    assert [each["status"] for each in own["clients"]] == ["accepted"] * 3
-    assert exact["dropped"] == own["dropped"] == 0
+    assert believed([(10**9, None), (10**9, None), (100, 100)]) == [300, 300, 100], "claims do not move the median of what is known"
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fednova"])
+def test_a_client_with_images_of_its_own_counts_for_three_at_most(strategy: str, tmp_path: Path) -> None:
+    """The new weights are those of the capped share, also in the steps that FedNova takes for everybody."""
+    made = settings(strategy=strategy, rounds=1, local={"lr": 0.05, "batch_size": 8})
+    plain = run_inline(made, data(), tmp_path / "plain")
+    claims = [10**9, 120]  # of 40 images a client: three times 40 are believed, whatever is said
+    for place, claim in enumerate(claims):
+        change = fact(**{"own-data": 1, "num-examples": claim, "steps": made.local.steps(claim)})
+        run_inline(made, data(), tmp_path / str(place), client=hostile(change, 0))
+    weights = [load_file(tmp_path / name / "checkpoint.safetensors") for name in ("plain", "0", "1")]
+    names = [name for name in weights[0] if name.startswith("weights/")]
+    first = torch.cat([weights[0][name].flatten() for name in names])
+    moved = [float((torch.cat([w[name].flatten() for name in names]) - first).norm()) for w in weights[1:]]
+    assert plain[1]["dropped"] == 0
+    assert 0 < moved[0] < 3 * moved[1], "a thousand million examples move the weights as 120 do"
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
+def test_finite_weights_whose_outputs_are_not_are_put_back(strategy: str) -> None:
+    """A negative running variance passes every check of single values and makes each output NaN."""
+
+    def change(content: RecordDict, rng: np.random.Generator) -> None:
+        arrays = ArrayRecord()
+        for name, array in content["arrays"].items():
+            value = array.numpy()
+            arrays[name] = Array(np.full_like(value, -1e6)) if name.endswith("running_var") else array
+        content["arrays"] = arrays
+
+    made = settings(strategy=strategy, rounds=2, network="ConvNetD1W32BN")
+    app = client_app(data())
+    lines = run_inline(made, data(), client=hostile(change, 0, app))
+    assert [line["round"] for line in lines] == [0, 1, 2]
+    assert all("NaN or infinite" in line["note"] for line in lines[1:])
+    assert len({line["accuracy"] for line in lines}) == 1
+
+
+def test_one_change_of_control_does_not_shut_the_honest_clients_out() -> None:
+    """SCAFFOLD: a control above what clients take would end every later round; the round that makes it one is refused."""
+
+    def change(content: RecordDict, rng: np.random.Generator) -> None:
+        if "change" in content:
+            content["change"] = ArrayRecord({name: Array(np.full_like(array.numpy(), 1e6)) for name, array in content["change"].items()})
+
+    lines = run_inline(settings(strategy="scaffold", rounds=6), data(), client=hostile(change, 0))
+    assert any("above 1e+06" in line["note"] for line in lines)
+    assert all(each["status"] == "accepted" for line in lines[1:] for each in line["clients"] if each["client"] != 1)
+
+
+def test_a_refused_round_leaves_no_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from apps.federated import rules
+
+    def learn(*arguments: Any) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(rules, "learn", learn)
+    run_inline(settings(rounds=1, server={"memory": 2}), data(), tmp_path)
+    assert not [name for name in load_file(tmp_path / "checkpoint.safetensors") if name.startswith("rule/")]
 
 
 @pytest.mark.parametrize("examples", [1, 7, 8, 9, 100])
