@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -43,8 +44,9 @@ class Loaded(NamedTuple):
     account: dict[str, Any] | None
 
 
-def state_of(distiller: Stateful, draws: torch.Generator, step: int) -> State:
-    return State(step, {name: value.detach().clone() for name, value in distiller.state().items()}, draws.get_state().clone())
+def state_of(state: Mapping[str, Tensor], draws: torch.Generator, step: int) -> State:
+    """Copies of a method's ``state()`` and of the random state."""
+    return State(step, {name: value.detach().clone() for name, value in state.items()}, draws.get_state().clone())
 
 
 def key_of(run: dict[str, Any]) -> str:
@@ -83,7 +85,10 @@ def load_changed(path: Path, run: dict[str, Any], distiller: Stateful, draws: to
     Raises `InputError` where nothing was changed, or something else than a step size.
     """
     facts, tensors = _read(path)
-    earlier = facts["run"]
+    earlier = facts.get("run")
+    known = {"method", "ipc", "seed", "fingerprint", "config"}
+    if not isinstance(earlier, dict) or not known <= set(earlier) or not isinstance(earlier["config"], dict):
+        raise InputError(f"{path}: is no checkpoint of a run of this version; only such a one can be continued with other settings.")
     for name in ("method", "ipc", "seed", "fingerprint"):
         if earlier[name] != run[name]:
             raise InputError(
@@ -94,7 +99,8 @@ def load_changed(path: Path, run: dict[str, Any], distiller: Stateful, draws: to
     changed = {name: [earlier["config"].get(name), now.get(name)] for name in dict.fromkeys(names)}
     if not changed:
         raise InputError(f"{path}: its run had the same settings; change one (lr_img, for example), or continue with resume.")
-    if other := [name for name in changed if not name.startswith(CHANGEABLE)]:
+    # lr_init is where a learned step size began: the checkpoint has what became of it.
+    if other := [name for name in changed if name == "lr_init" or not name.startswith(CHANGEABLE)]:
         was, wanted = changed[other[0]]
         raise InputError(f"{path}: its run had {other[0]} {was}, this one has {wanted}; only step sizes, momentum and max_norm may change.")
     loaded = _put_back(path, facts, tensors, distiller, draws)
@@ -105,6 +111,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             facts = json.loads(file.metadata()["checkpoint"])
+            str(facts["key"])
             return facts, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise _damaged(path, error) from None

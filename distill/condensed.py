@@ -163,7 +163,10 @@ class CondensedSet:
         if not bool(keep.any()):
             present = [c for c, count in enumerate(self.counts) if count]
             raise InputError(f"subset of classes {wanted} is empty; allowed: some of {present}.")
-        part = dataclasses.replace(self, images=self.images[keep], labels=self.labels[keep])
+        labels = self.labels[keep]
+        if self.label_kind == "weighted" and float(labels.sum()) > 0:
+            labels = labels / labels.sum(1).mean()  # 1 in the mean again
+        part = dataclasses.replace(self, images=self.images[keep], labels=labels)
         return part.made_for(label for label in self.classes if label in wanted)
 
     def made_for(self, classes: Iterable[int]) -> "CondensedSet":
@@ -272,7 +275,7 @@ class CondensedSet:
     def from_bytes(data: bytes, max_bytes: int = MAX_FILE_BYTES) -> "CondensedSet":
         """The set in ``data``, checked before anything of the claimed size is allocated."""
         tensors, header = parse(data, max_bytes)
-        spec = DataSpec(**dataclasses.asdict(header.spec))
+        spec = header.spec
         images = tensors["images"]
         if (images.dtype == torch.uint8) != (header.quantisation is not None):
             raise InputError("images are uint8 without a quantisation grid, or float32 with one.")

@@ -74,15 +74,16 @@ def curve(steps: Sequence[int], values: Sequence[Sequence[float]]) -> Curve:
     return Curve(tuple(steps), tuple(map(numbers.fmean, values)), half)
 
 
-def flat_early(found: Curve) -> str | None:
+def flat_early(found: Curve, steps_each: int = 1) -> str | None:
     """ "flat from step 1,200 of 20,000: iterations = 1500 would do", a quarter more than needed; None where it does not flatten early.
 
+    ``steps_each`` are the steps of one iteration (GM and DSA make several), so that what is advised is the setting's unit.
     Early is a quarter of the run: then at least three points agree. With two, a curve that rises slowly passes for flat (tests).
     """
     total, at = found.steps[-1], found.flat_at
     if at is None or 4 * at > total:
         return None
-    enough = rounded_up(at + -(-at // 4))
+    enough = rounded_up(-(-(at + -(-at // 4)) // steps_each))
     return f"flat from step {at:,} of {total:,} (within {found.half_width:.1f} points): iterations = {enough} would do"
 
 

@@ -1,6 +1,7 @@
 """Whether a run's numbers are still finite, and the error that says which step size to change where they are not."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,8 +29,11 @@ class Watch:
     def add(self, values: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
         """One step's numbers: what it returned, and the state that it left."""
         kept = [value for name, value in state.items() if value.is_floating_point() and name not in self.left_out]
-        tensors = [torch.as_tensor(value, device=self.device) for value in (*values.values(), *kept)]
+        numbers = [value for value in values.values() if not isinstance(value, Tensor)]
+        tensors = [torch.as_tensor(value, device=self.device) for value in (*values.values(), *kept) if isinstance(value, Tensor)]
         finite = [torch.isfinite(tensor).all() for tensor in tensors]
+        if numbers:  # a fill, which a GPU does not wait for
+            finite.append(torch.full((), all(map(math.isfinite, numbers)), dtype=torch.bool, device=self.device))
         self._finite.append(torch.stack(finite).all() if finite else torch.ones((), dtype=torch.bool, device=self.device))
 
     def first_bad(self) -> int | None:

@@ -16,7 +16,7 @@ from distill.comparison import BASELINES as BASELINES
 from distill.comparison import Training, compared, learner_set, notes_on, recipe_of, row_label, training_of
 from distill.condensed import CondensedSet
 from distill.data import ImageData, Split
-from distill.errors import Diverged, InputError, unknown_name
+from distill.errors import Diverged, InputError, clipped, unknown_name
 from distill.fast import Compile, Precision, accelerated
 from distill.networks import Factory, flops
 from distill.statistics import chunk_size
@@ -48,19 +48,19 @@ class Accuracy:
     @property
     def half_width(self) -> float:
         """Half the interval's length; NaN for a single seed, which says nothing about spread."""
-        if len(self.values) < 2:
+        if len(self.values) < 2 or self.failed:
             return float("nan")
         return float(scipy.stats.t.ppf(0.975, len(self.values) - 1) * numbers.stdev(self.values) / len(self.values) ** 0.5)
 
     @property
     def low(self) -> float:
         """Lower end of the 95 % interval, percent, at least 0; NaN for a single seed."""
-        return max(0.0, self.mean - self.half_width) if len(self.values) > 1 else float("nan")
+        return max(0.0, self.mean - self.half_width) if len(self.values) > 1 and not self.failed else float("nan")
 
     @property
     def high(self) -> float:
         """Upper end of the 95 % interval, percent, at most 100; NaN for a single seed."""
-        return min(100.0, self.mean + self.half_width) if len(self.values) > 1 else float("nan")
+        return min(100.0, self.mean + self.half_width) if len(self.values) > 1 and not self.failed else float("nan")
 
     def __str__(self) -> str:
         if self.failed:
@@ -225,6 +225,9 @@ def evaluate(
     # A protocol may train one network otherwise than another.
     recipes = [compared(recipe, condensed, data, factory) for factory in factories]
     labels = [factory if isinstance(factory, str) else getattr(factory, "__name__", "own network") for factory in factories]
+    for what, listed in (("network", labels), ("baselines", list(baselines)), ("seeds", list_of)):
+        if len(set(listed)) < len(listed):  # counted twice, the same networks would narrow the interval
+            raise InputError(f"{what} is {clipped(listed)}; allowed: different ones, each once (own networks by their __name__).")
     found: dict[str, dict[str, list[Measured]]] = {name: {} for name in names}
     console = Console(stderr=True)
     with console.status("") as status:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,7 +31,7 @@ from distill.records import append_line, read_lines, versions, write_json_lines
 from distill.set_file import check_size
 from distill.sizes import Ipc, counts_of
 from distill.statistics import ExactStatistics, RealStatistics
-from distill.stopping import Cut, Interrupted, stop_signals
+from distill.stopping import Cut, Interrupted, last_wish, stop_signals
 from distill.synthetic import Initial, check_classes, check_count, initial_set
 
 CHECKPOINT_SECONDS = 20.0
@@ -93,14 +94,15 @@ def distil(
     run: dict[str, Any] = {"method": name, "config": config, "ipc": given, "seed": seed, "fingerprint": statistics.fingerprint}
 
     done, earlier, account = 0, 0.0, None
+    if resume_from is not None and checkpoint is not None and resume_from.resolve() == checkpoint.resolve():
+        raise InputError(f"{checkpoint}: is given as checkpoint and as resume_from; give the continued run a file of its own.")
     if resume_from is not None:
         done, earlier, run["continued"], account = load_changed(resume_from, run, distiller, draws)
     if checkpoint is not None and resume and checkpoint.exists():
         done, earlier, _, account = load_checkpoint(checkpoint, run, distiller, draws)
     if callable(begin := getattr(statistics, "begin", None)):
-        begin(
-            distiller.condensed, distiller.total_steps, done, checkpoint, account
-        )  # a private form plans its releases and checks the first images
+        # A private form plans its releases and checks the first images.
+        begin(distiller.condensed, distiller.total_steps, done, checkpoint, account)
     if metrics is not None:
         # Lines after the checkpoint will be written again.
         kept = [line for line in read_lines(metrics) if not (_tagged(line, tags) and line.get("step", 0) > done)]
@@ -133,7 +135,7 @@ def _all_steps(
     """Steps ``done`` + 1 to the last. Every way out (the end, a stop, numbers that are not finite) leaves a checkpoint that is finite."""
     device, total, alone = statistics.device, distiller.total_steps, sharding.count() == 1
     every = max(1, total // MAX_LOGGED)
-    workable = finite = before = state_of(distiller, draws, done)
+    workable = finite = before = state_of(distiller.state(), draws, done)
     watch, quick, estimated = Watch(finite.tensors, device), False, False
     first = last = time.monotonic()
 
@@ -150,7 +152,11 @@ def _all_steps(
             raise error
 
     title = f"{run['method']} ipc {distiller.condensed.ipc}"
-    with stop_signals(checkpoint is not None) as stop, _bar(title, total, done, progress) as advance:
+    with (
+        stop_signals(checkpoint is not None) as stop,
+        last_wish(lambda: keep(before)),
+        _bar(title, total, done, progress) as advance,
+    ):
         for step in range(done + 1, total + 1):
             began = time.monotonic()
             try:
@@ -170,10 +176,10 @@ def _all_steps(
             logged, due = step % every == 0 or step == total, checkpoint is not None and now - last > CHECKPOINT_SECONDS
             if logged or due or step in snapshots or stop or step - finite.step >= watch.every:
                 look(step)
-                workable, finite = finite, state_of(distiller, draws, step)
+                workable, finite = finite, state_of(state, draws, step)
                 before = finite
-            elif not quick:
-                before = state_of(distiller, draws, step)
+            elif alone and not quick:
+                before = state_of(state, draws, step)
             if step in snapshots and sharding.rank() == 0:
                 distiller.condensed.save(snapshots[step])
             numbers = {key: float(value) for key, value in values.items()} if logged else {}
@@ -184,7 +190,7 @@ def _all_steps(
             if not estimated and progress is not False and (text := estimate(step - done, now - first, total - done, device)) is not None:
                 estimated = True
                 if text:
-                    Console(stderr=True, highlight=False).print(f"{run['method']} ipc {run['ipc']}: {text}", soft_wrap=True, markup=False)
+                    print(f"{run['method']} ipc {run['ipc']}: {text}", file=sys.stderr)  # above the bar, which stands in for the stream
             if stop or due:
                 keep(finite)
                 last = now

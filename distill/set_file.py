@@ -42,20 +42,9 @@ class Provenance:
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True))
-class _SpecHeader:
-    name: str
-    channels: int
-    height: int
-    width: int
-    classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True))
 class Header:
     format: int
-    spec: _SpecHeader
+    spec: DataSpec
     lr: float | None
     augmentation: str | None
     provenance: Provenance

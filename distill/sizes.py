@@ -19,7 +19,7 @@ def checked(ipc: object) -> int | dict[str, int] | str:
 
     Raises `InputError` for anything else, whatever the data are.
     """
-    if isinstance(ipc, str) and re.fullmatch(r"proportional:[1-9][0-9]{0,5}", ipc):
+    if isinstance(ipc, str) and re.fullmatch(r"proportional:[1-9][0-9]{0,5}", ipc) and int(ipc.partition(":")[2]) <= MAX_IPC:
         return ipc
     if isinstance(ipc, Mapping) and ipc:
         counts = {str(label): count for label, count in ipc.items()}

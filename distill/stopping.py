@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 # One press of Ctrl-C can arrive several times: from the terminal, passed on by a parent, and when that parent ends.
@@ -34,6 +34,26 @@ def at_once(number: int, frame: FrameType | None) -> None:
     """A signal handler: `KeyboardInterrupt`, as Python's own, and noted for `noticed_since`."""
     _noticed[0] = time.monotonic()
     raise KeyboardInterrupt
+
+
+_wishes: list[Callable[[], None]] = []
+
+
+@contextlib.contextmanager
+def last_wish(keep: Callable[[], None]) -> Iterator[None]:
+    """What to do inside the block before a process is ended that does not answer, from another thread (see `before_the_end`)."""
+    _wishes.append(keep)
+    try:
+        yield
+    finally:
+        _wishes.remove(keep)
+
+
+def before_the_end() -> None:
+    """Fulfil the last wishes; an error in one keeps nobody from the end."""
+    for keep in [*_wishes]:
+        with contextlib.suppress(Exception):
+            keep()
 
 
 class Stop:

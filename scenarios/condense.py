@@ -106,7 +106,7 @@ def _condense(study: CondenseStudy, options: Options, data: ImageData, folder: P
             **settings,
         )
     except Diverged as error:
-        if not checkpoint.exists() or folder.parent.name == "stages":
+        if not checkpoint.exists() or folder.parent.name == "stages" or not isinstance(ipc, int):
             raise
         raise Diverged(f"{error} Add --resume-from {folder} to continue from its last workable state with another step size.") from None
     if sharding.rank() > 0:
@@ -165,11 +165,13 @@ def _judge(
 def check(study: CondenseStudy, data: ImageData) -> None:
     """Everything that would fail after minutes of work fails now."""
     for ipc in study.ipc:
-        if isinstance(ipc, int):
-            check_size(ipc * len(data.classes), data.spec)
-    for ipc in study.ipc if not study.merged["method"].get("more_images_than_data") else ():
-        if isinstance(ipc, int):
-            check_count(data.counts, ipc)
+        mean = int(ipc.partition(":")[2]) if isinstance(ipc, str) else ipc
+        if isinstance(mean, int):  # before counts are dealt out one by one
+            check_size(mean * len(data.classes), data.spec)
+        sizes = counts_of(ipc, ExactStatistics(data))
+        check_size(sizes * len(data.classes) if isinstance(sizes, int) else sum(sizes), data.spec)
+        if not study.merged["method"].get("more_images_than_data"):
+            check_count(data.counts, sizes if isinstance(sizes, int) else max(sizes))
     networks = [study.settings.network, *(study.evaluation.networks if study.evaluation else ())]
     for name in networks:
         create(name, data.spec, generator(0, "check"))

@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM end the command line within two seconds, whatever runs: also in a long call into C, and without Python's own end.
+"""Ctrl-C and SIGTERM end the command line within two seconds, also in a long call into C, and without Python's own end.
+
+Longer take Flower's engines, whose processes are ended one after the other (10 s), sweeps, which wait 5 s for their runs, and torchrun,
+where a step is made to its end.
 
 A signal handler in Python runs between two bytecodes. A matrix decomposition or a large sort is one bytecode and may take minutes. What a
 study has finished is on the disk at every moment (it survives ``kill -9``), so a process that does not notice a signal is ended.
@@ -18,12 +21,14 @@ from typing import NoReturn
 from distill import stopping
 
 ANSWER_SECONDS = 1.5
+_before: set[int] = set()  # children that a shell left to this process; they are not ours to end
 
 
 def watch(last_words: str) -> None:
     """From here on a stop that the main thread does not notice within `ANSWER_SECONDS` ends the process, after these words on stderr."""
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # a command in the background ignores Ctrl-C
         return
+    _before.update(_children())
     signal.signal(signal.SIGINT, stopping.at_once)
     read, written = socket.socketpair()
     written.setblocking(False)
@@ -42,19 +47,28 @@ def _wait(read: socket.socket, written: socket.socket, last_words: str) -> None:
                 # The plain system call: the main thread may hold the lock of a stream.
                 show_cursor = "\x1b[?25h\n" if os.isatty(2) else ""  # which a progress bar that is cut short has hidden
                 os.write(2, f"{show_cursor}{last_words}\n".encode())
+                stopping.before_the_end()
                 end(130)
 
 
 def end(code: int) -> NoReturn:
     """End this process and its workers now. Python's own end frees every object of torch first, which takes seconds."""
-    for child in multiprocessing.active_children():
-        child.kill()
+    for process in multiprocessing.active_children():
+        process.kill()
     # One that is just being started is in no list of Python's yet; left alone it would print that its parent is gone.
-    for children in Path("/proc/self/task").glob("*/children"):
+    for child in _children() - _before:
         with contextlib.suppress(OSError):
-            for child in children.read_text().split():
-                os.kill(int(child), signal.SIGKILL)
+            os.kill(child, signal.SIGKILL)
     os._exit(code)
+
+
+def _children() -> set[int]:
+    """Process ids of this process's children; none where the system does not list them."""
+    found: set[int] = set()
+    for listed in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError, ValueError):
+            found |= set(map(int, listed.read_text().split()))
+    return found
 
 
 def end_flushed(code: int) -> NoReturn:

@@ -29,7 +29,7 @@ from scenarios.federated_tables import page_text as page_text
 from scenarios.folder import Options, say
 from scenarios.progress import watched
 from scenarios.report import shown
-from scenarios.schema import DataTable, config_hash
+from scenarios.schema import DataTable, _plain, config_hash
 
 ENGINES = ("inline", "simulation", "deployment")
 TABLES = ("data", "federation", "partition", "upload", "server", "local", "privacy")
@@ -118,7 +118,7 @@ def study(name: str, title: str, tables: dict[str, Any], source: str) -> Federat
     for key in ("strategy", "seed", "device"):
         del dump[key]
     extra = {"strategies": list(federation.strategies), "engine": federation.engine, "seeds": federation.seeds}
-    merged = {"kind": "federated", "federation": extra, **dump, "data": pydantic.TypeAdapter(DataTable).dump_python(data, mode="json")}
+    merged = {"kind": "federated", "federation": extra, **dump, "data": _plain(data)}
     return FederatedStudy(name, title, data, federation, settings, merged)
 
 

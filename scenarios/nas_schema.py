@@ -14,7 +14,7 @@ from distill.coresets import CORESETS
 from distill.errors import InputError, unknown_name
 from distill.methods import METHODS
 from scenarios.given import Given
-from scenarios.schema import DataTable, config_hash
+from scenarios.schema import DataTable, _plain, config_hash
 
 TABLES = ("data", "space", "truth", "proxy", "sets", "methods", "run")
 _STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -102,7 +102,3 @@ def study(name: str, title: str, tables: dict[str, Any], source: str) -> NasStud
     merged = {"kind": "nas", **{key: _plain(value) for key, value in made.items()}}
     merged["methods"] = {method: _plain(settings) for method, settings in methods.items()}
     return NasStudy(name, title, **made, methods=methods, merged=merged)
-
-
-def _plain(value: Any) -> dict[str, Any]:
-    return pydantic.TypeAdapter(type(value)).dump_python(value, mode="json")  # type: ignore[no-any-return]

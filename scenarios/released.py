@@ -36,7 +36,7 @@ from distill.records import write_whole
 from distill.train import PROTOCOLS, Recipe, train_network
 from scenarios.folder import Options, say
 from scenarios.given import Given
-from scenarios.schema import DataTable, _checked, config_hash
+from scenarios.schema import DataTable, _checked, _plain, config_hash
 
 TABLES = ("data", "attack", "audit")
 NEAREST = "nearest image"
@@ -104,10 +104,6 @@ def study(name: str, title: str, tables: dict[str, Any], source: str) -> Release
     parts = {"data": data, "attack": attack, "audit": canaries}
     merged: dict[str, Any] = {key: None if part is None else _plain(part) for key, part in parts.items()}
     return ReleasedStudy(name, title, data, attack, canaries, {"kind": "privacy", **merged})
-
-
-def _plain(value: Any) -> dict[str, Any]:
-    return pydantic.TypeAdapter(type(value)).dump_python(value, mode="json")  # type: ignore[no-any-return]
 
 
 def check(study: ReleasedStudy, data: ImageData) -> None:

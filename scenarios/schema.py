@@ -27,6 +27,7 @@ from scenarios.template import from_template
 
 KINDS = ("condense", "federated", "continual", "privacy", "nas", "pipeline", "sweep_lr")
 MAX_BYTES = 1 << 20
+LATER = ("whole_epochs", "drop_epochs", "imbalance")  # options that came later: where they are not used, hashes stay
 MAX_PARTS = 32
 MAX_IPC = 100_000
 HERE = Path(__file__).parent
@@ -49,12 +50,6 @@ class DataTable:
     classes: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     zca: bool = False
     imbalance: Annotated[float, Field(ge=1)] | None = None
-
-    @pydantic.model_serializer(mode="wrap")
-    def _plain(self, plain: Any) -> dict[str, Any]:
-        """Without ``imbalance`` where there is none, so that the hashes of studies from before it stay."""
-        values: dict[str, Any] = plain(self)
-        return {key: value for key, value in values.items() if key != "imbalance" or value is not None}
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
@@ -199,14 +194,20 @@ def study(name: str, tables: dict[str, Any], source: str) -> Study:
     if not isinstance(title, str):
         raise InputError(f"{source}: key 'title' is {quoted(title)}; allowed: text.")
     files = own.register(kind, tables, source)
+    given: dict[tuple[str, str], Any] = {}
     for table, key in (("data", "name"), ("stream", "domains")):
         if isinstance(tables.get(table), dict) and key in tables[table]:
+            given[table, key] = tables[table][key]
             tables[table] = {**tables[table], key: _beside(tables[table][key], source)}
     made: Study
     if kind != "condense":
         made = importlib.import_module(f"scenarios.{kind}").study(name, title, tables, source)
     else:
         made = condense_study(name, title, tables, source)
+    for (table, key), name_as_given in given.items():
+        # The place of a project on this machine is no setting: a moved project continues its runs, and config.json names no home folder.
+        if isinstance(made.merged.get(table), dict) and key in made.merged[table]:
+            made.merged[table][key] = name_as_given
     if files:
         made.merged["own"] = files  # a changed file is another study, in a folder of its own
     return made
@@ -314,5 +315,5 @@ def _plain(value: Any) -> dict[str, Any]:
 def _older(value: Any) -> Any:
     """Plain values without the options of later versions that are not used: studies that do not use them keep their hash."""
     if isinstance(value, dict):
-        return {key: _older(inner) for key, inner in value.items() if not (key in ("whole_epochs", "drop_epochs") and inner is None)}
+        return {key: _older(inner) for key, inner in value.items() if not (key in LATER and inner is None)}
     return [_older(inner) for inner in value] if isinstance(value, list) else value

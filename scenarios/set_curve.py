@@ -1,4 +1,4 @@
-"""The accuracy of a condense study's set along its run, on held-out images: whether fewer iterations would have done.
+"""The accuracy of a condense study's set along its run, on validation images, else on training ones: would fewer iterations have done?
 
 The run saves snapshots; they are evaluated after it, by few networks that are trained briefly, and then removed. The cost is bounded in
 counts: at most three training steps for each step of the run, so short runs have no curve. ``metrics.jsonl`` is the ledger.
@@ -69,7 +69,8 @@ def measured(
         "high": None if half is None else [min(100.0, mean + half) for mean in found.means],
     }
     plain = {"steps": list(found.steps), "accuracy": list(found.means), **ends, "split": split, "networks": len(seeds)}
-    return {**plain, "flat_at": found.flat_at}, flat_early(found)
+    said = flat_early(found, max(1, total // study.settings.iterations))
+    return {**plain, "flat_at": found.flat_at}, f"{said} (on training images)" if said and split == "train" else said
 
 
 def _total(study: CondenseStudy, data: ImageData, ipc: int) -> int:

@@ -68,6 +68,8 @@ def test_rates_of_a_wrong_verdict() -> None:
 
 def test_the_sentence_says_how_many_iterations_would_do() -> None:
     values = [[50.0, 51.0, 52.0], *[[69.0, 70.0, 71.0]] * 5]
+    gm = curve((40, 80, 160, 320, 640, 1280), [(80.0, 81.0, 82.0)] * 6)
+    assert "iterations = 5 would do" in str(flat_early(gm, steps_each=10)), "50 steps of a method with ten to an iteration"
     said = flat_early(curve((600, 1200, 2500, 5000, 10000, 20000), values))
     assert said is not None
     assert said.startswith("flat from step 1,200 of 20,000 (within 1.4 points): iterations = 1500 would do")

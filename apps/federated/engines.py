@@ -20,10 +20,10 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from apps.federated.settings import Settings, to_json
+from distill import stopping
 from distill.errors import InputError
 from distill.records import read_lines, write_whole
 
@@ -129,11 +129,7 @@ def _raise_on_terminate() -> Any:
     """Make SIGTERM an exception, as Ctrl-C is, so that what was started is ended; gives the handler that was there."""
     if threading.current_thread() is not threading.main_thread():
         return None
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    return signal.signal(signal.SIGTERM, stop)
+    return signal.signal(signal.SIGTERM, stopping.at_once)
 
 
 def offline(home: Path, threads: int) -> dict[str, str]:

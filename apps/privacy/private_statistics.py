@@ -201,8 +201,6 @@ class PrivateStatistics:
             raise InputError(f"the centre has no image of the classes {missing[:10]}; give a set with images of each.")
         self._centre = centre.to(self.device)
 
-    # Releases
-
     def class_means(
         self, embed: Embed, batch_size: int, augment: Augment | None, generator: torch.Generator, joint: bool = False
     ) -> Tensor:

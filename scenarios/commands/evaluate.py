@@ -14,7 +14,7 @@ def evaluate(
     data: Annotated[str, typer.Option(help="The data set that it was made from.")],
     network: Annotated[list[str] | None, typer.Option(help="Network; repeat for cross-architecture. Default: ConvNet.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Networks trained for each set.")] = 5,
-    protocol: Annotated[str, typer.Option(help="dc, dsa, dm or laptop.")] = "laptop",
+    protocol: Annotated[str, typer.Option(help="dc, dsa, dm, datadam, datadam-paper or laptop.")] = "laptop",
     baseline: Annotated[list[str] | None, typer.Option(help="random, herding, kcenter, kmeans, class_mean, whole or none; repeat.")] = None,
     whole_epochs: Annotated[
         int | None, typer.Option(min=1, help="Epochs for the baseline 'whole'; default: as many steps as for the others.")

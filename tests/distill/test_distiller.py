@@ -106,7 +106,7 @@ def test_load_state_that_raises_is_one_line(error: Exception, tmp_path: Path, to
             raise error
 
     mine, draws = Mine(initial), generator(0, "test")
-    save_checkpoint(file, {"a": 1}, state_of(mine, draws, 1), 0.0)
+    save_checkpoint(file, {"a": 1}, state_of(mine.state(), draws, 1), 0.0)
     with pytest.raises(InputError) as caught:
         load_checkpoint(file, {"a": 1}, mine, draws)
     assert str(caught.value).startswith(f"{file}: method Mine: load_state raised {type(error).__name__}: ")

@@ -71,8 +71,8 @@ def test_a_run_that_diverged_goes_on_with_a_smaller_step_in_a_folder_of_its_own(
 
 
 def test_what_cannot_fit_is_refused_before_the_first_step(toy_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three classes at 5 images of 8 x 8: 4 copies of float32; gradient matching holds each class's gradient beside them."""
-    images = 4 * 4 * 15 * 64
+    """Three classes at 5 images of 8 x 8: 7 copies of float32; gradient matching holds each class's gradient beside them."""
+    images = 7 * 4 * 15 * 64
     small_run = {"ipc": 5, "network": "ConvNetD1W32", "iterations": 1}
     gradients = 4 * 3 * parameter_count(create("ConvNetD1W32", toy_data.spec, generator(0, "test")))
     for method, needed in (("dm", images), ("gm", images + gradients), ("dsa", images + gradients)):

@@ -112,7 +112,7 @@ def test_a_checkpoint_at_every_step_continues_to_the_same_bits(method: str, ipc:
         draws = generator(0, "steps")
         for _ in range(stop):
             before.step(statistics, draws)
-        save_checkpoint(tmp_path / "c.safetensors", {"run": 1}, state_of(before, draws, stop), 1.5)
+        save_checkpoint(tmp_path / "c.safetensors", {"run": 1}, state_of(before.state(), draws, stop), 1.5)
         after, _ = make(method, data, ipc, **settings)
         draws = generator(99, "other")
         assert load_checkpoint(tmp_path / "c.safetensors", {"run": 1}, after, draws)[:2] == (stop, 1.5)
@@ -125,7 +125,7 @@ def test_a_checkpoint_at_every_step_continues_to_the_same_bits(method: str, ipc:
 def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(method: str, toy_data: ImageData, tmp_path: Path) -> None:
     distiller, _ = make(method, toy_data)
     path = tmp_path / "c.safetensors"
-    save_checkpoint(path, {"run": 1}, state_of(distiller, generator(0, "a"), 1), 0.0)
+    save_checkpoint(path, {"run": 1}, state_of(distiller.state(), generator(0, "a"), 1), 0.0)
     with pytest.raises(InputError, match="other settings, data or seed"):
         load_checkpoint(path, {"run": 2}, distiller, generator(0, "a"))
     path.write_bytes(path.read_bytes()[:-40])

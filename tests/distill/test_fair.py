@@ -252,3 +252,15 @@ def test_whole_epochs_drop_the_step_size_half_way_through_them() -> None:
     whole = recipe_of("whole", PROTOCOLS["dsa"], 50)
     assert (whole.epochs, whole.drop_epochs) == (50, None)
     assert recipe_of("random", PROTOCOLS["dsa"], 50) == recipe_of("whole", PROTOCOLS["dsa"], None) == PROTOCOLS["dsa"]
+
+
+def test_what_is_listed_twice_would_narrow_the_interval_and_is_refused(toy_data: ImageData) -> None:
+    tiny = select(toy_data, "random", 1, generator(0, "twice"))
+    for twice in ({"baselines": ["random", "random"]}, {"network": ["MLP", "MLP"]}, {"seeds": [1, 1]}):
+        with pytest.raises(InputError, match="different ones, each once"):
+            evaluate(tiny, toy_data, **twice)  # type: ignore[arg-type]
+
+
+def test_a_row_with_a_failed_network_has_no_interval() -> None:
+    row = Accuracy((90.0, math.nan, 92.0), "diverged")
+    assert all(map(math.isnan, (row.low, row.high, row.half_width)))

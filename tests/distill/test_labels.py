@@ -199,3 +199,15 @@ def test_a_memory_takes_class_numbers_only(toy_data: ImageData) -> None:
 def test_a_ledger_tells_kinds_apart(toy_data: ImageData) -> None:
     sets = [labelled(of_kind("probabilities"), kind, toy_data) for kind in ("probabilities", "logits", "scores")]
     assert len({set_key(one, toy_data, Recipe()) for one in sets}) == 3
+
+
+def test_a_part_of_a_weighted_set_is_weighted_again() -> None:
+    """Weights are relative: a part of heavy images has a mean of 1 again, and every part can be taken."""
+    base = small_set(0)
+    labels = torch.nn.functional.one_hot(base.labels, 3).float()
+    labels *= torch.tensor([0.5, 1.0, 1.5])[base.labels][:, None] / torch.tensor([0.5, 1.0, 1.5])[base.labels].mean()
+    weighted = dataclasses.replace(base, labels=labels, label_kind="weighted")
+    for part in ([0], [1], [2], [0, 2]):
+        assert float(weighted.subset(part).labels.sum(1).mean()) == pytest.approx(1.0)
+    both = weighted.subset([0, 2]).labels.sum(1)
+    assert float(both.max() / both.min()) == pytest.approx(3.0), "the relation stays"

@@ -104,7 +104,19 @@ def test_whole_epochs_train_it_longer_and_older_studies_keep_their_hash(tmp_path
     assert "whole (82 steps, 2 epochs)" in out
     assert json.loads((folder / "config.json").read_text())["evaluation"]["whole_epochs"] == 2
     # It is no part of the configuration, nor of its hash, where it is not given.
-    assert "whole_epochs" not in study("quickstart", parse(shipped()["quickstart"]), "quickstart.toml").merged["evaluation"]
+    older = study("quickstart", parse(shipped()["quickstart"]), "quickstart.toml")
+    assert "whole_epochs" not in older.merged["evaluation"]
+    assert older.hash == "713def25", "a run folder of an earlier version is continued"
+
+
+def test_what_unequal_counts_ask_for_is_checked_before_anything_is_made() -> None:
+    for ipc, words in (
+        ({"3": 90000, "rest": 1}, "more images a class than any class"),
+        ("proportional:99999", "more images a class than any"),
+    ):
+        tables = {"kind": "condense", "data": {"name": "digits"}, "method": {"name": "dm", "ipc": ipc}}
+        with pytest.raises(InputError, match=words):
+            condense.check(study("x", tables, "x.toml"), load("digits"))
 
 
 def test_evaluate_says_recipe_augmentation_sizes_and_step_size(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_the_command_of_the_page_about_own_images(tmp_path, monkeypatch):
     (folder,) = (tmp_path / "runs").iterdir()
     config = json.loads((folder / "config.json").read_text())
     assert config["data"] == {
-        "name": f"folder:{tmp_path / 'my-images'}",
+        "name": "folder:my-images",
         "validation": 0.25,
         "size": 8,
         "classes": None,
