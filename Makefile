@@ -1,6 +1,6 @@
 # make demo: a virtual environment with the core, and ten synthetic digits.   make test: everything installed, linted, typed, tested.
 # make run SCENARIO=NAME: one study, without activating .venv.
-# make reproduce: run what scenarios/expected has no figures for, eight minutes at a time (REPRODUCE="--minutes 60 short-dm-cifar10-ipc10").
+# make reproduce: run what kept/expected has no figures for, eight minutes at a time (REPRODUCE="--minutes 60 short-dm-cifar10-ipc10").
 PYTHON ?= python3
 BIN = .venv/bin
 
@@ -19,7 +19,7 @@ test: .venv/all lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile --durations=10
 
 reproduce: .venv/core
-	$(BIN)/python -m scenarios.reproduce $(REPRODUCE)
+	$(BIN)/python -m kept.reproduce $(REPRODUCE)
 
 lint: .venv/all
 	$(BIN)/ruff check .

@@ -20,7 +20,7 @@ Factory = str | Callable[[DataSpec], nn.Module]
 # Names and specs can come from other parties, so a network's size is bounded before it is allocated.
 MAX_PARAMETERS = 2_000_000_000
 
-# A user's own functions under the names that the user's own scenario gives them (scenarios/own.py puts them here). Names that come from
+# A user's own functions under the names that the user's own scenario gives them (scenarios/engine/own.py). Names that come from
 # other parties are looked up here and never imported.
 OWN: dict[str, Callable[[DataSpec], nn.Module]] = {}
 

@@ -11,19 +11,19 @@ from typing import Annotated
 
 import typer
 
-from scenarios import ctrl_c
+from scenarios.commands import ctrl_c
 from scenarios.commands.compare import compare
 from scenarios.commands.condense import condense
 from scenarios.commands.evaluate import evaluate
 from scenarios.commands.figures import figures
 from scenarios.commands.list import list_names
+from scenarios.commands.loading import says_so
 from scenarios.commands.report import report
 from scenarios.commands.run import run
 from scenarios.commands.show import show
 from scenarios.commands.sweep_lr import sweep_lr
 from scenarios.commands.table import table
-from scenarios.loading import says_so
-from scenarios.said import complaint, printable, terminal_width, wrapped
+from scenarios.engine.complaints import complaint, printable, terminal_width, wrapped
 
 app = typer.Typer(
     name="distill",
@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
         # typer's own complaints about options (whichever click it carries) know how to say themselves.
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):
             _fail(f"error: {printable(complaint(error))} (see: distill --help)", 2)
-        own = sys.modules.get("scenarios.own")  # loaded by every command that can run a user's own code
+        own = sys.modules.get("scenarios.engine.own")  # loaded by every command that can run a user's own code
         if own is not None and (line := own.blame(error)):
             _fail(f"error: {printable(line)}", 2)
         traceback.print_exc()

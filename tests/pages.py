@@ -25,8 +25,9 @@ from distill.evaluation import BASELINES
 from distill.methods import METHODS
 from distill.networks import check_name
 from distill.train import PROTOCOLS
-from scenarios import cli, grid
-from scenarios.schema import override, read_scenario, study
+from scenarios import cli
+from scenarios.engine import grid
+from scenarios.engine.schema import override, read_scenario, study
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "apps").glob("*/README.md"))]
@@ -214,7 +215,7 @@ def check_make(words: list[str]) -> None:
             f"make {word}: not in the Makefile"
         )
         if name == "REPRODUCE":
-            check_module("scenarios.reproduce", shlex.split(value))
+            check_module("kept.reproduce", shlex.split(value))
 
 
 def check_flower(name: str, words: list[str]) -> None:

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-import scenarios.set_curve as room
+import scenarios.condense.curve as room
 from distill.condensed import CondensedSet
 from distill.curves import curve, curve_steps, flat_early, networks_within, rounded_up
 from distill.errors import InputError
 from distill.run import distil
-from scenarios.folder import Options, run_study
-from scenarios.schema import study
+from scenarios.engine.folder import Options, run_study
+from scenarios.engine.schema import study
 from tests.conftest import stopped_at, toy
 
 STEPS = (1, 2, 4, 8, 16, 32)

@@ -141,7 +141,7 @@ def test_the_readme_is_short() -> None:
         "python -m apps.privacy.adit scores.npz",
         "python -m apps.privacy.audit scores.npz --clamed 3",
         "python -m apps.privacy.audit scores.npz [--clamed EPSILON]",
-        "python -m scenarios.tables --all",
+        "python -m kept.pages --all",
         "python script.py",
         "make tset",
         'make reproduce REPRODUCE="--minute 3 x --form papers"',

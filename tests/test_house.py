@@ -34,7 +34,7 @@ LONGER: dict[str, str] = {}  # a source file that may be longer, and why
 
 
 def test_no_file_tells_two_things() -> None:
-    sizes = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files(*FLOORS, "benchmarks", "examples")}
+    sizes = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files(*FLOORS, "kept", "benchmarks", "examples")}
     assert len(sizes) > 100
     assert {name: size for name, size in sizes.items() if size > LINES and name not in LONGER} == {}
     assert {name for name in LONGER if sizes.get(name, 0) <= LINES} == set(), "no longer an exception"
@@ -44,7 +44,7 @@ def test_no_file_tells_two_things() -> None:
 
 def test_no_file_is_a_drawer_for_anything() -> None:
     drawers = re.compile(r"(utils?|utilities|helpers?|common|misc|tools|stuff|shared)")
-    names = [path.relative_to(ROOT).with_suffix("") for path in files(*FLOORS, "tests", "benchmarks", "examples")]
+    names = [path.relative_to(ROOT).with_suffix("") for path in files(*FLOORS, "kept", "tests", "benchmarks", "examples")]
     assert [str(name) for name in names if any(map(drawers.fullmatch, name.parts))] == []
 
 
@@ -197,7 +197,7 @@ def test_a_wheel_holds_the_studies_and_their_figures_and_no_tests(wheel: Path) -
     paths = [path for floor in FLOORS for form in ("*.py", "*.toml", "*.csv") for path in (ROOT / floor).rglob(form)]
     tracked = {str(path.relative_to(ROOT)) for path in paths}
     assert {name for name in tracked if name not in names} == set()
-    assert any(name.startswith("scenarios/expected/nas/") for name in names)
+    assert any(name.startswith("scenarios/nas/truth/") for name in names)
     assert {name.partition("/")[0] for name in names} == {*FLOORS, f"distill_apps-{PROJECT['version']}.dist-info"}
     assert not [name for name in names if "test" in Path(name).stem.split("_") or name.endswith((".npz", ".safetensors", ".pt"))]
 

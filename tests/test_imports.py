@@ -61,7 +61,7 @@ def test_arrows_point_down() -> None:
     [
         ("distill/data.py", "import apps.federated"),
         ("distill/data.py", "from apps import federated"),
-        ("distill/data.py", "from scenarios.schema import study"),
+        ("distill/data.py", "from scenarios.engine.schema import study"),
         ("distill/methods/dm.py", "from ... import apps"),
         ("distill/methods/dm.py", "def f():\n    import flwr.server"),
         ("distill/data.py", "import importlib\nimportlib.import_module('opacus.accountants')"),

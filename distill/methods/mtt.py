@@ -39,7 +39,7 @@ STEP_SIZE = (
 
 @pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
 class MTTConfig:
-    """Defaults are the authors' for CIFAR-10 at 10 images a class without ZCA; other data need others (scenarios/template.py).
+    """Defaults are the authors' for CIFAR-10 at 10 images a class without ZCA; other data need others (scenarios/engine/template.py).
 
     The student takes ``syn_steps`` of SGD at the learned step size (it starts at ``lr_init``, learned with ``lr_lr``) from a random expert
     epoch of 0 to ``max_start_epoch``, **both included**, as algorithm 1 of the paper writes it (t <= T+). The authors' code leaves its

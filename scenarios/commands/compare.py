@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from scenarios.said import printable, terminal_width, wrapped
+from scenarios.engine.complaints import printable, terminal_width, wrapped
 
 
 def compare(
@@ -22,7 +22,7 @@ def compare(
     Pairs are evaluation networks of equal seed, or, where a side has several runs, runs of equal seed.
     """
     from distill.errors import unknown_name
-    from scenarios import compare as comparing
+    from scenarios.reporting import compare as comparing
 
     if form not in comparing.FORMATS:
         raise unknown_name("format", form, comparing.FORMATS)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from scenarios.commands.options import Classes, Device, Imbalance, Root, Size, Validation, data_table, torch_device
-from scenarios.said import printable, terminal_width, wrapped
+from scenarios.engine.complaints import printable, terminal_width, wrapped
 
 
 def evaluate(
@@ -33,10 +33,10 @@ def evaluate(
     from distill.errors import InputError
     from distill.evaluation import evaluate as judge
     from distill.networks import check_name
-    from scenarios import own
-    from scenarios.folder import Options, data_of
-    from scenarios.schema import DataTable
-    from scenarios.table import as_text
+    from scenarios.engine import own
+    from scenarios.engine.folder import Options, data_of
+    from scenarios.engine.schema import DataTable
+    from scenarios.reporting.runs import as_text
 
     if "none" in (baseline or []) and len(baseline or []) > 1:
         raise InputError("--baseline none goes alone; give none, or the baselines that you want.")

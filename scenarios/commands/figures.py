@@ -15,8 +15,8 @@ def figures(
     out: Annotated[Path | None, typer.Option(help="Folder for the files; default: figures in the run folder.")] = None,
 ) -> None:
     """Draw the figures of a finished run again as PDF, SVG or PNG, for example ``--format png --dpi 300``."""
-    from scenarios.redraw import redraw
-    from scenarios.said import printable
+    from scenarios.engine.complaints import printable
+    from scenarios.reporting.redraw import redraw
 
     written, kept = redraw(folder, form, dpi, out or folder / "figures")
     for path in written:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from scenarios.commands.options import Root
-from scenarios.said import columns, terminal_width
+from scenarios.engine.complaints import columns, terminal_width
 
 
 def list_names(
@@ -31,10 +31,10 @@ def list_names(
 
         typer.echo("\n".join(NAMES))
     elif what == "scenarios":
-        from scenarios.schema import parse, shipped
+        from scenarios.engine.schema import parse, shipped
 
         typer.echo(columns([(name, str(parse(path).get("title", ""))) for name, path in shipped().items()], width))
-        from scenarios.template import DATA, FORMS, METHODS
+        from scenarios.engine.template import DATA, FORMS, METHODS
 
         forms = [f"{form}-{'datadam' if form == 'released' else 'METHOD'}-DATA-ipcN" for form in FORMS]
         typer.echo(f"{', '.join(forms)}: {', '.join(METHODS)} on {', '.join(DATA)}")

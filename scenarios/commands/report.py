@@ -12,7 +12,7 @@ def report(
 ) -> None:
     """Write one self-contained HTML page about one or several runs."""
     from distill.errors import InputError
-    from scenarios.report import write_report
+    from scenarios.reporting.report import write_report
 
     if out is not None and out.suffix.lower() not in (".html", ".htm"):
         given = f"ends in {out.suffix!r}" if out.suffix else "is a folder" if out.is_dir() else "has no suffix"

@@ -9,7 +9,7 @@ import typer
 
 from scenarios.commands.options import Device, Grid, Jobs, Out, Quiet, Resume, ResumeFrom, Root, Seeds, torch_device
 from scenarios.commands.study import run_and_print
-from scenarios.said import printable, terminal_width, wrapped
+from scenarios.engine.complaints import printable, terminal_width, wrapped
 
 
 def run(
@@ -31,8 +31,8 @@ def run(
     parallel; those that are done are skipped. `distill table` puts them together.
     """
     from distill.errors import InputError
-    from scenarios import grid
-    from scenarios.schema import override, read_scenario, study
+    from scenarios.engine import grid
+    from scenarios.engine.schema import override, read_scenario, study
 
     if seed is not None and seeds is not None:
         raise InputError("--seed and --seeds are both given; allowed: one of them.")
@@ -50,8 +50,8 @@ def run(
 
 def _sweep(scenario: str, combinations: Any, seeds: list[int], jobs: int | None, quiet: bool, **options: Any) -> NoReturn:
     from distill.errors import InputError
-    from scenarios.sweep import sweep
-    from scenarios.table import find_runs, shown, summary
+    from scenarios.engine.sweep import sweep
+    from scenarios.reporting.runs import find_runs, shown, summary
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("a grid is shared out run by run; call it without torchrun.")

@@ -8,7 +8,7 @@ import typer
 
 from distill import stopping
 from scenarios.commands.options import torch_device
-from scenarios.said import printable, terminal_width, wrapped
+from scenarios.engine.complaints import printable, terminal_width, wrapped
 
 
 def run_and_print(
@@ -16,10 +16,10 @@ def run_and_print(
 ) -> None:
     """Run, continue or find a study; prints its table, answer and folder unless ``quiet``."""
     from distill.errors import InputError, clipped
-    from scenarios.folder import Options, run_study
-    from scenarios.grid import MAX_SEED
-    from scenarios.report import accuracy_table, answer
-    from scenarios.table import as_text
+    from scenarios.engine.folder import Options, run_study
+    from scenarios.engine.grid import MAX_SEED
+    from scenarios.reporting.report import accuracy_table, answer
+    from scenarios.reporting.runs import as_text
 
     if seed > MAX_SEED:
         raise InputError(f"--seed is {clipped(seed)}; allowed: 0 to {MAX_SEED}.")

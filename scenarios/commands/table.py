@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from scenarios.said import printable, terminal_width
+from scenarios.engine.complaints import printable, terminal_width
 
 
 def table(
@@ -17,7 +17,7 @@ def table(
 ) -> None:
     """Print mean and 95 % interval over seeds; runs that differ in their seed only come together."""
     from distill.errors import InputError, unknown_name
-    from scenarios import table as tables
+    from scenarios.reporting import runs as tables
 
     if form not in tables.FORMATS:
         raise unknown_name("format", form, tables.FORMATS)

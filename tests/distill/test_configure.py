@@ -19,7 +19,7 @@ from distill.configure import configure
 from distill.errors import InputError
 from distill.methods import METHODS
 from distill.train import PROTOCOLS, Recipe
-from scenarios.schema import DataTable, EvaluationTable
+from scenarios.engine.schema import DataTable, EvaluationTable
 
 WHERE = "study.toml: [table]"
 KINDS: tuple[type[Any], ...] = (*(config for config, _ in METHODS.values()), Recipe, DataTable, EvaluationTable)

@@ -20,8 +20,8 @@ import pytest
 import torch
 from PIL import Image
 
-import scenarios.condense
-import scenarios.folder
+import scenarios.condense.run
+import scenarios.engine.folder
 from distill.condensed import CondensedSet
 from distill.data_sources import load
 from distill.errors import InputError
@@ -29,7 +29,7 @@ from distill.evaluation import Accuracy, fitted
 from distill.figures import accuracy_bars
 from distill.methods import METHODS
 from scenarios import cli
-from scenarios.schema import shipped, study
+from scenarios.engine.schema import shipped, study
 from tests.distill.hostile_files import small_set
 
 ROOT = Path(__file__).parents[2]
@@ -241,7 +241,7 @@ def test_a_fault_of_ours_is_exit_code_1_with_its_traceback(monkeypatch: pytest.M
     def fault(*_: Any) -> None:
         raise RuntimeError("a planted fault")
 
-    monkeypatch.setattr(scenarios.folder, "run_study", fault)
+    monkeypatch.setattr(scenarios.engine.folder, "run_study", fault)
     code, out, err = call(*CONDENSE, "--out", tmp_path)
     assert (code, out) == (1, "")
     assert "Traceback (most recent call last)" in err
@@ -253,7 +253,7 @@ def test_an_interrupted_run_prints_the_command_that_goes_on(monkeypatch: pytest.
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(scenarios.folder, "run_study", stop)
+    monkeypatch.setattr(scenarios.engine.folder, "run_study", stop)
     given = [*CONDENSE, "--set", "augmentation=color_crop", "--out", str(tmp_path / 'it\'s a "place" $HOME'), *more]
     code, out, err = call(*given)
     assert (code, out) == (130, "")
@@ -301,8 +301,8 @@ def test_config_json_repeats_the_run(finished: Path, tmp_path: Path) -> None:
     assert (config["scenario"], config["seed"], config["device"], config["kind"]) == ("condense", 3, "cpu", "condense")
     tables = {key: {k: v for k, v in config[key].items() if v is not None} for key in ("data", "method")}
     again = study(config["scenario"], {"kind": config["kind"], **tables}, "config.json")
-    options = scenarios.folder.Options(tmp_path, seed=config["seed"], device=config["device"], quiet=True)
-    folder, _ = scenarios.folder.run_study(again, options)
+    options = scenarios.engine.folder.Options(tmp_path, seed=config["seed"], device=config["device"], quiet=True)
+    folder, _ = scenarios.engine.folder.run_study(again, options)
     assert folder.name == finished.name
     first, second = (CondensedSet.load(f / "condensed.safetensors") for f in (finished, folder))
     assert torch.equal(first.images, second.images)
@@ -360,7 +360,7 @@ def test_what_run_prints_is_what_the_record_says(judged: tuple[Path, str]) -> No
 
 
 def test_a_finished_run_is_not_run_again(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scenarios.condense, "distil", lambda *_, **__: pytest.fail("must not run"))
+    monkeypatch.setattr(scenarios.condense.run, "distil", lambda *_, **__: pytest.fail("must not run"))
     before = contents(finished)
     for more in ([], ["--resume"]):
         code, out, err = call(*CONDENSE, "--out", finished.parent, "--seed", 3, *more)
@@ -418,7 +418,7 @@ def test_a_stopped_study_says_so_in_its_record(
     def stop(*_: Any, **__: Any) -> None:
         raise fault
 
-    monkeypatch.setattr(scenarios.condense, "distil", stop)
+    monkeypatch.setattr(scenarios.condense.run, "distil", stop)
     assert call(*CONDENSE, "--out", tmp_path)[0] == code
     (folder,) = tmp_path.iterdir()
     assert json.loads((folder / "record.json").read_text())["status"] == status
@@ -432,7 +432,7 @@ def test_another_seed_or_setting_has_a_folder_of_its_own(finished: Path, monkeyp
         seen.append(f"{made.name}-{made.hash}-s{options.seed}")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(scenarios.folder, "load_data", note)
+    monkeypatch.setattr(scenarios.engine.folder, "load_data", note)
     for more in (["--seed", 3], ["--seed", 4], ["--seed", 3, "--set", "momentum=0.4"], ["--seed", 3, "--ipc", 2]):
         assert call(*CONDENSE, "--out", tmp_path, *more)[0] == 130
     assert seen[0] == finished.name
@@ -565,7 +565,7 @@ try:
     cli.main(sys.argv[1:])
 except SystemExit as stop:
     heavy = ("torch", "numpy", "matplotlib", "pydantic", "scipy", "sklearn", "safetensors", "torchvision",
-             "distill.condensed", "scenarios.schema")
+             "distill.condensed", "scenarios.engine.schema")
     print("HEAVY", [name for name in heavy if name in sys.modules], stop.code)
 """
     for arguments in (["--help"], ["run", "--help"], ["condense", "--help"]):

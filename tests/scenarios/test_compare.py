@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import scipy.stats
 
-from scenarios.compare import compare, group
-from scenarios.table import read_run
+from scenarios.reporting.compare import compare, group
+from scenarios.reporting.runs import read_run
 from tests.scenarios.test_cli import call, refused
 
 DM, RANDOM = [90.0, 91.0, 89.0], [70.0, 74.0, 71.0]

@@ -8,7 +8,7 @@ import pytest
 from apps.privacy.accounting import ADJACENCY, Steps, gaussian_epsilon, spent
 from apps.privacy.statement import guarantee
 from distill.errors import InputError
-from scenarios.composition import one_after_another, side_by_side
+from scenarios.engine.composition import one_after_another, side_by_side
 
 DELTA = 1e-5
 

@@ -10,9 +10,9 @@ pytest.importorskip("avalanche")
 
 from distill.errors import InputError
 from distill.records import read_json, read_lines
-from scenarios.continual_report import accuracy_table, answer, kept_rows
-from scenarios.folder import Options, run_study
-from scenarios.schema import parse, shipped, study
+from scenarios.continual.show import accuracy_table, answer, kept_rows
+from scenarios.engine.folder import Options, run_study
+from scenarios.engine.schema import parse, shipped, study
 
 QUICK: dict[str, Any] = {
     "kind": "continual",
@@ -97,7 +97,7 @@ def test_a_stopped_run_resumes_to_the_same_numbers(
     moment: int, whole: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped after so many ledger lines (between units, between and inside experiences), then resumed."""
-    import scenarios.continual_parts as room
+    import scenarios.continual.parts as room
 
     real, count = room.append_line, []
 
@@ -121,7 +121,7 @@ def test_a_stopped_run_resumes_to_the_same_numbers(
 
 def test_parts_side_by_side_make_the_same_bits(whole: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped while a finished part's lines are taken in, then resumed, in two processes: as in one process at one go."""
-    import scenarios.continual_parts as room
+    import scenarios.continual.parts as room
 
     monkeypatch.setattr(room, "WORTH_WORKERS", -1.0)
     monkeypatch.setattr(room, "at_once", lambda jobs: min(jobs, 2))
@@ -148,7 +148,7 @@ def test_parts_side_by_side_make_the_same_bits(whole: tuple[Path, dict[str, Any]
 
 
 def test_a_part_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import scenarios.continual_parts as room
+    import scenarios.continual.parts as room
 
     monkeypatch.setattr(room, "WORTH_WORKERS", -1.0)
     monkeypatch.setattr(room, "at_once", lambda jobs: min(jobs, 2))

@@ -12,7 +12,7 @@ CALL = "hashlib.pbkdf2_hmac('sha256', b'a', b'b', 500_000_000)"
 PROGRAM = """
 import hashlib, signal, time
 from distill import stopping
-from scenarios.ctrl_c import watch
+from scenarios.commands.ctrl_c import watch
 signal.signal(signal.SIGINT, signal.default_int_handler)
 watch('last words')
 signal.signal(signal.SIGTERM, stopping.at_once)

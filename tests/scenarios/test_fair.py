@@ -19,8 +19,9 @@ from distill.errors import Diverged, InputError
 from distill.networks import create
 from distill.randomness import generator
 from distill.sizes import proportional
-from scenarios import condense, tables
-from scenarios.schema import parse, shipped, study
+from kept import pages as tables
+from scenarios.condense import run as condense
+from scenarios.engine.schema import parse, shipped, study
 from tests.distill.test_fair import QUICK, odd
 from tests.scenarios.test_cli import call
 

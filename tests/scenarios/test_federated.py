@@ -10,12 +10,12 @@ import pytest
 from distill.condensed import CondensedSet
 from distill.errors import InputError
 from distill.records import read_lines
-from scenarios import federated_cells
 from scenarios.cli import main
-from scenarios.federated_cells import lines_of_cell, run_cell
-from scenarios.folder import Options, load_data, run_study
-from scenarios.report import accuracy_table, answer
-from scenarios.schema import parse, shipped, study
+from scenarios.engine.folder import Options, load_data, run_study
+from scenarios.engine.schema import parse, shipped, study
+from scenarios.federated import cells as federated_cells
+from scenarios.federated.cells import lines_of_cell, run_cell
+from scenarios.reporting.report import accuracy_table, answer
 
 TABLES: dict[str, Any] = {
     "kind": "federated",

@@ -19,12 +19,13 @@ from apps.nas import ranking
 from apps.nas.ledger import read_table
 from distill.condensed import CondensedSet
 from distill.errors import InputError
-from scenarios import nas, tables
+from kept import pages as tables
 from scenarios.cli import main
-from scenarios.folder import Options, run_study
-from scenarios.report import accuracy_table, answer
-from scenarios.schema import override, read_scenario, shipped, study
-from scenarios.table import as_text
+from scenarios.engine.folder import Options, run_study
+from scenarios.engine.schema import override, read_scenario, shipped, study
+from scenarios.nas import run as nas
+from scenarios.reporting.report import accuracy_table, answer
+from scenarios.reporting.runs import as_text
 
 TINY = [
     *("space.width=[4]", "space.depth=[1,2]", 'space.norm=["none","batch"]', "truth.recipe.epochs=1", "truth.seeds=2", "proxy.seeds=2"),
@@ -255,5 +256,5 @@ def test_progress_is_a_status_line_or_a_line_a_minute(monkeypatch: pytest.Monkey
 
 
 def test_engines_are_not_imported_by_the_scenario() -> None:
-    code = "import sys, scenarios.nas; sys.exit(any(name in sys.modules for name in ('ray', 'optuna')))"
+    code = "import sys, scenarios.nas.run; sys.exit(any(name in sys.modules for name in ('ray', 'optuna')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

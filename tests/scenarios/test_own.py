@@ -19,7 +19,7 @@ from distill.methods import METHODS, register
 from distill.networks import create
 from distill.randomness import generator
 from distill.run import distil
-from scenarios.schema import read_scenario, study
+from scenarios.engine.schema import read_scenario, study
 from tests.scenarios.test_cli import call
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

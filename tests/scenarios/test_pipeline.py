@@ -11,7 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
-import scenarios.pipeline
+import scenarios.pipeline.run
 from apps.continual.memory_file import load as load_memory
 from apps.nas.ledger import read_table
 from distill.condensed import CondensedSet, Provenance
@@ -21,13 +21,13 @@ from distill.data_sources import load
 from distill.errors import InputError
 from distill.randomness import generator
 from distill.records import read_json
-from scenarios import released
 from scenarios.cli import main
-from scenarios.folder import Options, run_study
-from scenarios.given import Given, handed_on
-from scenarios.pipeline import kept_rows
-from scenarios.report import accuracy_table, answer
-from scenarios.schema import override, parse, read_scenario, shipped, study
+from scenarios.engine.folder import Options, run_study
+from scenarios.engine.given import Given, handed_on
+from scenarios.engine.schema import override, parse, read_scenario, shipped, study
+from scenarios.pipeline.run import kept_rows
+from scenarios.released import run as released
+from scenarios.reporting.report import accuracy_table, answer
 
 RECIPE = {"max_steps": 15, "batch_size": 16, "optimiser": "adamw", "lr": 0.002, "augmentation": "none", "compile": "off"}
 FIRST = [0, 1, 2, 3]
@@ -204,7 +204,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(made.name)
         return run_study(made, options)
 
-    monkeypatch.setattr(scenarios.pipeline, "run_study", counting)
+    monkeypatch.setattr(scenarios.pipeline.run, "run_study", counting)
     return names
 
 
@@ -268,8 +268,8 @@ def test_a_failed_stage_names_itself_and_can_be_resumed(error: Exception, tmp_pa
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr("scenarios.nas.rank", broken)
-        kind = InputError if isinstance(error, InputError) else scenarios.pipeline.StageFailed
+        patch.setattr("scenarios.nas.run.rank", broken)
+        kind = InputError if isinstance(error, InputError) else scenarios.pipeline.run.StageFailed
         with pytest.raises(kind, match=r"stage 'rank' failed: .*(no room for it|planted); fix it and continue with --resume"):
             run(tables(), tmp_path)
     (folder,) = tmp_path.iterdir()

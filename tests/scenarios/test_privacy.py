@@ -12,10 +12,11 @@ from distill.condensed import CondensedSet
 from distill.data import ImageData
 from distill.errors import InputError
 from distill.evaluation import Accuracy
-from scenarios import privacy, privacy_schema
-from scenarios.folder import Options, run_study
-from scenarios.privacy_schema import study as make
-from scenarios.schema import parse, shipped
+from scenarios.engine.folder import Options, run_study
+from scenarios.engine.schema import parse, shipped
+from scenarios.privacy import run as privacy
+from scenarios.privacy import schema as privacy_schema
+from scenarios.privacy.schema import study as make
 
 pytest.importorskip("opacus")
 

@@ -15,10 +15,10 @@ from PIL import Image
 
 from distill.errors import InputError
 from distill.figures import image_grid
-from scenarios import page, report
-from scenarios.folder import Options, run_study
-from scenarios.question import not_run, question
-from scenarios.schema import READY, parse, shipped, study
+from scenarios.engine.folder import Options, run_study
+from scenarios.engine.schema import READY, parse, shipped, study
+from scenarios.reporting import page, report
+from scenarios.reporting.question import not_run, question
 from tests.distill.test_figures import coloured
 from tests.scenarios.browser import BROWSER, BROWSERS, opened
 from tests.scenarios.test_cli import SCENARIO

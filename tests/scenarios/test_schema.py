@@ -19,8 +19,19 @@ from distill.evaluation import BASELINES
 from distill.methods import METHODS
 from distill.networks import NAMES
 from distill.train import PROTOCOLS, Recipe
-from scenarios import schema
-from scenarios.schema import KINDS, CondenseStudy, DataTable, EvaluationTable, override, parse, plain_value, read_scenario, shipped, study
+from scenarios.engine import schema
+from scenarios.engine.schema import (
+    KINDS,
+    CondenseStudy,
+    DataTable,
+    EvaluationTable,
+    override,
+    parse,
+    plain_value,
+    read_scenario,
+    shipped,
+    study,
+)
 
 LONGEST_MESSAGE = 900  # the longest list of names is the networks'
 
@@ -527,7 +538,7 @@ def test_dates_are_no_text() -> None:
 
 
 def test_an_option_of_a_later_version_changes_the_hash_only_where_it_is_used() -> None:
-    from scenarios.schema import config_hash
+    from scenarios.engine.schema import config_hash
 
     old = {"stages": [{"evaluation": {"recipe": {"epochs": 3}}}]}
     unused = {"stages": [{"evaluation": {"recipe": {"epochs": 3, "drop_epochs": None}, "whole_epochs": None}}]}

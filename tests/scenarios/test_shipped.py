@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scenarios.folder import Options, load_data
-from scenarios.schema import read_scenario, shipped, study
+from scenarios.engine.folder import Options, load_data
+from scenarios.engine.schema import read_scenario, shipped, study
 
 for engine in ("flwr", "avalanche", "opacus", "optuna"):
     pytest.importorskip(engine)
@@ -39,5 +39,5 @@ def test_a_shipped_study_passes_its_checks(name: str, root: Path, tmp_path: Path
     found, tables = read_scenario(name)
     made: Any = study(found, tables, f"{name}.toml")
     data = load_data(made, Options(tmp_path / "runs", data_root=root))
-    importlib.import_module(f"scenarios.{made.kind}").check(made, data)
+    importlib.import_module(f"scenarios.{made.kind}.run").check(made, data)
     assert list(tmp_path.iterdir()) == []

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 
 from distill import processes
 from distill.errors import InputError
-from scenarios import sweep
-from scenarios.grid import MAX_CELLS, Cell, alternatives, cells, combinations, seeds
-from scenarios.schema import override, plain_value
-from scenarios.table import as_csv, as_markdown, as_text, by_seed, find_runs, read_run, summary
+from scenarios.engine import sweep
+from scenarios.engine.grid import MAX_CELLS, Cell, alternatives, cells, combinations, seeds
+from scenarios.engine.schema import override, plain_value
+from scenarios.reporting.runs import as_csv, as_markdown, as_text, by_seed, find_runs, read_run, summary
 from tests.scenarios.test_cli import call, refused
 
 SCENARIO = """

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 import scipy.stats
 
-import scenarios.folder
-import scenarios.sweep_lr as room
+import scenarios.engine.folder
+import scenarios.sweep_lr.run as room
 from distill.data import Split
 from distill.data_sources import load
 from distill.errors import InputError
 from distill.evaluation import Accuracy
 from distill.methods import METHODS
-from scenarios import report, step_sizes
-from scenarios.folder import Options, run_study
-from scenarios.schema import study
-from scenarios.sweep_lr import chosen
+from scenarios.engine.folder import Options, run_study
+from scenarios.engine.schema import study
+from scenarios.reporting import report
+from scenarios.sweep_lr.run import chosen, step_sizes
 from tests.conftest import stopped_at
 from tests.scenarios.test_cli import call, refused
 
@@ -193,7 +193,7 @@ def test_test_images_are_never_looked_at(finished: tuple[Path, dict[str, Any]], 
         data = load(*arguments, **options)
         return dataclasses.replace(data, test=Split(data.test.images[:0], data.test.labels[:0]))
 
-    monkeypatch.setattr(scenarios.folder, "load", without_test)
+    monkeypatch.setattr(scenarios.engine.folder, "load", without_test)
     _, record = run_study(small(), Options(tmp_path, quiet=True))
     assert kept(record) == kept(finished[1])
     assert record["results"]["data"]["validation"] > 0

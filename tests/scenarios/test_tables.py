@@ -9,18 +9,18 @@ import pytest
 
 from distill.augment import DSA
 from distill.errors import InputError
-from scenarios import tables
-from scenarios.headlines import HEADLINES, headlines
-from scenarios.published import judging, published, reproduced
-from scenarios.schema import READY, read_scenario, shipped, study
-from scenarios.tables import BEGIN, COLUMNS, EXPECTED, PUBLISHED, ROOT, kept, page_of, page_text, pages, readme_table, rows_of, with_table
-from scenarios.template import from_template
+from kept import pages as tables
+from kept.headlines import HEADLINES, headlines
+from kept.pages import BEGIN, COLUMNS, EXPECTED, PUBLISHED, ROOT, kept, page_of, page_text, pages, readme_table, rows_of, with_table
+from kept.published import judging, published, reproduced
+from scenarios.engine.schema import READY, read_scenario, shipped, study
+from scenarios.engine.template import from_template
 
 
 def test_the_tables_of_the_pages_are_those_that_the_csv_files_make() -> None:
     found = pages()
     for page, text in found.items():
-        assert page.read_text() == text, f"{page}: run python -m scenarios.tables"
+        assert page.read_text() == text, f"{page}: run python -m kept.pages"
     marked = {path for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("apps/*/*.md")] if BEGIN in path.read_text()}
     assert marked == set(found), "a table between these marks is made by nobody"
     for kind in READY:
@@ -28,8 +28,8 @@ def test_the_tables_of_the_pages_are_those_that_the_csv_files_make() -> None:
 
 
 def test_every_kept_file_belongs_to_a_shipped_scenario() -> None:
-    for path in EXPECTED.glob("*.csv"):
-        assert path.stem == "published" or path.stem in shipped() or from_template(path.stem)
+    for path in EXPECTED.glob("condense/*.csv"):
+        assert path.stem in shipped() or from_template(path.stem)
     for rows in kept().values():
         for row in rows:
             assert tuple(row) == COLUMNS
@@ -166,7 +166,7 @@ def test_only_finished_runs_of_a_known_kind_are_kept(tmp_path: Path) -> None:
             rows_of(written(tmp_path, *condensed(**changes)))
 
 
-# A federated record of two rounds and two seeds, as scenarios/federated.py makes them.
+# A federated record of two rounds and two seeds, as scenarios/federated/run.py makes them.
 ROUND = {"images": 1, "dropped": 0, "cumulative_bytes": 0}
 FEDERATED: dict[str, Any] = {
     "strategies": {
@@ -226,7 +226,7 @@ def test_a_federated_run_keeps_every_round(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_room_without_a_page_text_shows_every_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "EXPECTED", tmp_path)
-    monkeypatch.delattr("scenarios.federated.page_text")
+    monkeypatch.delattr("scenarios.federated.run.page_text")
     (tmp_path / "federated").mkdir()
     (tmp_path / "federated/a.csv").write_text("scenario,strategy,run_seconds\na,fed|dm,5\n")
     (tmp_path / "federated/a-truth.csv").write_text("id,seed\n1,2\n")  # the room's own file
@@ -239,7 +239,7 @@ def test_a_page_without_marks_is_told_where_they_are_missing() -> None:
 
 
 def test_published_figures_have_a_source() -> None:
-    with (EXPECTED / "published.csv").open(newline="") as file:
+    with PUBLISHED.open(newline="") as file:
         rows = list(csv.DictReader(file))
     for row in rows:
         assert row["source"]
@@ -253,7 +253,7 @@ def test_published_figures_have_a_source() -> None:
 def test_a_record_read_back_still_has_its_method_first(tmp_path: Path) -> None:
     """The report takes the first row of an accuracy table for its subject."""
     from distill.records import read_json, write_json
-    from scenarios.report import answer
+    from scenarios.reporting.report import answer
 
     row = {"mean": 90.0, "low": None, "high": None, "values": [90.0]}
     record = {"status": "done", "results": {"ipc1": {"accuracy": {"dm": row, "class_mean": row}}}}

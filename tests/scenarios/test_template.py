@@ -14,10 +14,11 @@ from distill.coresets import select
 from distill.methods.mtt import MTT
 from distill.randomness import generator
 from distill.records import read_json, read_lines
-from scenarios import reproduce, tables
+from kept import pages as tables
+from kept import reproduce
 from scenarios.cli import main
-from scenarios.schema import read_scenario, study
-from scenarios.template import ARCHITECTURES, DATA, FORMS, IPC, METHODS, from_template, names
+from scenarios.engine.schema import read_scenario, study
+from scenarios.engine.template import ARCHITECTURES, DATA, FORMS, IPC, METHODS, from_template, names
 from tests.conftest import toy
 
 EVERY = [name for form in FORMS for name in names(form)]
@@ -136,7 +137,6 @@ def test_a_slice_stops_cleanly_and_the_next_one_goes_on(
 
     monkeypatch.setattr(tables, "EXPECTED", tmp_path / "expected")
     (tmp_path / "expected").mkdir()
-    (tmp_path / "expected" / "published.csv").write_text("dataset,ipc,set,accuracy,judging,source\n")
     reproduce.main([str(scenario), "--out", str(started), "--minutes", "0"])
     assert "the same command continues from here" in capsys.readouterr().out
 
@@ -144,7 +144,8 @@ def test_a_slice_stops_cleanly_and_the_next_one_goes_on(
 def test_what_is_kept_or_has_no_data_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "EXPECTED", tmp_path)
     wanted = ["short-dm-mnist-ipc1", "short-dm-mnist-ipc10", "short-dm-svhn-ipc1"]
-    (tmp_path / "short-dm-mnist-ipc10.csv").write_text("")
+    (tmp_path / "condense").mkdir()
+    (tmp_path / "condense/short-dm-mnist-ipc10.csv").write_text("")
     assert reproduce.missing(wanted, {"mnist"}) == (["short-dm-mnist-ipc1"], ["short-dm-svhn-ipc1"])
 
 
@@ -164,7 +165,7 @@ def test_reproduced_is_two_sided() -> None:
 
 
 def test_published_figures_cover_the_methods() -> None:
-    with (tables.EXPECTED / "published.csv").open(newline="") as file:
+    with tables.PUBLISHED.open(newline="") as file:
         rows = {(r["dataset"], r["ipc"], r["set"]): r for r in csv.DictReader(file)}
     assert rows["cifar10", "10", "dm"]["accuracy"] == "48.9"
     for method in METHODS:

@@ -136,7 +136,9 @@ class Saying:
 def test_an_upload_without_a_readable_statement_is_refused(text: str | None) -> None:
     line = run_inline(settings(), data(), client=Saying(text))[1]
     assert {client["status"] for client in line["clients"]} == {"refused"}
-    reason = "bytes; allowed: at most" if text and len(text) > 2 * MAX_STATEMENT else "privacy statement"  # the size of a reply is checked first
+    reason = (
+        "bytes; allowed: at most" if text and len(text) > 2 * MAX_STATEMENT else "privacy statement"
+    )  # the size of a reply is checked first
     assert all(reason in client["why"] for client in line["clients"])
 
 

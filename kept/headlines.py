@@ -1,0 +1,77 @@
+"""The README's few figures of the applications: which rows of the kept files stand there, by what a study asks, not by what it found."""
+
+from dataclasses import dataclass
+
+from distill.errors import InputError
+from scenarios.reporting.runs import as_markdown
+
+Rows = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One line: a kept study, what its figures are, and which rows are shown under which name, the condensed one first."""
+
+    kind: str
+    scenario: str
+    asked: str
+    shown: tuple[tuple[str, dict[str, str]], ...]
+    column: str = "accuracy"  # of a mean (or value), a low and a high
+    digits: int = 1
+
+
+def _rounds(name: str) -> Headline:
+    shown = (("FedDM", "feddm"), ("real images sent instead", "random"), ("FedAvg", "fedavg"), ("SCAFFOLD", "scaffold"))
+    rows = tuple((label, {"strategy": strategy, "round": "5"}) for label, strategy in shown)
+    return Headline("federated", f"federated-mnist-{name}", "accuracy after 5 rounds, %", rows)
+
+
+def _memory(scenario: str, budget: str, asked: str) -> Headline:
+    shown, cell = (("DM", "dm"), ("random", "random"), ("herding", "herding")), {"strategy": "scratch", "storage": "float32"}
+    rows = tuple((label, {"method": name, "budget": budget, **cell}) for label, name in shown)
+    return Headline("continual", scenario, asked, rows)
+
+
+def _private(name: str) -> Headline:
+    shown = (("private DM", "private dm"), ("without noise", "dm without noise"), ("random real images", "random"))
+    rows = tuple((label, {"set": row, "budget": "1"}) for label, row in shown)
+    return Headline("privacy", f"privacy-dm-{name}", "accuracy of ten images a class at epsilon 1, %", rows)
+
+
+def _proxies(scenario: str, *names: str) -> Headline:
+    rows = tuple((name, {"proxy": name}) for name in names)
+    return Headline("nas", scenario, "Spearman with the truth", rows, "spearman", 2)
+
+
+HEADLINES = (
+    _rounds("pathological"),
+    _rounds("dirichlet"),
+    _memory("continual-mnist", "items1", "accuracy trained anew on 1 image a class, %"),
+    _memory("continual-cifar100-cut", "items20", "accuracy trained anew on 20 images a class, %"),
+    _private("mnist"),
+    _private("fashion-mnist"),
+    _proxies("nas-small", "gm", "dsa", "dm", "random", "parameters"),
+    _proxies("nas-small-space", "dm", "random"),
+)
+
+
+def headlines(kept: dict[str, dict[str, Rows]]) -> str:
+    """Markdown from the kept rows by kind and scenario; no line for a study that has none; `InputError` where a row is missing."""
+    table = [["application", "study", "figure", "mean (95 % interval)"]]
+    for line in HEADLINES:
+        rows = kept.get(line.kind, {}).get(line.scenario)
+        if rows:
+            cells = "; ".join(f"{label} {_cell(rows, row, line)}" for label, row in line.shown)
+            table.append([f"[{line.kind}](apps/{line.kind}/README.md)", f"`{line.scenario}`", line.asked, cells])
+    return as_markdown(table)
+
+
+def _cell(rows: Rows, wanted: dict[str, str], line: Headline) -> str:
+    row = next((row for row in rows if wanted.items() <= row.items()), None)
+    if row is None:
+        raise InputError(f"the kept figures of {line.scenario} have no row {wanted}.")
+    mean, low, high = (
+        next(float(row[name]) for name in (f"{line.column}_{part}", f"{line.column}.{part}", f"{line.column}.value") if name in row)
+        for part in ("mean", "low", "high")
+    )
+    return f"{mean:.{line.digits}f} ({low:.{line.digits}f} to {high:.{line.digits}f})"

@@ -1,0 +1,240 @@
+"""The study of kind "condense": condense a data set at each IPC, and judge the sets."""
+
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from distill import sharding
+from distill.comparison import compared, notes_on, row_label, training_of
+from distill.condensed import CondensedSet
+from distill.data import ImageData
+from distill.drawing import Drawing
+from distill.errors import Diverged, InputError
+from distill.evaluation import Accuracy, Measured, accuracies, summed_up
+from distill.figures import accuracy_bars, accuracy_curve, image_grid, loss_curve
+from distill.methods.advice import advice
+from distill.networks import create, flops, parameter_count
+from distill.randomness import generator
+from distill.records import append_line, read_lines
+from distill.run import distil
+from distill.set_file import check_size
+from distill.sizes import Ipc, counts_of
+from distill.statistics import ExactStatistics
+from distill.synthetic import check_count
+from scenarios.condense import curve as set_curve
+from scenarios.engine.continued import checkpoint as checkpoint_name
+from scenarios.engine.continued import take_lines
+from scenarios.engine.folder import Options, say
+from scenarios.engine.schema import CondenseStudy, EvaluationTable
+from scenarios.reporting.report import shown
+
+
+def fill(study: CondenseStudy, options: Options, data: ImageData, folder: Path, results: dict[str, Any], console: Console) -> None:
+    """Condense at each IPC, then judge."""
+    metrics = folder / "metrics.jsonl"
+    results["data"] = {"name": data.spec.name, "train": len(data.train), "test": len(data.test), "fingerprint": data.fingerprint}
+    asked = by_largest(study, data)
+    notes = {largest: advice(study.method, study.settings, data.spec, largest) for largest in asked}
+    for line in dict.fromkeys(line for lines in notes.values() for line in lines):
+        say(console, f"note: {line}")
+    sets = {largest: _condense(study, options, data, folder, largest, ipc) for largest, ipc in asked.items()}
+    others = sharding.rank() > 0
+    sharding.end()
+    if others:  # judging is the first process's
+        return
+    for ipc, condensed in sets.items():
+        say(console, f"{study.method} at ipc {ipc}: {len(condensed)} images, {condensed.provenance.seconds:.0f} s")
+        part: dict[str, Any] = {"images": len(condensed), "bytes": condensed.nbytes, "distil_seconds": condensed.provenance.seconds}
+        losses = [line["loss"] for line in read_lines(metrics) if line.get("stage") == "distil" and line.get("ipc") == ipc]
+        part |= {"counts": list(condensed.counts)} if not isinstance(asked[ipc], int) else {}
+        part |= {"first_loss": losses[0], "last_loss": losses[-1]} if losses else {}
+        part |= {"advice": notes[ipc]} if notes[ipc] else {}
+        results[f"ipc{ipc}"] = part
+        if study.evaluation is not None:
+            _judge(study.evaluation, study.method, options, data, condensed, ipc, metrics, part, console)
+        along, sentence = set_curve.measured(study, options.seed, data, folder, ipc, condensed)
+        part |= {"curve": along} if along else {}
+        if sentence:
+            part["notes"] = [*part.get("notes", []), sentence]
+            say(console, f"  {sentence}")
+    if study.evaluation is not None:
+        results["networks"] = {}
+        for name in study.evaluation.networks:
+            network = create(name, data.spec, generator(0, "count"))
+            results["networks"][name] = {"parameters": parameter_count(network), "flops": flops(network, data.spec)}
+
+
+def by_largest(study: CondenseStudy, data: ImageData) -> dict[int, Ipc]:
+    """What was asked for, by the largest class's number of images, which names results and files."""
+    found: dict[int, Ipc] = {}
+    for ipc in study.ipc:
+        counts = counts_of(ipc, ExactStatistics(data))
+        found[counts if isinstance(counts, int) else max(counts)] = ipc
+    return found
+
+
+def _condense(study: CondenseStudy, options: Options, data: ImageData, folder: Path, largest: int, ipc: Ipc) -> CondensedSet:
+    """The finished set of this folder, or a newly made one."""
+    name = "condensed" if len(study.ipc) == 1 else f"condensed-ipc{largest}"
+    path = folder / f"{name}.safetensors"
+    if path.exists():
+        return CondensedSet.load(path).to(options.device)
+    checkpoint = folder / checkpoint_name(largest)
+    earlier = options.resume_from / checkpoint.name if options.resume_from is not None else None
+    if earlier is not None and not earlier.is_file():
+        earlier = None
+    if earlier is not None and not checkpoint.exists() and sharding.rank() == 0:
+        take_lines(earlier.parent, folder / "metrics.jsonl", largest)
+    settings = {key: value for key, value in study.merged["method"].items() if key not in ("name", "ipc")}
+    try:
+        condensed = distil(
+            data,
+            study.method,
+            ipc=ipc,
+            seed=options.seed,
+            checkpoint=checkpoint,
+            metrics=folder / "metrics.jsonl",
+            resume=True,
+            resume_from=earlier,
+            progress=False if options.quiet else None,
+            tags={"ipc": largest},
+            snapshots=set_curve.snapshots(study, data, folder, largest),
+            **settings,
+        )
+    except Diverged as error:
+        if not checkpoint.exists() or folder.parent.name == "stages" or not isinstance(ipc, int):
+            raise
+        raise Diverged(f"{error} Add --resume-from {folder} to continue from its last workable state with another step size.") from None
+    if sharding.rank() > 0:
+        return condensed
+    condensed.save(path)
+    checkpoint.unlink(missing_ok=True)
+    return condensed
+
+
+def _judge(
+    table: EvaluationTable,
+    method: str,
+    options: Options,
+    data: ImageData,
+    condensed: CondensedSet,
+    ipc: int,
+    metrics: Path,
+    part: dict[str, Any],
+    console: Console,
+) -> None:
+    """Train every network that metrics.jsonl does not have yet; the file is the ledger, so a stopped study loses one network at most."""
+    seeds = [options.seed * 1000 + k for k in range(table.seeds)]
+    start = time.monotonic()
+    for network in table.networks:
+        recipe = compared(table.recipe or table.protocol, condensed, data, network)
+        found: dict[str, Accuracy] = {}
+        for label in ("condensed", *table.baselines):
+            # The whole set does not depend on the IPC: it is trained once for the study.
+            key = {"stage": "evaluate", "set": method if label == "condensed" else label, "network": network}
+            key |= {"ipc": ipc} if label != "whole" else {}
+            lines = [line for line in read_lines(metrics) if all(line.get(k) == v for k, v in key.items())]
+            done = {line["seed"]: Measured.read(label, line) for line in lines}
+            missing = [seed for seed in seeds if seed not in done]
+            title = f"{network} on {key['set']}"
+            with console.status(f"training {title}, {len(missing)} networks") as status:
+                for one in accuracies(condensed, data, [label], network, recipe, missing, table.split, table.whole_epochs):
+                    done[one.seed] = one
+                    append_line(metrics, {**key, **one.line()})
+                    status.update(f"training {title}: {len(done)} of {len(seeds)} networks, the last at {one.value:.1f} %")
+            row = found[str(key["set"])] = summed_up([done[seed] for seed in seeds])
+            say(console, f"  {title}: {row}: {row.reason}" if row.failed else f"  {title}: {row} %")
+        kinds = {method: "condensed"}
+        trained = {n: training_of(kinds.get(n, n), condensed, data, recipe, table.whole_epochs).as_dict() for n in found}
+        named = {name: {**row.as_dict(), **trained[name]} for name, row in found.items()}
+        if network == table.networks[0]:
+            part["accuracy"] = named
+        if len(table.networks) > 1:
+            part.setdefault("cross_architecture", {})[network] = named
+    part["augmentation"] = recipe.augmentation
+    if notes := notes_on(condensed, data, recipe, table.baselines):
+        part["notes"] = notes
+        say(console, "\n".join(f"  {note}" for note in notes))
+    part["evaluate_seconds"] = time.monotonic() - start
+
+
+def check(study: CondenseStudy, data: ImageData) -> None:
+    """Everything that would fail after minutes of work fails now."""
+    for ipc in study.ipc:
+        mean = int(ipc.partition(":")[2]) if isinstance(ipc, str) else ipc
+        if isinstance(mean, int):  # before counts are dealt out one by one
+            check_size(mean * len(data.classes), data.spec)
+        sizes = counts_of(ipc, ExactStatistics(data))
+        check_size(sizes * len(data.classes) if isinstance(sizes, int) else sum(sizes), data.spec)
+        if not study.merged["method"].get("more_images_than_data"):
+            check_count(data.counts, sizes if isinstance(sizes, int) else max(sizes))
+    networks = [study.settings.network, *(study.evaluation.networks if study.evaluation else ())]
+    for name in networks:
+        create(name, data.spec, generator(0, "check"))
+    by_largest(study, data)
+    split = study.evaluation.split if study.evaluation else "train"
+    if not len(getattr(data, split)):
+        raise InputError(
+            f"the study evaluates on the {split} split, which data {data.spec.name!r} does not have; set data.validation, or add images."
+        )
+
+
+def draw(folder: Path, record: dict[str, Any]) -> Iterator[tuple[str, Drawing]]:
+    """The loss by step, the images, and the accuracies."""
+    curves: dict[str, tuple[list[int], list[float]]] = {}
+    for line in read_lines(folder / "metrics.jsonl"):
+        if line.get("stage") == "distil" and isinstance(line.get("loss"), float) and math.isfinite(line["loss"]):
+            steps, losses = curves.setdefault(f"ipc {line['ipc']}", ([], []))
+            steps.append(line["step"])
+            losses.append(line["loss"])
+    yield "loss", loss_curve(curves)
+    parts = {key: part for key, part in record["results"].items() if key.startswith("ipc")}
+    if along := {f"ipc {key[3:]}": part["curve"] for key, part in parts.items() if "curve" in part}:
+        yield "curve", accuracy_curve(along)
+    for key, part in parts.items():
+        several = folder / f"condensed-{key}.safetensors"  # a study of one ipc has condensed.safetensors
+        tiny = CondensedSet.load(several if several.exists() else folder / "condensed.safetensors")
+        yield f"images-{key}", image_grid(tiny, f"Images of the set by {tiny.provenance.method} at ipc {key[3:]}")
+        if "accuracy" in part:
+            rows = {row_label(name, row): Accuracy.read(row) for name, row in part["accuracy"].items()}
+            yield f"accuracy-{key}", accuracy_bars(rows, f"{record['title']}, ipc {key[3:]}")
+
+
+def accuracy_table(record: dict[str, Any]) -> list[list[str]]:
+    """Header and rows: one row a set, one column an IPC (and network, where there are several)."""
+    columns: dict[str, dict[str, str]] = {}
+    for key, part in record["results"].items():
+        if not key.startswith("ipc"):
+            continue
+        tables = part.get("cross_architecture") or ({"": part["accuracy"]} if "accuracy" in part else {})
+        for network, rows in tables.items():
+            column = columns[f"ipc {key[3:]} {network}".strip()] = {}
+            usual = next(iter(rows.values())).get("images")
+            for name, row in rows.items():
+                other = "" if name == "whole" or row.get("images") == usual else f" ({row['images']} images, not {usual})"
+                column[row_label(name, row)] = shown(row) + other
+    names = list(dict.fromkeys(name for rows in columns.values() for name in rows))
+    return [["set", *columns], *([name, *(rows.get(name, "") for rows in columns.values())] for name in names)] if columns else []
+
+
+def answer(record: dict[str, Any]) -> str:
+    """The record in one sentence."""
+    parts = []
+    for key, part in record["results"].items():
+        rows = part.get("accuracy") if key.startswith("ipc") else None
+        if rows:
+            method = next(iter(rows))
+            others = ", ".join(f"{row_label(name, row)} {shown(row)}" for name, row in rows.items() if name != method)
+            images = f"{key[3:]} image{'s' if key != 'ipc1' else ''} a class by {method}"
+            images = f"{part['images']} images in all, at most {images}" if "counts" in part else images
+            one = key == "ipc1" and "counts" not in part
+            reached = f"{'trains' if one else 'train'} a network to {shown(rows[method])} %"
+            if rows[method].get("failed"):
+                reached = f"have no accuracy, because networks that were trained on them {shown(rows[method])}: {rows[method]['reason']}"
+            parts.append(f"{images} {reached}" + (f" ({others})" if others else ""))
+            parts += part.get("notes", [])
+    return ("; ".join(parts) + ".") if parts else f"Condensed sets were made; nothing was evaluated. Status: {record['status']}."

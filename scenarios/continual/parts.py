@@ -1,0 +1,262 @@
+"""The parts of a continual study: a memory in one class order with every learner on it, or a learner that has none.
+
+Each part is worked on by one thread, so that its bits do not depend on what runs beside it. A study that takes long goes on in several
+processes, a part for each: a worker writes lines of its own, and `metrics.jsonl` has one writer, who takes them in when the part is done.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from distill.condensed import CondensedSet
+from distill.data import ImageData
+from distill.errors import InputError
+from distill.processes import WorkerFailed, at_once, one_thread, side_by_side
+from distill.randomness import derived_seed
+from distill.records import append_line, read_lines
+from distill.train import protocol
+from scenarios.continual.schema import ALONE, ContinualStudy
+from scenarios.engine.folder import Options, load_data, say
+
+WORTH_WORKERS = 20.0  # seconds of work from which processes of their own repay the few that each takes to start
+Line = dict[str, Any]
+Stream = Callable[[int], list[ImageData]]  # of a class order
+
+
+@dataclass(frozen=True)
+class Part:
+    """``unit`` is None for strategies without a memory."""
+
+    order: int
+    unit: Any
+    strategies: tuple[str, ...]
+
+    @property
+    def memory(self) -> str:
+        """What the ledger calls the memory; empty where there is none."""
+        return f"{self.unit.budget.name}-{self.unit.method}-{self.unit.storage}" if self.unit else ""
+
+    @property
+    def name(self) -> str:
+        """A file's name."""
+        return self.unit.name if self.unit else f"{'-'.join(self.strategies)}-order{self.order}"
+
+
+@dataclass(frozen=True)
+class Book:
+    """Where the lines of a part are written, and where all that is known of it is read."""
+
+    written: Path
+    earlier: Path | None = None
+
+    def lines(self) -> Iterator[Line]:
+        yield from read_lines(self.earlier) if self.earlier else ()
+        yield from read_lines(self.written)
+
+    def matching(self, key: Line) -> list[Line]:
+        return [line for line in self.lines() if all(line.get(name) == value for name, value in key.items())]
+
+
+def budgets(study: ContinualStudy) -> Iterator[tuple[Any, str]]:
+    """(budget, storage): equal items as float32, equal bytes in each storage."""
+    from apps.continual.benchmark import Budget
+
+    yield from ((Budget("items", count), "float32") for count in study.memory.per_class)
+    yield from ((Budget("bytes", count), storage) for count in study.memory.bytes_of for storage in study.memory.storages)
+
+
+def parts(study: ContinualStudy, seed: int) -> list[Part]:
+    """In the order in which one process works on them."""
+    from apps.continual.benchmark import Online, Unit
+
+    table, found = study.stream, list[Part]()
+    online = Online(table.mini, table.queue, table.every) if table.setting == "online" else None
+    shrinking = study.memory.share == "shrinking"
+    learners = tuple(name for name in study.learner.strategies if name not in ALONE)
+    for order in range(table.orders):
+        found += [Part(order, None, (name,)) for name in study.learner.strategies if name in ALONE]
+        for budget, storage in budgets(study):
+            for method in study.memory.methods:
+                unit = Unit(budget, method, storage, order, shrinking, study.settings.get(method, {}), seed, online)
+                found.append(Part(order, unit, learners))
+    return found
+
+
+def run_parts(study: ContinualStudy, options: Options, stream: Stream, folder: Path, console: Console) -> None:
+    """Do every part that metrics.jsonl does not have whole: here, and when that has taken a while and several are left, side by side."""
+    ledger, waiting, start = folder / "metrics.jsonl", parts(study, options.seed), time.monotonic()
+    for place in sorted((folder / "parts").glob("*.jsonl")):  # of a run that was stopped
+        _take_in(place, ledger)
+    stream = functools.lru_cache(maxsize=1)(stream)  # parts of one order follow one another
+    alone = options.device != "cpu" or study.given is not None or _own(study)
+    while waiting:
+        if not alone and time.monotonic() - start > WORTH_WORKERS and at_once(len(waiting)) > 1:
+            _side_by_side(study, options, waiting, folder, console)
+            return
+        with one_thread():
+            _do(study, options, waiting.pop(0), stream, folder, Book(ledger), console)
+
+
+def _own(study: ContinualStudy) -> bool:
+    """Whether a method or a network is the user's: a process of its own does not know it."""
+    named = [study.learner.network, *study.memory.methods, *(str(table.get("network", "")) for table in study.settings.values())]
+    return any(":" in name for name in named)
+
+
+def _side_by_side(study: ContinualStudy, options: Options, waiting: Sequence[Part], folder: Path, console: Console) -> None:
+    ledger = folder / "metrics.jsonl"
+    waiting = [part for part in waiting if not _finished(study, part, Book(ledger))]
+    done, total = 0, len(waiting)
+    (folder / "parts").mkdir(exist_ok=True)
+    try:
+        with console.status(f"{total} parts, {at_once(total)} at a time") as status:
+            for part, seconds in side_by_side(_worker, (study, options, folder), waiting, at_once(total)):
+                _take_in(folder / "parts" / f"{part.name}.jsonl", ledger)
+                done += 1
+                status.update(f"{done} of {total} parts done, {at_once(total)} at a time")
+                _tell(study, part, Book(ledger), seconds, console)
+    except WorkerFailed as failed:
+        raise InputError(f"{failed.job.name}: {failed.reason.rstrip('.')}. What is finished is kept: add --resume.") from None
+
+
+def _worker(study: ContinualStudy, options: Options, folder: Path) -> Callable[[Part], None]:
+    """What a process does with a part, on data that it loads once."""
+    import torch
+
+    from scenarios.continual.run import stream_of
+
+    torch.set_num_threads(1)
+    data, options = load_data(study, options), dataclasses.replace(options, quiet=True)  # the parent tells
+    stream = functools.lru_cache(maxsize=1)(lambda order: stream_of(study, options, data, order))
+
+    def work(part: Part) -> None:
+        book = Book(folder / "parts" / f"{part.name}.jsonl", folder / "metrics.jsonl")
+        _do(study, options, part, stream, folder, book, Console(quiet=True))
+
+    return work
+
+
+def _take_in(place: Path, ledger: Path) -> None:
+    """Put a part's lines into the ledger, each once, however often this is begun."""
+    known = [_key(line) for line in read_lines(ledger)]
+    for line in read_lines(place):
+        if _key(line) not in known:
+            append_line(ledger, line)
+    place.unlink(missing_ok=True)
+
+
+def _key(line: Line) -> tuple[Any, ...]:
+    return tuple(line.get(name) for name in ("stage", "strategy", "memory", "order", "net", "experience"))
+
+
+def _finished(study: ContinualStudy, part: Part, book: Book) -> bool:
+    count = study.stream.experiences if study.stream.setting != "domain" else 1 + len(study.stream.domains)
+    if part.unit and len(book.matching({"stage": "memory", "memory": part.memory, "order": part.order})) < count:
+        return False
+    return all(
+        len(book.matching({"stage": "learn", "strategy": strategy, "memory": part.memory, "order": part.order, "net": net}))
+        == (1 if strategy == "joint" else count)
+        for strategy in part.strategies
+        for net in range(study.learner.nets if strategy == "scratch" else 1)
+    )
+
+
+def _do(study: ContinualStudy, options: Options, part: Part, stream: Stream, folder: Path, book: Book, console: Console) -> None:
+    """The memory, then every learner on it; what the book has is not done again."""
+    if _finished(study, part, book):
+        return
+    start, one = time.monotonic(), stream(part.order)
+    if part.unit:
+        _remember(options, part, one, folder, book)
+    for strategy in part.strategies:
+        with console.status(f"order {part.order + 1}: {strategy} {part.memory}"):
+            _learn(study, options, part, one, strategy, folder, book)
+    _tell(study, part, book, time.monotonic() - start, console)
+
+
+def _tell(study: ContinualStudy, part: Part, book: Book, seconds: float, console: Console) -> None:
+    """One line on a part that is done."""
+    found = []
+    for strategy in part.strategies:
+        lines = book.matching({"stage": "learn", "strategy": strategy, "memory": part.memory, "order": part.order})
+        last = max(line["experience"] for line in lines)
+        ends = [sum(line["accuracies"]) / len(line["accuracies"]) for line in lines if line["experience"] == last]
+        found.append(f"{strategy} {sum(ends) / len(ends):.1f} %")
+    held = ""
+    if part.unit:
+        size = book.matching({"stage": "memory", "memory": part.memory, "order": part.order})[-1]
+        held = f"{part.memory}: {size['items']} items, {size['bytes']} bytes, condensed in {size['seconds']:.0f} s; "
+    say(console, f"order {part.order + 1}, {held}{', '.join(found)} over all experiences at the end ({seconds:.0f} s)")
+
+
+def _remember(options: Options, part: Part, stream: list[ImageData], folder: Path, book: Book) -> None:
+    """Fill the unit's memory, and put its size into the book."""
+    key = {"stage": "memory", "memory": part.memory, "order": part.order}
+    done = {line["experience"] for line in book.matching(key)}
+    if len(done) == len(stream):
+        return
+    for number, size in enumerate(_sizes(part.unit, stream, folder, progress=False if options.quiet else None)):
+        if number not in done:
+            append_line(book.written, {**key, "experience": number, **size})
+
+
+def _sizes(unit: Any, stream: list[ImageData], folder: Path, progress: bool | None) -> list[dict[str, Any]]:
+    """Items, bytes and seconds spent condensing, after each experience."""
+    from apps.continual.benchmark import RESERVOIR, fill_memories, reservoirs
+    from apps.continual.exemplars import group_bytes, item_bytes
+
+    if unit.method == RESERVOIR:  # one grid for all images
+        shape = stream[0].spec.shape
+        size, grid = item_bytes(shape, unit.storage), group_bytes(shape, unit.storage)
+        return [{"items": len(held), "bytes": len(held) * size + grid, "seconds": 0.0} for held in reservoirs(unit, stream)]
+    memories = fill_memories(unit, stream, folder / "memories" / unit.name, progress)
+    return [{"items": len(memory), "bytes": memory.nbytes, "seconds": memory.seconds} for memory in memories]
+
+
+def _held(options: Options, unit: Any, stream: list[ImageData], folder: Path) -> list[CondensedSet]:
+    """The unit's memory after each experience, as sets of the stream's spec on its device."""
+    from apps.continual.benchmark import RESERVOIR, fill_memories, reservoirs
+
+    if unit.method == RESERVOIR:
+        return reservoirs(unit, stream)
+    place = folder / "memories" / unit.name
+    return [memory.condensed(stream[0].spec).to(options.device) for memory in fill_memories(unit, stream, place, False)]
+
+
+def _learn(study: ContinualStudy, options: Options, part: Part, stream: list[ImageData], strategy: str, folder: Path, book: Book) -> None:
+    """Train what the book does not have yet."""
+    from apps.continual.benchmark import rows
+    from apps.continual.strategies import Training
+
+    table, unit = study.learner, part.unit
+    recipe = table.recipe or protocol(table.protocol, stream[0].spec, table.network)
+    held: list[CondensedSet] = []
+    for net in range(table.nets if strategy == "scratch" else 1):
+        key = {"stage": "learn", "strategy": strategy, "memory": part.memory, "order": part.order, "net": net}
+        known = {line["experience"] for line in book.matching(key)}
+        if len(known) == (1 if strategy == "joint" else len(stream)):
+            continue
+        held = held or (_held(options, unit, stream, folder) if unit else [])
+        found = rows(
+            strategy,
+            unit,
+            stream,
+            held,
+            folder / "memories" / (unit.name if unit else ""),
+            table.network,
+            (table.joint or recipe) if strategy == "joint" else recipe,
+            Training(**study.training),
+            derived_seed(options.seed, "learner", part.order, net),
+            table.split,
+            first=len(known),
+            mini=study.stream.mini if study.stream.setting == "online" else None,
+        )
+        for number, accuracies in found:
+            if number not in known:
+                append_line(book.written, {**key, "experience": number, "accuracies": accuracies})

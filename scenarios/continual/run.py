@@ -1,0 +1,157 @@
+"""The study of kind "continual": replay memories compared on a stream, at equal items and at equal bytes, over class orders."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from distill.data import ImageData, Split
+from distill.errors import InputError
+from distill.evaluation import fitted
+from distill.networks import create
+from distill.randomness import generator
+from distill.records import read_lines
+from scenarios.continual.parts import budgets, run_parts
+from scenarios.continual.schema import ALONE, ContinualStudy
+from scenarios.continual.schema import study as study
+from scenarios.continual.show import accuracy_table as accuracy_table
+from scenarios.continual.show import answer as answer
+from scenarios.continual.show import draw as draw
+from scenarios.continual.show import kept_rows as kept_rows
+from scenarios.continual.show import note as note
+from scenarios.continual.show import page_text as page_text
+from scenarios.engine.folder import Options
+from scenarios.engine.given import Given
+
+
+def check(study: ContinualStudy, data: ImageData) -> None:
+    """What would fail after minutes of work fails now: division into experiences, budgets, network, missing engine."""
+    from apps.continual.streams import class_incremental
+
+    if study.given is not None:
+        check_later(study, data, study.given)
+    elif study.stream.setting != "domain":
+        class_incremental(data, study.stream.experiences, 0)
+    create(study.learner.network, data.spec, generator(0, "check"))
+    for budget, storage in budgets(study):
+        budget.per_class(data.spec.shape, storage)
+    if not len(getattr(data, study.learner.split)):
+        raise InputError(
+            f"data {data.spec.name!r} has no {study.learner.split} images to evaluate on; set data.validation, or split = test."
+        )
+    if any(strategy not in ("scratch", "joint") for strategy in study.learner.strategies):
+        from apps.continual.engine import avalanche
+
+        avalanche()
+
+
+def fill(study: ContinualStudy, options: Options, data: ImageData, folder: Path, results: dict[str, Any], console: Console) -> None:
+    """The parts of the study (`run_parts`), then the figures of every cell; metrics.jsonl is the ledger."""
+    from apps.continual import metrics
+    from apps.continual.benchmark import interval
+
+    ledger = folder / "metrics.jsonl"
+    results["data"] = {"name": data.spec.name, "train": len(data.train), "test": len(data.test), "fingerprint": data.fingerprint}
+    results["experiences"] = [
+        {"classes": list(one.classes), "train": len(one.train), "test": len(one.test)} for one in stream_of(study, options, data, 0)
+    ]
+    run_parts(study, options, lambda order: stream_of(study, options, data, order), folder, console)
+    memories = {(line["memory"], line["order"], line["experience"]): line for line in read_lines(ledger) if line["stage"] == "memory"}
+    last = len(results["experiences"]) - 1
+    results["cells"] = []
+    for budget, storage, method, strategy in _cells(study):
+        name = f"{budget}-{method}-{storage}" if method else ""
+        found = [_matrix(study, ledger, strategy, name, order, last + 1) for order in range(study.stream.orders)]
+        cell: dict[str, Any] = {"strategy": strategy, "budget": budget, "method": method, "storage": storage}
+        if strategy == "joint":
+            cell["accuracy"] = interval([sum(matrix[-1]) / len(matrix[-1]) for matrix in found])
+        else:
+            cell["accuracy"] = interval([metrics.average_accuracy(matrix) for matrix in found])
+            cell["forgetting"] = interval([metrics.forgetting(matrix) for matrix in found])
+            cell["backward_transfer"] = interval([metrics.backward_transfer(matrix) for matrix in found])
+            cell["by_experience"] = [[metrics.average_accuracy(matrix, after) for after in range(last + 1)] for matrix in found]
+            cell["matrix"] = found[0]
+        if method:
+            held = [memories[name, order, last] for order in range(study.stream.orders)]
+            cell |= {
+                "items": held[0]["items"],
+                "bytes": held[0]["bytes"],
+                "condense_seconds": sum(line["seconds"] for line in held) / len(held),
+            }
+        results["cells"].append(cell)
+
+
+def check_later(study: ContinualStudy, data: ImageData, given: Given) -> tuple[int, ...]:
+    """The classes that come after those of the given set, which is the first experience; `InputError` when they do not fit the stream."""
+    later = tuple(label for label in data.classes if label not in given.classes)
+    rest = study.stream.experiences - 1
+    if study.stream.setting == "domain":
+        raise InputError(
+            f'[stream]: setting is "domain", and the set of {given.name!r} is the first experience; allowed: "class", "online".'
+        )
+    if rest < 1 or not later or len(later) % rest:
+        raise InputError(
+            f"[stream]: experiences is {study.stream.experiences}: the set of {given.name!r}, then {len(later)} new classes in "
+            f"{rest} equal parts; allowed: {', '.join(str(n + 1) for n in range(1, len(later) + 1) if len(later) % n == 0) or 'none'}."
+        )
+    return later
+
+
+def _given_first(given: Given, data: ImageData) -> ImageData:
+    """An experience whose training images are the given set, whose test images are the real ones of its classes."""
+    spec, one = data.spec, given.made.to(data.device)
+    if one.labels.is_floating_point():
+        raise InputError(f"the set of {given.name!r} has soft labels; a stream needs class numbers: give a set with hard labels.")
+    mean, std = (torch.tensor(values, device=data.device).view(1, -1, 1, 1) for values in (spec.mean, spec.std))
+    pixels = one.images * std + mean  # learnt images leave the range of pixels, and the stream normalises them again
+    real = data.subset(given.classes)
+    return dataclasses.replace(real, train=Split(pixels, one.hard_labels))
+
+
+def _as_float(data: ImageData) -> ImageData:
+    """Pixels as float32 in [0, 1], so that a set's images and real ones can be joined."""
+    parts = {name: getattr(data, name) for name in ("train", "validation", "test")}
+    return dataclasses.replace(
+        data, **{n: Split(p.images.float() / (255 if p.images.dtype == torch.uint8 else 1), p.labels) for n, p in parts.items()}
+    )
+
+
+def stream_of(study: ContinualStudy, options: Options, data: ImageData, order: int) -> list[ImageData]:
+    from apps.continual.streams import class_incremental, domain_incremental
+    from distill.data_sources import load
+
+    if study.given is not None:
+        later, data = check_later(study, data, study.given), _as_float(fitted(study.given.made, data))
+        rest = class_incremental(data.subset(later), study.stream.experiences - 1, options.seed * 1000 + order)
+        return [_given_first(study.given, data), *rest]
+    if study.stream.setting != "domain":
+        return class_incremental(data, study.stream.experiences, options.seed * 1000 + order)
+    others = [load(name, options.data_root, device=options.device) for name in study.stream.domains]
+    if study.data.classes is not None:
+        others = [other.subset(study.data.classes) for other in others]
+    return domain_incremental([data, *others])
+
+
+def _cells(study: ContinualStudy) -> Iterator[tuple[str, str, str, str]]:
+    """(budget, storage, method, strategy) of every row of the results; the bounds have no memory."""
+    for strategy in study.learner.strategies:
+        if strategy in ALONE:
+            yield "", "", "", strategy
+        else:
+            for budget, storage in budgets(study):
+                yield from ((budget.name, storage, method, strategy) for method in study.memory.methods)
+
+
+def _matrix(study: ContinualStudy, ledger: Path, strategy: str, memory: str, order: int, experiences: int) -> list[list[float]]:
+    """The accuracy matrix of one class order, the mean over its networks; of "joint" its one row."""
+    key = {"stage": "learn", "strategy": strategy, "memory": memory, "order": order}
+    lines = [line for line in read_lines(ledger) if all(line.get(k) == v for k, v in key.items())]
+    matrix = []
+    for number in range(experiences):
+        values = [line["accuracies"] for line in lines if line["experience"] == number]
+        if values:
+            matrix.append([sum(column) / len(values) for column in zip(*values, strict=True)])
+    return matrix

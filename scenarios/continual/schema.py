@@ -1,0 +1,129 @@
+"""Tables of a "continual" scenario, and the study they make."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field
+
+from distill.configure import configure
+from distill.coresets import CORESETS
+from distill.errors import InputError, unknown_name
+from distill.methods import METHODS
+from distill.networks import check_name
+from distill.train import Recipe
+from scenarios.engine.given import Given
+from scenarios.engine.schema import DataTable, _plain, config_hash
+
+_STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+STRATEGIES = ("scratch", "gdumb", "replay", "er_ace", "der", "none", "lwf", "joint")
+ALONE = ("none", "lwf", "joint")  # strategies without a memory
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+class StreamTable:
+    """``[stream]``: what arrives when. "class": the data's classes in ``experiences`` equal parts, one seeded order for each of ``orders``.
+    "domain": the data set, then ``domains``, each with all classes (``orders`` are then seeds). "online": as "class", seen once, ``mini``
+    images at a time, of which the ``queue`` most recent are condensed every ``every`` mini-batches."""
+
+    setting: Literal["class", "domain", "online"] = "class"
+    experiences: Annotated[int, Field(ge=1)] = 5
+    orders: Annotated[int, Field(ge=1)] = 3
+    domains: tuple[str, ...] = ()
+    mini: Annotated[int, Field(ge=1)] = 10
+    queue: Annotated[int, Field(ge=1)] = 64
+    every: Annotated[int, Field(ge=1)] = 6
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+class MemoryTable:
+    """``[memory]``: ``methods`` (condensation methods, coresets, "reservoir") at ``per_class`` float32 images a class, and at the bytes
+    of ``bytes_of`` float32 images a class in each of ``storages``. ``share`` "shrinking" gives the first classes more and condenses them
+    again when others come. Settings of a method go into ``[settings.<method>]``."""
+
+    methods: Annotated[tuple[str, ...], Field(min_length=1)] = ("random", "class_mean", "dm")
+    per_class: tuple[Annotated[int, Field(ge=1)], ...] = (1,)
+    bytes_of: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    storages: tuple[Literal["uint8", "float32"], ...] = ("uint8", "float32")
+    share: Literal["fixed", "shrinking"] = "fixed"
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+class LearnerTable:
+    """``[learner]``: ``strategies`` on the stream, one ``network``; ``nets`` networks for each class order ("scratch" only).
+    ``protocol`` (or ``[learner.recipe]``) trains "scratch", ``[learner.joint]`` "joint"; ``[training]`` is for Avalanche's learners."""
+
+    strategies: Annotated[tuple[str, ...], Field(min_length=1)] = ("scratch",)
+    network: str = "ConvNet"
+    nets: Annotated[int, Field(ge=1)] = 1
+    protocol: str = "laptop"
+    recipe: Recipe | None = None
+    joint: Recipe | None = None
+    split: Literal["test", "validation"] = "test"
+
+
+@dataclass(frozen=True)
+class ContinualStudy:
+    """``kind = "continual"``."""
+
+    name: str
+    title: str
+    data: DataTable
+    stream: StreamTable
+    memory: MemoryTable
+    learner: LearnerTable
+    training: dict[str, Any]  # of apps.continual.strategies.Training
+    settings: dict[str, dict[str, Any]]
+    merged: dict[str, Any]
+    given: Given | None = None  # of a pipeline: the set that is the first experience
+    kind: str = "continual"
+
+    @property
+    def hash(self) -> str:
+        return config_hash(self.merged)
+
+
+def study(name: str, title: str, tables: dict[str, Any], source: str) -> ContinualStudy:
+    """Check a scenario's tables."""
+    from apps.continual.condensing import settings_of
+    from apps.continual.strategies import Training
+
+    kinds = {"data": DataTable, "stream": StreamTable, "memory": MemoryTable, "learner": LearnerTable, "training": Training}
+    for key, table in tables.items():
+        if key not in (*kinds, "settings"):
+            raise unknown_name(f"{source}: key", key, ("kind", "title", *kinds, "settings"))
+        if not isinstance(table, dict):
+            raise InputError(f"{source}: [{key}] is {str(table)[:40]!r}; allowed: a table.")
+    if "data" not in tables:
+        raise InputError(f"{source}: table [data] is missing; a continual study needs it.")
+    made = {key: configure(kind, tables.get(key, {}), f"{source}: [{key}]") for key, kind in kinds.items()}
+    stream, memory, learner = made["stream"], made["memory"], made["learner"]
+    for strategy in learner.strategies:
+        if strategy not in STRATEGIES:
+            raise unknown_name(f"{source}: [learner]: key 'strategies': value", strategy, STRATEGIES)
+    for method in memory.methods:
+        if method not in (*METHODS, *CORESETS, "reservoir"):
+            raise unknown_name(f"{source}: [memory]: key 'methods': value", method, (*METHODS, *CORESETS, "reservoir"))
+    if not memory.per_class and not memory.bytes_of:
+        raise InputError(f"{source}: [memory]: per_class and bytes_of are empty; give at least one number.")
+    if bool(stream.domains) != (stream.setting == "domain"):
+        raise InputError(f'{source}: [stream]: domains are for setting "domain", which needs one or more; setting is {stream.setting!r}.')
+    if stream.setting == "online" and memory.share == "shrinking":
+        raise InputError(f'{source}: [memory]: share is "shrinking"; allowed with an online stream: "fixed".')
+    if memory.bytes_of and "der" in learner.strategies:
+        raise InputError(f'{source}: [memory]: bytes_of with strategy "der" is not offered: its outputs take bytes too; use per_class.')
+    if made["data"].zca:
+        raise InputError(f"{source}: [data]: zca is for condensed sets that are used white; a stream's images are not.")
+    check_name(learner.network)
+    given = tables.get("settings", {})
+    for method, table in given.items():
+        if method not in memory.methods or not isinstance(table, dict):
+            raise unknown_name(f"{source}: [settings]: method", method, [m for m in memory.methods if m in METHODS])
+    settings = {}
+    for method in memory.methods:
+        if method in METHODS:
+            settings[method] = settings_of(method, given.get(method, {}))
+            configure(METHODS[method][0], settings[method], f"{source}: [settings.{method}]")
+    plain = {key: _plain(table) for key, table in made.items()}
+    merged = {"kind": "continual", **plain, "settings": settings}
+    return ContinualStudy(name, title, made["data"], stream, memory, learner, plain["training"], settings, merged)

@@ -1,0 +1,142 @@
+"""What a "continual" run shows: pictures, its main table, one sentence, and what of it is kept (see tables.py)."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from distill.drawing import Drawing
+from distill.records import read_json
+from scenarios.reporting.report import shown
+from scenarios.reporting.runs import as_markdown
+
+note = (
+    "Average accuracy over the experiences seen so far, and forgetting, in percent after the last experience: mean and 95 % interval"
+    " (Student's t) over class orders."
+)
+
+
+def draw(folder: Path, record: dict[str, Any]) -> Iterator[tuple[str, Drawing]]:
+    """Accuracy by experience of all memories, an accuracy matrix for each, and the memories' images growing (first class order)."""
+    from apps.continual.figures import accuracy_lines, growing_picture, matrix_picture
+    from apps.continual.memory_file import load
+
+    groups: dict[str, dict[str, Any]] = {}
+    for cell in record["results"]["cells"]:
+        if "by_experience" in cell:
+            group = f"{cell['strategy']} {cell['budget']}".strip()
+            groups.setdefault(group, {})[f"{cell['method']} {cell['storage']}".strip() or cell["strategy"]] = cell
+    for group, cells in groups.items():
+        curves = {name: cell["by_experience"] for name, cell in cells.items()}
+        title = f"{record['title']}, {_words(next(iter(cells.values())))}"
+        yield f"accuracy-{group.replace(' ', '-')}", accuracy_lines(curves, title)
+        best = max(cells, key=lambda name: cells[name]["accuracy"]["mean"])
+        yield f"matrix-{group.replace(' ', '-')}", matrix_picture(cells[best]["matrix"], f"{group}: {best}, first class order")
+    spec = _spec(folder)
+    for place in sorted((folder / "memories").glob("*-order0")):
+        paths = sorted(place.glob("memory-*.safetensors"), key=lambda path: int(path.stem.partition("-")[2]))
+        if spec is not None:
+            sets = [load(path).condensed(spec) for path in paths]
+            yield f"memory-{place.name}", growing_picture(sets, f"Memory after each experience: {place.name}")
+
+
+def _spec(folder: Path) -> Any:
+    """The stream's spec, from a memory's own settings (a picture needs no data)."""
+    from apps.continual.memory_file import load
+    from distill.spec import DataSpec
+
+    for path in sorted((folder / "memories").glob("*-order0/memory-*.safetensors")):
+        memory = load(path)
+        assert memory.config.mean is not None
+        assert memory.config.std is not None
+        names = tuple(str(label) for label in range(1000))
+        return DataSpec(memory.config.name, *memory.groups[0].values.shape[1:], names, memory.config.mean, memory.config.std)
+    return None
+
+
+def _words(cell: dict[str, Any]) -> str:
+    if not cell["budget"]:
+        return str(cell["strategy"])
+    count = cell["budget"][5:]
+    what = f"{count} a class" if cell["budget"].startswith("items") else f"bytes of {count} float32 a class"
+    return f"{cell['strategy']}, {what}"
+
+
+def accuracy_table(record: dict[str, Any]) -> list[list[str]]:
+    """Header and rows: one row a memory under its budget; the interval is over class orders."""
+    rows = [["strategy, budget", "memory", "stored as", "items", "bytes", "average accuracy", "forgetting", "condensing, s"]]
+    for cell in record["results"].get("cells", []):
+        rows.append(
+            [
+                _words(cell),
+                cell["method"] or "-",
+                cell["storage"] or "-",
+                str(cell.get("items", "-")),
+                str(cell.get("bytes", "-")),
+                shown(cell["accuracy"]),
+                shown(cell["forgetting"]) if "forgetting" in cell else "-",
+                f"{cell['condense_seconds']:.1f}" if "condense_seconds" in cell else "-",
+            ]
+        )
+    return rows if len(rows) > 1 else []
+
+
+def answer(record: dict[str, Any]) -> str:
+    """The record in one sentence: the best and the worst memory under each budget, and whether the intervals part."""
+    cells = [cell for cell in record["results"].get("cells", []) if cell["method"]]
+    parts = []
+    for words in dict.fromkeys(_words(cell) for cell in cells):
+        ranked = sorted((c for c in cells if _words(c) == words), key=lambda c: -c["accuracy"]["mean"])
+        best, plain = ranked[0], next((c for c in ranked if c["method"] == "random" and c is not ranked[0]), None)
+        text = f"{words}: {best['method']} {best['storage']} leads with {shown(best['accuracy'])} %"
+        if plain is not None:
+            apart = (best["accuracy"]["low"] or 0) > (plain["accuracy"]["high"] or 100)
+            text += f", random {shown(plain['accuracy'])} ({'intervals apart' if apart else 'intervals overlap'})"
+        if ranked[-1] is not best and ranked[-1] is not plain:
+            text += f", last is {ranked[-1]['method']} {shown(ranked[-1]['accuracy'])}"
+        parts.append(text)
+    return ("; ".join(parts) + ".") if parts else f"No memory was compared. Status: {record['status']}."
+
+
+def kept_rows(folder: Path) -> list[dict[str, str]]:
+    """A finished run's cells as rows of a table."""
+    record, config = read_json(folder / "record.json"), read_json(folder / "config.json")
+    environment = record["environment"]
+    rows = []
+    for cell in record["results"]["cells"]:
+        row = {key: str(cell.get(key, "")) for key in ("strategy", "budget", "method", "storage", "items", "bytes")}
+        for figure in ("accuracy", "forgetting"):
+            for field in ("mean", "low", "high"):
+                value = cell.get(figure, {}).get(field)
+                row[f"{figure}_{field}"] = "" if value is None else f"{value:.2f}"
+        row["condense_seconds"] = f"{cell['condense_seconds']:.1f}" if "condense_seconds" in cell else ""
+        rows.append(
+            {
+                "scenario": record["scenario"],
+                "dataset": config["data"]["name"],
+                "network": config["learner"]["network"],
+                "orders": str(config["stream"]["orders"]),
+                **row,
+                "device": environment["gpu"] or f"{environment['cores']} cores, {environment['processor']}",
+                "run_seconds": str(round(record["seconds"])),
+            }
+        )
+    return rows
+
+
+def page_text(rows: dict[str, list[dict[str, str]]], place: Path) -> str:
+    """The kept runs' cells, a table for each run."""
+    parts = []
+    for name, cells in rows.items():
+        first = cells[0]
+        table = [["strategy", "budget", "memory", "stored as", "bytes", "average accuracy, % (95 %)", "forgetting (95 %)"]]
+        for row in cells:
+            names = [row[key] or "-" for key in ("strategy", "budget", "method", "storage", "bytes")]
+            table.append([*names, _spread(row, "accuracy"), _spread(row, "forgetting")])
+        orders = f"{first['orders']} class order{'s' if first['orders'] != '1' else ''}"
+        parts.append(f"`{name}` ({first['dataset']}, {first['network']}, {orders}):\n\n{as_markdown(table)}")
+    return "\n\n".join(parts)
+
+
+def _spread(row: dict[str, str], figure: str) -> str:
+    middle, low, high = (row[f"{figure}_{field}"] for field in ("mean", "low", "high"))
+    return f"{float(middle):.1f}" + (f" ({float(low):.1f} to {float(high):.1f})" if low else "") if middle else "-"

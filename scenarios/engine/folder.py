@@ -1,0 +1,182 @@
+"""A run folder from empty to done: one process at a time, a record at every moment, continued after any stop.
+
+What is inside is for the study's kind to say: `scenarios/<kind>/run.py` offers
+
+    study(name, title, tables, source) -> a frozen dataclass with name, title, kind, data, merged, hash   (checked; "condense": schema.py)
+    check(study, data) -> None             what would fail after minutes of work fails now
+    fill(study, options, data, folder, results, console) -> None    do the work; whatever is in the folder already is not done again
+    draw(folder, record) -> Iterator[(name, Drawing)]   figures/*.png, from what is in the folder alone (redraw.py draws them again)
+    answer(record) -> str                  the record in one sentence (report.py)
+    accuracy_table(record) -> list[list[str]]   header and rows (report.py)
+"""
+
+import contextlib
+import fcntl
+import importlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from distill import sharding
+from distill.data import ImageData
+from distill.data_sources import load
+from distill.errors import InputError, clipped
+from distill.records import CannotWrite, environment, peak_memory_bytes, read_json, write_json, writing
+from scenarios.engine.complaints import printable
+from scenarios.engine.continued import continued
+from scenarios.engine.schema import DataTable, Study
+from scenarios.reporting.report import write_report
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a study is run, as opposed to what it is."""
+
+    out: Path = Path("runs")
+    data_root: Path | None = None
+    seed: int = 0
+    device: str = "cpu"
+    resume: bool = False
+    quiet: bool = False
+    resume_from: Path | None = None  # another run's folder, whose checkpoints a condense study goes on from
+
+
+def run_study(study: Study, options: Options) -> tuple[Path, dict[str, Any]]:
+    """Run (or continue, or find finished) a study; returns its folder and its record.
+
+    Raises `InputError` when the folder holds an unfinished run and ``resume`` is off, or another process is at work in it.
+    """
+    if options.resume_from is not None:
+        study = continued(study, options.resume_from)
+    room = importlib.import_module(f"scenarios.{getattr(study, 'room', study.kind)}.run")  # a pipeline's stage may have a room of its own
+    sharding.start(options.device)
+    if sharding.count() > 1 and study.kind != "condense":
+        raise InputError(f"a {study.kind} study cannot be shared out between processes; run it without torchrun.")
+    folder = options.out / f"{study.name}-{study.hash}-s{options.seed}"
+    console = Console(stderr=True, highlight=False, quiet=options.quiet)
+    earlier = read_json(folder / "record.json") if (folder / "record.json").exists() else None
+    if earlier and earlier.get("status") == "done":
+        if not (folder / "report.html").exists():  # stopped in its very last moment
+            with _resumable():
+                write_report([folder], folder / "report.html")
+        say(console, f"{folder} is done already; showing its record. Delete the folder to run it again.")
+        return folder, earlier
+    if folder.exists() and any(folder.iterdir()) and not options.resume:
+        raise InputError(f"{folder} holds an unfinished run; add --resume to continue it, or delete the folder.")
+    data = load_data(study, options)
+    for note in data.notes if sharding.rank() == 0 else ():
+        say(console, f"note: {printable(note)}")
+    room.check(study, data)
+    if sharding.rank() > 0:  # computes its share; the first process keeps the folder
+        room.fill(study, options, data, folder, {}, Console(quiet=True))
+        return folder, {"status": "done", "results": {}}
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with _resumable(), _only_one(folder):
+        for part in folder.rglob(".*.part"):  # what a killed process was writing; nobody else writes here now
+            part.unlink()
+        before = _worked_before(folder, earlier) if earlier else 0.0
+        config = {"scenario": study.name, "title": study.title, "seed": options.seed, "device": options.device, **study.merged}
+        write_json(folder / "config.json", config)
+        record = {
+            "schema": 1,
+            "scenario": study.name,
+            "title": study.title,
+            "kind": study.kind,
+            "seed": options.seed,
+            "status": "running",
+            "results": {},
+            "seconds": before,
+            "peak_memory_bytes": earlier["peak_memory_bytes"] if earlier else 0,
+            "environment": environment(options.device),
+            "notes": list(data.notes),
+        }
+        write_json(folder / "record.json", record)
+        try:
+            with _clock(record):
+                room.fill(study, options, data, folder, record["results"], console)
+            for name, drawing in room.draw(folder, record):
+                drawing.save(folder / "figures" / f"{name}.png")
+        except BaseException as error:
+            record["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            record["reason"] = _reason(error)
+            with contextlib.suppress(CannotWrite):  # on a full disk the record stays as it was; what stopped the run is what is told
+                write_json(folder / "record.json", record)
+            raise
+        record["status"] = "done"
+        write_json(folder / "record.json", record)
+        write_report([folder], folder / "report.html")
+    return folder, record
+
+
+def load_data(study: Study, options: Options) -> ImageData:
+    """The study's data on its device."""
+    return data_of(study.data, options)
+
+
+def data_of(table: DataTable, options: Options) -> ImageData:
+    """The data of a [data] table on their device: split, subset, thinned out and whitened as it says."""
+    data = load(table.name, options.data_root, validation=table.validation, seed=options.seed, size=table.size)
+    if table.classes is not None:
+        data = data.subset(table.classes)
+    if table.imbalance is not None:
+        data = data.long_tailed(table.imbalance, options.seed)
+    data = data.to(options.device)
+    return data.whitened() if table.zca else data
+
+
+def say(console: Console, text: str) -> None:
+    console.print(text, soft_wrap=not console.is_terminal, markup=False)  # in a log a line stays whole
+
+
+def _worked_before(folder: Path, earlier: dict[str, Any]) -> float:
+    """Seconds of the processes before this one. One that was killed could not say, but it lived at least until its last file."""
+    if earlier["status"] != "running":
+        return float(earlier["seconds"])
+    began = (folder / "record.json").stat().st_mtime
+    last = max(path.stat().st_mtime for path in folder.rglob("*") if not path.name.startswith("."))
+    return float(earlier["seconds"]) + max(0.0, last - began)
+
+
+def _reason(error: BaseException) -> str:
+    """Why a run ended early, in one line."""
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped by Ctrl-C or a signal"
+    return clipped(str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {' '.join(str(error).split())}", 1000)
+
+
+@contextlib.contextmanager
+def _resumable() -> Iterator[None]:
+    """A run whose files could not be written is whole up to there, which the error then says."""
+    try:
+        yield
+    except CannotWrite as error:
+        raise CannotWrite(f"{error} A run that stopped continues with --resume.") from None
+
+
+@contextlib.contextmanager
+def _clock(record: dict[str, Any]) -> Iterator[None]:
+    """Add the seconds of this process to the record, whatever happens."""
+    start, before = time.monotonic(), record["seconds"]
+    try:
+        yield
+    finally:
+        record["seconds"] = before + time.monotonic() - start
+        record["peak_memory_bytes"] = max(record["peak_memory_bytes"], peak_memory_bytes())
+
+
+@contextlib.contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; the system lets go of it when the process ends, however it ends."""
+    with contextlib.ExitStack() as stack:
+        with writing(folder):
+            file = stack.enter_context((folder / ".lock").open("w"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{folder}: another process is running this study; wait for it, or choose another --out.") from None
+        yield

@@ -1,0 +1,207 @@
+"""The study of kind "nas": rank architectures on condensed sets and say how far the ranking can be trusted."""
+
+import csv
+import dataclasses
+import io
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from apps.nas import ranking
+from apps.nas.compare import means
+from apps.nas.ledger import Ledger, read_table, write_table
+from apps.nas.pictures import correlation_by_cost, regret_by_cost, scatter
+from apps.nas.space import drawn
+from apps.nas.study import Result, SetProxy, rank
+from apps.nas.study import check as check_input
+from apps.nas.workers import Crew, Row, check_crew
+from distill.condensed import CondensedSet
+from distill.coresets import select
+from distill.data import ImageData
+from distill.drawing import Drawing
+from distill.errors import InputError
+from distill.networks import Factory, create
+from distill.randomness import generator
+from distill.records import read_json, write_whole
+from distill.run import Interrupted, distil
+from scenarios.engine.folder import Options, say
+from scenarios.nas.schema import NasStudy as NasStudy
+from scenarios.nas.schema import study as study
+from scenarios.nas.show import TRUTH
+from scenarios.nas.show import accuracy_table as accuracy_table
+from scenarios.nas.show import answer as answer
+from scenarios.nas.show import kept_files as kept_files
+from scenarios.nas.show import kept_rows as kept_rows
+from scenarios.nas.show import note as note
+from scenarios.nas.show import page_text as page_text
+
+
+def check(study: NasStudy, data: ImageData) -> None:
+    """Everything that would fail after minutes of work fails now."""
+    data = _cut(study, data, 0)
+    candidates = study.candidates
+    names = [*([study.given.name] if study.given else []), *study.sets.coresets, *study.methods]
+    if len(set(names)) < len(names):
+        raise InputError(f"the sets are called {', '.join(names)}: two have one name; give the stage {names[0]!r} another one.")
+    sets = dict.fromkeys(names, SetProxy(()))
+    check_input(data, candidates, sets, study.proxy)
+    for one in candidates:
+        create(one.network, data.spec, generator(0, "check"), "meta" if isinstance(one.network, str) else "cpu")
+    for settings in study.methods.values():
+        create(_network(study, settings.network), data.spec, generator(0, "check"))
+    if study.run.table is not None:
+        read_table(_table(study.run.table))
+    check_crew(_crew(study), {one.id: one.network for one in candidates})
+
+
+def fill(study: NasStudy, options: Options, data: ImageData, folder: Path, results: dict[str, Any], console: Console) -> None:
+    """Make the sets, train, score, compare; metrics.jsonl is the ledger."""
+    clock = _Clock(study.run.minutes, console)
+    data = _cut(study, data, options.seed)
+    crew = _crew(study, options.device)
+    parts = {split: len(getattr(data, split)) for split in ("train", "validation", "test")}
+    results["data"] = {"name": data.spec.name, **parts, "fingerprint": data.fingerprint}
+    known = read_table(_table(study.run.table)) if study.run.table else []
+    ledger = Ledger(folder / "metrics.jsonl", known)
+    sets = _given(study, options) | _coresets(study, options, data) | _condensed(study, options, data, folder, ledger, console)
+    say(console, f"{len(study.candidates)} networks; sets: {', '.join(sets)}; {'Ray' if crew.ray else crew.size} workers")
+    with console.status("starting the workers") as status:
+        clock.show = status.update
+        found = rank(data, study.candidates, sets, study.truth, study.proxy, seed=options.seed, crew=crew, ledger=ledger, told=clock.told)
+    results.update(found.summary)
+    write_table(folder / "truth.csv", found.rows)
+    write_whole(folder / "scores.csv", _scores(found))
+
+
+class _Clock:
+    """Progress with the time left, and the end of a slice."""
+
+    def __init__(self, minutes: float | None, console: Console) -> None:
+        self.began = self.last = time.monotonic()
+        self.minutes, self.console = minutes, console
+        self.show: Callable[[str], None] = lambda text: None
+
+    def told(self, done: int, of: int, row: Row) -> None:
+        now = time.monotonic()
+        left = f", about {_duration(row['left_seconds'])} left" if "left_seconds" in row else ""
+        text = f"{row['stage']}: {done} of {of} runs{left}; {row['id']}" + (f" failed: {row['reason']}" if "reason" in row else "")
+        self.show(text)
+        if "reason" in row or (now - self.last > 60 and not self.console.is_terminal):
+            say(self.console, text)
+            self.last = now
+        if self.minutes is not None and now - self.began > 60 * self.minutes and done < of:
+            say(self.console, f"the slice of {self.minutes:g} minutes is over after {done} of {of} runs")
+            raise Interrupted
+
+
+def _crew(study: NasStudy, device: str = "cpu") -> Crew:
+    return Crew(study.run.workers, study.run.ray, study.run.limit or None, device)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _cut(study: NasStudy, data: ImageData, seed: int) -> ImageData:
+    """The data with at most ``sets.train`` training images a class."""
+    if study.sets.train is None:
+        return data
+    picks = []
+    for label in data.classes:
+        places = data.class_indices(label)
+        order = torch.randperm(len(places), generator=generator(seed, "cut", label))[: study.sets.train]
+        picks.append(places[order.to(places.device)])
+    return dataclasses.replace(data, train=data.train.at(torch.cat(picks).sort().values))
+
+
+def _coresets(study: NasStudy, options: Options, data: ImageData) -> dict[str, SetProxy]:
+    """Real images; a new draw for each run where the choice is random. All are baselines, random images the first."""
+    found = {}
+    for name in study.sets.coresets:
+        start = time.process_time()
+        copies = 1 if name in ("herding", "kcenter") else study.proxy.seeds
+        draws = [generator(options.seed, "coreset", name, study.sets.ipc, i) for i in range(copies)]
+        sets = tuple(select(data, name, study.sets.ipc, one) for one in draws)
+        found[name] = SetProxy(sets, time.process_time() - start, "coreset")
+    return found
+
+
+def _given(study: NasStudy, options: Options) -> dict[str, SetProxy]:
+    """The set of another stage; what it cost is that stage's, and is counted here once."""
+    if study.given is None:
+        return {}
+    one = study.given.made.to(options.device)
+    return {study.given.name: SetProxy((one,), one.provenance.seconds)}
+
+
+def _condensed(study: NasStudy, options: Options, data: ImageData, folder: Path, ledger: Ledger, console: Console) -> dict[str, SetProxy]:
+    """The finished sets of this folder, or newly made ones; the seconds are those of all cores on a CPU, wall time on a GPU."""
+    found = {}
+    for method in study.methods:
+        sets, seconds, settings = [], 0.0, study.merged["methods"][method]
+        for i in range(study.sets.copies):
+            path, checkpoint = folder / f"{method}-{i}.safetensors", folder / f"checkpoint-{method}-{i}.safetensors"
+            if not path.exists():
+                say(console, f"making {method}, set {i + 1} of {study.sets.copies}")
+                wall, cpu = time.monotonic(), time.process_time()
+                made = distil(
+                    data,
+                    method,
+                    ipc=study.sets.ipc,
+                    seed=options.seed * 1000 + i,
+                    checkpoint=checkpoint,
+                    metrics=folder / "metrics.jsonl",
+                    resume=True,
+                    progress=False if options.quiet else None,
+                    tags={"set": path.stem},
+                    **(settings | {"network": _network(study, settings["network"])}),
+                )
+                cores = (time.process_time() - cpu) / max(time.monotonic() - wall, 1e-9)
+                paid = {"seconds": made.provenance.seconds, "cpu_seconds": made.provenance.seconds * cores}
+                ledger.add({"stage": "condensed", "id": method, "seed": i, "key": "", **paid})
+                made.save(path)
+                checkpoint.unlink(missing_ok=True)
+            sets.append(CondensedSet.load(path).to(options.device))
+            seconds += ledger.rows["condensed", method, i, ""]["cpu_seconds" if options.device == "cpu" else "seconds"]
+        found[method] = SetProxy(tuple(sets), seconds)
+    return found
+
+
+def _network(study: NasStudy, name: str) -> Factory:
+    """The network that a method learns through; "space" is all networks of the study in turn."""
+    return drawn(study.candidates) if name == "space" else name
+
+
+def _scores(found: Result) -> str:
+    """Every network's true accuracy and what each proxy gave it, as csv."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["id", "truth", *found.scores])
+    columns = [means(found.truth), *(scores.values for scores in found.scores.values())]
+    for one, *values in zip(found.candidates, *columns, strict=True):
+        writer.writerow([one.id, *(f"{value:.6g}" for value in values)])
+    return text.getvalue()
+
+
+def draw(folder: Path, record: dict[str, Any]) -> Iterator[tuple[str, Drawing]]:
+    """Accuracy against truth, rank correlation by cost, regret by cost."""
+    results = record["results"]
+    with (folder / "scores.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    columns = {name: np.array([float(line[name]) for line in lines]) for name in lines[0] if name != "id"}
+    scores = {name: (row["kind"], columns[name]) for name, row in results["proxies"].items()}
+    top = ranking.top_count(results["known"])
+    yield "accuracy", scatter(columns["truth"], scores, max(top, min(5, results["known"])))
+    yield "correlation", correlation_by_cost(results)
+    yield "regret", regret_by_cost(results, read_json(folder / "config.json")["proxy"]["top"][0])
+
+
+def _table(given: str) -> Path:
+    """A truth table's file: a path, or the name of a shipped one."""
+    shipped = TRUTH / f"{given}.csv"
+    return shipped if "/" not in given and shipped.is_file() else Path(given)

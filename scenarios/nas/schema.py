@@ -1,0 +1,104 @@
+"""The tables of a study of kind "nas"."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import pydantic
+from pydantic import Field
+
+from apps.nas.space import Candidate, Grid, check_candidates, named
+from apps.nas.study import Proxies, Truth
+from apps.nas.workers import LIMIT
+from distill.configure import configure
+from distill.coresets import CORESETS
+from distill.errors import InputError, unknown_name
+from distill.methods import METHODS
+from scenarios.engine.given import Given
+from scenarios.engine.schema import DataTable, _plain, config_hash
+
+TABLES = ("data", "space", "truth", "proxy", "sets", "methods", "run")
+_STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+class SetsTable:
+    """``[sets]``: which sets stand for the data. Each method's settings are in ``[methods.<name>]``; ``copies`` sets of each, made
+    independently. ``train`` is the number of training images a class that the whole study may use (None: all)."""
+
+    ipc: Annotated[int, Field(ge=1)] = 10
+    copies: Annotated[int, Field(ge=1, le=20)] = 2
+    coresets: tuple[str, ...] = ("random",)
+    train: Annotated[int, Field(ge=1)] | None = None
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+class SpaceTable(Grid):
+    """``[space]``: lists of the five choices (default: all 720), or ``networks``, a list of names instead."""
+
+    networks: tuple[str, ...] = ()
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+class RunTable:
+    """``[run]``: how, not what; no result depends on it, so it is no part of the folder's name. ``minutes`` ends a slice of a long
+    study; --resume goes on. ``table`` is a truth table (a file, or a shipped one's name) whose networks are not trained again.
+    ``limit`` is the seconds after which one training or score of a network is given up (0: never)."""
+
+    workers: Annotated[int, Field(ge=0, le=1024)] | None = None
+    ray: str | None = None
+    limit: Annotated[float, Field(ge=0)] = LIMIT
+    minutes: Annotated[float, Field(gt=0)] | None = None
+    table: str | None = None
+
+
+@dataclass(frozen=True)
+class NasStudy:
+    name: str
+    title: str
+    data: DataTable
+    space: SpaceTable
+    truth: Truth
+    proxy: Proxies
+    sets: SetsTable
+    methods: dict[str, Any]
+    run: RunTable
+    merged: dict[str, Any]
+    given: Given | None = None  # of a pipeline: one more set that stands for the data
+    kind: str = "nas"
+
+    @property
+    def hash(self) -> str:
+        return config_hash({key: value for key, value in self.merged.items() if key != "run"})
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        return check_candidates(named(self.space.networks)) if self.space.networks else self.space.candidates()
+
+
+def study(name: str, title: str, tables: dict[str, Any], source: str) -> NasStudy:
+    for key, table in tables.items():
+        if key not in TABLES:
+            raise unknown_name(f"{source}: key", key, ("kind", "title", *TABLES))
+        if not isinstance(table, dict):
+            raise InputError(f"{source}: table [{key}] is not a table.")
+    if "data" not in tables:
+        raise InputError(f"{source}: table [data] is missing; a nas study needs it.")
+    kinds: dict[str, Any] = {"data": DataTable, "space": SpaceTable, "truth": Truth, "proxy": Proxies, "sets": SetsTable, "run": RunTable}
+    made = {key: configure(kind, tables.get(key, {}), f"{source}: [{key}]") for key, kind in kinds.items()}
+    methods = {}
+    for method, settings in tables.get("methods", {}).items():
+        if method not in METHODS:
+            raise unknown_name(f"{source}: [methods]: method", method, METHODS)
+        if not isinstance(settings, dict):
+            raise InputError(f"{source}: [methods]: key {method!r} is not a table; write [methods.{method}].")
+        if method == "mtt" and settings.get("network") == "space":
+            raise InputError(
+                f"{source}: [methods.mtt]: network 'space' is for methods that draw a network a step; name the experts' network."
+            )
+        methods[method] = configure(METHODS[method][0], settings, f"{source}: [methods.{method}]")
+    for coreset in made["sets"].coresets:
+        if coreset not in CORESETS:
+            raise unknown_name(f"{source}: [sets]: key 'coresets': value", coreset, CORESETS)
+    merged = {"kind": "nas", **{key: _plain(value) for key, value in made.items()}}
+    merged["methods"] = {method: _plain(settings) for method, settings in methods.items()}
+    return NasStudy(name, title, **made, methods=methods, merged=merged)

@@ -1,0 +1,153 @@
+"""The study of kind "pipeline": studies that hand their sets on to each other, by name, each a run folder of its own.
+
+Every stage runs through `scenarios.engine.folder.run_study`, the code of ``distill run``. A stage whose settings and input (the content
+of the set that it takes) are those of a finished folder is not run again: not after a stop, and not when another stage's settings were
+changed.
+"""
+
+import dataclasses
+import glob
+import importlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from distill.condensed import CondensedSet
+from distill.data import ImageData
+from distill.drawing import Drawing
+from distill.errors import InputError
+from distill.figures import image_grid
+from distill.records import read_json
+from scenarios.engine.folder import Options, run_study, say
+from scenarios.engine.given import Given, handed_on, joined, load_set
+from scenarios.pipeline.schema import PipelineStudy, Stage, folder_of, planned
+from scenarios.pipeline.schema import study as study
+from scenarios.pipeline.show import accuracy_table as accuracy_table
+from scenarios.pipeline.show import answer as answer
+from scenarios.pipeline.show import headline, overview
+from scenarios.pipeline.show import kept_rows as kept_rows
+from scenarios.pipeline.show import not_run as not_run
+from scenarios.pipeline.show import note as note
+from scenarios.pipeline.show import page_text as page_text
+from scenarios.pipeline.show import question as question
+from scenarios.reporting.report import answer as answer_of
+
+
+class StageFailed(RuntimeError):
+    """A stage ended in an error that is not the user's."""
+
+
+def check(study: PipelineStudy, data: ImageData) -> None:
+    """Every stage's own check, before the first one starts."""
+    for stage in study.stages:
+        given = planned(study, stage, data)
+        made = stage.study if given is None else stage.given(given)
+        classes = stage.study.data.classes
+        try:
+            importlib.import_module(f"scenarios.{getattr(made, 'room', made.kind)}.run").check(
+                made, data if classes is None else data.subset(classes)
+            )
+        except InputError as error:
+            raise InputError(f"stage {stage.name!r}: {error}") from None
+
+
+def fill(study: PipelineStudy, options: Options, data: ImageData, folder: Path, results: dict[str, Any], console: Console) -> None:
+    """Stage by stage; results hold an entry for each, and the headline figures of those that are done."""
+    results["data"] = {"name": data.spec.name, "train": len(data.train), "test": len(data.test), "fingerprint": data.fingerprint}
+    results["stages"] = {}
+    sets: dict[tuple[str, str], CondensedSet] = {}
+    for number, stage in enumerate(study.stages, 1):
+        entry: dict[str, Any] = {"kind": stage.study.kind, "from": [".".join(pair) for pair in stage.sources], "status": "running"}
+        results["stages"][stage.name] = entry
+        try:
+            made: Any = stage.study
+            if stage.sources:
+                given = _given(study, stage, data, sets)
+                made, entry["given"] = stage.given(given), given.fingerprint
+            own, record = _run(made, options, folder, console, f"stage {number} of {len(study.stages)}, {stage.name}")
+            for name, path in handed_on(stage.study, options.seed).items():
+                if (own / path).exists():
+                    sets[stage.name, name] = load_set(stage.study, own, path)
+        except InputError as error:
+            entry |= {"status": "failed", "error": str(error)}
+            raise InputError(f"stage {stage.name!r} failed: {error}; fix it and continue with --resume") from None
+        except KeyboardInterrupt:
+            entry["status"] = "interrupted"
+            raise
+        except Exception as error:
+            entry |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+            raise StageFailed(f"stage {stage.name!r} failed: {type(error).__name__}: {error}; fix it and continue with --resume") from error
+        entry |= {"folder": str(own.relative_to(folder)), "seconds": record["seconds"], "status": "done", "answer": answer_of(record)}
+        entry["results"] = record["results"]
+        handed = {name: one for (owner, name), one in sets.items() if owner == stage.name}
+        entry["sets"] = {name: _described(one) for name, one in handed.items()}
+        for name, one in handed.items():
+            if any(pair == (stage.name, name) for later in study.stages for pair in later.sources):
+                one.save(folder / "sets" / f"{stage.name}.{name}.safetensors")
+    results |= headline(results["stages"])
+
+
+def _given(study: PipelineStudy, stage: Stage, data: ImageData, sets: dict[tuple[str, str], CondensedSet]) -> Given:
+    for other, name in stage.sources:
+        if (other, name) not in sets:
+            raise InputError(f"stage {other!r} left no set {name!r}; its report says why")
+    plan = planned(study, stage, data)
+    assert plan is not None
+    return joined(plan.name, [sets[pair] for pair in stage.sources], plan.classes)
+
+
+def _run(made: Any, options: Options, folder: Path, console: Console, what: str) -> tuple[Path, dict[str, Any]]:
+    """The stage's folder and record: from here, from a sister run of this pipeline, or newly run."""
+    name = folder_of(made, options.seed)
+    own = folder / "stages" / name
+    if not own.exists() and (sister := _finished_elsewhere(name, folder)) is not None:
+        # Copied to a name that is no stage's, then renamed: a kill leaves no half folder.
+        part = own.with_name(f"copy-{own.name}")
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(sister, part)
+        part.rename(own)
+        say(console, f"{what}: taken from {sister}")
+    if _status(own) == "done" and (own / "report.html").exists():
+        say(console, f"{what}: done already, in {own}")
+    else:
+        say(console, f"{what} ({made.kind})")
+        run_study(made, dataclasses.replace(options, out=folder / "stages", resume=True))
+    return own, read_json(own / "record.json")  # from the disk, where not-a-number is null, whoever ran the stage
+
+
+def _finished_elsewhere(name: Path, folder: Path) -> Path | None:
+    """The same stage, with the same settings and input, done in a run of this pipeline with other settings."""
+    start, _, seed = folder.name.rpartition("-s")
+    family = start.rpartition("-")[0]
+    for other in sorted(folder.parent.glob(f"{glob.escape(family)}-*-s{seed}/stages/{name}")):
+        if other.parents[1] != folder and _status(other) == "done":
+            return other
+    return None
+
+
+def _status(folder: Path) -> str | None:
+    try:
+        record = read_json(folder / "record.json")
+    except InputError:
+        return None
+    return record.get("status") if isinstance(record, dict) else None
+
+
+def _described(one: CondensedSet) -> dict[str, Any]:
+    from apps.privacy.statement import guarantee
+
+    statement = one.provenance.dp
+    return {"images": len(one), "counts": list(one.counts), "bytes": one.nbytes, "privacy": statement, "guarantee": guarantee(statement)}
+
+
+def draw(folder: Path, record: dict[str, Any]) -> Iterator[tuple[str, Drawing]]:
+    """The figures of all stages beside each other, and the sets that were handed on."""
+    figure = overview(record["results"], record["title"])
+    if figure is not None:
+        yield "1-overview", figure
+    for path in sorted((folder / "sets").glob("*.safetensors")):
+        stage, _, name = path.stem.partition(".")
+        yield f"2-{path.stem}", image_grid(CondensedSet.load(path), f"Images of the set {name} that stage {stage} handed on")

@@ -1,0 +1,174 @@
+"""The file of a pipeline: stages, what each takes from which other, and everything about it that can be wrong before anything runs."""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill.configure import configure
+from distill.data import ImageData
+from distill.errors import InputError, clipped, unknown_name
+from scenarios.engine.given import Given, classes_of, handed_on
+from scenarios.engine.schema import READY, DataTable, Study, config_hash
+from scenarios.engine.schema import study as any_study
+from scenarios.released import run as released
+
+MAX_STAGES = 32
+TAKES = {
+    "continual": "as the first experience and its memory",
+    "nas": "as a set that ranks networks",
+    "privacy": "as what is attacked",
+}
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One study of the pipeline. ``sources`` are (stage, set) pairs, whose union it takes; empty where it starts from the data alone."""
+
+    name: str
+    study: Study
+    sources: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def taken(self) -> str:
+        return ", ".join(dict.fromkeys(stage for stage, _ in self.sources))
+
+    def given(self, given: Given) -> Any:
+        """The study with what it takes; its hash is then that of its settings and of the set's content."""
+        made: Any = self.study
+        merged = made.merged if given.condensed is None else {**made.merged, "given": {"from": given.name, "set": given.fingerprint}}
+        return dataclasses.replace(made, given=given, merged=merged)
+
+
+@dataclass(frozen=True)
+class PipelineStudy:
+    """``kind = "pipeline"``; stages in an order in which each comes after those it takes from."""
+
+    name: str
+    title: str
+    data: DataTable
+    stages: tuple[Stage, ...]
+    merged: dict[str, Any]
+    kind: str = "pipeline"
+
+    @property
+    def hash(self) -> str:
+        # Of the stages' own hashes: a setting on which no result depends is in none of them.
+        return config_hash(
+            {"data": self.merged["data"], "stages": {s.name: [[list(p) for p in s.sources], s.study.hash] for s in self.stages}}
+        )
+
+
+def study(name: str, title: str, tables: dict[str, Any], source: str) -> PipelineStudy:
+    """Check the whole file; `InputError`, one line, names file, stage, key and what is allowed."""
+    for key in tables:
+        if key not in ("data", "stages"):
+            raise unknown_name(f"{source}: key", key, ("kind", "title", "data", "stages"))
+    for key in ("data", "stages"):
+        if not isinstance(tables.get(key), dict) or not tables[key]:
+            raise InputError(
+                f"{source}: table [{key}] is {'missing or empty' if not tables.get(key) else 'not a table'}; a pipeline needs it."
+            )
+    if len(tables["stages"]) > MAX_STAGES:
+        raise InputError(f"{source}: {len(tables['stages'])} stages; allowed: at most {MAX_STAGES}.")
+    data = configure(DataTable, tables["data"], f"{source}: [data]")
+    if data.classes is not None or data.zca:
+        raise InputError(
+            f"{source}: [data]: classes and zca are for a stage, not for a whole pipeline; write [stages.NAME.data] classes = [...]."
+        )
+    wanted, made = {}, {}
+    for stage, table in tables["stages"].items():
+        where = f"{source}: [stages.{clipped(stage, 40)}]"
+        if not _NAME.fullmatch(stage) or not isinstance(table, dict):
+            raise InputError(f"{where}: allowed: a table whose name is a small letter, then up to 31 small letters, digits, - and _.")
+        wanted[stage], made[stage] = _stage(stage, title, dict(table), tables["data"], where)
+    sources = {stage: tuple(_source(stage, text, made, f"{source}: [stages.{stage}]") for text in wanted[stage]) for stage in made}
+    order = _ordered({stage: [other for other, _ in taken] for stage, taken in sources.items()}, source)
+    stages = tuple(Stage(stage, made[stage], sources[stage]) for stage in order)
+    plain = {stage.name: {"from": [".".join(pair) for pair in stage.sources], **stage.study.merged} for stage in stages}
+    return PipelineStudy(name, title, data, stages, {"kind": "pipeline", "data": dataclasses.asdict(data), "stages": plain})
+
+
+def _stage(stage: str, title: str, table: dict[str, Any], data: dict[str, Any], where: str) -> tuple[list[str], Any]:
+    """(texts of ``from``, the stage's study)."""
+    kind, wanted = table.get("kind"), table.pop("from", [])
+    kinds = [ready for ready in READY if ready not in ("pipeline", "sweep_lr")]
+    if not isinstance(kind, str) or kind not in kinds:
+        raise unknown_name(f"{where}: kind", kind, kinds)
+    texts = [wanted] if isinstance(wanted, str) else wanted
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts) or len(texts) > MAX_STAGES:
+        raise InputError(f"{where}: key 'from' is {clipped(wanted)}; allowed: a stage's name, or a list of some.")
+    if texts and kind not in TAKES:
+        raise InputError(f"{where}: a {kind} stage takes nothing from others; those that do: {', '.join(TAKES)}.")
+    own = table.get("data", {})
+    if not isinstance(own, dict) or set(own) - {"classes"}:
+        raise InputError(f"{where}: [data] holds {clipped(own)}; allowed: classes only, so that all stages hold out the same images.")
+    table["data"] = {**data, **own}
+    table.setdefault("title", f"{title}: {stage}")
+    if kind == "privacy" and texts:
+        own_title = table.pop("title")
+        if not isinstance(own_title, str):
+            raise InputError(f"{where}: key 'title' is {clipped(own_title)}; allowed: text.")
+        return texts, released.study(stage, own_title, {key: value for key, value in table.items() if key != "kind"}, where)
+    return texts, any_study(stage, table, where)
+
+
+def _source(stage: str, text: str, made: dict[str, Any], where: str) -> tuple[str, str]:
+    """(stage, set) that a text of ``from`` means: ``clients``, or ``clients.NAME`` where there are several sets."""
+    other, _, name = text.partition(".")
+    if other not in made:
+        raise unknown_name(f"{where}: key 'from': stage", other, [key for key in made if key != stage])
+    sets = list(handed_on(made[other]))
+    if not sets:
+        raise InputError(f"{where}: takes a condensed set from {other!r}, a {made[other].kind} stage that hands on none as it is set up.")
+    if name and name not in sets:
+        raise unknown_name(f"{where}: key 'from': set of stage {other!r}", name, sets)
+    if not name and len(sets) > 1:
+        choices = ", ".join(f'"{other}.{one}"' for one in sets[:8])
+        raise InputError(
+            f"{where}: stage {other!r} hands on {len(sets)} sets; say which, or list several for their union: from = {choices}."
+        )
+    return other, name or sets[0]
+
+
+def _ordered(needs: dict[str, list[str]], source: str) -> list[str]:
+    """Stages after those they need, otherwise in the file's order."""
+    order: list[str] = []
+    while len(order) < len(needs):
+        ready = [stage for stage in needs if stage not in order and all(other in order for other in needs[stage])]
+        if not ready:
+            waiting = [stage for stage in needs if stage not in order]
+            raise InputError(
+                f"{source}: the stages {', '.join(waiting)} go round in a circle: each waits for another of them; take a 'from' away."
+            )
+        order.append(ready[0])
+    return order
+
+
+def planned(study: PipelineStudy, stage: Stage, data: ImageData) -> Given | None:
+    """What the stage will be given, as far as it is known before anything has run; `InputError` where classes cannot fit."""
+    if not stage.sources:
+        return None
+    by_name = {one.name: one.study for one in study.stages}
+    found = [classes_of(by_name[other]) or data.classes for other, _ in stage.sources]
+    classes = tuple(sorted({label for part in found for label in part}))
+    if any(label not in data.classes for label in classes):
+        raise InputError(
+            f"stage {stage.taken!r}: hands on the classes {clipped(list(classes))}; the data have {clipped(list(data.classes))}."
+        )
+    judged = tuple(sorted(set(stage.study.data.classes or data.classes)))
+    if stage.study.kind != "continual" and judged != classes:
+        raise InputError(
+            f"stage {stage.name!r} evaluates on the classes {clipped(list(judged))} and is given {clipped(list(classes))}; set "
+            f"stages.{stage.name}.data.classes = {clipped(list(classes))}."
+        )
+    if not set(classes) <= set(judged):
+        raise InputError(f"stage {stage.name!r} is given the classes {clipped(list(classes))}; its own are {clipped(list(judged))}.")
+    return Given(stage.taken, classes)
+
+
+def folder_of(stage: Any, seed: int) -> Path:
+    """The name of a stage's run folder inside ``stages/``, as `scenarios.engine.folder.run_study` makes it."""
+    return Path(f"{stage.name}-{stage.hash}-s{seed}")

@@ -1,0 +1,190 @@
+"""Whom does membership inference find? Each arm learns from the images that a coin put in, and every image of the pool is attacked.
+
+Runs come in pairs with opposite coins over one pool, so that every image is in half of the runs and the other pairs are LiRA's shadows.
+What a run's networks say about the pool is kept in attack/ARM-RUN.npz, which `python -m apps.privacy.audit` reads, too.
+"""
+
+import dataclasses
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from apps.privacy.attacks import FEWEST_RUNS, lira_by_run, losses_and_margins, nearest_scores, threshold_scores
+from apps.privacy.metrics import Interval, auc, by_run, membership, worst_decile
+from distill.condensed import CondensedSet
+from distill.coresets import select
+from distill.data import ImageData
+from distill.evaluation import accuracy
+from distill.randomness import derived_seed, generator
+from distill.records import write_whole
+from distill.run import distil
+from distill.train import protocol, train_network
+from scenarios.engine.folder import Options, say
+from scenarios.privacy.schema import AttackTable, PrivacyStudy
+from scenarios.privacy.sets import condense, private_set
+
+REAL = ("random", "whole", "subset")  # arms of real images: the naive baselines
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to learn from the images that are in: ``kind`` is "method", "private", "random", "whole", "subset" or a method's name."""
+
+    label: str
+    kind: str
+    ipc: int
+
+    @property
+    def stem(self) -> str:
+        return self.label.replace(" ", "-")
+
+
+def arms_of(study: PrivacyStudy, table: AttackTable, data: ImageData) -> list[Arm]:
+    """With ``ratios``, each arm that has an ipc comes once for each: ratio times the images of a class that are expected to be in."""
+    per_class = (table.pool or len(data.train)) / 2 / len(data.classes)
+    sizes = [(f" r{ratio:g}", max(1, round(ratio * per_class))) for ratio in table.ratios] or [("", study.ipc)]
+    arms = []
+    for kind in table.arms:
+        if kind == "whole":
+            arms.append(Arm("whole", "whole", 0))
+        else:
+            arms += [Arm(f"{kind}{suffix}", kind, ipc) for suffix, ipc in sizes]
+    return arms + [Arm(f"random {ipc} a class", "subset", ipc) for ipc in table.subsets]
+
+
+def fill_attack(
+    study: PrivacyStudy, table: AttackTable, options: Options, data: ImageData, folder: Path, results: dict[str, Any], console: Console
+) -> None:
+    draws = np.random.default_rng(derived_seed(options.seed, "pool"))
+    pool = np.sort(draws.permutation(len(data.train))[: table.pool])
+    coins: list[np.ndarray] = []
+    for run in range(table.runs):
+        pair = np.random.default_rng(derived_seed(options.seed, "coins", run // 2)).random(len(pool)) < 0.5
+        coins.append(~pair if run % 2 else pair)
+    labels = data.train.labels[torch.from_numpy(pool).to(data.device)].cpu().numpy()
+    arms, found = arms_of(study, table, data), {}
+    for arm in arms:
+        runs = []
+        for run, inside in enumerate(coins):
+            file = folder / "attack" / f"{arm.stem}-{run}.npz"
+            if not file.exists():
+                seed = derived_seed(options.seed, "attack", run) % 1_000_000
+                _save(file, _attacked(study, table, options, data, pool, inside, arm, seed))
+            with np.load(file) as saved:
+                runs.append({name: saved[name] for name in saved.files})
+        found[arm.label] = _figures(arm, runs, coins, labels)
+        row = found[arm.label]
+        said = f"accuracy {cell(row['accuracy'], 1)} %, AUC {cell(row['auc'], 3)}, advantage {cell(row['advantage_percent'], 2)} %"
+        say(console, f"attack on {arm.label}: {said}")
+    results["attack"] = found
+    results["same_accuracy"] = _same_accuracy(arms, found)
+    for row in found.values():
+        del row["by_run"]
+
+
+def _attacked(
+    study: PrivacyStudy, table: AttackTable, options: Options, data: ImageData, pool: np.ndarray, inside: np.ndarray, arm: Arm, seed: int
+) -> dict[str, np.ndarray]:
+    """What one arm's networks say about all points of the pool, and where its set is nearest to them."""
+    chosen = torch.from_numpy(pool[inside]).to(data.device)
+    members = dataclasses.replace(data, train=data.train.at(chosen))
+    source: Any = members
+    if arm.kind in ("random", "subset"):
+        source = select(members, "random", arm.ipc, generator(seed, "random arm", arm.ipc))
+    elif arm.kind == "method":
+        source = condense(dataclasses.replace(study, ipc=arm.ipc), members, seed, "noise", options, None)
+    elif arm.kind == "private":
+        assert study.privacy is not None
+        # Half of the pool is in, which is public; divided by the number of all images, features would be half as long.
+        table_of_half = dataclasses.replace(study.privacy, population=len(pool) // 2)
+        part = dataclasses.replace(study, ipc=arm.ipc, privacy=table_of_half)
+        source, _ = private_set(part, members, study.privacy.epsilon[0], seed, options, None)
+    elif arm.kind != "whole":
+        settings = {"initial": "noise", **table.methods.get(arm.kind, {})}
+        source = distil(members, arm.kind, ipc=arm.ipc, seed=seed, progress=False, **settings)
+    recipe = study.evaluation.recipe or protocol(study.evaluation.protocol, data.spec, study.evaluation.networks[0])
+    if arm.kind == "whole":
+        recipe = table.whole_recipe or recipe
+    networks = [train_network(source, study.evaluation.networks[0], recipe, seed * 100 + k, data.device) for k in range(table.networks)]
+    losses, margins, near = [], [], []
+    for part in torch.from_numpy(pool).split(4096):
+        part = part.to(data.device)
+        images = data.normalised("train", part)
+        loss, margin = losses_and_margins(networks, images, data.train.labels[part])
+        losses.append(loss)
+        margins.append(margin)
+        if isinstance(source, CondensedSet):
+            near.append(nearest_scores(images, source.images))
+    scores = threshold_scores(np.concatenate(losses))
+    accurate = float(np.mean([accuracy(network, data) for network in networks]))
+    arrays = {"in_scores": scores[inside], "out_scores": scores[~inside], "margins": np.concatenate(margins), "scores": scores}
+    return {**arrays, "accuracy": np.array(accurate), **({"nearest": np.concatenate(near)} if near else {})}
+
+
+def _figures(arm: Arm, runs: list[dict[str, np.ndarray]], coins: list[np.ndarray], labels: np.ndarray) -> dict[str, Any]:
+    """One arm's row: the loss attack with what it finds by class and in the worst tenth, LiRA, and the nearest image of the set."""
+    loss = [saved["scores"] for saved in runs]
+    row: dict[str, Any] = {"images_a_class": arm.ipc or None, "accuracy": _by_run([float(saved["accuracy"]) for saved in runs])}
+    row |= _attack(loss, coins)
+    row["worst_decile"] = _by_run([worst_decile(s[c], s[~c]) for s, c in zip(loss, coins, strict=True)])
+    row["auc_by_class"] = [
+        float(np.mean([auc(s[c & (labels == label)], s[~c & (labels == label)]) for s, c in zip(loss, coins, strict=True)]))
+        for label in np.unique(labels)
+    ]
+    if len(runs) >= FEWEST_RUNS and len(runs) % 2 == 0:
+        row["lira"] = _attack(lira_by_run(np.stack([saved["margins"] for saved in runs]), np.stack(coins)), coins)
+    if all("nearest" in saved for saved in runs):
+        row["nearest"] = _attack([saved["nearest"] for saved in runs], coins)
+    for part in ("lira", "nearest"):
+        row.get(part, {}).pop("by_run", None)
+    return {**row, "runs": len(runs)}
+
+
+def _attack(scores: list[np.ndarray], coins: list[np.ndarray]) -> dict[str, Any]:
+    found = [membership(s[c], s[~c], seed=run) for run, (s, c) in enumerate(zip(scores, coins, strict=True))]
+    advantages = [100 * m.advantage.value for m in found]
+    rates = {name: [m.rates[floor] for m in found] for name, floor in (("tpr_at_1_percent", 0.01), ("tpr_at_01_percent", 0.001))}
+    values = {name: None if any(r is None for r in part) else [r.value for r in part if r is not None] for name, part in rates.items()}
+    return {
+        "advantage_percent": _by_run(advantages),
+        "auc": _by_run([m.auc for m in found]),
+        **{name: None if part is None else _by_run(part) for name, part in values.items()},
+        "by_run": {"advantage_percent": advantages, "tpr_at_1_percent": values["tpr_at_1_percent"]},
+    }
+
+
+def _same_accuracy(arms: list[Arm], found: dict[str, Any]) -> dict[str, Any]:
+    """Beside each made set, the arm of real images whose networks are as accurate: what both give away, run by run on the same coins."""
+    rivals = [arm.label for arm in arms if arm.kind in REAL]
+    rows: dict[str, Any] = {}
+    for arm in arms:
+        if arm.kind not in REAL and rivals:
+            ours = found[arm.label]
+            rival = min(rivals, key=lambda label: abs(found[label]["accuracy"]["value"] - ours["accuracy"]["value"]))
+            row: dict[str, Any] = {"rival": rival, "accuracy_difference": ours["accuracy"]["value"] - found[rival]["accuracy"]["value"]}
+            for figure in ("advantage_percent", "tpr_at_1_percent"):
+                pair = ours["by_run"][figure], found[rival]["by_run"][figure]
+                row[f"{figure}_difference"] = None if None in pair else _by_run(list(np.subtract(*pair)))
+            rows[arm.label] = row
+    return rows
+
+
+def _by_run(values: list[float]) -> dict[str, float]:
+    found: Interval = by_run(values)
+    return dataclasses.asdict(found)
+
+
+def cell(found: dict[str, float] | None, digits: int) -> str:
+    """An interval of a record for a table."""
+    return "n/a" if found is None else f"{found['value']:.{digits}f} ({found['low']:.{digits}f} to {found['high']:.{digits}f})"
+
+
+def _save(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_whole(file, buffer.getvalue())

@@ -1,0 +1,81 @@
+"""The study of kind "privacy": private condensed sets and what they cost, an audit of the mechanism, and attacks on what was trained.
+
+Five parts, each there when its table is: [privacy] with [method] and [evaluation] makes and judges private sets; [audit] looks for
+canaries in the mechanism's own releases and fails when they say more than the account; [attack] asks whom membership inference finds;
+[visual] asks whether sets look like their training images; [poisoning] whether planted triggers survive condensation.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from apps.privacy.canaries import audit
+from distill.condensed import CondensedSet
+from distill.data import ImageData
+from distill.errors import InputError
+from distill.methods import METHODS
+from distill.networks import create
+from distill.randomness import generator
+from distill.records import write_json
+from scenarios.engine.folder import Options, say
+from scenarios.privacy.attack import arms_of, fill_attack
+from scenarios.privacy.checks import fill_poisoning, fill_visual
+from scenarios.privacy.schema import AuditTable, PrivacyStudy
+from scenarios.privacy.schema import study as study
+from scenarios.privacy.sets import fill_private, statistics_of
+from scenarios.privacy.show import accuracy_table as accuracy_table
+from scenarios.privacy.show import answer as answer
+from scenarios.privacy.show import draw as draw
+from scenarios.privacy.show import kept_rows as kept_rows
+from scenarios.privacy.show import page_text as page_text
+
+
+class GuaranteeBroken(AssertionError):
+    """An audit found more than the account says."""
+
+
+def check(study: PrivacyStudy, data: ImageData) -> None:
+    """What would fail after minutes of work fails now."""
+    for name in (*study.evaluation.networks, METHODS[study.method][0](**study.settings).network or "ConvNet"):
+        create(name, data.spec, generator(0, "check"))
+    if study.privacy is not None:
+        statistics_of(study, data, study.privacy.epsilon[0], None)
+    if study.attack is not None:
+        smallest = min(data.counts[label] for label in data.classes) / 4
+        for arm in arms_of(study, study.attack, data):
+            if arm.ipc > smallest:
+                raise InputError(
+                    f"[attack]: arm {arm.label!r} has {arm.ipc} images a class; allowed: at most {int(smallest)} of these data."
+                )
+    if study.poisoning is not None and study.poisoning.target not in data.classes:
+        raise InputError(f"[poisoning]: target {study.poisoning.target}; allowed: one of the classes {list(data.classes)[:20]}.")
+
+
+def fill(study: PrivacyStudy, options: Options, data: ImageData, folder: Path, results: dict[str, Any], console: Console) -> None:
+    """The mechanism is audited first: there is no point in sets from a broken one."""
+    results["data"] = {"name": data.spec.name, "train": len(data.train), "test": len(data.test)}
+    if study.audit is not None:
+        _audit(study.audit, options, folder, results, console)
+    sets: dict[str, CondensedSet] = {}
+    if study.privacy is not None:
+        for epsilon in study.privacy.epsilon:
+            made = fill_private(study, study.privacy, options, data, folder, results, epsilon, console)
+            sets |= {f"{label}, epsilon {epsilon:g}": condensed for label, condensed in made.items()}
+    if study.visual is not None:
+        fill_visual(study, study.visual, options, data, folder, results, sets, console)
+    if study.attack is not None:
+        fill_attack(study, study.attack, options, data, folder, results, console)
+    if study.poisoning is not None:
+        fill_poisoning(study, study.poisoning, options, data, folder, results, console)
+
+
+def _audit(table: AuditTable, options: Options, folder: Path, results: dict[str, Any], console: Console) -> None:
+    start = time.monotonic()
+    found = audit(epsilon=table.epsilon, delta=table.delta, runs=table.runs, confidence=table.confidence, seed=options.seed)
+    results["audit"] = {**found.as_dict(), "seconds": time.monotonic() - start}
+    say(console, f"audit: {found}")
+    if not found.holds:
+        write_json(folder / "audit.json", results["audit"])
+        raise GuaranteeBroken(str(found))

@@ -1,0 +1,171 @@
+"""The tables of a privacy study, checked."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field
+
+from distill.configure import configure
+from distill.errors import InputError, unknown_name
+from distill.methods import METHODS
+from distill.networks import check_name
+from distill.train import Recipe
+from scenarios.engine.schema import DataTable, EvaluationTable, _checked, _evaluation, _method, _plain, config_hash
+
+_STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+ARMS = ("method", "private", "random", "whole")
+NO_FEATURES = ("gm", "dsa", "mtt")  # match gradients or weights, which are not released as differences
+MEASURES = ("pixels", "structure", "features")  # those of `apps.privacy.visual`, which takes seconds to load
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+class PrivacyTable:
+    """``[privacy]``: the budget, and what it is spent on.
+
+    ``start`` "kmeans" spends ``start_share`` of the budget on a private start in ``start_releases`` releases. ``networks`` is how many
+    random networks there are: with 0 every step has a network and a release of its own. ``centred`` releases features as differences from
+    the private start's, which a smaller ``clip`` can hold. ``twin`` makes a second set without noise or clipping from the same start with
+    the same networks, so that one sees what the noise costs.
+    """
+
+    epsilon: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    sample_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    clip: Annotated[float, Field(gt=0)] | None = None
+    population: Annotated[int, Field(ge=1)] | None = None
+    start: Literal["noise", "kmeans"] = "noise"
+    start_releases: Annotated[int, Field(ge=2)] = 7
+    start_share: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    networks: Annotated[int, Field(ge=0)] = 0
+    centred: bool = False
+    twin: bool = True
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+class AuditTable:
+    """``[audit]``: see `apps.privacy.canaries.audit`."""
+
+    epsilon: Annotated[float, Field(gt=0)] = 4.0
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    runs: Annotated[int, Field(ge=200, le=2304)] = 2000
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.999
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+class AttackTable:
+    """``[attack]``: in each of ``runs``, a fair coin puts every image of ``pool`` (None: all) in or out; each arm learns from those in.
+
+    ``networks`` networks are trained on each arm's set, their losses averaged; all points of the pool are attacked. An arm is "method" (the
+    study's), "private", "random" (as many real images), "whole", or a method's name with settings of its own in ``[attack.methods.NAME]``.
+    ``ratios`` are sizes of sets as parts of a class, in place of the study's ipc; ``subsets`` adds random subsets of so many images a
+    class, among which the one with a made set's accuracy is looked for. ``[attack.whole_recipe]`` trains the arm "whole", which needs more
+    steps than a handful of images.
+    """
+
+    runs: Annotated[int, Field(ge=2)] = 4
+    arms: tuple[str, ...] = ("method", "random", "whole")
+    networks: Annotated[int, Field(ge=1)] = 1
+    pool: Annotated[int, Field(ge=100)] | None = None
+    methods: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    ratios: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
+    subsets: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    whole_recipe: Recipe | None = None
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+class VisualTable:
+    """``[visual]``: see `apps.privacy.visual.visual_privacy`."""
+
+    measures: Annotated[tuple[str, ...], Field(min_length=1)] = MEASURES
+    holdout: Literal["test", "validation"] = "test"
+    network: str = "ConvNet"
+    limit: Annotated[int, Field(ge=1)] | None = None
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+class PoisoningTable:
+    """``[poisoning]``: see `apps.privacy.poisoning.PoisonedStatistics`; ``steps`` of Adam on the optimised trigger a matching step."""
+
+    target: Annotated[int, Field(ge=0)] = 0
+    portion: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    size: Annotated[int, Field(ge=1)] = 2
+    steps: Annotated[int, Field(ge=1)] = 5
+
+
+PARTS = {"privacy": PrivacyTable, "audit": AuditTable, "attack": AttackTable, "visual": VisualTable, "poisoning": PoisoningTable}
+
+
+@dataclass(frozen=True)
+class PrivacyStudy:
+    name: str
+    title: str
+    data: DataTable
+    method: str
+    ipc: int
+    settings: dict[str, Any]  # of the method, as they were given
+    privacy: PrivacyTable | None
+    evaluation: EvaluationTable
+    audit: AuditTable | None
+    attack: AttackTable | None
+    visual: VisualTable | None
+    poisoning: PoisoningTable | None
+    merged: dict[str, Any]
+    kind: str = "privacy"
+
+    @property
+    def hash(self) -> str:
+        return config_hash(self.merged)
+
+
+def study(name: str, title: str, tables: dict[str, Any], source: str) -> PrivacyStudy:
+    """Check the tables; `InputError` names file, key and what is allowed."""
+    for key, table in tables.items():
+        if key not in ("data", *PARTS, "method", "evaluation"):
+            raise unknown_name(f"{source}: key", key, ("kind", "title", "data", *PARTS, "method", "evaluation"))
+        if not isinstance(table, dict):
+            raise InputError(f"{source}: [{key}] is not a table; a privacy study needs one.")
+    parts: dict[str, Any] = {k: configure(kind, tables[k], f"{source}: [{k}]") if k in tables else None for k, kind in PARTS.items()}
+    if not any(parts.values()):
+        raise InputError(f"{source}: has none of the tables {', '.join(f'[{key}]' for key in PARTS)}; a privacy study needs one.")
+    data = configure(DataTable, tables["data"], f"{source}: [data]") if "data" in tables else DataTable("digits")
+    table = dict(tables.get("method", {}))
+    method, ipc, settings = _method(dict(table), f"{source}: [method]")
+    if len(ipc) != 1:
+        raise InputError(f"{source}: [method]: key 'ipc' is {list(ipc)}; allowed: one whole number in a privacy study.")
+    given = {key: value for key, value in table.items() if key not in ("name", "ipc")}
+    evaluation = _evaluation(dict(tables.get("evaluation", {})), f"{source}: [evaluation]")
+    if parts["attack"]:
+        _check_arms(parts["attack"], parts["privacy"] is not None, f"{source}: [attack]")
+    if parts["visual"]:
+        for measure in parts["visual"].measures:
+            if measure not in MEASURES:
+                raise unknown_name(f"{source}: [visual]: key 'measures': value", measure, MEASURES)
+        _checked(f"{source}: [visual]", "network", lambda: check_name(parts["visual"].network))
+    # A table that came later and is not given leaves the hash of older studies as it was.
+    plain = {k: _plain(v) if v else None for k, v in parts.items() if v or k in ("privacy", "audit", "attack")}
+    if parts["privacy"] and not parts["privacy"].centred:
+        plain["privacy"].pop("centred")
+    elif parts["privacy"] and parts["privacy"].start != "kmeans":
+        raise InputError(f'{source}: [privacy]: centred = true needs something to be centred on; add start = "kmeans".')
+    elif parts["privacy"] and method in NO_FEATURES:
+        raise InputError(f"{source}: [privacy]: centred = true is for methods that match features, as dm and datadam; {method!r} does not.")
+    merged = {"kind": "privacy", "data": _plain(data), "method": {"name": method, "ipc": ipc[0], **_plain(settings)}}
+    merged |= {**plain, "evaluation": _plain(evaluation)}
+    return PrivacyStudy(name, title, data, method, ipc[0], given, evaluation=evaluation, merged=merged, **parts)
+
+
+def _check_arms(table: AttackTable, private: bool, where: str) -> None:
+    for arm in table.arms:
+        if arm not in (*ARMS, *METHODS):
+            raise unknown_name(f"{where}: key 'arms': value", arm, (*ARMS, *METHODS))
+    if "private" in table.arms and not private:
+        raise InputError(f"{where}: the arm 'private' needs a table [privacy].")
+    for name, settings in table.methods.items():
+        if name not in table.arms:
+            raise unknown_name(f"{where}: key 'methods': an arm", name, table.arms)
+        for key in ("name", "ipc"):
+            if key in settings:
+                raise InputError(f"{where}: methods.{name}: key {key!r} is not for here; allowed: the method's settings.")
+        _method({"name": name, **settings}, f"{where}: methods.{name}")

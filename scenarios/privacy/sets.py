@@ -1,0 +1,147 @@
+"""Private sets of a privacy study: made under each budget, beside their noise-free twins, and judged by what networks learn from them."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from apps.privacy.networks import drawn_once
+from apps.privacy.private_start import private_kmeans
+from apps.privacy.private_statistics import PrivateStatistics
+from apps.privacy.statement import guarantee
+from distill.comparison import compared, training_of
+from distill.condensed import CondensedSet
+from distill.data import ImageData
+from distill.evaluation import Measured, accuracies, summed_up
+from distill.records import append_line, read_lines
+from distill.run import distil
+from scenarios.engine.folder import Options, say
+from scenarios.privacy.schema import PrivacyStudy, PrivacyTable
+from scenarios.reporting.report import shown
+
+
+def statistics_of(study: PrivacyStudy, data: ImageData, epsilon: float, ledger: Path | None) -> PrivateStatistics:
+    table = study.privacy
+    assert table is not None
+    return PrivateStatistics(
+        data,
+        epsilon,
+        table.delta,
+        releases=table.networks or None,
+        sample_rate=table.sample_rate,
+        start_releases=table.start_releases if table.start == "kmeans" else 0,
+        start_share=table.start_share,
+        clip=table.clip,
+        centred=table.centred,
+        population=table.population,
+        classes=study.data.classes,
+        ledger=ledger,
+    )
+
+
+def condense(study: PrivacyStudy, source: Any, seed: int, start: Any, options: Options, checkpoint: Path | None) -> CondensedSet:
+    """The study's method on private or exact statistics: the same networks, the same start."""
+    table, settings = study.privacy, dict(study.settings)
+    named = "augmentation" in settings or table is None or not table.networks
+    network: Any = settings.pop("network", None)
+    if table is not None and table.networks:
+        network = drawn_once(network or "ConvNet", table.networks)
+        settings.setdefault("augmentation", "none")  # a new augmentation would be a new release
+    chosen = settings.pop("initial", None)
+    made = distil(
+        source,
+        study.method,
+        ipc=study.ipc,
+        seed=seed,
+        network=network,
+        initial=chosen if start is None else start,
+        checkpoint=checkpoint,
+        resume=checkpoint is not None,
+        progress=False if options.quiet or checkpoint is None else None,
+        more_images_than_data=True,  # how many a private class has is private; its twin is as large
+        **settings,
+    )
+    # Matching without augmentation saves releases; it is no advice to learners.
+    return made if named else dataclasses.replace(made, augmentation=None)
+
+
+def private_set(
+    study: PrivacyStudy, data: ImageData, epsilon: float, seed: int, options: Options, folder: Path | None, name: str = ""
+) -> tuple[CondensedSet, CondensedSet | None]:
+    """(the private set, the private start where there is one)."""
+    table = study.privacy
+    assert table is not None
+    statistics = statistics_of(study, data, epsilon, folder / f"{name}-releases" if folder else None)
+    start = private_kmeans(statistics, study.ipc, seed) if table.start == "kmeans" else None
+    return condense(study, statistics, seed, start, options, folder / f"checkpoint-{name}.safetensors" if folder else None), start
+
+
+def plain_set(study: PrivacyStudy, options: Options, data: ImageData, folder: Path) -> CondensedSet:
+    """The study's method without privacy, for checks of a study that has no [privacy]; made once."""
+    path, checkpoint = folder / "condensed.safetensors", folder / "checkpoint.safetensors"
+    if not path.exists():
+        condense(study, data, options.seed, None, options, checkpoint).save(path)
+        checkpoint.unlink(missing_ok=True)
+    return CondensedSet.load(path).to(options.device)
+
+
+def fill_private(
+    study: PrivacyStudy,
+    table: PrivacyTable,
+    options: Options,
+    data: ImageData,
+    folder: Path,
+    results: dict[str, Any],
+    epsilon: float,
+    console: Console,
+) -> dict[str, CondensedSet]:
+    """One budget's part of the results; returns the sets that were judged, the private one first."""
+    name = f"epsilon{epsilon:g}"
+    path, twin, first = folder / f"condensed-{name}.safetensors", folder / f"exact-{name}.safetensors", folder / f"start-{name}.safetensors"
+    part: dict[str, Any] = results.setdefault(name, {})
+    if not path.exists():
+        made, start = private_set(study, data, epsilon, options.seed, options, folder, name)
+        if start is not None:
+            start.save(first)
+        made.save(path)
+        (folder / f"checkpoint-{name}.safetensors").unlink(missing_ok=True)
+    private = CondensedSet.load(path).to(options.device)
+    # The account's random id stays in the set's file: a record has no number that a repeated run would not have.
+    stated = {name: value for name, value in (private.provenance.dp or {}).items() if name != "account"}
+    part |= {"privacy": stated, "distil_seconds": private.provenance.seconds, "guarantee": guarantee(private.provenance.dp)}
+    say(console, f"{study.method} at ipc {study.ipc}, epsilon {epsilon:g}: {private.provenance.seconds:.0f} s")
+    sets = {f"private {study.method}": private}
+    if table.twin:
+        if not twin.exists():
+            start = CondensedSet.load(first).to(options.device) if first.exists() else "noise"
+            condense(study, data, options.seed, start, options, folder / f"checkpoint-exact-{name}.safetensors").save(twin)
+            (folder / f"checkpoint-exact-{name}.safetensors").unlink(missing_ok=True)
+        sets[f"{study.method} without noise"] = CondensedSet.load(twin).to(options.device)
+    if first.exists():
+        sets["private start"] = CondensedSet.load(first).to(options.device)
+    part["accuracy"] = judge(study, options, data, folder, sets, name, console)
+    return sets
+
+
+def judge(
+    study: PrivacyStudy, options: Options, data: ImageData, folder: Path, sets: dict[str, CondensedSet], name: str, console: Console
+) -> dict[str, Any]:
+    """Accuracies by set; metrics.jsonl is the ledger, so that a stopped study loses one network at most."""
+    table, metrics, rows = study.evaluation, folder / "metrics.jsonl", {}
+    some = next(iter(sets.values()))
+    recipe = compared(table.recipe or table.protocol, some, data, table.networks[0])  # the first set's is everybody's
+    seeds = [options.seed * 1000 + k for k in range(table.seeds)]
+    for label in (*sets, *table.baselines):
+        key = {"stage": "evaluate", "set": label, "network": table.networks[0], "part": name}
+        lines = [line for line in read_lines(metrics) if all(line.get(k) == v for k, v in key.items())]
+        done = {line["seed"]: Measured.read(label, line) for line in lines}
+        missing = [seed for seed in seeds if seed not in done]
+        kind = "condensed" if label in sets else label
+        for one in accuracies(sets.get(label, some), data, [kind], table.networks[0], recipe, missing, table.split, table.whole_epochs):
+            done[one.seed] = one
+            append_line(metrics, {**key, **one.line()})
+        trained = training_of(kind, sets.get(label, some), data, recipe, table.whole_epochs)
+        rows[label] = summed_up([done[seed] for seed in seeds]).as_dict() | trained.as_dict()
+        say(console, f"  {name}, {table.networks[0]} on {label}: {shown(rows[label])} %")
+    return rows

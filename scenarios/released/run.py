@@ -1,0 +1,221 @@
+"""A pipeline's stage of kind "privacy" that takes a set: the set as it was released is attacked, and the mechanism behind it audited.
+
+Members are the training images that the set was made from, others the held-out ones; chance alone divided them. Each arm's networks are
+attacked by their loss (Yeom et al., CSF 2018): those trained on the released set, on as many random members, and on all members; beside
+them stands the distance of a point to the nearest released image. The audit puts canaries into the mechanism behind the set.
+"""
+
+import dataclasses
+import io
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pydantic
+import torch
+from pydantic import Field
+from rich.console import Console
+
+from apps.privacy.attacks import losses_and_margins, nearest_scores, threshold_scores
+from apps.privacy.canaries import audit
+from apps.privacy.figures import roc_curves
+from apps.privacy.metrics import auc, by_run, membership
+from distill.comparison import compared
+from distill.configure import configure
+from distill.coresets import select
+from distill.data import ImageData
+from distill.drawing import Drawing
+from distill.errors import InputError, unknown_name
+from distill.evaluation import accuracy, fitted
+from distill.networks import check_name, create
+from distill.randomness import derived_seed, generator
+from distill.records import write_whole
+from distill.train import PROTOCOLS, Recipe, train_network
+from scenarios.engine.folder import Options, say
+from scenarios.engine.given import Given
+from scenarios.engine.schema import DataTable, _checked, _plain, config_hash
+
+TABLES = ("data", "attack", "audit")
+NEAREST = "nearest image"
+_STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+class AttackTable:
+    """``[attack]``: each arm trains ``networks`` networks on the same images; a point's loss is their mean. ``others`` is the split that
+    nobody trained on; "validation" comes from the same pool as the members, by chance alone."""
+
+    arms: Annotated[tuple[Literal["released", "random", "whole"], ...], Field(min_length=1)] = ("released", "random", "whole")
+    networks: Annotated[int, Field(ge=1)] = 4
+    others: Literal["validation", "test"] = "validation"
+    network: str = "ConvNet"
+    protocol: str = "laptop"
+    recipe: Recipe | None = None
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+class AuditTable:
+    """``[audit]``: see `apps.privacy.canaries.audit`; ``epsilon`` and ``delta`` None are those that the set states."""
+
+    epsilon: Annotated[float, Field(gt=0)] | None = None
+    delta: Annotated[float, Field(gt=0, lt=1)] | None = None
+    runs: Annotated[int, Field(ge=200, le=2304)] = 2000
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.999
+
+
+@dataclass(frozen=True)
+class ReleasedStudy:
+    """``kind = "privacy"`` with ``from``, in a pipeline."""
+
+    name: str
+    title: str
+    data: DataTable
+    attack: AttackTable | None
+    audit: AuditTable | None
+    merged: dict[str, Any]
+    given: Given | None = None
+    kind: str = "privacy"
+    room: str = "released"
+
+    @property
+    def hash(self) -> str:
+        return config_hash(self.merged)
+
+
+def study(name: str, title: str, tables: dict[str, Any], source: str) -> ReleasedStudy:
+    """Check the tables; `InputError` names file, key and what is allowed."""
+    for key, table in tables.items():
+        if key not in TABLES:
+            raise unknown_name(f"{source}: key", key, ("kind", "title", "from", *TABLES))
+        if not isinstance(table, dict):
+            raise InputError(f"{source}: [{key}] is not a table.")
+    data = configure(DataTable, tables["data"], f"{source}: [data]")
+    attack = configure(AttackTable, tables["attack"], f"{source}: [attack]") if "attack" in tables else None
+    canaries = configure(AuditTable, tables["audit"], f"{source}: [audit]") if "audit" in tables else None
+    if attack is None and canaries is None:
+        raise InputError(f"{source}: has neither of the tables [attack] and [audit]; a stage that takes a released set needs one.")
+    if attack is not None:
+        _checked(f"{source}: [attack]", "network", lambda: check_name(attack.network))
+        if attack.protocol not in PROTOCOLS:
+            raise unknown_name(f"{source}: [attack]: key 'protocol': value", attack.protocol, PROTOCOLS)
+    parts = {"data": data, "attack": attack, "audit": canaries}
+    merged: dict[str, Any] = {key: None if part is None else _plain(part) for key, part in parts.items()}
+    return ReleasedStudy(name, title, data, attack, canaries, {"kind": "privacy", **merged})
+
+
+def check(study: ReleasedStudy, data: ImageData) -> None:
+    """What would fail after minutes of work fails now."""
+    if study.attack is not None:
+        create(study.attack.network, data.spec, generator(0, "check"))
+        if len(getattr(data, study.attack.others)) < 20:
+            raise InputError(
+                f"[attack]: others is {study.attack.others!r}, a split of {len(getattr(data, study.attack.others))} images; allowed: 20 or "
+                "more (set data.validation)."
+            )
+
+
+def fill(study: ReleasedStudy, options: Options, data: ImageData, folder: Path, results: dict[str, Any], console: Console) -> None:
+    """First the audit: figures about a broken mechanism's set would be worth nothing."""
+    assert study.given is not None
+    data = fitted(study.given.made, data)
+    results["data"] = {"name": data.spec.name, "train": len(data.train), "test": len(data.test)}
+    if study.audit is not None:
+        _audit(study.audit, study.given, options, results, console)
+    if study.attack is not None:
+        _attack(study.attack, study.given, options, data, folder, results, console)
+
+
+def _audit(table: AuditTable, given: Given, options: Options, results: dict[str, Any], console: Console) -> None:
+    stated = given.made.provenance.dp or {}
+    epsilon, delta = table.epsilon or stated.get("epsilon"), table.delta or stated.get("delta") or 1e-5
+    if not epsilon:
+        raise InputError(f"[audit]: the set of {given.name!r} states no epsilon; set audit.epsilon, or leave [audit] out.")
+    start = time.monotonic()
+    found = audit(epsilon=epsilon, delta=delta, runs=table.runs, confidence=table.confidence, seed=options.seed)
+    results["audit"] = {**found.as_dict(), "seconds": time.monotonic() - start}
+    say(console, f"audit: {found}")
+    if not found.holds:
+        raise AssertionError(f"the mechanism gives away more than its account says: {found}")
+
+
+def _attack(
+    table: AttackTable, given: Given, options: Options, data: ImageData, folder: Path, results: dict[str, Any], console: Console
+) -> None:
+    """One network after the other, each a file; then the figures of each arm, from its networks' mean losses."""
+    results["attack"] = {}
+    splits = [
+        (data.normalised(name, torch.arange(len(getattr(data, name)), device=data.device)), getattr(data, name).labels)
+        for name in ("train", table.others)
+    ]
+    for arm in (*table.arms, *([NEAREST] if "released" in table.arms else [])):
+        right = []
+        for number in range(1 if arm == NEAREST else table.networks):
+            file = _file(folder, arm, number)
+            if not file.exists():
+                buffer = io.BytesIO()
+                np.savez_compressed(buffer, **_attacked(table, given, options, data, splits, arm, number))
+                write_whole(file, buffer.getvalue())
+            with np.load(file, allow_pickle=False) as saved:
+                right += [float(saved["accuracy"])] if "accuracy" in saved else []
+        members, others = scores(folder, arm)
+        found = membership(members, others, seed=options.seed)
+        low = found.rates[0.01]
+        row: dict[str, Any] = {
+            "accuracy": dataclasses.asdict(by_run(right)) if right else None,
+            "advantage_percent": {key: 100 * value for key, value in dataclasses.asdict(found.advantage).items()},
+            "auc": {"value": found.auc, **_by_point(members, others)},
+            "tpr_at_1_percent": None if low is None else dataclasses.asdict(low),
+            "runs": len(right) or 1,
+        }
+        results["attack"][arm] = row
+        say(console, f"attack on {arm}: advantage {row['advantage_percent']['value']:.1f} %, AUC {row['auc']['value']:.3f}")
+
+
+def _file(folder: Path, arm: str, number: int) -> Path:
+    return folder / "attack" / f"{arm.replace(' ', '-')}-{number}.npz"
+
+
+def scores(folder: Path, arm: str) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of members and of others, each the mean over the arm's networks. All networks saw the same members, so that the points, not
+    the networks, are what an interval is over."""
+    found: dict[str, list[np.ndarray]] = {"in_scores": [], "out_scores": []}
+    while (file := _file(folder, arm, len(found["in_scores"]))).exists():
+        with np.load(file, allow_pickle=False) as saved:
+            for key, values in found.items():
+                values.append(saved[key])
+    return np.mean(found["in_scores"], 0), np.mean(found["out_scores"], 0)
+
+
+def _by_point(members: np.ndarray, others: np.ndarray, draws: int = 500) -> dict[str, float]:
+    """Ends of the AUC's 95 % interval: percentile bootstrap over points, members and others apart."""
+    picks = np.random.default_rng(0)
+    again = [auc(picks.choice(members, len(members)), picks.choice(others, len(others))) for _ in range(draws)]
+    low, high = np.quantile(again, [0.025, 0.975])
+    return {"low": float(low), "high": float(high)}
+
+
+def _attacked(
+    table: AttackTable, given: Given, options: Options, data: ImageData, splits: Any, arm: str, number: int
+) -> dict[str, np.ndarray]:
+    """Scores of all members and others, and the network's test accuracy where there is one."""
+    (members, _), (others, _), one = *splits, given.made.to(data.device)
+    if arm == NEAREST:
+        return {"in_scores": nearest_scores(members, one.images), "out_scores": nearest_scores(others, one.images)}
+    # The random members are one draw for all networks: they stand for a set that was released once.
+    source = select(data, "random", one.counts, generator(options.seed, "released", "random arm")) if arm == "random" else None
+    recipe = compared(table.recipe or table.protocol, one, data, table.network)
+    seed = derived_seed(options.seed, "released", arm, number) % 1_000_000_000
+    network = train_network(source or {"released": one, "whole": data}[arm], table.network, recipe, seed, data.device)
+    found = [threshold_scores(losses_and_margins([network], images, labels)[0]) for images, labels in splits]
+    return {"in_scores": found[0], "out_scores": found[1], "accuracy": np.array(accuracy(network, data))}
+
+
+def draw(folder: Path, record: dict[str, Any]) -> Iterator[tuple[str, Drawing]]:
+    """Log-log curves of the attacks."""
+    results = record["results"]
+    curves = {arm: scores(folder, arm) for arm in results.get("attack", {})}
+    if curves:
+        yield "roc", roc_curves(curves)

@@ -1,0 +1,183 @@
+"""Reports: the numbers of a record as text, and one self-contained HTML page of one or more run folders."""
+
+import importlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from distill.errors import InputError, clipped
+from distill.records import write_whole
+from scenarios.engine.schema import READY
+from scenarios.reporting import page
+from scenarios.reporting.question import not_run, question
+from scenarios.reporting.runs import Run, by_seed, differing, read_run, short, summary
+
+_NOTE = "Test accuracy in percent: mean and 95 % interval over networks, last epoch, one recipe for all sets."  # a room may have its own
+_CONFIGURATION = 200_000  # characters of it that are shown
+
+
+def shown(row: dict[str, Any]) -> str:
+    """An accuracy of a record as ``89.2 ± 0.6``, or ``failed (2 of 5)`` where networks have none."""
+    if row.get("failed"):
+        return f"failed ({row['failed']} of {len(row['values'])})"
+    if row.get("high") is None:
+        return f"{row['mean']:.1f}"
+    # An interval that is cut off at 0 or 100 has its full length on the other side.
+    return f"{row['mean']:.1f} ± {max(row['high'] - row['mean'], row['mean'] - row['low']):.1f}"
+
+
+def accuracy_table(record: dict[str, Any]) -> list[list[str]]:
+    """Header and rows of the record's main table, as its kind tells it."""
+    found: list[list[str]] = room_of(record).accuracy_table(record)
+    return found
+
+
+def answer(record: dict[str, Any]) -> str:
+    """The record in one sentence, as its kind tells it."""
+    found: str = room_of(record).answer(record)
+    return found
+
+
+def room_of(record: dict[str, Any]) -> ModuleType:
+    kind = record.get("kind", "condense")
+    if kind not in READY:  # a record may come from anywhere
+        raise InputError(f"the record's kind is {str(kind)[:40]!r}; this version can show: {', '.join(READY)}.")
+    return importlib.import_module(f"scenarios.{kind}.run")
+
+
+def write_report(folders: Sequence[Path], out: Path) -> None:
+    """One HTML file of at most 5 MB with everything inside; several runs side by side, then one after the other."""
+    runs = [read_run(folder) for folder in {folder.resolve(): folder for folder in folders}.values()]
+    figures = {run.folder: sorted((run.folder / "figures").glob("*.png")) for run in runs}
+    paths = [path for found in figures.values() for path in found]
+    bare = _page(runs, figures, {})
+    if len(bare.encode()) > page.MAX_BYTES:
+        raise InputError(f"the report would have {len(bare.encode())} bytes without a figure; allowed: {page.MAX_BYTES}. Give fewer runs.")
+    pictures = page.fitted(paths, page.MAX_BYTES - len(bare.encode()))
+    write_whole(out, _page(runs, figures, pictures))
+
+
+def _page(runs: Sequence[Run], figures: dict[Path, list[Path]], pictures: dict[Path, page.Picture]) -> str:
+    if len(runs) == 1:
+        return page.whole(_title(runs[0]), _section(runs[0], "h1", figures[runs[0].folder], pictures))
+    parts = [
+        page.text(f"{len(runs)} runs side by side", "h1"),
+        page.table(_side_by_side(runs)),
+        page.text("Figures of the records with their own intervals, in the order in which the runs were given.", name="small"),
+        *_over_seeds(runs),
+        *_pictures_side_by_side(runs, figures, pictures),
+        *(f"<section>{_section(run, 'h2', [], pictures)}</section>" for run in runs),
+    ]
+    return page.whole(f"{len(runs)} runs", "".join(parts))
+
+
+def _section(run: Run, heading: str, figures: Sequence[Path], pictures: dict[Path, page.Picture]) -> str:
+    try:
+        return _described(run, heading, figures, pictures)
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{run.folder / 'record.json'}: is not a complete record ({type(error).__name__}: {error}).") from None
+
+
+def _described(run: Run, heading: str, figures: Sequence[Path], pictures: dict[Path, page.Picture]) -> str:
+    """Question, answer, table, figures, what was not run, the machine, the configuration."""
+    record, config, room = run.record, run.config, room_of(run.record)
+    missing = getattr(room, "not_run", not_run)(record, config)
+    environment = record["environment"]
+    facts = (
+        f"{record['scenario']}, seed {record['seed']}, status {record['status']}: {record['seconds']:.0f} s,"
+        f" peak memory {record['peak_memory_bytes'] / 1e9:.2f} GB, {environment.get('gpu') or environment['processor']}."
+        f" Folder: {run.folder.name}."
+    )
+    left_out = [path.name for path in figures if path not in pictures] if pictures else []
+    rows = accuracy_table(record)
+    parts = [
+        page.text(_title(run), heading),
+        _reason(record),
+        page.text(getattr(room, "question", question)(config), name="question"),
+        _answer(answer(record).splitlines()),
+        page.table(rows),
+        page.text(getattr(room, "note", _NOTE), name="small") if rows else "",
+        "<div class=pictures>",
+        *(page.picture(pictures[path], path.stem) for path in figures if path in pictures),
+        "</div>",
+        page.text(f"Figures that are no pictures or do not fit into the page: {', '.join(left_out)}.", name="small") if left_out else "",
+        page.text("Not run", "h3") + page.listed(missing) if missing else "",
+        page.text(facts, name="small"),
+        page.folded("Configuration", clipped_lines(json.dumps(config, indent=1))),
+    ]
+    return "".join(parts)
+
+
+def _reason(record: dict[str, Any]) -> str:
+    """Why a run has no results or not all: what a reader must see first."""
+    if record["status"] == "done" or not record.get("reason"):
+        return ""
+    state = f"This run {'was ' if record['status'] == 'interrupted' else ''}{record['status']}"
+    return page.text(f"{state}: {clipped(record['reason'], 1000)}", name="reason")
+
+
+def _answer(lines: list[str]) -> str:
+    """A sentence as a paragraph, several (of a pipeline, one a stage) as a list."""
+    return page.text(lines[0] if lines else "", name="answer") if len(lines) < 2 else f"<div class=answer>{page.listed(lines)}</div>"
+
+
+def clipped_lines(text: str) -> str:
+    return text if len(text) <= _CONFIGURATION else f"{text[:_CONFIGURATION]}\n... ({len(text)} characters; all of it is in config.json)"
+
+
+def _title(run: Run) -> str:
+    return clipped(run.record.get("title") or run.record.get("scenario"), 200)
+
+
+# Several runs
+
+
+def _labels(runs: Sequence[Run]) -> list[str]:
+    """Short names: the scenario and its seed, with the folder where that is not enough."""
+    names = [f"{clipped(run.record.get('scenario'), 60)}, seed {clipped(run.record.get('seed'), 12)}" for run in runs]
+    return [name if names.count(name) == 1 else f"{name} ({run.folder.name})" for name, run in zip(names, runs, strict=True)]
+
+
+def _side_by_side(runs: Sequence[Run]) -> list[list[str]]:
+    """One column a run: where the configurations differ, and the main figures of the records."""
+    settings, found = [run.settings for run in runs], [run.main_figures for run in runs]
+    rows = [["", *_labels(runs)], ["status", *(clipped(run.record.get("status"), 20) for run in runs)]]
+    common = [name for name in differing(runs) if all(name in one for one in settings)]  # studies of other kinds have other settings
+    rows += [[name, *(clipped(one[name], 60) for one in settings)] for name in common]
+    for name in dict.fromkeys(name for one in found for name in one):
+        rows.append([name, *(_figure(one[name]) if name in one else "-" for one in found)])
+    return [*rows, ["seconds", *(_seconds(run.record.get("seconds")) for run in runs)]]
+
+
+def _figure(found: tuple[float, float | None, float | None]) -> str:
+    middle, low, high = found
+    return f"{middle:.4g}" + (f" ({low:.4g} to {high:.4g})" if low is not None and high is not None else "")
+
+
+def _seconds(value: Any) -> str:
+    return f"{value:.0f}" if isinstance(value, int | float) and math.isfinite(value) else "-"
+
+
+def _over_seeds(runs: Sequence[Run]) -> list[str]:
+    """The mean over seeds, where there are several of a study."""
+    done = [run for run in runs if run.record.get("status") == "done"]
+    try:
+        several = [run for group in by_seed(done) if len(group) > 1 for run in group]
+    except InputError:  # the same study and seed twice, from two places: the columns show them, a mean would count one twice
+        return []
+    return [page.text("Mean and 95 % interval over seeds", "h2"), page.table(short(summary(several)))] if several else []
+
+
+def _pictures_side_by_side(runs: Sequence[Run], figures: dict[Path, list[Path]], pictures: dict[Path, page.Picture]) -> list[str]:
+    parts = []
+    labels = _labels(runs)
+    for name in dict.fromkeys(path.name for run in runs for path in figures[run.folder]):
+        those = [(label, run.folder / "figures" / name) for label, run in zip(labels, runs, strict=True)]
+        shown = [page.picture(pictures[path], f"{Path(name).stem}, {label}", label) for label, path in those if path in pictures]
+        parts += [page.text(Path(name).stem, "h2"), f"<div class=pictures>{''.join(shown)}</div>"] if shown else []
+    return parts

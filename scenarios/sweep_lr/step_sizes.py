@@ -1,0 +1,92 @@
+"""What `distill sweep-lr` asks of the study of kind "sweep_lr": step sizes around the method's own one, in a short run."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from distill.condensed import CondensedSet
+from distill.configure import configure
+from distill.divergence import step_sizes
+from distill.errors import InputError, clipped, unknown_name
+from distill.methods import METHODS
+from distill.spec import DataSpec
+from scenarios.engine import own
+
+STEPS, NETWORKS, TRAINING_STEPS, VALIDATION, POINTS = 15, 3, 30, 0.2, 7
+# What else is made shorter in a sweep of the command line; none of it changes the scale of the step size.
+SHORTER: dict[str, dict[str, Any]] = {
+    "gm": {"batch_real": 64},
+    "dsa": {"batch_real": 64},
+    "dm": {"batch_real": 32},
+    "datadam": {"batch_real": 32},
+    "mtt": {"experts": 2, "max_start_epoch": 2},
+}
+
+
+def default_step_size(method: str, settings: dict[str, Any], ipc: int, key: str, data: str = "digits") -> float | None:
+    """The step size that ``method`` takes when none is given, at this many images a class; None where it does not say."""
+    config = configure(METHODS[method][0], settings, f"method {method!r}")
+    given = getattr(config, key, None)
+    if given is not None:
+        return float(given)
+    # The name only matters for data sets with a step size of their own, and a folder's path may be too long for one.
+    spec = DataSpec("own" if ":" in data else data, 1, 8, 8, ("0",), (0.0,), (1.0,))
+    start = CondensedSet(torch.zeros(ipc, 1, 8, 8), torch.zeros(ipc, dtype=torch.int64), spec)
+    return step_sizes(METHODS[method][1](config, start, None))[0].get(key)
+
+
+def spaced(low: float, high: float, points: int) -> list[float]:
+    """Step sizes from ``low`` to ``high``, equally spaced in their logarithm, two digits each."""
+    if not (0 < low < high and math.isfinite(high)) or not 2 <= points <= 100:
+        raise InputError(f"step sizes from {low:g} to {high:g} in {points} points; allowed: 0 < from < to, 2 to 100 points.")
+    values = [low * (high / low) ** (place / (points - 1)) for place in range(points)]
+    return list(dict.fromkeys(float(f"{value:.2g}") for value in values))
+
+
+def tables_for(
+    data: str,
+    method: str,
+    ipc: int,
+    settings: dict[str, Any],
+    *,
+    key: str = "lr_img",
+    values: Sequence[float] = (),
+    low: float | None = None,
+    high: float | None = None,
+    points: int = POINTS,
+    steps: int = STEPS,
+    network: str = "ConvNet",
+    networks: int = NETWORKS,
+    validation: float = VALIDATION,
+) -> dict[str, Any]:
+    """The tables of the study that the command makes: step sizes around the method's own one, in a short run.
+
+    Without ``values`` they go from ``low`` to ``high``; each of these is by default a factor of about 30 away from the method's own step
+    size. Settings that the user gave are never shortened. Raises `InputError`.
+    """
+    named = {"method": {"name": method, **({"network": settings["network"]} if "network" in settings else {})}}
+    own.register("sweep_lr", {**named, "evaluation": {"networks": [network]}}, "distill sweep-lr")
+    if method not in METHODS:
+        raise unknown_name("method", method, METHODS)
+    if key in settings:
+        raise InputError(f"--set {key}=... and a sweep over {key}: allowed: one of them; give --values instead.")
+    fields = METHODS[method][0].__dataclass_fields__
+    each = ipc if "outer_steps" in fields and "outer_steps" not in settings else 1  # image updates of one iteration, by default
+    shorter: dict[str, Any] = {"iterations": max(1, -(-steps // each)), **SHORTER.get(method, {})}
+    shorter = {name: value for name, value in shorter.items() if name in fields and name not in settings}
+    if not values:
+        middle = default_step_size(method, settings, ipc, key, data)
+        if middle is None and (low is None or high is None):
+            raise InputError(f"method {method!r} has no {clipped(key)} of its own; give --values, or --from and --to.")
+        values = spaced(low or (middle or 1.0) / 10**1.5, high or (middle or 1.0) * 10**1.5, points)
+    recipe = {"epochs": 1001, "max_steps": TRAINING_STEPS, "batch_size": 32, "optimiser": "adamw", "lr": 0.001, "schedule": "cosine"}
+    return {
+        "kind": "sweep_lr",
+        "title": f"{data}, {method}, {ipc} image{'s' if ipc > 1 else ''} a class: step sizes",
+        "data": {"name": data, "validation": validation},
+        "method": {"name": method, "ipc": ipc, **shorter, **settings},
+        "evaluation": {"networks": [network], "seeds": networks, "recipe": recipe},
+        "sweep": {"values": list(values), "key": key, "shortened": list(shorter)},
+    }
