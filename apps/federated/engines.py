@@ -27,7 +27,6 @@ from distill import stopping
 from distill.errors import InputError
 from distill.records import read_lines, write_whole
 
-APP = Path(__file__).parent / "flower_app"
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 90.0
 STOP_SECONDS = 10.0
@@ -35,8 +34,9 @@ STOP_SECONDS = 10.0
 
 @dataclass
 class Flower:
-    """A running SuperLink, and its SuperNodes where it is a deployment."""
+    """A running SuperLink, and its SuperNodes where it is a deployment; ``app`` is the folder of the Flower app that runs submit."""
 
+    app: Path
     home: Path
     port: int
     logs: Path
@@ -50,7 +50,7 @@ class Flower:
         file = self.home / "run.toml"
         write_whole(file, "".join(f"{key} = {json.dumps(value)}\n" for key, value in config.items()))
         federation = ["--federation-config", f"num-supernodes={self.simulated} client-resources-num-cpus=1"] if self.simulated else []
-        command = ["run", str(APP), "here", "--stream", "--run-config", str(file), *federation]
+        command = ["run", str(self.app), "here", "--stream", "--run-config", str(file), *federation]
         self._flwr(command, self.logs / "run.log")
         # The exit code says nothing: it is 0 also for a run that failed.
         listed = json.loads(self._flwr(["list", "here", "--format", "json"]))
@@ -79,24 +79,26 @@ class Flower:
         return (done.stdout or b"").decode(errors="replace")
 
 
-def run_simulation(settings: Settings, folder: Path, data_root: str = "") -> dict[str, Any]:
-    """Flower's simulation runtime, one core a client."""
+def run_simulation(settings: Settings, folder: Path, app: Path, data_root: str = "") -> dict[str, Any]:
+    """Flower's simulation runtime, one core a client; ``app`` is the folder of the Flower app."""
     if importlib.util.find_spec("ray") is None:
         raise InputError('engine "simulation" needs Ray; run: pip install "distill-apps[federated]", or set engine = "inline".')
-    with flower(folder / "flower", settings, simulated=settings.partition.num_partitions, releases=folder / "releases") as running:
+    clients = settings.partition.num_partitions
+    with flower(folder / "flower", settings, app, simulated=clients, releases=folder / "releases") as running:
         return running.run(settings, folder, data_root)
 
 
-def run_deployment(settings: Settings, folder: Path, data_root: str = "") -> dict[str, Any]:
-    """A SuperLink and one SuperNode a client, all on this machine and its loopback."""
-    with flower(folder / "flower", settings, releases=folder / "releases") as running:
+def run_deployment(settings: Settings, folder: Path, app: Path, data_root: str = "") -> dict[str, Any]:
+    """A SuperLink and one SuperNode a client, all on this machine and its loopback; ``app`` is the folder of the Flower app."""
+    with flower(folder / "flower", settings, app, releases=folder / "releases") as running:
         return running.run(settings, folder, data_root)
 
 
 @contextlib.contextmanager
-def flower(logs: Path, settings: Settings, simulated: int | None = None, releases: Path | None = None) -> Iterator[Flower]:
+def flower(logs: Path, settings: Settings, app: Path, simulated: int | None = None, releases: Path | None = None) -> Iterator[Flower]:
     """A SuperLink on a free port, with SuperNodes unless ``simulated``; all are gone at the end, whatever happens.
 
+    ``app`` is the folder of the Flower app that is run there (`scenarios.federated_cells.FLOWER_APP`: apps know no scenario).
     ``releases`` is where private clients keep what they released, so that a run that goes on asks them nothing twice.
     """
     logs.mkdir(parents=True, exist_ok=True)
@@ -104,7 +106,7 @@ def flower(logs: Path, settings: Settings, simulated: int | None = None, release
     port = free_port()
     write_whole(home / "config.toml", f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "127.0.0.1:{port}"\ninsecure = true\n')
     environment = offline(home, settings.threads) | ({} if releases is None else {"DISTILL_RELEASES": str(releases.resolve())})
-    running = Flower(home, port, logs, environment, simulated=simulated)
+    running = Flower(app, home, port, logs, environment, simulated=simulated)
     children: list[subprocess.Popen[bytes]] = []
     link = ["--insecure", "--host", "127.0.0.1", "--port", str(port), "--disable-runtime-dependency-installation"]
     before = _raise_on_terminate()

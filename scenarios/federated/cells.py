@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from scenarios.federated.run import FederatedStudy
 
 Lines = list[dict[str, Any]]
+# What `flwr run` takes, and Flower's engines here. It stands on this floor, where a client of one app may meet another app.
+FLOWER_APP = Path(__file__).parent / "flower_app"
 
 
 def run_cells(
@@ -67,7 +69,7 @@ def run_cell(study: "FederatedStudy", cell: Settings, options: Options, data: Im
     # The clients' memory of these engines ends with them, so a strategy that needs it starts again.
     if cell.strategy == "scaffold" or cell.upload.warm_start:
         (own / "checkpoint.safetensors").unlink(missing_ok=True)
-    account = (run_simulation if study.federation.engine == "simulation" else run_deployment)(cell, own, root)
+    account = (run_simulation if study.federation.engine == "simulation" else run_deployment)(cell, own, FLOWER_APP, root)
     write_json_lines(own / "flower.jsonl", [account])
     return answered(cell, lines_of(own))
 

@@ -13,6 +13,7 @@ from apps.federated.inline import run_inline
 from apps.federated.messages import settings_of
 from apps.federated.settings import Settings, from_mapping
 from distill.condensed import CondensedSet
+from scenarios.federated_cells import FLOWER_APP
 
 
 def settings(clients: int = 2, **changes: object) -> Settings:
@@ -39,7 +40,7 @@ def same_as_inline(made: Settings, folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_flower_app_is_valid_and_its_own_settings_are_ours() -> None:
-    config = tomllib.loads((engines.APP / "pyproject.toml").read_text())
+    config = tomllib.loads((FLOWER_APP / "pyproject.toml").read_text())
     flat: dict[str, object] = {}
 
     def flatten(table: dict, prefix: str = "") -> None:
@@ -81,7 +82,7 @@ def test_a_simulation_never_joins_a_ray_that_is_there(tmp_path: Path, monkeypatc
 @pytest.mark.network_engine
 def test_simulation_gives_the_uploads_of_the_inline_engine(tmp_path: Path) -> None:
     made = settings(3)
-    account = engines.run_simulation(made, tmp_path / "run")
+    account = engines.run_simulation(made, tmp_path / "run", FLOWER_APP)
     assert account["status"] == "finished:completed"
     same_as_inline(made, tmp_path / "run", tmp_path)
 
@@ -101,19 +102,19 @@ def test_private_clients_of_a_run_that_goes_on_release_nothing_twice(engine: Cal
             "releases": 2,
         },
     )
-    engine(made, tmp_path)
+    engine(made, tmp_path, FLOWER_APP)
     first = CondensedSet.load(tmp_path / "union.safetensors")
     assert sorted(path.name for path in (tmp_path / "releases").iterdir()) == ["client-0-round-1", "client-1-round-1"]
     for name in ("checkpoint.safetensors", "rounds.jsonl", "union.safetensors"):  # the server was killed before it had written its round
         (tmp_path / name).unlink()
-    engine(made, tmp_path)
+    engine(made, tmp_path, FLOWER_APP)
     assert CondensedSet.load(tmp_path / "union.safetensors").images.equal(first.images)
 
 
 @pytest.mark.network_engine
 def test_a_deployment_gives_the_same_uploads_and_flower_counts_the_same_bytes(tmp_path: Path) -> None:
     made = settings()
-    with engines.flower(tmp_path / "logs", made) as running:
+    with engines.flower(tmp_path / "logs", made, FLOWER_APP) as running:
         account = running.run(made, tmp_path / "run")
         home = running.home
     assert engines.carrying(home) == [], "no process is left behind"
@@ -134,7 +135,7 @@ def test_a_node_that_is_killed_in_mid_round_is_named_and_the_run_finishes(tmp_pa
 
     made = settings(timeout=150.0)
     folder = tmp_path / "run"
-    with engines.flower(tmp_path / "logs", made) as running:
+    with engines.flower(tmp_path / "logs", made, FLOWER_APP) as running:
 
         def kill_after_round_one() -> None:
             while not any(line["round"] == 1 for line in engines.lines_of(folder)):
