@@ -98,7 +98,7 @@ def run_deployment(settings: Settings, folder: Path, app: Path, data_root: str =
 def flower(logs: Path, settings: Settings, app: Path, simulated: int | None = None, releases: Path | None = None) -> Iterator[Flower]:
     """A SuperLink on a free port, with SuperNodes unless ``simulated``; all are gone at the end, whatever happens.
 
-    ``app`` is the folder of the Flower app that is run there (`scenarios.federated_cells.FLOWER_APP`: apps know no scenario).
+    ``app`` is the folder of the Flower app that is run there (`scenarios.federated.cells.FLOWER_APP`: apps know no scenario).
     ``releases`` is where private clients keep what they released, so that a run that goes on asks them nothing twice.
     """
     logs.mkdir(parents=True, exist_ok=True)

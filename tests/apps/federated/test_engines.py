@@ -13,7 +13,7 @@ from apps.federated.inline import run_inline
 from apps.federated.messages import settings_of
 from apps.federated.settings import Settings, from_mapping
 from distill.condensed import CondensedSet
-from scenarios.federated_cells import FLOWER_APP
+from scenarios.federated.cells import FLOWER_APP
 
 
 def settings(clients: int = 2, **changes: object) -> Settings:
