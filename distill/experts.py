@@ -138,15 +138,19 @@ def _place(folder: Path, expert: int) -> Path:
     return folder / f"expert-{expert:04d}.safetensors"
 
 
+def cache_root() -> Path:
+    """The user's folder of experts, in ``DISTILL_CACHE`` or ``~/.cache/distill-apps``. They are as private as their data."""
+    return Path(os.environ.get("DISTILL_CACHE") or Path.home() / ".cache" / "distill-apps") / "experts"
+
+
 def cache_folder(data: ImageData, config: ExpertConfig) -> Path:
     """Where experts with this configuration on these data are kept."""
-    root = Path(os.environ.get("DISTILL_CACHE") or Path.home() / ".cache" / "distill-apps")
     # Each expert is one of its own: asking for more of them finds the first ones here.
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name != "experts"}
     facts = [settings, data.fingerprint, dataclasses.asdict(data.spec)]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     name = "".join(c if c.isalnum() or c in "-_" else "-" for c in data.spec.name)[:40]
-    return root / "experts" / f"{name}-{config.network}-{key}"
+    return cache_root() / f"{name}-{config.network}-{key}"
 
 
 def _epochs(

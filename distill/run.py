@@ -112,7 +112,8 @@ def distil(
     if callable(prepare := getattr(distiller, "prepare", None)):
         prepare(statistics, progress)  # work of its own before the first step (MTT's experts), which keeps its own progress on disk
     _all_steps(distiller, statistics, draws, done, checkpoint, run, metrics, tags or {}, progress, start, snapshots or {})
-    seconds = time.monotonic() - start
+    # The time tells how many private images there are, and no guarantee covers it.
+    seconds = 0.0 if statistics.privacy is not None else time.monotonic() - start
     check_condensed(distiller)
     stated = {"ipc": given, **config} | ({"continued": run["continued"]} if "continued" in run else {})
     provenance = Provenance(name, stated, seed, statistics.fingerprint, versions(), seconds, statistics.privacy)

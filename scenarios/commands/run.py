@@ -50,6 +50,7 @@ def run(
 
 def _sweep(scenario: str, combinations: Any, seeds: list[int], jobs: int | None, quiet: bool, **options: Any) -> NoReturn:
     from distill.errors import InputError
+    from scenarios.engine.public_part import MARK
     from scenarios.engine.sweep import sweep
     from scenarios.reporting.runs import find_runs, shown, summary
 
@@ -64,6 +65,11 @@ def _sweep(scenario: str, combinations: Any, seeds: list[int], jobs: int | None,
     rows = summary(find_runs(done)) if done and not quiet else []
     if len(rows) > 1:
         typer.echo(shown(rows, "text", terminal_width()))
+    if not quiet and (private := [path.name for path in done if (path / MARK).exists()]):
+        typer.echo(
+            wrapped(f"Private: of {', '.join(private)} hand on public/ only; guarantees of several runs add up.", terminal_width()),
+            err=True,
+        )
     for label, (code, reason) in failed.items():
         lines = reason.splitlines()
         typer.echo("\n".join(map(printable, [f"failed: {label}: {reason}"] if code == 2 else [f"failed: {label}:", *lines])), err=True)

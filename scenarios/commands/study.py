@@ -18,6 +18,7 @@ def run_and_print(
     from distill.errors import InputError, clipped
     from scenarios.engine.folder import Options, run_study
     from scenarios.engine.grid import MAX_SEED
+    from scenarios.engine.public_part import handing_on, is_private
     from scenarios.reporting.report import accuracy_table, answer
     from scenarios.reporting.runs import as_text
 
@@ -37,3 +38,5 @@ def run_and_print(
             text = f"- {printable(line)}" if len(lines) > 1 else printable(line)
             typer.echo(wrapped(text, None if ": distill " in text else width))  # a command is copied whole
         typer.echo(f"{record['seconds']:.0f} s, peak memory {record['peak_memory_bytes'] / 1e9:.2f} GB; everything is in {folder}")
+        if is_private(folder, made.merged):
+            typer.echo(wrapped(printable(handing_on(record, "this output")), width))

@@ -66,6 +66,19 @@ def one_after_another(statements: Sequence[Mapping[str, Any] | None]) -> dict[st
     }
 
 
+def in_sequence(statements: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+    """The statement of several releases of one maker about the same examples, accounted together from the histories that they list.
+
+    It is at most what `one_after_another` says, which needs no history and may be of different makers. None where one has none.
+    """
+    found = _own("of the study", statements)
+    if found is None:
+        return None
+    sizes = {stated.get("population") for stated in statements if stated}
+    missing = list(dict.fromkeys(clipped(text, 120) for text in found["not_covered"]))
+    return {**found, "adjacency": ADJACENCY, "not_covered": missing, "population": sizes.pop() if len(sizes) == 1 else None}
+
+
 def _own(owner: str, stated: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
     """One owner's guarantee over its rounds, accounted again from the releases that it lists."""
     if not stated or any(not one for one in stated):

@@ -12,6 +12,7 @@ from distill.errors import InputError, clipped
 from distill.labels import DEFAULT_KIND
 from distill.records import read_lines
 from scenarios.engine.composition import one_after_another, side_by_side
+from scenarios.engine.public_part import FOLDER, place
 from scenarios.engine.schema import Study
 
 
@@ -53,7 +54,7 @@ def handed_on(study: Any, seed: int = 0) -> dict[str, Path]:
         uploads = [name for name in study.federation.strategies if name not in (*WEIGHTS, *ALONE)]
         return {f"{name}-{k}": Path("runs", f"{name}-s{run}", "union.safetensors") for name in uploads for k, run in enumerate(runs)}
     if study.kind == "privacy" and getattr(study, "privacy", None) is not None:
-        return {f"epsilon{epsilon:g}": Path(f"condensed-epsilon{epsilon:g}.safetensors") for epsilon in study.privacy.epsilon}
+        return {f"epsilon{epsilon:g}": Path(FOLDER, f"condensed-epsilon{epsilon:g}.safetensors") for epsilon in study.privacy.epsilon}
     if study.kind == "nas":
         return {f"{method}-{i}": Path(f"{method}-{i}.safetensors") for method in study.methods for i in range(study.sets.copies)}
     return {}
@@ -67,7 +68,7 @@ def classes_of(study: Any) -> tuple[int, ...] | None:
 
 def load_set(study: Study, folder: Path, path: Path) -> CondensedSet:
     """One set of a finished study. The union of private clients gets the statement of all that they released."""
-    made = CondensedSet.load(folder / path)
+    made = CondensedSet.load(place(folder, path))
     if study.kind != "federated":
         return made
     rounds = list(read_lines(folder / path.parent / "rounds.jsonl"))

@@ -25,8 +25,11 @@ from distill.records import read_lines
 from kept.federated import kept_rows as kept_rows
 from kept.federated import note as note
 from kept.federated import page_text as page_text
+from scenarios.engine.composition import one_after_another
 from scenarios.engine.folder import Options, say
+from scenarios.engine.given import handed_on, load_set
 from scenarios.engine.progress import watched
+from scenarios.engine.public_part import hand_over, mark
 from scenarios.engine.schema import DataTable, _plain, config_hash
 from scenarios.federated.cells import answered, lines_of_cell, run_cells
 from scenarios.reporting.report import shown
@@ -135,6 +138,8 @@ def check(study: FederatedStudy, data: ImageData) -> None:
 
 def fill(study: FederatedStudy, options: Options, data: ImageData, folder: Path, results: dict[str, Any], console: Console) -> None:
     """One run a strategy and seed, each in a folder of its own that is its ledger; then the table."""
+    if study.settings.privacy is not None:
+        mark(folder)
     seeds = [options.seed * 1000 + k for k in range(study.federation.seeds)]
     settings = study.settings_for(study.federation.strategies[0], seeds[0], options.device)
     labels = data.train.labels.cpu().numpy()
@@ -153,6 +158,15 @@ def fill(study: FederatedStudy, options: Options, data: ImageData, folder: Path,
     with watched(console, "rounds", rounds, lambda: sum(len(lines_of_cell(cell, folder)) for cell in every)):
         run_cells(study, every, options, data, folder, lambda text: say(console, text))
     results["strategies"] = {name: summary([answered(cell, lines_of_cell(cell, folder)) for cell in part]) for name, part in cells.items()}
+    if study.settings.privacy is not None:
+        results["public"] = public_part(study, options.seed, folder)
+
+
+def public_part(study: FederatedStudy, seed: int, folder: Path) -> dict[str, Any]:
+    """Put the unions of the private uploads into public/: each with the total of its clients' rounds, and all seeds' total."""
+    sets = {name: load_set(study, folder, path) for name, path in handed_on(study, seed).items() if (folder / path).exists()}
+    stated = [made.provenance.dp for made in sets.values()]
+    return hand_over(folder, sets, stated[0] if len(stated) == 1 else one_after_another(stated))
 
 
 def summary(runs: list[list[dict[str, Any]]]) -> dict[str, Any]:
@@ -231,4 +245,6 @@ def answer(record: dict[str, Any]) -> str:
         return f"No strategy has finished. Status: {record['status']}."
     parts = [f"{name} {shown(part['accuracy'])} % with {part['bytes'] / 1e6:.2f} MB" for name, part in found.items()]
     rounds = next(iter(found.values()))["rounds"][-1]["round"]
-    return f"After {rounds} round{'s' if rounds > 1 else ''}: {'; '.join(parts)}."
+    public = record["results"].get("public")
+    total = f" All rounds and seeds together: {public['guarantee']}" if public else ""
+    return f"After {rounds} round{'s' if rounds > 1 else ''}: {'; '.join(parts)}.{total}"

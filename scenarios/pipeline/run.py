@@ -9,7 +9,7 @@ import dataclasses
 import glob
 import importlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,10 @@ from distill.drawing import Drawing
 from distill.errors import InputError
 from distill.figures import image_grid
 from distill.records import read_json
+from scenarios.engine.composition import one_after_another
 from scenarios.engine.folder import Options, run_study, say
 from scenarios.engine.given import Given, handed_on, joined, load_set
+from scenarios.engine.public_part import FOLDER, hand_over, has_guarantee, is_private, mark, place
 from scenarios.pipeline.schema import PipelineStudy, Stage, folder_of, planned
 from scenarios.pipeline.schema import study as study
 from scenarios.pipeline.show import accuracy_table as accuracy_table
@@ -58,6 +60,8 @@ def fill(study: PipelineStudy, options: Options, data: ImageData, folder: Path, 
     """Stage by stage; results hold an entry for each, and the headline figures of those that are done."""
     results["data"] = {"name": data.spec.name, "train": len(data.train), "test": len(data.test), "fingerprint": data.fingerprint}
     results["stages"] = {}
+    if is_private(folder, study.merged):
+        mark(folder)
     sets: dict[tuple[str, str], CondensedSet] = {}
     for number, stage in enumerate(study.stages, 1):
         entry: dict[str, Any] = {"kind": stage.study.kind, "from": [".".join(pair) for pair in stage.sources], "status": "running"}
@@ -69,7 +73,7 @@ def fill(study: PipelineStudy, options: Options, data: ImageData, folder: Path, 
                 made, entry["given"] = stage.given(given), given.fingerprint
             own, record = _run(made, options, folder, console, f"stage {number} of {len(study.stages)}, {stage.name}")
             for name, path in handed_on(stage.study, options.seed).items():
-                if (own / path).exists():
+                if place(own, path).exists():
                     sets[stage.name, name] = load_set(stage.study, own, path)
         except InputError as error:
             entry |= {"status": "failed", "error": str(error)}
@@ -85,9 +89,25 @@ def fill(study: PipelineStudy, options: Options, data: ImageData, folder: Path, 
         handed = {name: one for (owner, name), one in sets.items() if owner == stage.name}
         entry["sets"] = {name: _described(one) for name, one in handed.items()}
         for name, one in handed.items():
-            if any(pair == (stage.name, name) for later in study.stages for pair in later.sources):
-                one.save(folder / "sets" / f"{stage.name}.{name}.safetensors")
+            file = folder / "sets" / f"{stage.name}.{name}.safetensors"
+            if has_guarantee(one):  # in public/
+                file.unlink(missing_ok=True)
+            elif any(pair == (stage.name, name) for later in study.stages for pair in later.sources):
+                one.save(file)
+        if is_private(folder, study.merged):
+            results["public"] = public_part(results["stages"], sets, folder)
     results |= headline(results["stages"])
+
+
+def public_part(stages: Mapping[str, Any], sets: Mapping[tuple[str, str], CondensedSet], folder: Path) -> dict[str, Any]:
+    """Put the sets with a guarantee into public/. Several stages may use the same examples, so their totals add up."""
+    private = {f"{stage}.{name}": one for (stage, name), one in sets.items() if one.provenance.dp is not None}
+    makers = dict.fromkeys(name.partition(".")[0] for name in private)
+    totals = []
+    for maker in makers:
+        own = [one.provenance.dp for name, one in private.items() if name.partition(".")[0] == maker]
+        totals.append(stages[maker]["results"].get("public", {}).get("statement") or (own[0] if len(own) == 1 else one_after_another(own)))
+    return hand_over(folder, private, totals[0] if len(totals) == 1 else one_after_another(totals))
 
 
 def _given(study: PipelineStudy, stage: Stage, data: ImageData, sets: dict[tuple[str, str], CondensedSet]) -> Given:
@@ -148,6 +168,6 @@ def draw(folder: Path, record: dict[str, Any]) -> Iterator[tuple[str, Drawing]]:
     figure = overview(record["results"], record["title"])
     if figure is not None:
         yield "1-overview", figure
-    for path in sorted((folder / "sets").glob("*.safetensors")):
+    for path in sorted(path for part in ("sets", FOLDER) for path in (folder / part).glob("*.safetensors")):
         stage, _, name = path.stem.partition(".")
         yield f"2-{path.stem}", image_grid(CondensedSet.load(path), f"Images of the set {name} that stage {stage} handed on")

@@ -117,6 +117,10 @@ def answer(record: dict[str, Any]) -> str:
                 f"canaries find at least epsilon {audit['found_epsilon']:.2f} of a claimed {audit['claimed_epsilon']:.2f}, {verdict}"
             )
         lines += [f"{stage}: {'; '.join(parts)}."] if parts else []
+    stated = (results.get("public") or {}).get("statement")
+    makers = [stage for stage in results["epsilon"] if any(row["value"] is not None for row in results["epsilon"][stage].values())]
+    if stated and (len(makers) > 1 or sum(len(results["epsilon"][stage]) for stage in makers) > 1):
+        lines.append(f"All sets with a guarantee together: epsilon {stated['epsilon']:.2f} (delta {stated['delta']:.0e}).")
     return "\n".join(lines)
 
 

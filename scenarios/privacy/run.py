@@ -20,11 +20,12 @@ from distill.networks import create
 from distill.randomness import generator
 from distill.records import write_json
 from scenarios.engine.folder import Options, say
+from scenarios.engine.public_part import mark
 from scenarios.privacy.attack import arms_of, fill_attack
 from scenarios.privacy.checks import fill_poisoning, fill_visual
 from scenarios.privacy.schema import AuditTable, PrivacyStudy
 from scenarios.privacy.schema import study as study
-from scenarios.privacy.sets import fill_private, statistics_of
+from scenarios.privacy.sets import fill_private, kept_elsewhere, public_part, statistics_of
 from scenarios.privacy.show import accuracy_table as accuracy_table
 from scenarios.privacy.show import answer as answer
 from scenarios.privacy.show import draw as draw
@@ -60,9 +61,11 @@ def fill(study: PrivacyStudy, options: Options, data: ImageData, folder: Path, r
         _audit(study.audit, options, folder, results, console)
     sets: dict[str, CondensedSet] = {}
     if study.privacy is not None:
-        for epsilon in study.privacy.epsilon:
+        mark(folder, *kept_elsewhere(study))
+        for number, epsilon in enumerate(study.privacy.epsilon, 1):
             made = fill_private(study, study.privacy, options, data, folder, results, epsilon, console)
             sets |= {f"{label}, epsilon {epsilon:g}": condensed for label, condensed in made.items()}
+            results["public"] = public_part(study.privacy.epsilon[:number], folder)
     if study.visual is not None:
         fill_visual(study, study.visual, options, data, folder, results, sets, console)
     if study.attack is not None:

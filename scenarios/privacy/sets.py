@@ -1,6 +1,8 @@
 """Private sets of a privacy study: made under each budget, beside their noise-free twins, and judged by what networks learn from them."""
 
 import dataclasses
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,13 @@ from distill.comparison import compared, training_of
 from distill.condensed import CondensedSet
 from distill.data import ImageData
 from distill.evaluation import Measured, accuracies, summed_up
+from distill.experts import cache_root
+from distill.methods import METHODS
 from distill.records import append_line, read_lines
 from distill.run import distil
+from scenarios.engine.composition import in_sequence
 from scenarios.engine.folder import Options, say
+from scenarios.engine.public_part import FOLDER, hand_over, taken_over
 from scenarios.privacy.schema import PrivacyStudy, PrivacyTable
 from scenarios.reporting.report import shown
 
@@ -98,19 +104,28 @@ def fill_private(
 ) -> dict[str, CondensedSet]:
     """One budget's part of the results; returns the sets that were judged, the private one first."""
     name = f"epsilon{epsilon:g}"
-    path, twin, first = folder / f"condensed-{name}.safetensors", folder / f"exact-{name}.safetensors", folder / f"start-{name}.safetensors"
+    path, first = (folder / FOLDER / f"{kind}-{name}.safetensors" for kind in ("condensed", "start"))
+    twin = folder / f"exact-{name}.safetensors"
     part: dict[str, Any] = results.setdefault(name, {})
+    for file in (first, path):
+        taken_over(folder, file.relative_to(folder))
     if not path.exists():
-        made, start = private_set(study, data, epsilon, options.seed, options, folder, name)
+        began = time.monotonic()
+        try:
+            made, start = private_set(study, data, epsilon, options.seed, options, folder, name)
+        finally:  # not in the set's file: the time tells how many images there are
+            append_line(folder / "metrics.jsonl", {"stage": "distil", "part": name, "seconds": time.monotonic() - began})
         if start is not None:
             start.save(first)
         made.save(path)
         (folder / f"checkpoint-{name}.safetensors").unlink(missing_ok=True)
     private = CondensedSet.load(path).to(options.device)
+    lines = read_lines(folder / "metrics.jsonl")
+    seconds = sum(line["seconds"] for line in lines if (line.get("stage"), line.get("part")) == ("distil", name))
     # The account's random id stays in the set's file: a record has no number that a repeated run would not have.
     stated = {name: value for name, value in (private.provenance.dp or {}).items() if name != "account"}
-    part |= {"privacy": stated, "distil_seconds": private.provenance.seconds, "guarantee": guarantee(private.provenance.dp)}
-    say(console, f"{study.method} at ipc {study.ipc}, epsilon {epsilon:g}: {private.provenance.seconds:.0f} s")
+    part |= {"privacy": stated, "distil_seconds": seconds, "guarantee": guarantee(private.provenance.dp)}
+    say(console, f"{study.method} at ipc {study.ipc}, epsilon {epsilon:g}: {seconds:.0f} s")
     sets = {f"private {study.method}": private}
     if table.twin:
         if not twin.exists():
@@ -122,6 +137,23 @@ def fill_private(
         sets["private start"] = CondensedSet.load(first).to(options.device)
     part["accuracy"] = judge(study, options, data, folder, sets, name, console)
     return sets
+
+
+def public_part(budgets: Sequence[float], folder: Path) -> dict[str, Any]:
+    """Put what the guarantees of these budgets cover, and their total, into public/: the sets are of the same images."""
+    names = [f"{kind}-epsilon{epsilon:g}" for epsilon in budgets for kind in ("start", "condensed")]
+    files = {name: folder / FOLDER / f"{name}.safetensors" for name in names}
+    sets = {name: CondensedSet.load(file) for name, file in files.items() if file.exists()}
+    stated = [sets[f"condensed-epsilon{epsilon:g}"].provenance.dp for epsilon in budgets]
+    total = stated[0] if len(stated) == 1 else in_sequence(stated)
+    return hand_over(folder, sets, total, [folder / f"epsilon{epsilon:g}-releases" for epsilon in budgets])
+
+
+def kept_elsewhere(study: PrivacyStudy) -> list[str]:
+    """What a run leaves outside its folder, in words."""
+    if study.privacy is None or not study.privacy.twin or study.privacy.networks or not hasattr(METHODS[study.method][1], "prepare"):
+        return []
+    return [f"Private, too, and not in this folder: experts of the set without noise, trained on the private images, in {cache_root()}."]
 
 
 def judge(

@@ -14,6 +14,7 @@ from distill.errors import InputError
 from distill.evaluation import Accuracy
 from distill.figures import accuracy_bars, image_grid
 from distill.records import read_json
+from scenarios.engine.public_part import FOLDER, place
 from scenarios.privacy.attack import cell
 from scenarios.privacy.schema import MEASURES
 from scenarios.reporting.report import shown
@@ -26,7 +27,7 @@ def draw(folder: Path, record: dict[str, Any]) -> Iterator[tuple[str, Drawing]]:
     results = record["results"]
     for key, part in results.items():
         if key.startswith("epsilon"):
-            tiny = CondensedSet.load(folder / f"condensed-{key}.safetensors")
+            tiny = CondensedSet.load(place(folder, Path(FOLDER, f"condensed-{key}.safetensors")))
             yield f"images-{key}", image_grid(tiny, f"Images of the private set at epsilon {key[7:]}")
             rows = {row_label(name, row): Accuracy.read(row) for name, row in part["accuracy"].items()}
             yield f"accuracy-{key}", accuracy_bars(rows, f"{record['title']}, epsilon {key[7:]}")
@@ -76,6 +77,9 @@ def answer(record: dict[str, Any]) -> str:
             others = ", ".join(f"{row_label(name, row)} {shown(row)}" for name, row in rows.items() if name != first)
             beside = f" ({others})" if others else ""
             parts.append(f"{first} at epsilon {key[7:]} trains a network to {shown(rows[first])} %{beside}. {part['guarantee']}")
+    budgets = [key for key, part in results.items() if key.startswith("epsilon") and "guarantee" in part]
+    if len(budgets) > 1 and results.get("public"):
+        parts.append(f"All sets and releases of the {len(budgets)} budgets together: {results['public']['guarantee']}")
     found = results.get("audit")
     if found:
         highest = max(found["gaussian_bound"], found["rates_bound"], found["one_run_bound"], found["size_bound"])

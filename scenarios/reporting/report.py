@@ -10,6 +10,7 @@ from typing import Any
 
 from distill.errors import InputError, clipped
 from distill.records import write_whole
+from scenarios.engine.public_part import handing_on, is_private
 from scenarios.engine.schema import READY
 from scenarios.reporting import page
 from scenarios.reporting.question import not_run, question
@@ -63,7 +64,11 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
 def _page(runs: Sequence[Run], figures: dict[Path, list[Path]], pictures: dict[Path, page.Picture]) -> str:
     if len(runs) == 1:
         return page.whole(_title(runs[0]), _section(runs[0], "h1", figures[runs[0].folder], pictures))
+    private = [run.folder.name for run in runs if is_private(run.folder, run.config)]
     parts = [
+        page.text(f"Private: do not hand on this page, which shows figures of {clipped(', '.join(private))}.", name="reason")
+        if private
+        else "",
         page.text(f"{len(runs)} runs side by side", "h1"),
         page.table(_side_by_side(runs)),
         page.text("Figures of the records with their own intervals, in the order in which the runs were given.", name="small"),
@@ -96,6 +101,7 @@ def _described(run: Run, heading: str, figures: Sequence[Path], pictures: dict[P
     left_out = [path.name for path in figures if path not in pictures] if pictures else []
     rows = accuracy_table(record)
     parts = [
+        page.text(handing_on(record, "this page"), name="reason") if is_private(run.folder, config) else "",
         page.text(_title(run), heading),
         _reason(record),
         page.text(getattr(room, "question", question)(config), name="question"),

@@ -165,7 +165,8 @@ def same_statement(record: dict[str, Any], again: dict[str, Any], folder: Path) 
     stated = again["epsilon8"]["privacy"]
     assert stated["releases"] == 3 + 2
     assert stated["epsilon"] <= 8.0
-    assert len(list(folder.rglob("release-*.safetensors"))) == 5
+    assert len(list((folder / "epsilon8-releases").glob("release-*.safetensors"))) == 5
+    assert len(list((folder / "public" / "epsilon8-releases").glob("release-*.safetensors"))) == 5
     account = read_json(folder / "epsilon8-releases" / "account.json")
     assert sum(times for _, _, times in account["history"]) == 5
     assert record["epsilon8"]["accuracy"]["random"] == again["epsilon8"]["accuracy"]["random"]

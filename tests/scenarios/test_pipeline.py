@@ -138,7 +138,7 @@ def test_the_record_holds_one_entry_a_stage_and_the_headline_figures(done: tuple
 
 def test_the_released_set_carries_the_worst_clients_guarantee(done: tuple[Path, dict[str, Any]]) -> None:
     folder, record = done
-    union = CondensedSet.load(folder / "sets" / "clients.feddm-0.safetensors")
+    union = CondensedSet.load(folder / "public" / "clients.feddm-0.safetensors")
     row = record["results"]["epsilon"]["clients"]["feddm-0"]
     clients = [client["epsilon"] for client in row["clients"].values()]
     assert len(clients) == 2
@@ -151,7 +151,7 @@ def test_the_released_set_carries_the_worst_clients_guarantee(done: tuple[Path, 
 
 def test_the_learners_memory_is_the_set_and_its_later_classes_are_new(done: tuple[Path, dict[str, Any]]) -> None:
     folder, record = done
-    union = CondensedSet.load(folder / "sets" / "clients.feddm-0.safetensors")
+    union = CondensedSet.load(folder / "public" / "clients.feddm-0.safetensors")
     (first,) = folder.glob("stages/learner-*/memories/*/memory-0.safetensors")
     memory = load_memory(first)
     assert memory.labels.tolist() == sorted(union.labels.tolist())
@@ -170,7 +170,7 @@ def test_networks_are_ranked_on_the_set(done: tuple[Path, dict[str, Any]]) -> No
     results = record["results"]["stages"]["rank"]["results"]
     assert list(results["proxies"])[:2] == ["clients", "random"]
     assert results["proxies"]["clients"]["kind"] == "condensed"
-    union = CondensedSet.load(folder / "sets" / "clients.feddm-0.safetensors")
+    union = CondensedSet.load(folder / "public" / "clients.feddm-0.safetensors")
     assert results["proxies"]["clients"]["bytes"] == union.nbytes
     (truth,) = folder.glob("stages/rank-*/truth.csv")
     assert len(read_table(truth)) == results["networks"] == 3
@@ -386,7 +386,7 @@ def test_every_kind_says_what_it_hands_on(tmp_path: Path) -> None:
         "ipc2": "condensed-ipc2.safetensors",
     }
     smoke: Any = study(*read_scenario("privacy-smoke"), "privacy-smoke.toml")
-    assert {name: str(path) for name, path in handed_on(smoke).items()} == {"epsilon10": "condensed-epsilon10.safetensors"}
+    assert {name: str(path) for name, path in handed_on(smoke).items()} == {"epsilon10": "public/condensed-epsilon10.safetensors"}
     assert handed_on(study(*read_scenario("privacy-audit"), "privacy-audit.toml")) == {}
     assert list(handed_on(study(*read_scenario("nas-smoke"), "nas-smoke.toml"))) == ["dm-0"]
     seeds: Any = study(*read_scenario("federated-oneshot"), "federated-oneshot.toml")

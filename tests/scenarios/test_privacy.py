@@ -79,10 +79,10 @@ def test_a_study_leaves_sets_a_guarantee_and_figures_and_goes_on_where_it_stoppe
         with pytest.raises(KeyboardInterrupt):
             run_study(given, Options(out=tmp_path, quiet=True))
     folder = next(tmp_path.iterdir())
-    before = (folder / "condensed-epsilon8.safetensors").read_bytes()
+    before = (folder / "public" / "condensed-epsilon8.safetensors").read_bytes()
     folder, record = run_study(given, Options(out=tmp_path, quiet=True, resume=True))
-    assert (folder / "condensed-epsilon8.safetensors").read_bytes() == before
-    stated = CondensedSet.load(folder / "condensed-epsilon8.safetensors").provenance.dp or {}
+    assert (folder / "public" / "condensed-epsilon8.safetensors").read_bytes() == before
+    stated = CondensedSet.load(folder / "public" / "condensed-epsilon8.safetensors").provenance.dp or {}
     assert stated["epsilon"] <= 8.0
     assert stated["releases"] == 4
     assert record["results"]["epsilon8"]["guarantee"].startswith("The maker states (8.00, 1.0e-05)-differential privacy")

@@ -1,0 +1,125 @@
+"""The part of a private run's folder that may be handed on, public/; everything else in the folder is private, and says that it is.
+
+public/ holds what a guarantee covers: sets, the releases that they were made from, pictures of the sets, and the guarantee in words. What
+was computed on private images without noise (accuracies, counts, distances, attack scores, twins, random images, checkpoints, pictures of
+real images, times) stays outside.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from apps.privacy.ledger import PRIVATE_FILE
+from apps.privacy.statement import guarantee
+from distill.condensed import CondensedSet
+from distill.figures import image_grid
+from distill.records import write_whole
+
+FOLDER = "public"
+MARK = "PRIVATE.txt"
+WORDS = "GUARANTEE.txt"
+SAME_TIME = 946_684_800  # 2000-01-01, of every file in public/
+_MARK = f"""PRIVATE: hand on nothing of this folder but what is in {FOLDER}/.
+
+Files outside {FOLDER}/ were computed from private images without noise, or belong to the run that did: record.json, metrics.jsonl,
+report.html and figures/ have exact counts, accuracies, distances and pictures of real images; sets named exact-* and random images have no
+guarantee; folders named *releases hold a fingerprint of the private images ({PRIVATE_FILE}).
+{FOLDER}/{WORDS} says which guarantee holds for {FOLDER}/. The complete folder is needed to continue the run.
+"""
+
+
+def mark(folder: Path, *more: str) -> None:
+    """Say at the top of a private run's folder that it is private; ``more`` are further sentences. Call it before there is anything."""
+    write_whole(folder / MARK, "\n".join([_MARK, *more]))
+
+
+def is_private(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Whether a run folder, or the pipeline that it is a stage of, holds what is private."""
+    marked = any((place / MARK).exists() for place in (folder, folder.parent.parent))
+    parts = config.get("stages")
+    stages = parts.values() if isinstance(parts, Mapping) else ()
+    return marked or bool(config.get("privacy")) or any(isinstance(part, Mapping) and bool(part.get("privacy")) for part in stages)
+
+
+def place(folder: Path, path: str | Path) -> Path:
+    """Where a file of public/ is: there, or at the top of the folder, as runs of version 0.1 left it."""
+    found = folder / path
+    earlier = folder / found.name
+    return earlier if earlier.exists() and not found.exists() else found
+
+
+def taken_over(folder: Path, path: Path) -> None:
+    """A set that a run of version 0.1 left at the top of its folder moves into public/, without its time."""
+    earlier, found = folder / path.name, folder / path
+    if earlier.exists():
+        if not found.exists():
+            covered(CondensedSet.load(earlier)).save(found)
+        earlier.unlink()
+
+
+def covered(made: CondensedSet) -> CondensedSet:
+    """The set without what its guarantee does not cover: the time that it took, and a fingerprint of the data."""
+    return dataclasses.replace(made, provenance=dataclasses.replace(made.provenance, seconds=0.0, fingerprint=None))
+
+
+def has_guarantee(made: CondensedSet) -> bool:
+    """Whether the set's statement holds as far as it can be recomputed."""
+    return not guarantee(made.provenance.dp).startswith("No privacy guarantee")
+
+
+def hand_over(
+    folder: Path, sets: Mapping[str, CondensedSet], total: Mapping[str, Any] | None, releases: Iterable[Path] = ()
+) -> dict[str, Any]:
+    """Fill public/ and return what a record says of it, under the key ``public``.
+
+    Args:
+        folder: the run's folder.
+        sets: by file name, without its suffix. One without a guarantee, as with a seed for tests, is left out.
+        total: the statement of everything in public/ together; None where there is none.
+        releases: folders of ledgers whose releases go with the sets.
+
+    Returns:
+        ``files``, ``statement`` (``total`` without the account's random id) and ``guarantee`` in words.
+    """
+    public, lines = folder / FOLDER, []
+    for name, made in sets.items():
+        words = guarantee(made.provenance.dp)
+        if not has_guarantee(made):
+            lines.append(f"{name}: left out. {words}")
+            (public / f"{name}.safetensors").unlink(missing_ok=True)
+            continue
+        lines.append(f"{name}.safetensors: {words}")
+        covered(made).save(public / f"{name}.safetensors")
+        image_grid(made, f"Images of the set {name}").save(public / f"{name}.png")
+    for ledger in releases:
+        # account.json last: it counts what is there.
+        for file in [*sorted(ledger.glob("release-*.safetensors")), *sorted(ledger.glob("expert-*.safetensors")), ledger / "account.json"]:
+            copy = public / ledger.name / file.name
+            if file.exists() and (file.suffix == ".json" or not copy.exists()):
+                write_whole(copy, file.read_bytes())
+    stated = None if total is None else {name: value for name, value in total.items() if name != "account"}
+    together = f"All files of this folder together: {guarantee(stated)}"
+    write_whole(public / WORDS, "\n\n".join(["What is guaranteed about the files of this folder.", *lines, together]) + "\n")
+    files = sorted(path for path in public.rglob("*") if path.is_file() and not path.name.startswith("."))
+    for path in files:  # the time between two of them tells how many images there are
+        os.utime(path, (SAME_TIME, SAME_TIME))
+    return {"files": [str(path.relative_to(folder)) for path in files], "statement": stated, "guarantee": guarantee(stated)}
+
+
+def handing_on(record: Mapping[str, Any], this: str) -> str:
+    """What of a private run may be handed on, in one sentence; ``this`` names what the sentence is printed in: "this page"."""
+    results = record.get("results")
+    part = results.get("public") if isinstance(results, Mapping) else None
+    found = part if isinstance(part, Mapping) else {}
+    stated = found.get("statement")
+    files = found.get("files")
+    if not isinstance(stated, Mapping) or not isinstance(files, list) or str(found.get("guarantee")).startswith("No privacy guarantee"):
+        return f"Private: hand on neither {this} nor any other file of this run; none has been sorted out as covered by a guarantee."
+    epsilon, delta = stated.get("epsilon"), stated.get("delta")
+    numbers = f"({epsilon:.2f}, {delta:.1e})" if isinstance(epsilon, float | int) and isinstance(delta, float | int) else "the stated"
+    return (
+        f"Private: hand on the {len(files)} files in {FOLDER}/ only, which together are under {numbers}-differential privacy. Neither "
+        f"{this} nor any other file of this run may be handed on: they show figures and images of private data."
+    )
