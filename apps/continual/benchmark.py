@@ -11,7 +11,7 @@ from typing import Any, Literal
 from apps.continual.engine import avalanche
 from apps.continual.exemplars import group_bytes, item_bytes
 from apps.continual.memory import Memory, MemoryConfig
-from apps.continual.memory_file import load
+from apps.continual.memory_file import load, observe, save
 from apps.continual.online import online_memories
 from apps.continual.strategies import Training, joint, learn, scratch
 from apps.continual.streams import experience_tensors, reservoir
@@ -108,11 +108,11 @@ def fill_memories(unit: Unit, stream: Sequence[ImageData], folder: Path, progres
         if unit.online is None:
             memory = Memory(config)
             for images, labels in experiences:
-                memory.observe(images.cpu(), labels.cpu(), device=stream[0].device, folder=folder, progress=progress)
+                observe(memory, images.cpu(), labels.cpu(), device=stream[0].device, folder=folder, progress=progress)
         else:
             passing = online_memories(experiences, config, **vars(unit.online), seed=config.seed, device=stream[0].device)
             for path, memory in zip(paths, passing, strict=True):
-                memory.save(path)
+                save(memory, path)
     return [load(path) for path in paths]
 
 

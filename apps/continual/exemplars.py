@@ -11,15 +11,16 @@ LABEL_BYTES = 8  # an int64 for each item, as a condensed set's file stores it
 GRID_BYTES = 8  # low and step of each channel, two float32
 
 Grid = tuple[tuple[float, float], ...]
+Key = tuple[int, int]  # (task, label): class 0 of one task is not class 0 of another
 
 
 @dataclass(frozen=True, eq=False)
 class Exemplars:
-    """Some images of one class from one experience.
+    """Some images of one class of one task, from one experience or (online) from all.
 
     ``values`` (n, C, H, W): float32 images in the learner's space, or uint8 codes with ``grid``, a (low, step) pair a channel:
     image = low + step * code. ``logits`` (n, K) float32 are a network's outputs for them (DER), or None. ``seen`` is how many real images
-    they stand for.
+    they stand for. ``kept`` says that they are images of the stream as they came, because their class had no more than its share.
     """
 
     label: int
@@ -29,6 +30,7 @@ class Exemplars:
     values: Tensor
     grid: Grid | None = None
     logits: Tensor | None = None
+    kept: bool = False
 
     def __post_init__(self) -> None:
         values, channels = self.values, self.values.shape[1] if self.values.ndim == 4 else 0
@@ -55,6 +57,26 @@ class Exemplars:
         logits = 0 if self.logits is None else 4 * self.logits.numel()
         grid = GRID_BYTES * len(self.grid or ())
         return self.values.numel() * self.values.element_size() + LABEL_BYTES * len(self) + grid + logits
+
+
+def by_class(images: Tensor, labels: Tensor, tasks: Tensor) -> dict[Key, Tensor]:
+    """Each class's images (n, C, H, W), float32 on the CPU without gradients, by (task, label): tasks rising, then labels."""
+    pairs = torch.stack([tasks.cpu(), labels.cpu()], 1)
+    found = [(int(task), int(label)) for task, label in pairs.unique(dim=0).tolist()]
+    places = {key: (pairs == torch.tensor(key)).all(1).to(images.device) for key in found}
+    return {key: images[places[key]].detach().to("cpu", torch.float32) for key in found}
+
+
+def reservoir(past: Tensor, seen: int, recent: Tensor, count: int, draws: torch.Generator) -> Tensor:
+    """At most ``count`` images, a uniform sample of everything seen: ``past`` is one of ``seen`` images, ``recent`` are all new.
+
+    Of a sample of everything, as many as fall on recent images are drawn from these, the others from the stored ones.
+    """
+    drawn = torch.randperm(seen + len(recent), generator=draws)[:count]
+    new = int((drawn >= seen).sum())
+    old = min(len(drawn) - new, len(past))
+    kept = past[torch.randperm(len(past), generator=draws)[:old]]
+    return torch.cat([kept, recent[torch.randperm(len(recent), generator=draws)[:new]]])
 
 
 def item_bytes(shape: tuple[int, ...], storage: str, logits: int = 0) -> int:

@@ -4,61 +4,26 @@ import dataclasses
 import hashlib
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from apps.continual.condensing import check_method, condense, settings_of
-from apps.continual.exemplars import Exemplars, group_bytes, item_bytes, stored
+from apps.continual.condensing import CLASS_BY_CLASS, condense
+from apps.continual.exemplars import Exemplars, Key, by_class, group_bytes, item_bytes, reservoir, stored
+from apps.continual.memory_config import MemoryConfig as MemoryConfig
 from distill.condensed import CondensedSet, Provenance
 from distill.coresets import CORESETS
 from distill.errors import InputError, clipped
+from distill.methods import METHODS
 from distill.randomness import derived_seed, generator
-from distill.records import write_whole
 from distill.spec import DataSpec
 
 # A class's share of a merged pool that stands for its past, so that a long past costs no more than this.
 MAX_REPEATED = 2048
-
-
-@dataclass(frozen=True)
-class MemoryConfig:
-    """What a memory may hold and how it is made.
-
-    The budget is ``items`` or ``nbytes`` in all (both: both hold), shared equally among the (experience, class) groups seen so far:
-    when groups arrive, the older ones are condensed again to their smaller share. ``per_class`` fixes the share instead; the memory grows
-    up to the budget, if there is one, and old groups stay as they are. ``method`` is a name of `METHODS` or of a coreset, ``settings`` its
-    config fields (under them: `condensing.SHORT`). ``mean`` and ``std`` are the stream's normalisation; with them uint8 storage keeps real
-    images exactly, and pictures show pixels.
-    """
-
-    method: str = "dm"
-    items: int | None = None
-    nbytes: int | None = None
-    per_class: int | None = None
-    storage: Literal["float32", "uint8"] = "float32"
-    seed: int = 0
-    name: str = "stream"
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check_method(self.method)
-        settings_of(self.method, self.settings)
-        for field in ("items", "nbytes", "per_class"):
-            value = getattr(self, field)
-            if value is not None and not (type(value) is int and value >= 1):
-                raise InputError(f"the memory's {field} is {clipped(value)}; allowed: a whole number of 1 or more, or None.")
-        if self.storage not in ("float32", "uint8"):
-            raise InputError(f"the memory's storage is {clipped(self.storage)!r}; allowed: float32, uint8.")
-        if self.items is None and self.nbytes is None and self.per_class is None:
-            raise InputError("the memory has no budget; give items, nbytes, per_class, or a budget and per_class.")
-        if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
-            raise InputError("mean and std of the stream must be given together, a number for each channel.")
+MAX_LABEL = 2**31 - 1
+IN_ORDER = ("herding", "kcenter")  # greedy: the first images of a selection are the smaller selection
 
 
 class Memory:
@@ -81,6 +46,11 @@ class Memory:
         return sum(group.nbytes for group in self.groups)
 
     @property
+    def kept(self) -> int:
+        """Items that are images of the stream as they came: their classes had no more than their share. Selected coresets are real too."""
+        return sum(len(group) for group in self.groups if group.kept)
+
+    @property
     def images(self) -> Tensor:
         """(N, C, H, W) float32, group after group."""
         self._not_empty()
@@ -94,104 +64,125 @@ class Memory:
 
     def condensed(self, spec: DataSpec, augmentation: str | None = None) -> CondensedSet:
         """All of it as one condensed set of the data set ``spec``, in whose normalised space the stream's images must be."""
-        origin = Provenance(f"memory:{self.config.method}", {**dataclasses.asdict(self.config)}, self.config.seed, seconds=self.seconds)
+        stated = {**dataclasses.asdict(self.config), "kept": self.kept}
+        origin = Provenance(f"memory:{self.config.method}", stated, self.config.seed, seconds=self.seconds)
         return CondensedSet(self.images, self.labels, spec, augmentation=augmentation, provenance=origin)
 
-    def share(self, groups: int, shape: tuple[int, ...]) -> int:
-        """Items that each of so many groups may have; `InputError` when the budget has none for them."""
+    def shares(self, groups: int, shape: tuple[int, ...]) -> list[int]:
+        """Items that each of so many groups may have, the oldest first; `InputError` when the budget has none for one of them.
+
+        What does not divide is dealt out, one item more for each of the oldest groups. A group's share never grows as others come.
+        """
         config, limits = self.config, []
         if config.items is not None:
-            limits.append(config.items // groups)
+            limits.append(config.items)
         if config.nbytes is not None:
-            free = config.nbytes // groups - group_bytes(shape, config.storage)
+            free = config.nbytes - groups * group_bytes(shape, config.storage)
             limits.append(max(0, free) // item_bytes(shape, config.storage, self.logit_values))
-        wanted = config.per_class or min(limits)
-        if wanted < 1 or any(wanted > limit for limit in limits):
+        wanted = config.per_class or min(limits) // groups
+        if wanted < 1 or any(wanted * groups > limit for limit in limits):
             budget = " and ".join(f"{n} {what}" for n, what in ((config.items, "items"), (config.nbytes, "bytes")) if n)
             raise InputError(
                 f"the memory's budget of {budget} has no room for {max(1, wanted)} item{'s' if wanted > 1 else ''} in each of {groups} "
                 f"classes; {'lower per_class' if config.per_class and config.per_class > 1 else 'raise it'}"
-                f"{' or use storage uint8' if config.nbytes and config.storage == 'float32' else ''}."
+                f"{' or use storage uint8' if config.nbytes and config.storage == 'float32' else ''}{self._returned(groups)}."
             )
-        return wanted
+        if config.per_class:
+            return [wanted] * groups
+        return [wanted + (place < min(limits) % groups) for place in range(groups)]
+
+    def share(self, groups: int, shape: tuple[int, ...]) -> int:
+        """The least of `shares`."""
+        return self.shares(groups, shape)[-1]
 
     def observe(
         self,
         images: Tensor,
         labels: Tensor,
         *,
-        task: int = 0,
+        task: int | Tensor = 0,
         device: torch.device | str = "cpu",
-        folder: Path | None = None,
+        checkpoints: Path | None = None,
         progress: bool | None = None,
     ) -> None:
-        """Take in one experience: real images (N, C, H, W) float32 as the learner sees them, and labels (N,) int64.
+        """Take in one experience: real images (N, C, H, W) float32 as the learner sees them, labels (N,) int64, one task or tasks (N,).
 
-        Each class becomes a group of its own, also when an earlier experience had it (another domain). With ``folder`` the memory is
-        saved there after the experience, and a run that is started again goes on from what the folder holds, to the same bits.
+        Each class of each task becomes a group of its own, also when an earlier experience had it (another domain). A class with no more
+        images than its share keeps them as they are; the others are condensed together. With the folder ``checkpoints`` a stopped
+        condensation goes on to the same bits (`memory_file.observe` saves the memory there too).
         """
-        fresh = self._next(images, labels, folder)
-        if fresh is None:
-            return
-        number = self.experiences
-        found = labels.unique(sorted=True).tolist()
-        quota = self.share(len(self.groups) + len(found), tuple(images.shape[1:]))
-        part = None if folder is None else folder / f"checkpoint-{number}.safetensors"
-        if int(labels.bincount().max()) <= quota:  # nothing to condense: images that were condensed elsewhere, say, stay what they are
-            made = [images[labels == label].detach().float() for label in found]
-        else:
-            made = self._condense(images, labels, quota, ("experience", number), device, part, progress)
-        new = [self._group(made[place], label, task, number, int((labels == label).sum())) for place, label in enumerate(found)]
-        self.groups = [*self._shrunk(quota, number, device, folder, progress), *new]
-        self.experiences, self.history = number + 1, fresh
-        if folder is not None:
-            from apps.continual.memory_file import saved_as  # here, because that file builds memories
-
-            write_whole(folder / f"memory-{number}.safetensors", saved_as(self))
+        tasks = self.checked(images, labels, task)
+        history, number = self.history_with(images, labels, tasks), self.experiences
+        found = by_class(images, labels, tasks)
+        shares = self.shares(len(self.groups) + len(found), tuple(images.shape[1:]))
+        counts = dict(zip(found, shares[len(self.groups) :], strict=True))
+        # Nothing to condense: images that were condensed elsewhere, say, stay what they are.
+        few = {key: pool for key, pool in found.items() if len(pool) <= counts[key]}
+        if self.config.method in CORESETS and len(few) < len(found):
+            few = {}  # a coreset's images are real in any case
+        wanted = {key: pool for key, pool in found.items() if key not in few}
+        part = None if checkpoints is None else checkpoints / f"checkpoint-{number}.safetensors"
+        beside = few if len(found) > 1 else self._known()
+        made = self._condense(wanted, counts, beside, ("experience", number), device, part, progress)
+        new = [self._group({**made, **few}[key], key, number, len(pool), kept=key in few) for key, pool in found.items()]
+        self.groups = [*self._shrunk(shares, number, device, checkpoints, progress), *new]
+        self.experiences, self.history = number + 1, history
 
     def merge(
-        self, images: Tensor, labels: Tensor, *, task: int = 0, device: torch.device | str = "cpu", progress: bool | None = False
+        self,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        task: int | Tensor = 0,
+        device: torch.device | str = "cpu",
+        progress: bool | None = False,
     ) -> None:
-        """Fold a few recent images into the groups of their classes (online streams): one group a class, whatever the experience.
+        """Fold a few recent images into the groups of their classes (online streams): one group a task and class, whatever the experience.
 
         A learned method goes on from the stored images; what they stood for counts with its number: they are repeated in the pool that is
-        condensed until past and present weigh as their counts. "random" is a reservoir: each real image seen is as likely to be kept.
-        Herding, k-center and k-means choose from stored and recent images alike.
+        condensed until past and present weigh as their counts. A method that compares classes (gradients, trajectories) sees all that are
+        known, those without recent images as they are stored; these stay untouched. "random" is a reservoir: each real image that was
+        merged is as likely to be kept. Herding, k-center and k-means choose from stored and recent images alike.
         """
-        fresh = self._next(images, labels, None)
-        number = self.experiences
-        held = {group.label: group for group in self.groups}
-        found = labels.unique(sorted=True).tolist()
-        quota = self.share(len({*held, *found}), tuple(images.shape[1:]))
-        self.groups = self._shrunk(quota, number, device, None, progress)
-        held = {group.label: group for group in self.groups}
-        for label in found:
-            recent = images[labels == label]
-            old = held.get(label)
-            seen = len(recent) + (old.seen if old else 0)
-            kept = self._merged(old, recent, quota, (number, label), device, progress)
-            held[label] = self._group(kept, label, task, old.experience if old else number, seen)
-        self.groups = [held[label] for label in sorted(held)]
-        self.experiences, self.history = number + 1, fresh or ""
+        tasks = self.checked(images, labels, task)
+        history, number = self.history_with(images, labels, tasks), self.experiences
+        held, recent = self._merged_groups(), by_class(images, labels, tasks)
+        keys = list(held | recent)
+        counts = dict(zip(keys, self.shares(len(keys), tuple(images.shape[1:])), strict=True))
+        past = {key: group.images for key, group in held.items()}
+        both = {key: torch.cat([part[key] for part in (past, recent) if key in part]) for key in keys}
+        kept = {key for key in keys if len(both[key]) <= counts[key] and (key not in held or held[key].kept)}
+        wanted = [key for key in keys if key not in kept and (key in recent or len(both[key]) > counts[key])]
+        pools, starts, made = {key: both[key] for key in wanted}, dict[Key, Tensor](), dict[Key, Tensor]()
+        for key in [key for key in wanted if key in held]:
+            if self.config.method == "random" and key in recent:
+                draws = generator(self.config.seed, "memory", "reservoir", number, *key)
+                made[key] = reservoir(past[key], held[key].seen, recent[key], counts[key], draws)
+            elif self._in_order(held[key]) and key not in recent:
+                made[key] = past[key][: counts[key]]
+            elif self.config.method in METHODS or self.config.method == "class_mean":
+                times = max(1, min(round(held[key].seen / len(past[key])), MAX_REPEATED // len(past[key])))
+                pools[key] = torch.cat([past[key].repeat(times, 1, 1, 1), both[key][len(past[key]) :]])
+                starts[key] = both[key][: counts[key]]
+        pools = {key: pool for key, pool in pools.items() if key not in made}
+        counts = {key: min(count, len(both[key])) for key, count in counts.items()}
+        made |= self._condense(pools, counts, both, ("merge", number), device, None, progress, starts)
+        self.groups = []
+        for key in keys:
+            old, more = held.get(key), len(recent.get(key, ()))
+            if old is not None and key not in made and not more:
+                self.groups.append(old)
+            else:
+                first, seen = (number, 0) if old is None else (old.experience, old.seen)
+                self.groups.append(self._group(made.get(key, both[key]), key, first, seen + more, kept=key in kept))
+        self.experiences, self.history = number + 1, history
 
     def with_logits(self, number: int, outputs: Tensor) -> None:
         """Give the group at this position a network's outputs (n, K) for its images."""
         self.groups[number] = dataclasses.replace(self.groups[number], logits=outputs.detach().to("cpu", torch.float32, copy=True))
 
-    def save(self, path: str | Path) -> None:
-        """One safetensors file, never pickle; `memory_file.load` reads it."""
-        from apps.continual.memory_file import saved_as  # here, because that file builds memories
-
-        write_whole(Path(path), saved_as(self))
-
-    # Inside
-
-    def _not_empty(self) -> None:
-        if not self.groups:
-            raise InputError("the memory is empty; let it observe an experience first.")
-
-    def _next(self, images: Tensor, labels: Tensor, folder: Path | None) -> str | None:
-        """The history with these images added; None when the folder had what follows from them, which is now in place."""
+    def checked(self, images: Tensor, labels: Tensor, task: int | Tensor) -> Tensor:
+        """The tasks (N,) of an experience; `InputError` unless it fits the memory."""
         if images.ndim != 4 or labels.shape != images.shape[:1] or not len(images):
             raise InputError(
                 f"an experience has images {tuple(images.shape)} and labels {tuple(labels.shape)}; allowed: (N, C, H, W) and (N,)."
@@ -203,101 +194,111 @@ class Memory:
             )
         if self.config.mean is not None and len(self.config.mean) != images.shape[1]:
             raise InputError(f"mean and std have {len(self.config.mean)} channels and the stream's images {images.shape[1]}.")
-        digest = hashlib.sha256(self.history.encode())
-        for tensor in (images, labels):
+        tasks = task if isinstance(task, Tensor) else torch.full(labels.shape, task)
+        for what, given in (("labels", labels), ("tasks", tasks)):
+            if given.dtype != torch.int64 or given.shape != labels.shape or not 0 <= int(given.min()) <= int(given.max()) <= MAX_LABEL:
+                held = f"{clipped(given.dtype)} {tuple(given.shape)} from {given.min()} to {given.max()}"
+                raise InputError(f"an experience's {what} are {held}; allowed: int64 (N,), 0 to {MAX_LABEL}.")
+        return tasks.cpu()
+
+    def history_with(self, images: Tensor, labels: Tensor, tasks: Tensor, history: str | None = None) -> str:
+        """What names this memory's past (or ``history``) with one more experience: other images, other text."""
+        digest = hashlib.sha256((history or self.history).encode())
+        for tensor in (images, labels, *([tasks] if tasks.any() else [])):
             digest.update(tensor.detach().cpu().contiguous().numpy().data)
-        history = digest.hexdigest()
-        path = None if folder is None else folder / f"memory-{self.experiences}.safetensors"
-        if path is None or not path.exists():
-            return history
-        from apps.continual.memory_file import load  # here, because that file builds memories
+        return digest.hexdigest()
 
-        earlier = load(path)
-        if earlier.history != history:
-            raise InputError(f"{path}: belongs to a memory with other settings or another stream; delete it to start again.")
-        held = {(group.experience, group.label): group for group in self.groups}
-        for place, group in enumerate(earlier.groups):
-            # Outputs belong to the run that trains, not to the file: a group that stayed as it was keeps them.
-            before = held.get((group.experience, group.label))
-            if before is not None and group.logits is None and torch.equal(before.values, group.values):
-                earlier.groups[place] = dataclasses.replace(group, logits=before.logits)
-        self.groups, self.experiences, self.history, self.seconds = earlier.groups, earlier.experiences, history, earlier.seconds
-        return None
+    # Inside
 
-    def _group(self, images: Tensor, label: int, task: int, experience: int, seen: int) -> Exemplars:
+    def _not_empty(self) -> None:
+        if not self.groups:
+            raise InputError("the memory is empty; let it observe an experience first.")
+
+    def _returned(self, groups: int) -> str:
+        """A hint for a budget that classes which came back have used up."""
+        held = [(group.task, group.label) for group in self.groups]
+        if len(set(held)) == len(held):
+            return ""
+        return (
+            f" (a class counts anew in each experience that brings it: {groups} groups of {len(set(held))} classes or more so far; "
+            "the online form merges them: OnlineCondensedBuffer(..., every=1), Memory.merge)"
+        )
+
+    def _in_order(self, group: Exemplars) -> bool:
+        """Whether the first of the group's images are the smaller selection from all that it was selected from."""
+        return self.config.method in IN_ORDER and not group.kept
+
+    def _known(self) -> dict[Key, Tensor]:
+        """The stored images of each class known."""
+        return {key: group.images for key, group in self._merged_groups().items()}
+
+    def _merged_groups(self) -> dict[Key, Exemplars]:
+        """One group a task and class: those of a class that came back are joined."""
+        held: dict[Key, Exemplars] = {}
+        for group in self.groups:
+            key = group.task, group.label
+            old = held.get(key)
+            if old is not None:
+                pool, seen = torch.cat([old.images, group.images]), old.seen + group.seen
+                group = self._group(pool, key, old.experience, seen, kept=old.kept and group.kept)
+            held[key] = group
+        return held
+
+    def _group(self, images: Tensor, key: Key, experience: int, seen: int, kept: bool = False) -> Exemplars:
         values, grid = stored(images, self.config.storage, self.config.mean, self.config.std)
-        return Exemplars(int(label), task, experience, seen, values, grid)
+        return Exemplars(key[1], key[0], experience, seen, values, grid, kept=kept)
 
     def _condense(
         self,
-        images: Tensor,
-        labels: Tensor,
-        quota: int,
+        pools: Mapping[Key, Tensor],
+        counts: Mapping[Key, int],
+        beside: Mapping[Key, Tensor],
         stream: tuple[str | int, ...],
         device: torch.device | str,
         checkpoint: Path | None,
         progress: bool | None,
-        initial: Tensor | None = None,
-    ) -> list[Tensor]:
-        """Images of each class, classes rising."""
-        config, start = self.config, time.monotonic()
+        starts: Mapping[Key, Tensor] | None = None,
+    ) -> dict[Key, Tensor]:
+        """Each pool's images become ``counts`` of them. Methods that compare classes see those ``beside`` too, which are not returned."""
+        if not pools:
+            return {}
+        config, begun = self.config, time.monotonic()
+        others = {} if config.method in CLASS_BY_CLASS else {key: images for key, images in beside.items() if key not in pools}
+        every = {**pools, **others}
+        sizes = [len(others[key]) if key in others else counts[key] for key in every]
+        given = {**(starts or {}), **others}
         made = condense(
-            images.detach().float(),
-            labels,
+            torch.cat(list(every.values())).detach().float(),
+            torch.arange(len(every)).repeat_interleave(torch.tensor([len(pool) for pool in every.values()])),
             config.method,
-            quota,
+            sizes,
             derived_seed(config.seed, "memory", *stream),
             settings=config.settings,
             name=config.name,
             device=device,
-            initial=initial,
+            starts={place: given[key] for place, key in enumerate(every) if key in given},
             checkpoint=checkpoint,
             progress=progress,
         )
-        self.seconds += max(time.monotonic() - start, made.provenance.seconds)  # the set knows what it took before a stop
+        self.seconds += max(time.monotonic() - begun, made.provenance.seconds)  # the set knows what it took before a stop
         if made.labels.is_floating_point():
             raise InputError("a memory keeps images by class, and the method made soft labels; leave soft_labels out.")
-        return [made.images[made.hard_labels == place] for place in range(made.spec.num_classes)]
+        return {key: made.images[made.hard_labels == place] for place, key in enumerate(pools)}
 
-    def _shrunk(self, quota: int, number: int, device: torch.device | str, folder: Path | None, progress: bool | None) -> list[Exemplars]:
-        """The groups within their share: those above it are condensed again, together with the others of their experience."""
+    def _shrunk(
+        self, shares: list[int], number: int, device: torch.device | str, folder: Path | None, progress: bool | None
+    ) -> list[Exemplars]:
+        """The groups within their shares: those above are condensed again, together with the others of their experience."""
         kept = list(self.groups)
         for experience in sorted({group.experience for group in kept}):
-            places = [i for i, group in enumerate(kept) if group.experience == experience and len(group) > quota]
-            if not places:
-                continue
-            places.sort(key=lambda i: kept[i].label)
-            pool = torch.cat([kept[i].images for i in places])
-            marks = torch.cat([torch.full((len(kept[i]),), kept[i].label) for i in places])
+            places = [i for i, group in enumerate(kept) if group.experience == experience and len(group) > shares[i]]
+            places.sort(key=lambda i: (kept[i].task, kept[i].label))
+            keys = {(kept[i].task, kept[i].label): i for i in places}
+            cut = {key: kept[i].images[: shares[i]] for key, i in keys.items() if self._in_order(kept[i])}
+            pools = {key: kept[i].images for key, i in keys.items() if key not in cut}
             part = None if folder is None else folder / f"checkpoint-{number}-{experience}.safetensors"
-            made = self._condense(pool, marks, quota, ("shrink", number, experience), device, part, progress)
-            for i, images in zip(places, made, strict=True):
-                old = kept[i]
-                kept[i] = self._group(images, old.label, old.task, old.experience, old.seen)
+            counts, beside = {key: shares[i] for key, i in keys.items()}, self._known() if len(keys) == 1 else {}
+            made = cut | self._condense(pools, counts, beside, ("shrink", number, experience), device, part, progress)
+            for key, i in keys.items():
+                kept[i] = self._group(made[key], key, experience, kept[i].seen)
         return kept
-
-    def _merged(
-        self, old: Exemplars | None, recent: Tensor, quota: int, stream: tuple[int, int], device: torch.device | str, progress: bool | None
-    ) -> Tensor:
-        method, past = self.config.method, None if old is None else old.images
-        if past is None or old is None:
-            pool, initial = recent, None
-        elif method == "random":
-            return self._reservoir(past, old.seen, recent, quota, stream)
-        elif method in CORESETS and method != "class_mean":
-            pool, initial = torch.cat([past, recent]), None
-        else:
-            times = max(1, min(round(old.seen / len(past)), MAX_REPEATED // len(past)))
-            pool = torch.cat([past.repeat(times, 1, 1, 1), recent])
-            initial = torch.cat([past, recent])[:quota] if len(past) + len(recent) >= quota else None
-        marks = torch.zeros(len(pool), dtype=torch.int64)
-        return self._condense(pool, marks, quota, ("merge", *stream), device, None, progress, initial)[0]
-
-    def _reservoir(self, past: Tensor, seen: int, recent: Tensor, quota: int, stream: tuple[int, int]) -> Tensor:
-        """Of a sample of everything seen, as many as fall on recent images are drawn from these, the others from the stored ones."""
-        draws = generator(self.config.seed, "memory", "reservoir", *stream)
-        drawn = torch.randperm(seen + len(recent), generator=draws)[:quota]
-        new = int((drawn >= seen).sum())
-        old = min(len(drawn) - new, len(past))
-        kept = past[torch.randperm(len(past), generator=draws)[:old]]
-        return torch.cat([kept, recent[torch.randperm(len(recent), generator=draws)[:new]]])

@@ -1,4 +1,4 @@
-"""A memory's file: safetensors with a JSON header, checked as if it came from anybody; never pickle."""
+"""A memory's file: safetensors with a JSON header, checked as if it came from anybody; never pickle. And a folder of them."""
 
 import dataclasses
 import json
@@ -8,14 +8,20 @@ from typing import Annotated, Any
 import pydantic
 import safetensors
 import safetensors.torch
+import torch
 from pydantic import Field
+from torch import Tensor
 
 from apps.continual.exemplars import Exemplars
-from apps.continual.memory import Memory, MemoryConfig
+from apps.continual.memory import Memory
+from apps.continual.memory_config import MemoryConfig
+from apps.continual.online import Queue
 from distill.errors import InputError, clipped
+from distill.records import write_whole
 
-FORMAT = 1
+FORMAT = 2  # 1 knew neither a queue nor images that were kept as they came; it stays readable
 MAX_FILE_BYTES = 1 << 32
+WAITING = ("queue.images", "queue.labels", "queue.tasks")
 _STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -26,6 +32,15 @@ class _Group:
     experience: Annotated[int, Field(ge=0)]
     seen: Annotated[int, Field(ge=1)]
     grid: tuple[tuple[float, float], ...] | None
+    kept: bool = False
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+class _Queue:
+    size: Annotated[int, Field(ge=1)]
+    every: Annotated[int, Field(ge=1)]
+    calls: Annotated[int, Field(ge=0)]
+    waiting: bool
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
@@ -37,10 +52,22 @@ class _Header:
     history: str
     logit_values: Annotated[int, Field(ge=0)]
     groups: tuple[_Group, ...]
+    queue: _Queue | None = None
 
 
-def saved_as(memory: Memory) -> bytes:
-    """The file's content: tensors ``values.<i>`` and ``logits.<i>`` of each group, and a JSON header under the key ``memory``."""
+def save(memory: Memory, path: str | Path, queue: Queue | None = None) -> None:
+    """One safetensors file; with an online form's ``queue`` also the real images that wait in it, and its clock.
+
+    `InputError` for a memory whose network is a function: a file cannot hold it.
+    """
+    write_whole(Path(path), saved_as(memory, queue))
+
+
+def saved_as(memory: Memory, queue: Queue | None = None) -> bytes:
+    """The file's content: tensors ``values.<i>`` and ``logits.<i>`` of each group, ``queue.*``, and a JSON header under ``memory``."""
+    if callable(memory.config.settings.get("network")):
+        raise InputError("the memory's network is a function, which a file cannot hold; give a network by its name.")
+    waiting = None if queue is None else queue.waiting
     header: dict[str, Any] = {
         "format": FORMAT,
         "config": dataclasses.asdict(memory.config),
@@ -48,15 +75,29 @@ def saved_as(memory: Memory) -> bytes:
         "seconds": memory.seconds,
         "history": memory.history,
         "logit_values": memory.logit_values,
-        "groups": [{"label": g.label, "task": g.task, "experience": g.experience, "seen": g.seen, "grid": g.grid} for g in memory.groups],
+        "groups": [
+            {name: getattr(group, name) for name in [field.name for field in dataclasses.fields(_Group)]} for group in memory.groups
+        ],
     }
+    if queue is not None:
+        header["queue"] = {"size": queue.size, "every": queue.every, "calls": queue.calls, "waiting": waiting is not None}
     tensors = {f"values.{i}": group.values.contiguous() for i, group in enumerate(memory.groups)}
     tensors |= {f"logits.{i}": group.logits.contiguous() for i, group in enumerate(memory.groups) if group.logits is not None}
+    tensors |= {name: tensor.contiguous() for name, tensor in zip(WAITING, waiting or (), strict=waiting is not None)}
     return safetensors.torch.save(tensors, {"memory": json.dumps(header, allow_nan=False, sort_keys=True)})
 
 
 def load(path: str | Path) -> Memory:
-    """The memory in a file; `InputError`, one line, when it cannot be read or is not what it says."""
+    """The memory in a file; `InputError`, one line, when it cannot be read or is not what it says, or real images wait in its queue."""
+    memory, queue = load_online(path)
+    if queue is not None and queue.waiting is not None:
+        count = len(queue.waiting[0])
+        raise InputError(f"{path}: {count} images wait in its queue and would be lost; load it into an OnlineCondensedBuffer.")
+    return memory
+
+
+def load_online(path: str | Path) -> tuple[Memory, Queue | None]:
+    """The memory in a file, and the queue that was saved with it, if there was one. Raises `InputError` as `load` does."""
     path = Path(path)
     try:
         size = path.stat().st_size
@@ -64,8 +105,7 @@ def load(path: str | Path) -> Memory:
             raise InputError(f"{path}: {size} bytes; allowed: at most {MAX_FILE_BYTES}.")
         with safetensors.safe_open(path, framework="pt") as file:
             header = pydantic.TypeAdapter(_Header).validate_json((file.metadata() or {})["memory"])
-            names = {f"values.{i}" for i in range(len(header.groups))}
-            found = set(file.keys())
+            names, found = _names(header), set(file.keys())
             if not names <= found or not found - names <= {f"logits.{i}" for i in range(len(header.groups))}:
                 raise InputError(f"{path}: holds the tensors {clipped(sorted(found))}; its header says {len(header.groups)} groups.")
             tensors = {name: file.get_tensor(name) for name in found}
@@ -77,20 +117,128 @@ def load(path: str | Path) -> Memory:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: is not a memory's file ({clipped(error, 120)}).") from None
-    if header.format != FORMAT:
-        raise InputError(f"{path}: format {header.format}; allowed: {FORMAT} (made by another version of this toolkit).")
+    if header.format not in (1, FORMAT):
+        raise InputError(f"{path}: format {header.format}; allowed: 1, {FORMAT} (made by another version of this toolkit).")
     made = Memory(header.config)
     made.experiences, made.seconds, made.history = header.experiences, header.seconds, header.history
     made.logit_values = header.logit_values
     try:
         made.groups = [
-            Exemplars(g.label, g.task, g.experience, g.seen, tensors[f"values.{i}"], g.grid, tensors.get(f"logits.{i}"))
+            Exemplars(g.label, g.task, g.experience, g.seen, tensors[f"values.{i}"], g.grid, tensors.get(f"logits.{i}"), g.kept)
             for i, g in enumerate(header.groups)
         ]
+        queue = _queue(header.queue, made, tensors)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     if any(not bool(group.images.isfinite().all()) for group in made.groups):
         raise InputError(f"{path}: holds values that are not finite.")
     if len({tuple(group.values.shape[1:]) for group in made.groups}) > 1:
         raise InputError(f"{path}: its groups have images of different shapes.")
-    return made
+    return made, queue
+
+
+def _names(header: _Header) -> set[str]:
+    """The tensors that a file must hold."""
+    waiting = WAITING if header.queue is not None and header.queue.waiting else ()
+    return {*(f"values.{i}" for i in range(len(header.groups))), *waiting}
+
+
+def _queue(said: _Queue | None, memory: Memory, tensors: dict[str, Tensor]) -> Queue | None:
+    if said is None:
+        return None
+    queue = Queue(said.size, said.every)
+    queue.calls = said.calls
+    if said.waiting:
+        images, labels, tasks = (tensors[name] for name in WAITING)
+        memory.checked(images, labels, tasks)
+        if images.dtype != torch.float32 or len(images) >= said.size or not bool(images.isfinite().all()):
+            raise InputError(
+                f"its queue of {said.size} holds {clipped(images.dtype)} {tuple(images.shape)}; allowed: finite float32, fewer."
+            )
+        queue.waiting = images, labels, tasks
+    if queue.calls >= queue.every:
+        raise InputError(f"its queue has waited for {queue.calls} calls and is handed out every {queue.every}.")
+    return queue
+
+
+# A folder that has a memory's file for each experience: memory-0, memory-1, ... They stay; nothing deletes them.
+
+
+def observe(
+    memory: Memory,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    folder: Path,
+    task: int | Tensor = 0,
+    device: torch.device | str = "cpu",
+    progress: bool | None = None,
+) -> None:
+    """`Memory.observe`, saved in ``folder`` after the experience; a run that is started again goes on from what the folder holds, to the
+    same bits."""
+    if not restored(memory, images, labels, folder=folder, task=task):
+        memory.observe(images, labels, task=task, device=device, checkpoints=folder, progress=progress)
+        save(memory, place(folder, memory.experiences - 1))
+
+
+def place(folder: Path, experience: int) -> Path:
+    """Where the memory after this experience (counted from 0) lies."""
+    return folder / f"memory-{experience}.safetensors"
+
+
+def last(folder: Path) -> Path:
+    """The file of the folder's latest experience; `InputError` when it has none."""
+    found = {path: path.stem.partition("-")[2] for path in folder.glob("memory-*.safetensors")}
+    numbered = {int(number): path for path, number in found.items() if number.isdecimal()}
+    if not numbered:
+        raise InputError(f"{folder}: has no memory-<number>.safetensors; allowed: a memory's file, or the folder of a buffer.")
+    return numbered[max(numbered)]
+
+
+def restored(memory: Memory, images: Tensor, labels: Tensor, *, folder: Path, task: int | Tensor = 0) -> bool:
+    """Put in place what the folder has for the memory after this experience; False when it has nothing yet.
+
+    Outputs (DER) belong to the run that trains, not to the file: a group that stayed as it was keeps them. Where finished experiences
+    were skipped and this one is in the folder too, the files' outputs are taken. Otherwise `InputError` names the way to go on.
+    """
+    tasks = memory.checked(images, labels, task)
+    path = place(folder, memory.experiences)
+    if not path.exists():
+        return False
+    earlier, skipped = load(path), False
+    if earlier.history != memory.history_with(images, labels, tasks):
+        other = [f.name for f in dataclasses.fields(MemoryConfig) if getattr(earlier.config, f.name) != getattr(memory.config, f.name)]
+        start = f"{path}: belongs to a memory with other settings or another stream"
+        if other:
+            raise InputError(f"{start} (its {clipped(', '.join(other))} differ); give those, or delete it to start again.")
+        found = _after_skipping(memory, images, labels, tasks, folder) if not memory.experiences else None
+        if found is None:
+            raise InputError(
+                f"{start}; where finished experiences are skipped, take up the memory after them first: call "
+                f"load('{clipped(last(folder), 200)}', like=experience); to start again, give an empty folder."
+            )
+        earlier, skipped = found, True
+    held = {(group.experience, group.task, group.label): group for group in memory.groups}
+    for number, group in enumerate(earlier.groups):
+        before = held.get((group.experience, group.task, group.label))
+        if not skipped:
+            same = before is not None and torch.equal(before.values, group.values)
+            earlier.groups[number] = dataclasses.replace(group, logits=before.logits if before is not None and same else None)
+    memory.groups, memory.experiences, memory.history, memory.seconds = (
+        earlier.groups,
+        earlier.experiences,
+        earlier.history,
+        earlier.seconds,
+    )
+    return True
+
+
+def _after_skipping(memory: Memory, images: Tensor, labels: Tensor, tasks: Tensor, folder: Path) -> Memory | None:
+    """The folder's memory that this experience led to, if one says so: its history is another file's with the experience."""
+    number = 1
+    while place(folder, number).exists():
+        later = load(place(folder, number))
+        if later.history == memory.history_with(images, labels, tasks, load(place(folder, number - 1)).history):
+            return later if later.config == memory.config else None
+        number += 1
+    return None

@@ -1,38 +1,51 @@
-"""Online streams: a few images at a time, seen once. Recent ones wait in a queue and are condensed together."""
+"""Streams that pass once: recent images wait in a queue, and are merged into the memory when it is time."""
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from apps.continual.memory import Memory, MemoryConfig
-from distill.errors import InputError
+from apps.continual.memory import Memory
+from apps.continual.memory_config import MemoryConfig
+from distill.errors import InputError, clipped
 from distill.randomness import generator
+
+Batch = tuple[Tensor, Tensor, Tensor]  # images (n, C, H, W), labels (n,), tasks (n,)
 
 
 class Queue:
-    """The ``size`` most recent images; every ``every`` calls they are handed out and the queue is empty again."""
+    """Images that wait, at most ``size``: all of them are handed out every ``every`` calls, and earlier when the queue is full.
+
+    Nothing is dropped: what was added is handed out once, by `add` or, at the end of a stream, by `flush`.
+    """
 
     def __init__(self, size: int, every: int) -> None:
-        if size < 1 or every < 1:
-            raise InputError(f"queue is {size} and every is {every}; allowed: 1 or more.")
+        if not all(type(value) is int and value >= 1 for value in (size, every)):
+            raise InputError(f"queue is {clipped(size)} and every is {clipped(every)}; allowed: whole numbers of 1 or more.")
         self.size, self.every, self.calls = size, every, 0
-        self.waiting: tuple[Tensor, Tensor] | None = None
+        self.waiting: Batch | None = None
+
+    def __len__(self) -> int:
+        return 0 if self.waiting is None else len(self.waiting[0])
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the images and labels that wait."""
+        """Bytes of the images, labels and tasks that wait."""
         return 0 if self.waiting is None else sum(t.numel() * t.element_size() for t in self.waiting)
 
-    def add(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Images (n, C, H, W) and labels (n,) join the queue; what waited comes back when it is time."""
-        if self.waiting is not None:
-            images, labels = torch.cat([self.waiting[0], images]), torch.cat([self.waiting[1], labels])
-        self.waiting = (images[-self.size :], labels[-self.size :])
+    def add(self, images: Tensor, labels: Tensor, tasks: Tensor | None = None) -> Batch | None:
+        """Images (n, C, H, W), labels (n,) and tasks (n,) join the queue; all that waited comes back when it is time."""
+        more = images, labels, torch.zeros_like(labels) if tasks is None else tasks
+        if self.waiting is not None and self.waiting[0].shape[1:] != images.shape[1:]:
+            ours = tuple(self.waiting[0].shape[1:])
+            raise InputError(f"images of {tuple(images.shape[1:])} came to a queue with images of {ours}: one stream, one image shape.")
+        self.waiting = more if self.waiting is None else tuple(map(torch.cat, zip(self.waiting, more, strict=True)))  # type: ignore[assignment]
         self.calls += 1
-        if self.calls % self.every:
-            return None
-        ready, self.waiting = self.waiting, None
+        return self.flush() if self.calls >= self.every or len(self) >= self.size else None
+
+    def flush(self) -> Batch | None:
+        """All that waits; the queue is empty and its clock at zero afterwards."""
+        ready, self.waiting, self.calls = self.waiting, None, 0
         return ready
 
 
@@ -48,12 +61,17 @@ def online_memories(
 ) -> Iterator[Memory]:
     """The memory at the end of each experience (images, labels) of a stream that passes once, shuffled, ``mini`` images at a time.
 
-    It is one memory that grows: use it before asking for the next.
+    What waits at the end of the stream is merged too. It is one memory that grows: use it before asking for the next.
     """
     memory, waiting = Memory(config), Queue(queue, every)
     for number, (images, labels) in enumerate(experiences):
-        for part in torch.randperm(len(labels), generator=generator(seed, "online", number)).split(mini):
-            ready = waiting.add(images[part.to(images.device)], labels[part.to(labels.device)])
+        batches = [
+            waiting.add(images[part.to(images.device)], labels[part.to(labels.device)])
+            for part in torch.randperm(len(labels), generator=generator(seed, "online", number)).split(mini)
+        ]
+        if number == len(experiences) - 1:
+            batches.append(waiting.flush())
+        for ready in batches:
             if ready is not None:
-                memory.merge(*ready, device=device)
+                memory.merge(*ready[:2], task=ready[2], device=device)
         yield memory

@@ -98,6 +98,8 @@ def learn(
                 online = avalanche("avalanche.benchmarks.scenarios.online")
                 for part in online.split_online_stream([experience], mini, seed=derived_seed(state, "online", number) % 2**32):
                     made.train(part, num_workers=0)
+                if number == len(stream) - 1 and hasattr(buffer, "flush"):
+                    buffer.flush(made)  # what waits at the end is not lost
         yield accuracies(made.model, stream, split)
 
 
@@ -129,6 +131,8 @@ def _dataset(images: torch.Tensor, labels: torch.Tensor) -> Any:
 
 
 def _strategy(name: str, model: nn.Module, training: Training, device: torch.device, buffer: Any, smallest: int) -> Any:
+    from apps.continual.buffer import CondensedBuffer, attach  # here: it imports Avalanche
+
     supervised, plugins = avalanche("avalanche.training.supervised"), avalanche("avalanche.training.plugins")
     optimiser = torch.optim.SGD(model.parameters(), lr=training.lr, momentum=training.momentum)
     batch_mem = min(training.batch_size_mem, smallest) if smallest and name in ("er_ace", "der") else training.batch_size_mem
@@ -142,19 +146,15 @@ def _strategy(name: str, model: nn.Module, training: Training, device: torch.dev
     }
     if name == "er_ace":
         made = supervised.ER_ACE(mem_size=buffer.max_size, batch_size_mem=batch_mem, **options)
-        made.storage_policy = buffer
-        return made
+        return attach(made, buffer)
     if name == "der":
         made = supervised.DER(mem_size=buffer.max_size, batch_size_mem=batch_mem, alpha=training.alpha, beta=training.beta, **options)
-        if buffer is not None and type(buffer).__name__ == "CondensedBuffer":
-            made.storage_policy = buffer
-        return made
+        return attach(made, buffer) if isinstance(buffer, CondensedBuffer) else made  # else: Avalanche's own, with outputs
     used = []
     if name == "replay":
         used = [plugins.ReplayPlugin(mem_size=buffer.max_size, batch_size_mem=batch_mem, storage_policy=buffer)]
     elif name == "gdumb":
-        used = [plugins.GDumbPlugin(mem_size=buffer.max_size)]
-        used[0].storage_policy = buffer
+        used = [attach(plugins.GDumbPlugin(mem_size=buffer.max_size), buffer)]
     elif name == "lwf":
         used = [plugins.LwFPlugin(alpha=training.lwf_alpha, temperature=training.lwf_temperature)]
     return supervised.Naive(plugins=used, **options)

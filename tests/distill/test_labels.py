@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apps.continual.condensing import condense
-from apps.continual.memory import Memory, MemoryConfig
+from apps.continual.memory import MemoryConfig
 from apps.federated.union import union
 from apps.federated.wire import Limits, decode, encode
 from apps.nas.ledger import set_key
@@ -191,9 +191,8 @@ def test_a_weighted_union_says_so_and_is_learned_as_before(toy_data: ImageData) 
 def test_a_memory_takes_class_numbers_only(toy_data: ImageData) -> None:
     images, labels = toy_data.spec.normalise(toy_data.train.images), toy_data.train.labels
     assert condense(images, labels, "mtt", 2, 0, settings={**SHORT, "soft_labels": True}).labels.is_floating_point()
-    memory = Memory(MemoryConfig("mtt", items=6, settings={**SHORT, "soft_labels": True}))
     with pytest.raises(InputError, match="soft labels; leave soft_labels out"):
-        memory.observe(images, labels)
+        MemoryConfig("mtt", items=6, settings={**SHORT, "soft_labels": True})
 
 
 def test_a_ledger_tells_kinds_apart(toy_data: ImageData) -> None:

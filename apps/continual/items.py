@@ -1,0 +1,88 @@
+"""Exemplars as an Avalanche data set with the stream's item layout, and an experience read as tensors."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from apps.continual.engine import avalanche
+from apps.continual.exemplars import Exemplars, Grid, decode
+from distill.errors import InputError
+
+_utils = avalanche("avalanche.benchmarks.utils")
+_attributes = avalanche("avalanche.benchmarks.utils.data_attribute")
+_aware = avalanche("avalanche.benchmarks.utils.classification_dataset").TaskAwareClassificationDataset
+
+Transform = Callable[[Tensor], Tensor]
+
+
+class _Items(Dataset):  # type: ignore[type-arg]
+    """(values, label) of one group; the values stay as they are stored, the label is of the stream's kind (a collate mixes no kinds)."""
+
+    def __init__(self, group: Exemplars, tensor_labels: bool) -> None:
+        self.values, self.label = group.values, torch.tensor(group.label) if tensor_labels else group.label
+        self.targets = [group.label] * len(group)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor | int]:
+        return self.values[index], self.label
+
+
+class _Restored:
+    """A stored item as the learner sees it: dequantised, then through the user's own transform."""
+
+    def __init__(self, grid: Grid | None, then: Transform | None) -> None:
+        self.grid, self.then = grid, then
+
+    def __call__(self, values: Tensor) -> Tensor:
+        images = values if self.grid is None else decode(values, self.grid)
+        return images if self.then is None else self.then(images)
+
+
+def dataset_of(group: Exemplars, layout: Any, tensor_labels: bool, transform: Transform | None) -> Any:
+    """A group as a data set of the class ``layout``; ``transform`` acts in the training view."""
+    groups = _utils.TransformGroups(
+        {"train": _Restored(group.grid, transform), "eval": _Restored(group.grid, None)}  # y is left alone
+    )
+    items = _Items(group, tensor_labels)
+    described = [_attributes.DataAttribute(items.targets, "targets")]
+    if has_task_labels(layout):
+        described.append(_attributes.TaskLabels([group.task] * len(group)))
+    if group.logits is not None:
+        described.append(_attributes.TensorDataAttribute(list(group.logits), "logits", use_in_getitem=True))
+    return layout([items], data_attributes=described, transform_groups=groups)
+
+
+def has_task_labels(layout: Any) -> bool:
+    """Whether items of this data set class are (x, y, task label)."""
+    return layout is not None and issubclass(layout, _aware)
+
+
+def read(dataset: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Images (N, C, H, W) float32, labels (N,) and task labels (N,) of a data set, seen through its evaluation transforms.
+
+    One by one: a loader would draw from the global generator. Raises `InputError` unless items are float tensors (C, H, W); warns when
+    the evaluation view changes from one reading to the next.
+    """
+    dataset = dataset.eval()
+    first = dataset[0][0]
+    if not isinstance(first, Tensor) or not first.is_floating_point() or first.ndim != 3:
+        given = f"{first.dtype} {tuple(first.shape)}" if isinstance(first, Tensor) else type(first).__name__
+        raise InputError(
+            f"the stream's items are {given} in the evaluation view; a condensed buffer needs float tensors (C, H, W): "
+            "put ToTensor (and Normalize) into the benchmark's evaluation transform."
+        )
+    images = torch.stack([dataset[i][0] for i in range(len(dataset))]).detach().to("cpu", torch.float32)
+    if not torch.equal(images[0], first.detach().to("cpu", torch.float32)):
+        warnings.warn(
+            "the evaluation view gives another image each time (a random transform inside the data set?): distorted images are condensed; "
+            "give random transforms as the benchmark's train_transform.",
+            stacklevel=4,
+        )
+    tasks = [int(task) for task in getattr(dataset, "targets_task_labels", [0] * len(dataset))]
+    return images, torch.tensor([int(y) for y in dataset.targets]), torch.tensor(tasks)

@@ -1,0 +1,68 @@
+"""`MemoryConfig`: what a memory may hold and how it is made, checked before the first image comes."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from apps.continual.condensing import check_method, check_settings
+from apps.continual.exemplars import group_bytes, item_bytes
+from distill.errors import InputError, clipped
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """What a memory may hold and how it is made.
+
+    The budget is ``items`` or ``nbytes`` in all (both: both hold), shared equally among the (experience, task, class) groups seen so far:
+    when groups arrive, the older ones are condensed again to their smaller share. ``per_class`` fixes the share instead; the memory grows
+    up to the budget, if there is one, and old groups stay as they are. ``method`` is a name of `METHODS` or of a coreset, ``settings`` its
+    config fields (under them: `condensing.SHORT`). ``mean`` and ``std`` are the stream's normalisation; with them uint8 storage keeps real
+    images exactly, and pictures show pixels. Raises `InputError` for whatever is wrong without a look at the images.
+    """
+
+    method: str = "dm"
+    items: int | None = None
+    nbytes: int | None = None
+    per_class: int | None = None
+    storage: Literal["float32", "uint8"] = "float32"
+    seed: int = 0
+    name: str = "stream"
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_method(self.method)
+        check_settings(self.method, self.settings)
+        for field in ("items", "nbytes", "per_class"):
+            value = getattr(self, field)
+            if value is not None and not (type(value) is int and value >= 1):
+                raise InputError(f"the memory's {field} is {clipped(value)}; allowed: a whole number of 1 or more, or None.")
+        if type(self.seed) is not int or not isinstance(self.name, str):
+            raise InputError(f"the memory's seed is {clipped(self.seed)!r} and its name {clipped(self.name)!r}; allowed: an int and text.")
+        if self.storage not in ("float32", "uint8"):
+            raise InputError(f"the memory's storage is {clipped(self.storage)!r}; allowed: float32, uint8.")
+        if self.items is None and self.nbytes is None and self.per_class is None:
+            raise InputError("the memory has no budget; give items, nbytes, per_class, or a budget and per_class.")
+        self._check_normalisation()
+        least = self.per_class or 1
+        if self.items is not None and self.items < least:
+            raise InputError(
+                f"the memory has {self.items} items for all classes and {least} for one (per_class); raise the one or lower the other."
+            )
+        pixel = (len(self.mean or (0.0,)), 1, 1)
+        smallest = least * item_bytes(pixel, self.storage) + group_bytes(pixel, self.storage)
+        if self.nbytes is not None and self.nbytes < smallest:
+            raise InputError(
+                f"the memory has {self.nbytes} bytes in all, and a class of {least} one-pixel image{'s' if least > 1 else ''} alone takes "
+                f"{smallest} as {self.storage}; raise nbytes (max_bytes)."
+            )
+
+    def _check_normalisation(self) -> None:
+        mean, std = self.mean, self.std
+        if (mean is None) != (std is None) or len(mean or ()) != len(std or ()):
+            raise InputError("mean and std of the stream must be given together, a number for each channel.")
+        numbers = all(isinstance(value, int | float) and math.isfinite(value) for value in (*(mean or ()), *(std or ())))
+        if not numbers or not all(value > 0 for value in std or ()):
+            raise InputError(f"the stream's mean is {clipped(mean)} and its std {clipped(std)}; allowed: finite numbers, std above 0.")
