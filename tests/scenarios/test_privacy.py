@@ -2,21 +2,26 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from distill.condensed import CondensedSet
 from distill.data import ImageData
 from distill.errors import InputError
 from distill.evaluation import Accuracy
+from scenarios.commands.study import run_and_print
 from scenarios.engine.folder import Options, run_study
+from scenarios.engine.public_part import handing_on
 from scenarios.engine.schema import parse, shipped
 from scenarios.privacy import run as privacy
 from scenarios.privacy import schema as privacy_schema
 from scenarios.privacy.schema import study as make
+from tests.scenarios.marks import unmarked
 
 pytest.importorskip("opacus")
 
@@ -87,6 +92,7 @@ def test_a_study_leaves_sets_a_guarantee_and_figures_and_goes_on_where_it_stoppe
     assert stated["releases"] == 4
     assert record["results"]["epsilon8"]["guarantee"].startswith("The maker states (8.00, 1.0e-05)-differential privacy")
     pictures = {path.name for path in (folder / "figures").iterdir()}
+    assert unmarked(folder) == []
     assert {"images-epsilon8.png", "accuracy-epsilon8.png", "roc.png", "pairs-random.png"} <= pictures
     assert len(pictures) == 7
     assert set(record["results"]["attack"]) == {"private", "random"}
@@ -105,6 +111,37 @@ def test_a_study_leaves_sets_a_guarantee_and_figures_and_goes_on_where_it_stoppe
     assert float(first["epsilon"]) <= 8.0
     assert float(first["accuracy_low"]) <= float(first["accuracy_mean"]) <= float(first["accuracy_high"])
     assert all(isinstance(value, str) for row in rows for value in row.values())
+
+
+def test_a_run_of_the_earlier_form_goes_on_and_the_terminal_says_what_may_be_handed_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sets at the folder's top, with the time that they took: they move, nothing is made again and nothing is lost."""
+    short = {"networks": ["MLP"], "seeds": 1, "baselines": [], "recipe": {"max_steps": 1}}
+    given = make("tiny", "Tiny", tables(privacy={**TINY["privacy"], "twin": False}, evaluation=short), "s.toml")
+    folder, record = run_study(given, Options(out=tmp_path, quiet=True))
+    names, images = ("condensed-epsilon8.safetensors", "start-epsilon8.safetensors"), []
+    for name in names:
+        made = CondensedSet.load(folder / "public" / name)
+        images.append(made.images)
+        dataclasses.replace(made, provenance=dataclasses.replace(made.provenance, seconds=12.5)).save(folder / name)
+    shutil.rmtree(folder / "public")
+    (folder / "PRIVATE.txt").unlink()
+    assert any(name == "images-epsilon8" for name, _ in privacy.draw(folder, record)), "its figures can be drawn as it is"
+    assert "none has been sorted out" in handing_on({**record, "results": {}}, "this page")
+    (folder / "record.json").unlink()
+    run_and_print(given, tmp_path, 0, "cpu", None, True, False)
+    last = " ".join(capsys.readouterr().out.split()).rpartition(" Private: ")[2]
+    assert last.startswith("hand on the ")
+    assert "(8.00, 1.0e-05)-differential privacy. Neither this output nor any other file" in last
+    found = json.loads((folder / "record.json").read_text())
+    assert found["results"]["public"] == record["results"]["public"]
+    for name, before in zip(names, images, strict=True):
+        moved = CondensedSet.load(folder / "public" / name)
+        assert torch.equal(moved.images, before)
+        assert moved.provenance.seconds == 0.0
+        assert not (folder / name).exists()
+    assert unmarked(folder) == []
 
 
 def test_a_set_with_nothing_beside_it_is_told_without_brackets() -> None:
