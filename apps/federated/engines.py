@@ -1,7 +1,7 @@
 """The two engines that are processes: Flower's simulation on Ray, and a deployment of SuperLink and SuperNodes on this machine.
 
 Everything runs under a Flower home and ports of its own, offline, with telemetry off, and nothing that was started here stays: whatever
-carries this home in its environment is ended, by its id.
+carries this home in its environment is ended, by its id; where this process is killed, a watchdog does it.
 """
 
 import contextlib
@@ -13,7 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import urllib.request
@@ -22,14 +21,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from apps.federated import watchdog
 from apps.federated.settings import Settings, to_json
+from apps.federated.watchdog import carrying as carrying
+from apps.federated.watchdog import end_all as end_all
 from distill import stopping
 from distill.errors import InputError
 from distill.records import read_lines, write_whole
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 90.0
-STOP_SECONDS = 10.0
 
 
 @dataclass
@@ -102,7 +103,9 @@ def flower(logs: Path, settings: Settings, app: Path, simulated: int | None = No
     ``releases`` is where private clients keep what they released, so that a run that goes on asks them nothing twice.
     """
     logs.mkdir(parents=True, exist_ok=True)
-    home = Path(tempfile.mkdtemp(prefix="flwr-"))  # short, because Ray puts sockets below it
+    watchdog.sweep()
+    home, lock = watchdog.new_home()
+    guard = watchdog.watch(home)
     port = free_port()
     write_whole(home / "config.toml", f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "127.0.0.1:{port}"\ninsecure = true\n')
     environment = offline(home, settings.threads) | ({} if releases is None else {"DISTILL_RELEASES": str(releases.resolve())})
@@ -123,6 +126,8 @@ def flower(logs: Path, settings: Settings, app: Path, simulated: int | None = No
     finally:
         end_all(home, [*children, *running.nodes])
         shutil.rmtree(home, ignore_errors=True)
+        lock.close()
+        guard.communicate()  # closes its input, and waits
         if before is not None:
             signal.signal(signal.SIGTERM, before)
 
@@ -143,43 +148,15 @@ def offline(home: Path, threads: int) -> dict[str, str]:
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray's own folder goes with the home; sockets lie below it, and the system cuts their names at 107 letters.
+        **({"RAY_TMPDIR": str(home)} if len(str(home)) < 30 else {}),
         "RAY_ADDRESS": "local",  # a Ray of our own: without this one that runs here is joined, and one that died is waited for
         "OMP_NUM_THREADS": str(threads),
         "PYTHONPATH": os.pathsep.join(paths),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
     }
-
-
-def end_all(home: Path, children: Sequence[subprocess.Popen[bytes]] = ()) -> None:
-    """End every process that carries this Flower home: what we started (``children``), and what that started."""
-    deadline = time.monotonic() + STOP_SECONDS
-    number = signal.SIGTERM
-    while carriers := carrying(home):
-        if time.monotonic() > deadline:
-            number = signal.SIGKILL
-        for pid in carriers:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, number)
-        for child in children:  # they leave an entry until they are waited for
-            child.poll()
-        if time.monotonic() > deadline + STOP_SECONDS:
-            break
-        time.sleep(0.3)
-    for child in children:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(STOP_SECONDS)
-
-
-def carrying(home: Path) -> list[int]:
-    """Ids of living processes with ``FLWR_HOME`` set to this folder (Linux)."""
-    mark = f"FLWR_HOME={home}".encode()
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            if mark in entry.read_bytes().split(b"\0") and int(entry.parent.name) != os.getpid():
-                found.append(int(entry.parent.name))
-    return found
 
 
 def free_port() -> int:

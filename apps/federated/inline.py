@@ -28,6 +28,8 @@ Client = Callable[[Message, Context], Message | None]
 class LocalGrid(Grid):
     """Hands each message to ``client`` at once. ``folder`` keeps the clients' state between processes, for runs that are resumed."""
 
+    waits = False  # an answer that is not there at once will not come
+
     def __init__(self, client: Client, run_config: dict[str, Any], clients: int, folder: Path | None = None) -> None:
         self.client, self.folder = client, folder
         self.contexts: dict[int, Context] = {}

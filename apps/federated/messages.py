@@ -104,7 +104,7 @@ def settings_of(run_config: Mapping[str, Any]) -> Settings:
         return from_json(text)
     nested: dict[str, Any] = {}
     for key, value in run_config.items():
-        if key in ("settings", "out", "data-root") or value == "":
+        if key in ("settings", "out", "data-root", "node-keys") or value == "":
             continue
         *tables, last = key.split(".")
         table = nested

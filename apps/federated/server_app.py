@@ -1,6 +1,9 @@
-"""The Flower ServerApp: waits for the clients, asks who they are, and runs the strategy's rounds."""
+"""The Flower ServerApp: waits for the clients, and runs the strategy's rounds."""
 
+import contextlib
+import fcntl
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,27 +11,32 @@ from flwr.serverapp import Grid, ServerApp
 
 from apps.federated.client_app import data_of, torch_threads
 from apps.federated.condense import partition_of
-from apps.federated.messages import ConfigRecord, Context, Message, MetricRecord, RecordDict, record_of, settings_of, whole
+from apps.federated.exchange import Exchange
+from apps.federated.messages import Context, settings_of
+from apps.federated.roster import WAIT_SECONDS, Roster, keys_of
 from apps.federated.rules import rule_for
 from apps.federated.settings import ALONE, Settings
 from apps.federated.strategy import Federation, Weights
-from apps.federated.wire import encode_weights
 from distill.data import ImageData
 from distill.errors import InputError
 from distill.evaluation import accuracy
 from distill.networks import create
 from distill.randomness import generator
-from distill.records import write_json
+from distill.records import write_json, writing
 
-WAIT_SECONDS = 120.0
+LOCK_SECONDS = 30.0
 
 
-def serve(grid: Grid, settings: Settings, data: ImageData, folder: Path | None = None) -> list[dict[str, Any]]:
-    """All rounds; one dict a round, the same as the lines of ``rounds.jsonl`` in ``folder``."""
+def serve(
+    grid: Grid, settings: Settings, data: ImageData, folder: Path | None = None, keys: dict[str, int] | None = None
+) -> list[dict[str, Any]]:
+    """All rounds; one dict a round, the same as the lines of ``rounds.jsonl`` in ``folder``. ``keys``: see `roster.keys_of`."""
     if settings.strategy in ALONE:
         raise InputError(f"strategy {settings.strategy!r} sends no messages; it is not run through Flower.")
-    with torch_threads(settings.threads):
-        clients = introduce(grid, settings)
+    with torch_threads(settings.threads), only_writer(folder):
+        count = settings.partition.num_partitions
+        least = 1 if settings.min_clients is None else settings.min_clients
+        roster = Roster(count, keys, WAIT_SECONDS if settings.wait is None else settings.wait, least)
         network = create(settings.network, data.spec, generator(settings.seed, "server", "weights"), data.device)
         weights: Weights = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
 
@@ -38,46 +46,47 @@ def serve(grid: Grid, settings: Settings, data: ImageData, folder: Path | None =
             network.load_state_dict(weights)
             return accuracy(network, judged, settings.split)
 
-        rule = rule_for(settings, data.spec, settings.partition.num_partitions, folder)
+        rule = rule_for(settings, data.spec, count, folder)
         sizes = [len(part) for part in partition_of(data, settings).parts]
-        strategy = Federation(settings, rule, data.spec, weights, clients, judge, folder, sizes)
+        strategy = Federation(settings, rule, data.spec, weights, roster, judge, folder, sizes)
         if strategy.done < settings.rounds:
-            strategy.start(
-                grid,
-                record_of(encode_weights(strategy.weights)),
-                num_rounds=settings.rounds - strategy.done,
-                timeout=settings.timeout,
-                evaluate_fn=strategy.evaluate,
-            )
+            strategy.run(Exchange(grid))
         return strategy.lines
 
 
-def introduce(grid: Grid, settings: Settings) -> dict[int, int]:
-    """Client numbers by node id: who is there, by their own word. A number that is out of range or taken is not let in.
+@contextlib.contextmanager
+def only_writer(folder: Path | None) -> Iterator[None]:
+    """Hold the lock of the folder with the rounds; the system lets go of it when the process ends, however it ends.
 
-    Waits for all partitions' nodes, at most `WAIT_SECONDS`, then goes on with those that came.
+    A ServerApp that outlives its run for a moment is waited for; two that write the same rounds would make one damaged file.
     """
-    wanted, limit = settings.partition.num_partitions, WAIT_SECONDS
-    start = time.monotonic()
-    while len(nodes := sorted(grid.get_node_ids())) < wanted and time.monotonic() - start < limit:
-        time.sleep(0.2)
-    if not nodes:
-        raise InputError(f"no client came within {limit:.0f} s; start SuperNodes, or look at their logs.")
-    ask = [Message(RecordDict({"ask": ConfigRecord({"round": 0})}), dst_node_id=node, message_type="query.who") for node in nodes]
-    found: dict[int, int] = {}
-    for reply in sorted(grid.send_and_receive(ask, timeout=limit), key=lambda reply: reply.metadata.src_node_id):
-        if reply.has_error():
-            continue
-        try:
-            record = reply.content.get("facts")
-            client = whole(dict(record) if isinstance(record, MetricRecord) else {}, "partition-id", 0, wanted - 1)
-        except InputError:
-            continue
-        if client not in found.values():
-            found[reply.metadata.src_node_id] = client
-    if not found:
-        raise InputError('no client said a partition-id that fits; give SuperNodes --node-config "partition-id=K num-partitions=N".')
-    return found
+    if folder is None:
+        yield
+        return
+    with writing(folder), (folder / ".rounds.lock").open("w") as file:
+        end = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    raise InputError(f"{folder}: another ServerApp writes its rounds there; end it, or choose another folder.") from None
+            time.sleep(0.2)
+        yield
+
+
+def told(line: dict[str, Any]) -> list[str]:
+    """A round's line in words: accuracy and bytes, then everyone who was left out, and why."""
+    overrun = f", {line['overrun']:.1f} s beyond the timeout" if line["overrun"] >= 0.1 else ""
+    moved = f"{line['up']} bytes up, {line['down']} down"
+    said = [f"round {line['round']}: accuracy {line['accuracy']:.2f} %, {moved}, {line['dropped']} dropped{overrun}"]
+    for client in line["clients"]:
+        if client["status"] != "accepted" or client["note"]:
+            said.append("; ".join(filter(None, [f"  client {client['client']}: {client['status']}", client["why"], client["note"]])))
+    said += [f"  node {each['node']}: left out; {each['why']}" for each in line["unknown"]]
+    said += [f"  client {each['client']}: its answer to round {each['round']} came after its end and was not used" for each in line["late"]]
+    return [*said, *([f"  {line['note']}"] if line["note"] else [])]
 
 
 def server_app() -> ServerApp:
@@ -91,11 +100,13 @@ def server_app() -> ServerApp:
         folder = Path(out) if out else None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-        lines = serve(grid, settings, data_of(settings, str(context.run_config.get("data-root", ""))), folder)
-        for line in lines:
-            bytes_moved = f"{line['up']} bytes up, {line['down']} down"
-            print(f"round {line['round']}: accuracy {line['accuracy']:.2f} %, {bytes_moved}, {line['dropped']} dropped")
+        keys = str(context.run_config.get("node-keys", ""))
+        if not keys:
+            print("no node-keys: client numbers are what the nodes themselves say")
+        data = data_of(settings, str(context.run_config.get("data-root", "")))
+        for line in serve(grid, settings, data, folder, keys_of(Path(keys)) if keys else None):
+            print("\n".join(told(line)))
         if folder is not None:
-            write_json(folder / "finished.json", {"rounds": len(lines)})
+            write_json(folder / "finished.json", {"rounds": settings.rounds + 1})
 
     return app

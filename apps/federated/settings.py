@@ -83,6 +83,9 @@ class LocalConfig:
 class Settings:
     """``data`` is a name that `distill.load` takes; ``fraction`` of the clients take part in a round; ``timeout`` is a round's, in seconds.
 
+    A round takes place with ``min_clients`` or more of them (None: 1); the run waits at most ``wait`` seconds for all to come, and for
+    ``min_clients`` in later rounds (None: 120).
+
     ``threads`` is the number of torch threads of each client: the same number gives the same bits on every engine.
     ``privacy`` None, or ``{"statistics": "apps.<room>.<file>:<class>", **its keywords}``: what clients look at their data through. Two
     more import paths may stand there: ``start``, a function (statistics, ipc, seed) that makes private first images, and ``networks``, a
@@ -98,6 +101,8 @@ class Settings:
     network: str = "ConvNet"
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     timeout: Annotated[float, Field(gt=0)] = 3600.0
+    min_clients: Annotated[int, Field(ge=1)] | None = None
+    wait: Annotated[float, Field(ge=0)] | None = None
     split: Literal["test", "validation"] = "test"
     device: Literal["cpu", "cuda"] = "cpu"
     threads: Annotated[int, Field(ge=1)] = 1
@@ -118,6 +123,10 @@ def check(settings: Settings) -> Settings:
     if settings.strategy not in STRATEGIES:
         raise unknown_name("strategy", settings.strategy, STRATEGIES)
     check_name(settings.network)
+    if settings.min_clients is not None and settings.min_clients > settings.partition.num_partitions:
+        raise InputError(
+            f"min_clients is {settings.min_clients}; allowed: at most {settings.partition.num_partitions}, the number of clients."
+        )
     config = method_config(settings)
     if settings.privacy is not None:
         for part in PARTS:

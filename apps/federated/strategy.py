@@ -1,14 +1,14 @@
 """The Flower Strategy: asks clients, checks every answer, lets a rule make the new weights, and writes down what happened.
 
-One strategy for all: what differs is the rule (rules.py). A client that crashes, is silent or sends anything that does not pass loses its
-upload, is named in the round's line, and the round goes on; with no valid answer the model stays as it is.
+One strategy for all: what differs is the rule (rules.py). A client that is not there, crashes, is silent or sends anything that does not
+pass loses its upload, is named in the round's line, and the round goes on; with no valid answer the model stays as it is.
 """
 
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import safetensors
 import safetensors.torch
@@ -17,6 +17,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
+from apps.federated.exchange import NO_ANSWER, Answer, Exchange
 from apps.federated.messages import (
     ArrayRecord,
     ConfigRecord,
@@ -29,6 +30,7 @@ from apps.federated.messages import (
     size,
     whole,
 )
+from apps.federated.roster import Present, Roster
 from apps.federated.rules import FACTS, Accepted, Rule, believed
 from apps.federated.settings import Settings
 from apps.federated.wire import MAX_WEIGHT, encode_weights
@@ -49,14 +51,15 @@ class Asked:
     down: int
     up: int = 0
     status: str = "missing"
-    why: str = "no answer in time"
+    why: str = NO_ANSWER
+    note: str = ""  # that it joined late, or came back
     images: int = 0
     seconds: float | None = None
     privacy: dict[str, Any] | None = None  # its statement, as it sent it
 
 
 class Federation(Strategy):
-    """``clients`` maps Flower's node ids to client numbers; ``judge`` gives the accuracy of weights; ``folder`` gets rounds and checkpoint.
+    """``roster`` says which node is which client; ``judge`` gives the accuracy of weights; ``folder`` gets rounds and checkpoint.
 
     ``sizes`` are the examples of each client number where the run's partition says them (None: nobody knows).
     Round numbers are the run's own: a resumed run goes on counting where its checkpoint is (``done``).
@@ -68,59 +71,76 @@ class Federation(Strategy):
         rule: Rule,
         spec: DataSpec,
         weights: Weights,
-        clients: dict[int, int],
+        roster: Roster,
         judge: Callable[[Weights], float],
         folder: Path | None = None,
         sizes: Sequence[int] | None = None,
     ) -> None:
-        self.settings, self.rule, self.spec, self.clients, self.judge, self.folder = settings, rule, spec, clients, judge, folder
+        self.settings, self.rule, self.spec, self.roster, self.judge, self.folder = settings, rule, spec, roster, judge, folder
         self.weights = weights
         self.sizes = sizes
         self.done, self.number = 0, 0
         self.before = weights, rule.state()  # to go back to where a round's weights are refused
         self.claims: dict[int, tuple[int, int | None]] = {}  # examples as each client says, and as the server knows
-        self.asked: dict[int, Asked] = {}
-        self.strays = 0
+        self.asked: dict[int, Asked] = {}  # by node
+        self.present = Present({})
+        self.numbers: dict[int, int] = {}  # client numbers of all nodes so far
+        self.link: Exchange | None = None
         self.note = ""
         self.lines: list[dict[str, Any]] = []
         self.key = json.dumps([asdict(settings), asdict(spec)], sort_keys=True, default=str)
         self._resume()
 
+    def run(self, link: Exchange) -> None:
+        """The rounds that are left, by Flower's loop, which hands on what ``link`` gives."""
+        self.link = link
+        self.roster.gather(link, self.done + 1)  # so that a run without clients ends before it begins
+        self.start(
+            cast(Grid, link),
+            record_of(encode_weights(self.weights)),
+            num_rounds=self.settings.rounds - self.done,
+            timeout=self.settings.timeout,
+            evaluate_fn=self.evaluate,
+        )
+
     # What Flower calls, round by round
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        assert self.link is not None
         number = self.number = server_round + self.done
+        self.present = self.roster.gather(self.link, number)
+        self.numbers |= self.present.clients
+        self.note, self.asked = "", {}
+        if (there := len(self.present.clients)) < self.roster.least:
+            self.note = f"{there} of at least {self.roster.least} clients are there: the model stays as it was"
+            return []
         weights, extra = self.rule.request(self.weights)
         content = {
             "ask": ConfigRecord({"round": number, "spec": json.dumps(asdict(self.spec))}),
             **({} if weights is None else {"arrays": record_of(encode_weights(weights))}),
             **({} if extra is None else {"control": record_of(encode_weights(extra))}),
         }
-        self.asked = {}
+        most = self.rule.most_bytes(self.weights)
+        self.link.most = most + most // 4 + (1 << 20)  # Flower's wrapping of parts
         messages = []
         for node in self._taking_part(number):
             record = RecordDict(content)
-            self.asked[node] = Asked(self.clients[node], size(record))
+            client = self.present.clients[node]
+            self.asked[node] = Asked(client, size(record), note=self.present.notes.get(client, ""))
             messages.append(Message(record, dst_node_id=node, message_type=self.rule.action, group_id=str(number)))
         return messages
 
-    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
+    def aggregate_train(self, server_round: int, replies: Iterable[Any]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         number = server_round + self.done
         self.before = self.weights, self.rule.state()
         accepted: list[Accepted] = []
-        answered: set[int] = set()
-        self.strays, self.note = 0, ""
-        for reply in replies:
-            node = reply.metadata.src_node_id
-            if node not in self.asked or node in answered:
-                self.strays += 1
-                continue
-            answered.add(node)
-            if (found := self._accept(self.asked[node], reply)) is not None:
+        answers: Iterable[Answer] = replies
+        for answer in answers:
+            if (found := self._accept(self.asked[answer.node], answer)) is not None:
                 accepted.append(found)
         accepted.sort(key=lambda each: each.client)  # replies come in any order
         if not accepted:
-            self.note = "no valid answer: the model stays as it was"
+            self.note = self.note or "no valid answer: the model stays as it was"
             return None, None
         try:
             new = self.rule.combine(number, self.weights, self._sized(accepted))
@@ -157,7 +177,7 @@ class Federation(Strategy):
                 raise
             self._put_back(str(error))
             accuracy = self.judge(self.weights)
-        clients = sorted(self.asked.values(), key=lambda each: each.client) if server_round else []
+        clients, link = self._clients() if server_round else [], self.link
         line = {
             "round": number,
             "accuracy": accuracy,
@@ -165,9 +185,17 @@ class Federation(Strategy):
             "down": sum(each.down for each in clients),
             "images": sum(each.images for each in clients),
             "dropped": sum(each.status not in ("accepted", "empty") for each in clients),
-            "strays": self.strays,
+            "strays": link.strays if link is not None else 0,
+            "overrun": link.overrun if link is not None and server_round else 0.0,
             "note": self.note,
             "clients": [asdict(each) for each in clients],
+            "unknown": [
+                {"node": str(each.node), "why": each.why} for each in self.present.left_out if each.client is None and server_round
+            ],
+            "late": [
+                {"client": self.numbers.get(late.node), "round": late.group, "within": late.seconds}
+                for late in (link.late if link is not None and server_round else ())
+            ],
         }
         self.lines.append(line)
         if self.folder is not None:
@@ -183,16 +211,25 @@ class Federation(Strategy):
         self.rule.load_state(self.before[1])
         self.note = f"{why.rstrip('.')}: the model stays as it was"
 
+    def _clients(self) -> list[Asked]:
+        """Those that were asked, and those that could not be."""
+        others = [Asked(each.client, 0, 0, each.status, each.why) for each in self.present.left_out if each.client is not None]
+        return sorted([*self.asked.values(), *others], key=lambda each: each.client)
+
     def _taking_part(self, number: int) -> list[int]:
         """Nodes in the order of their client numbers; a fraction of them is drawn by number, so that the draw repeats."""
-        nodes = sorted(self.clients, key=lambda node: self.clients[node])
+        clients = self.present.clients
+        nodes = sorted(clients, key=lambda node: clients[node])
         count = max(1, round(self.settings.fraction * len(nodes)))
         if count == len(nodes):
             return nodes
         order = torch.randperm(len(nodes), generator=generator(self.settings.seed, "participants", number)).tolist()
         return [nodes[place] for place in sorted(order[:count])]
 
-    def _accept(self, asked: Asked, reply: Message) -> Accepted | None:
+    def _accept(self, asked: Asked, answer: Answer) -> Accepted | None:
+        if (reply := answer.message) is None:
+            asked.status, asked.why, asked.up = answer.status, answer.why, answer.up
+            return None
         if reply.has_error():
             reason = (str(reply.error.reason or "").strip().splitlines() or ["no reason given"])[-1]
             asked.status, asked.why = "failed", clipped(reason, 200)

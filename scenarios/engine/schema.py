@@ -27,7 +27,7 @@ from scenarios.engine.template import from_template
 
 KINDS = ("condense", "federated", "continual", "privacy", "nas", "pipeline", "sweep_lr")
 MAX_BYTES = 1 << 20
-LATER = ("whole_epochs", "drop_epochs", "imbalance")  # options that came later: where they are not used, hashes stay
+LATER = ("whole_epochs", "drop_epochs", "imbalance", "min_clients", "wait")  # options that came later: where they are not used, hashes stay
 MAX_PARTS = 32
 MAX_IPC = 100_000
 HERE = Path(__file__).parents[1]

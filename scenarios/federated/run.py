@@ -50,6 +50,8 @@ class FederationTable:
     network: str = "ConvNet"
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     timeout: Annotated[float, Field(gt=0)] = 3600.0
+    min_clients: Annotated[int, Field(ge=1)] | None = None
+    wait: Annotated[float, Field(ge=0)] | None = None
     threads: Annotated[int, Field(ge=1)] = 1
     split: Literal["test", "validation"] = "test"
 
@@ -98,7 +100,9 @@ def study(name: str, title: str, tables: dict[str, Any], source: str) -> Federat
         "data": data.name,
         "size": data.size,
         "validation": data.validation,
-        **{key: getattr(federation, key) for key in ("rounds", "network", "fraction", "timeout", "threads", "split")},
+        **{
+            key: getattr(federation, key) for key in ("rounds", "network", "fraction", "timeout", "min_clients", "wait", "threads", "split")
+        },
         "strategy": next((s for s in federation.strategies if s == "feddm"), federation.strategies[0]),
         "partition": tables.get("partition", {}),
         "upload": upload,

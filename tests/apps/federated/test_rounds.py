@@ -13,9 +13,10 @@ import torch
 
 from apps.federated.client_app import client_app
 from apps.federated.condense import partition_of
-from apps.federated.inline import run_inline
+from apps.federated.inline import LocalGrid, run_inline, task_identity
 from apps.federated.messages import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict, parts_of, record_of
-from apps.federated.settings import Settings, from_mapping
+from apps.federated.server_app import only_writer, serve, told
+from apps.federated.settings import Settings, from_mapping, to_json
 from apps.federated.wire import Limits, decode
 from distill.condensed import CondensedSet
 from distill.data import ImageData
@@ -279,12 +280,47 @@ def test_two_nodes_with_one_number_and_foreign_numbers_are_not_let_in() -> None:
 
     def client(message: Message, context: Context) -> Message:
         if message.metadata.message_type == "query.who":
-            number = {0: 0, 1: 0, 2: 99}[context.node_config["partition-id"]]
+            number = {0: 0, 1: 1, 2: 1, 3: 99}[context.node_config["partition-id"]]
             return Message(RecordDict({"facts": MetricRecord({"partition-id": number})}), reply_to=message)
         return app(message, context)
 
-    line = run_inline(settings(rounds=1), data(), client=client)[1]
-    assert [c["client"] for c in line["clients"]] == [0]
+    line = run_inline(settings(rounds=1, partition={"num_partitions": 4}), data(), client=client)[1]
+    assert [(c["client"], c["status"]) for c in line["clients"]] == [(0, "accepted"), (1, "contested"), (2, "absent"), (3, "absent")]
+    assert [(each["node"], each["why"][:18]) for each in line["unknown"]] == [("1003", "partition-id is 99")]
+    assert line["dropped"] == 3
+    said = "\n".join(told(line))
+    for part in ("client 1: contested; 2 nodes say this number", "client 2: absent; no node", "node 1003: left out; partition-id is 99"):
+        assert part in said
+
+
+def test_a_round_without_enough_clients_leaves_the_model_and_too_few_at_the_start_are_an_error() -> None:
+    app, calls = client_app(data()), [0]
+
+    def client(message: Message, context: Context) -> Message:
+        calls[0] += 1
+        return app(message, context)
+
+    class Shrinking(LocalGrid):
+        def get_node_ids(self) -> list[int]:
+            return list(self.contexts)[: 3 if calls[0] < 6 else 1]
+
+    made = settings(rounds=3, min_clients=2)
+    with task_identity():
+        lines = serve(Shrinking(client, {"settings": to_json(made)}, 3), made, data())
+    assert [line["note"][:8] for line in lines] == ["", "", "1 of at ", "1 of at "]
+    assert [c["status"] for c in lines[2]["clients"]] == ["absent", "absent"]
+    assert lines[1]["accuracy"] == lines[3]["accuracy"]
+    with pytest.raises(InputError, match="1 of at least 2 clients came"), task_identity():
+        serve(Shrinking(client, {"settings": to_json(made)}, 3), made, data())
+    with pytest.raises(InputError, match="min_clients is 4; allowed: at most 3"):
+        settings(min_clients=4)
+
+
+def test_two_servers_do_not_write_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("apps.federated.server_app.LOCK_SECONDS", 0.3)
+    with only_writer(tmp_path), pytest.raises(InputError, match="another ServerApp writes its rounds there"):
+        run_inline(settings(rounds=1), data(), tmp_path)
+    assert len(run_inline(settings(rounds=1), data(), tmp_path)) == 2
 
 
 # Going on after a stop
