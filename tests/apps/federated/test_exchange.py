@@ -101,7 +101,7 @@ def reply(place: int, arrays: int = 2, size: int = 100, sender: int | None = Non
     content = RecordDict(
         {
             "upload": record_of({f"a{k}": np.full(size, k, np.float32) for k in range(arrays)}),
-            "facts": MetricRecord({"round": 1}),
+            "facts": MetricRecord({"round": 1, "place": place}),
         }
     )
     return Message(metadata=metadata, content=content)
@@ -206,7 +206,7 @@ def test_an_answer_in_another_nodes_name_is_refused() -> None:
 @pytest.mark.parametrize("damage", ["kind", "cycle", "body", "empty"])
 def test_parts_that_nobody_can_read_are_refused(damage: str) -> None:
     bad = Upload(reply(0))
-    name = bad.proto.metadata.message_id if damage == "kind" else list(bad.parts)[-1]
+    name = bad.proto.metadata.message_id if damage == "kind" else next(iter(bad.parts))  # the message itself is the last
     body = {
         "kind": b"Nothing 0 \x00",
         "cycle": bad.parts[bad.proto.metadata.message_id],  # a part that has itself among its parts
