@@ -39,7 +39,7 @@ class Setting:
     """Made images, a network, and the forms that take turns."""
 
     def __init__(self, images: int, width: int) -> None:
-        spec = DataSpec("made", 1, 28, 28, tuple(str(c) for c in range(CLASSES)), (0.5,), (0.25,))
+        spec = DataSpec("made", 1, 28, 28, tuple(str(c) for c in range(CLASSES)), (0.5,), (0.25,), "given", "given")
         pixels = torch.randint(0, 256, (images, 1, 28, 28), generator=generator(0, "benchmark"), dtype=torch.uint8)
         train = Split(pixels, torch.arange(images) % CLASSES)
         nothing = train.at(torch.zeros(0, dtype=torch.int64))

@@ -237,7 +237,7 @@ class CondensedSet:
         metadata key ``distill``."""
         header = {
             "format": FORMAT if self.label_kind == DEFAULT_KIND else FORMAT_WITH_KIND,
-            "spec": dataclasses.asdict(self.spec),
+            "spec": self.spec.facts,
             "lr": self.lr,
             "augmentation": self.augmentation,
             "provenance": dataclasses.asdict(self.provenance),

@@ -12,7 +12,7 @@ from torch import Tensor
 from distill.arrays import class_numbers, image_tensor, moments
 from distill.errors import InputError, clipped, unknown_name
 from distill.randomness import generator
-from distill.spec import DataSpec
+from distill.spec import DataSpec, Origin
 from distill.whitening import Whitening
 
 SPLITS = ("train", "validation", "test")
@@ -177,6 +177,11 @@ class ImageData:
             mask[here[torch.randperm(len(here), generator=draws)[:count]]] = True
         return replace(self, train=self.train.at(mask.nonzero().squeeze(1).to(self.device)))
 
+    def with_origins(self, **origins: Origin) -> "ImageData":
+        """The same data, whose spec says where "normalisation", "classes" or "population" come from."""
+        changed: dict[str, Any] = {f"{name}_origin": origin for name, origin in origins.items()}
+        return replace(self, spec=replace(self.spec, **changed))
+
     def hold_out(self, fraction: float, seed: int = 0) -> "ImageData":
         """Moves a fraction of train to the empty validation split, class by class: at least one image where the class has two.
 
@@ -212,6 +217,7 @@ class ImageData:
         uint8, or float in [0, 1]. Labels: whole numbers (N,) from 0, or one-hot rows (N, K). ``classes`` are "0" up to the highest label
         when not given; a class without images is named in ``notes``. ``mean`` and
         ``std`` (per channel, of pixels in [0, 1]) are computed from all of x_train when not given, so they do not depend on ``seed``.
+        The spec remembers what was given and what was computed (`distill.spec.DataSpec`); private runs need both given.
         ``validation`` is the fraction of train that becomes the validation split (see `hold_out`). Raises `InputError` when an array
         does not fit.
         """
@@ -223,6 +229,7 @@ class ImageData:
         names = tuple(classes) if classes is not None else tuple(str(label) for label in range(highest + 1))
         if highest == len(names) and min(int(split.labels.min()) for split in (train, test) if len(split)) > 0:
             raise InputError(f"{name}: labels lie in 1..{highest}, and classes are numbered from 0; subtract 1 from y_train and y_test.")
+        origin: Origin = "given" if mean is not None and std is not None else "computed"
         if mean is None or std is None:
             computed = moments(train.images)
             mean, std = (given if given is not None else own for given, own in zip((mean, std), computed, strict=True))
@@ -230,10 +237,11 @@ class ImageData:
             if not isinstance(numbers, Sequence) or len(numbers) != train.images.shape[1]:
                 raise InputError(f"{name}: {field} is {str(numbers)[:80]}; allowed: a number for each of {train.images.shape[1]} channels.")
         channels, height, width = train.images.shape[1:]
-        spec = DataSpec(name, channels, height, width, names, tuple(mean), tuple(std))
+        listed: Origin = "computed" if classes is None else "given"
+        spec = DataSpec(name, channels, height, width, names, tuple(mean), tuple(std), origin, listed)
         nothing = train.at(torch.zeros(0, dtype=torch.int64))
         made = cls(spec, train, nothing, test)
-        return replace(made, notes=_notes(made)).hold_out(validation, seed).to(device)
+        return replace(made, notes=class_notes(made)).hold_out(validation, seed).to(device)
 
 
 def check_fraction(fraction: float) -> None:
@@ -268,7 +276,7 @@ def _one_class(data: ImageData) -> tuple[str, ...]:
     return (f"all training images are of one class, {name!r}: every network is right about them, so an accuracy says nothing.",)
 
 
-def _notes(data: ImageData) -> tuple[str, ...]:
+def class_notes(data: ImageData) -> tuple[str, ...]:
     """One sentence for each thing about the classes that is allowed and seldom meant."""
     notes = list(_one_class(data))
     names, tested = data.spec.classes, set(data.test.labels.tolist())

@@ -44,7 +44,7 @@ def read_folder(path: Path, size: int | None = None, seed: int = 0) -> ImageData
     notes = _repeated({part: (files, *arrays[part]) for part, (files, _) in parts.items()})
     test = "test" if "test" in arrays else "val"
     name = (path.resolve().name or "folder").encode(errors="replace").decode()[:MAX_NAME]
-    data = ImageData.from_arrays(name, *arrays["train"], *arrays[test], classes=layout.classes)
+    data = ImageData.from_arrays(name, *arrays["train"], *arrays[test], classes=layout.classes).with_origins(classes="computed")
     data = replace(data, notes=(*layout.notes, *data.notes, *notes))
     return replace(data, validation=to_split(*arrays["val"], name, "val")) if len(arrays) == 3 else data
 
@@ -84,7 +84,8 @@ def read_mhist(path: Path, size: int | None = None) -> ImageData:
     images = read_images([*files["train"], *files["test"]], size, f"mhist:{path}")
     cut = len(files["train"])
     y_train, y_test = (np.array(labels[part], dtype=np.int64) for part in ("train", "test"))
-    return ImageData.from_arrays("mhist", images[:cut], y_train, images[cut:], y_test, classes=classes)
+    data = ImageData.from_arrays("mhist", images[:cut], y_train, images[cut:], y_test, classes=classes)
+    return data.with_origins(classes="published")
 
 
 def _repeated(parts: dict[str, tuple[list[Path], np.ndarray[Any, Any], np.ndarray[Any, Any]]]) -> list[str]:

@@ -4,7 +4,7 @@ import math
 import os
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from distill.data import ImageData, check_fraction
 from distill.data_folders import read_folder, read_mhist
+from distill.data_given import with_given
 from distill.errors import InputError, unknown_name
 from distill.image_files import MAX_ARRAY_BYTES
 from distill.randomness import generator
@@ -74,6 +75,10 @@ _KNOWN = {
     ),
     "usps": _Known("9,298 handwritten postcode digits", _DIGITS, None, None, "USPS", ("usps.bz2", "usps.t.bz2")),
 }
+# USPS is normalised by what is computed from its file, which is published where it comes to these numbers.
+PUBLISHED = {name: (known.mean, known.std) for name, known in _KNOWN.items() if known.mean and known.std} | {
+    "usps": ((0.253875,), (0.384216,)),
+}
 NAMES = ("digits", *_KNOWN)
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
@@ -91,12 +96,17 @@ def load(
     seed: int = 0,
     device: torch.device | str = "cpu",
     size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    classes: Sequence[str] | None = None,
 ) -> ImageData:
     """A data set by name: one of `NAMES`, the name of any ``<root>/<name>.npz``, ``folder:PATH`` or ``mhist:PATH``.
 
     ``validation`` is the fraction of the training images kept apart, drawn with ``seed``; the test images are never touched. ``size``
-    (pixels) resizes the images of folders, MHIST and the built-in digits. Raises `InputError` when the name is unknown or the files are
-    missing or damaged.
+    (pixels) resizes the images of folders, MHIST and the built-in digits. ``mean`` and ``std`` (a number a channel, of pixels in [0, 1])
+    and ``classes`` (names in the order of the labels, at least those that have images) replace what the files give: a private run over
+    one's own images needs numbers and names that do not come from them. Raises `InputError` when the name is unknown, the files are
+    missing or damaged, or what is given does not fit.
     """
     check_fraction(validation)
     kind, _, path = str(name).partition(":")
@@ -112,7 +122,7 @@ def load(
         data = _digits(size or 16)
     else:
         data = _by_name(str(name), data_root(root))
-    return data.hold_out(validation, seed).to(device)
+    return with_given(data, mean, std, classes).hold_out(validation, seed).to(device)
 
 
 def describe(root: str | Path | None = None) -> list[tuple[str, str, bool]]:
@@ -153,7 +163,9 @@ def _digits(side: int) -> ImageData:
     test = torch.zeros(len(labels), dtype=torch.bool)
     for label in range(10):
         test[order[labels[order] == label][:50]] = True
-    return ImageData.from_arrays("digits", images[~test], labels[~test], images[test], labels[test], classes=_DIGITS)
+    data = ImageData.from_arrays("digits", images[~test], labels[~test], images[test], labels[test], classes=_DIGITS)
+    # Its mean and std are computed, of a file that everybody has.
+    return data.with_origins(normalisation="published", classes="published", population="published")
 
 
 def _npz(name: str, file: Path) -> ImageData:
@@ -174,7 +186,15 @@ def _npz(name: str, file: Path) -> ImageData:
         )
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
-    return data
+    # A list that the file holds may have been made from its labels.
+    return _as_published(data) if known else data.with_origins(classes="computed")
+
+
+def _as_published(data: ImageData) -> ImageData:
+    """Data under a published name: class list and size are published, and so is the normalisation, where it is that of the name."""
+    mean, std = PUBLISHED[data.spec.name]
+    same = [round(value, 6) for value in (*data.spec.mean, *data.spec.std)] == [*mean, *std]
+    return data.with_origins(classes="published", population="published", normalisation="published" if same else "computed")
 
 
 def _read_npz(file: Path) -> dict[str, Any]:
@@ -245,4 +265,4 @@ def _torchvision(name: str, where: Path) -> ImageData:
         raise InputError(
             f"data {name!r}: torchvision could not {doing} its files under {folder} ({reason}); delete them, try again."
         ) from None
-    return ImageData.from_arrays(name, *arrays, classes=known.classes, mean=known.mean, std=known.std)
+    return _as_published(ImageData.from_arrays(name, *arrays, classes=known.classes, mean=known.mean, std=known.std))

@@ -147,7 +147,7 @@ def cache_folder(data: ImageData, config: ExpertConfig) -> Path:
     """Where experts with this configuration on these data are kept."""
     # Each expert is one of its own: asking for more of them finds the first ones here.
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name != "experts"}
-    facts = [settings, data.fingerprint, dataclasses.asdict(data.spec)]
+    facts = [settings, data.fingerprint, data.spec.facts]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     name = "".join(c if c.isalnum() or c in "-_" else "-" for c in data.spec.name)[:40]
     return cache_root() / f"{name}-{config.network}-{key}"

@@ -1,7 +1,8 @@
 """`DataSpec`: what every room must know about a data set without seeing its pixels."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ MAX_CHANNELS = 64
 MAX_SIDE = 4096
 MAX_CLASSES = 100_000
 MAX_NAME = 200
+Origin = Literal["published", "given", "computed"]
+ORIGINS: tuple[Origin, ...] = get_args(Origin)
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,12 @@ class DataSpec:
     """Shape, class names and normalisation of a data set.
 
     ``mean`` and ``std`` are per channel, for pixels scaled to [0, 1]. Raises `InputError` when a field is out of range.
+
+    The origins say where mean and std, the class list and the number of examples come from: "published" (facts of a public data set),
+    "given" (by the user, who says that they are public) or "computed" (from the images, their labels or the names of their folders).
+    What is computed may not leave a private run (apps/privacy/public.py). An origin goes with the spec through `dataclasses.replace` and
+    so through every part of the data; two specs are equal, and have one hash, whatever their origins. A spec from another party brings
+    that party's word for them.
     """
 
     name: str
@@ -29,6 +38,9 @@ class DataSpec:
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    normalisation_origin: Origin = field(default="computed", compare=False, repr=False)
+    classes_origin: Origin = field(default="computed", compare=False, repr=False)
+    population_origin: Origin = field(default="computed", compare=False, repr=False)
 
     def __post_init__(self) -> None:
         def check(good: bool, field: str, allowed: str) -> None:
@@ -41,10 +53,28 @@ class DataSpec:
         check(_whole(self.width) and 1 <= self.width <= MAX_SIDE, "width", f"1 to {MAX_SIDE}")
         check(1 <= len(self.classes) <= MAX_CLASSES, "classes", f"1 to {MAX_CLASSES} names")
         check(all(map(_text, self.classes)), "classes", f"names of at most {MAX_NAME} characters that UTF-8 can store")
-        for field in ("mean", "std"):
-            numbers = getattr(self, field)
-            check(len(numbers) == self.channels and all(_finite(v) for v in numbers), field, f"{self.channels} finite numbers")
+        for name in ("mean", "std"):
+            numbers = getattr(self, name)
+            check(len(numbers) == self.channels and all(_finite(v) for v in numbers), name, f"{self.channels} finite numbers")
         check(all(1e-6 <= v <= 1e6 for v in self.std), "std", "numbers from 1e-6 to 1e6")
+        for name in ORIGIN_FIELDS:
+            check(getattr(self, name) in ORIGINS, name, ", ".join(ORIGINS))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The fields that make two specs equal, as plain values: all but the origins."""
+        return {name: value for name, value in vars(self).items() if name not in ORIGIN_FIELDS}
+
+    @property
+    def origins(self) -> dict[str, Origin]:
+        """Where "normalisation", "classes" and "population" come from."""
+        return {name.removesuffix("_origin"): getattr(self, name) for name in ORIGIN_FIELDS}
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What was given of mean, std and classes, as `distill.load` takes it."""
+        numbers = {"mean": self.mean, "std": self.std} if self.normalisation_origin == "given" else {}
+        return numbers | ({"classes": self.classes} if self.classes_origin == "given" else {})
 
     @property
     def num_classes(self) -> int:
@@ -71,6 +101,9 @@ class DataSpec:
         mean = torch.tensor(self.mean, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
         std = torch.tensor(self.std, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
         return mean, std
+
+
+ORIGIN_FIELDS = ("normalisation_origin", "classes_origin", "population_origin")
 
 
 def _whole(value: object) -> bool:

@@ -12,7 +12,6 @@ from distill.condensed import CondensedSet, Provenance
 from distill.data import ImageData, Split
 from distill.errors import InputError
 from distill.randomness import generator
-from distill.spec import DataSpec
 
 
 def class_order(classes: Sequence[int], seed: int) -> list[int]:
@@ -47,7 +46,7 @@ def domain_incremental(domains: Sequence[ImageData]) -> list[ImageData]:
     height, width = max(data.spec.height for data in domains), max(data.spec.width for data in domains)
     first = domains[0].spec
     mean, std = (tuple(values[i % len(values)] for i in range(channels)) for values in (first.mean, first.std))
-    spec = DataSpec(first.name, channels, height, width, names, mean, std)
+    spec = dataclasses.replace(first, channels=channels, height=height, width=width, mean=mean, std=std, population_origin="computed")
     return [
         ImageData(spec, *(_fitted(getattr(data, part), channels, (height, width)) for part in ("train", "validation", "test")))
         for data in domains

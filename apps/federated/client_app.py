@@ -33,14 +33,26 @@ from distill.spec import DataSpec
 
 
 @functools.lru_cache(maxsize=2)
-def load_once(name: str, root: str, validation: float, seed: int, size: int | None, device: str) -> ImageData:
+def load_once(
+    name: str,
+    root: str,
+    validation: float,
+    seed: int,
+    size: int | None,
+    device: str,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    classes: tuple[str, ...] | None = None,
+) -> ImageData:
     """The data set, read once a process."""
-    return load(name, Path(root) if root else None, validation=validation, seed=seed, size=size).to(device)
+    place = Path(root) if root else None
+    return load(name, place, validation=validation, seed=seed, size=size, mean=mean, std=std, classes=classes).to(device)
 
 
 def data_of(settings: Settings, root: str = "") -> ImageData:
     """The run's whole data set, from ``root`` or $DISTILL_DATA."""
-    return load_once(settings.data, root, settings.validation, settings.seed, settings.size, settings.device)
+    given = (settings.mean, settings.std, settings.class_names)
+    return load_once(settings.data, root, settings.validation, settings.seed, settings.size, settings.device, *given)
 
 
 @contextlib.contextmanager
@@ -79,7 +91,9 @@ def own_data(context: Context, settings: Settings, spec: DataSpec, given: ImageD
     client = int(node.get("partition-id", -1))
     root = str(node.get("data-path", context.run_config.get("data-root", "")))
     if "data" in node:
-        return agreed(load_once(str(node["data"]), root, 0.0, settings.seed, settings.size or spec.height, settings.device), spec), client
+        size = settings.size or spec.height
+        own = load_once(str(node["data"]), root, 0.0, settings.seed, size, settings.device, classes=spec.classes)
+        return agreed(own, spec, own=True), client
     data = data_of(settings, root) if given is None else given
     return shard(agreed(data, spec), partition_of(data, settings), client), client
 

@@ -39,13 +39,21 @@ def shard(data: ImageData, partition: Partition, client: int) -> ImageData:
     return dataclasses.replace(data, train=data.train.at(torch.from_numpy(partition.parts[client]).to(data.device)))
 
 
-def agreed(data: ImageData, spec: DataSpec) -> ImageData:
-    """A client's own data under the federation's spec: the classes and the shape must be the same, the normalisation is the server's."""
+def agreed(data: ImageData, spec: DataSpec, own: bool = False) -> ImageData:
+    """A client's data under the federation's spec: the classes and the shape must be the same, the normalisation is the server's.
+
+    ``own`` data are the client's alone. The server has never seen them: the numbers and the class list that it sent are public to the
+    client whatever the server says of their origin, and count as given. A part of the run's own data set is another matter: where the
+    server computed its numbers from that data set, it says so, and they stay computed. A server that lies about it has the images.
+    """
     for name in ("channels", "height", "width", "classes"):
         if getattr(data.spec, name) != getattr(spec, name):
             ours, theirs = clipped(getattr(data.spec, name)), clipped(getattr(spec, name))
             raise InputError(f"this client has {name} {ours} and the federation {theirs}; they must be the same.")
-    return dataclasses.replace(data, spec=spec)
+    origins: dict[str, Any] = {"population_origin": data.spec.population_origin}
+    if own:
+        origins |= {"normalisation_origin": "given", "classes_origin": "given"}
+    return dataclasses.replace(data, spec=dataclasses.replace(spec, **origins))
 
 
 def network_with(network: str, weights: Mapping[str, Tensor] | None) -> Factory:

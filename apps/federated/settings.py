@@ -81,7 +81,8 @@ class LocalConfig:
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
 class Settings:
-    """``data`` is a name that `distill.load` takes; ``fraction`` of the clients take part in a round; ``timeout`` is a round's, in seconds.
+    """``data`` is a name that `distill.load` takes, and ``mean``, ``std`` and ``class_names`` what is given with it; ``fraction`` of the
+    clients take part in a round; ``timeout`` is a round's, in seconds.
 
     A round takes place with ``min_clients`` or more of them (None: 1); the run waits at most ``wait`` seconds for all to come, and for
     ``min_clients`` in later rounds (None: 120).
@@ -96,6 +97,9 @@ class Settings:
     data: str = "digits"
     size: int | None = None
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    class_names: tuple[str, ...] | None = None
     rounds: Annotated[int, Field(ge=1)] = 2
     seed: Annotated[int, Field(ge=0)] = 0
     network: str = "ConvNet"

@@ -88,7 +88,7 @@ class Federation(Strategy):
         self.link: Exchange | None = None
         self.note = ""
         self.lines: list[dict[str, Any]] = []
-        self.key = json.dumps([asdict(settings), asdict(spec)], sort_keys=True, default=str)
+        self.key = json.dumps([asdict(settings), spec.facts], sort_keys=True, default=str)
         self._resume()
 
     def run(self, link: Exchange) -> None:

@@ -74,7 +74,7 @@ def audit(
 
 def canary_data(directions: Tensor) -> ImageData:
     """Images (n, 1, 48, 48) of one class; image i has the value 1 (normalised) at pixel ``directions[i]`` (n,) and 0 elsewhere."""
-    spec = DataSpec("canaries", 1, SIDE, SIDE, ("canary", "other"), (0.5,), (0.5,))
+    spec = DataSpec("canaries", 1, SIDE, SIDE, ("canary", "other"), (0.5,), (0.5,), "given", "given")
     images = torch.full((len(directions), 1, SIDE, SIDE), 0.5)
     images.flatten(1)[torch.arange(len(directions)), directions] = 1.0
     none = Split(images[:0], torch.zeros(0, dtype=torch.int64))

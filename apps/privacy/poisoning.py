@@ -204,7 +204,7 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     try:
         tiny = CondensedSet.load(given.set)
-        data = fitted(tiny, load(given.data))
+        data = fitted(tiny, load(given.data, **tiny.spec.given))
         if data.whitening is not None:
             raise InputError("the set is white; patches are looked for in plain images only.")
         rival = select(data, "random", tiny.counts, generator(0, "poisoning", "rival"))

@@ -66,7 +66,7 @@ class PrivateStatistics:
         insecure_seed: int | None = None,
     ) -> None:
         check_normalisation(data)
-        population = public_size(data.spec.name, population)
+        population = public_size(data.spec, population)
         accounting.check([Steps(1.0, sample_rate or 1.0, releases or 1)], delta)
         check_target(epsilon, delta, population)
         if clip is not None and not (0 < clip < float("inf")):

@@ -23,24 +23,14 @@ POPULATIONS = {
     "svhn": 73_257,
     "usps": 7291,
 }
-# Normalisations that are published, or belong to a public file, and so reveal nothing: (mean, standard deviation).
-PUBLISHED = {
-    "digits": ((0.305904,), (0.318617,)),
-    "usps": ((0.253875,), (0.384216,)),
-    "mnist": ((0.1307,), (0.3081,)),
-    "fashion-mnist": ((0.2861,), (0.3530,)),
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-    "cifar100": ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)),
-    "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
-}
 
 
-def public_size(name: str, given: int | None) -> int:
-    """The number of examples that is publicly known; `InputError` where none is."""
-    population = given or POPULATIONS.get(name)
+def public_size(spec: DataSpec, given: int | None) -> int:
+    """The number of examples that is publicly known; `InputError` where none is. A name alone (a folder's, say) makes no data public."""
+    population = given or (POPULATIONS.get(spec.name) if spec.population_origin == "published" else None)
     if population is None or population < 1:
         raise InputError(
-            f"data {name!r} has no publicly known size; give population=, a round number that is public. "
+            f"data {spec.name!r} has no publicly known size; give population=, a round number that is public. "
             "The true count of private examples is private itself."
         )
     return population
@@ -55,19 +45,24 @@ def check_target(epsilon: float, delta: float, population: int) -> None:
 
 
 def check_normalisation(data: ImageData) -> None:
-    """`InputError` when the pixels' normalisation was computed from the private images: an unaccounted release."""
+    """`InputError` when the pixels' normalisation or the class list was computed from the private images: an unaccounted release.
+
+    The spec's origins decide, never a comparison of numbers: those of a part of the images, or rounded ones, tell as much. A list of
+    classes tells as well: without the only image of the last class it would be shorter.
+    """
     if data.whitening is not None:
         raise InputError("refused, because it has no privacy guarantee: whitening fitted on the images; leave zca out.")
-    given = torch.tensor([data.spec.mean, data.spec.std], dtype=torch.float64)
-    published = torch.tensor(PUBLISHED.get(data.spec.name, ()), dtype=torch.float64)
-    if given.shape == published.shape and bool((given - published).abs().max() < 1e-4):
-        return
-    pixels = data.train.images.double() / (255 if data.train.images.dtype == torch.uint8 else 1)
-    own = torch.stack([pixels.mean((0, 2, 3)), pixels.std((0, 2, 3), correction=0)])
-    if bool((given - own.cpu()).abs().max() < 1e-4):
+    spec, from_images = data.spec, []
+    if spec.normalisation_origin == "computed":
+        from_images.append("the normalisation (mean and std) was computed from its images")
+    if spec.classes_origin == "computed":
+        from_images.append("the class list was computed from its labels or folders")
+    if from_images:
+        numbers = ", ".join(["0.5"] * min(spec.channels, 4))
+        parts = (f"mean{{0}}[{numbers}]", f"std{{0}}[{numbers}]", 'classes{0}["NAME", ...]')
         raise InputError(
-            f"refused, because it has no privacy guarantee: the normalisation of data {data.spec.name!r} (mean {data.spec.mean}, std "
-            f"{data.spec.std}) was computed from its images; make the data with public numbers, for example mean=(0.5,), std=(0.5,)."
+            f"refused for data {clipped(spec.name)!r}, because it has no privacy guarantee: {', and '.join(from_images)}. "
+            f"Give public ones: [data] {', '.join(parts).format(' = ')}, or load(..., {', '.join(parts).format('=')})."
         )
 
 

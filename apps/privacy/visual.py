@@ -255,7 +255,7 @@ def main(arguments: list[str]) -> int:
     try:
         tiny = CondensedSet.load(given.set)
         # The set's own seed, so that a folder's test images are those that were held out when the set was made.
-        data = load(given.data, seed=tiny.provenance.seed or 0)
+        data = load(given.data, seed=tiny.provenance.seed or 0, **tiny.spec.given)
         picture = given.out or given.set.with_name(f"{given.set.stem}-pairs.png")
         format_of(picture)
         rows = visual_privacy(tiny, data, holdout=given.holdout, limit=given.limit)

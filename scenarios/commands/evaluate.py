@@ -47,7 +47,9 @@ def evaluate(
         check_name(name)
     where = torch_device(device)
     tiny = CondensedSet.load(condensed).to(where)
-    table = configure(DataTable, data_table(data, size or _resized(tiny, data), classes, validation, imbalance), "distill evaluate")
+    chosen = data_table(data, size or _resized(tiny, data), classes, validation, imbalance)
+    given = {"class_names" if key == "classes" else key: list(value) for key, value in tiny.spec.given.items()}
+    table = configure(DataTable, given | chosen, "distill evaluate")
     # The set's own seed, so that what was held out when it was made (a folder's test images) is held out now.
     images = data_of(table, Options(data_root=data_root, device=where, seed=tiny.provenance.seed or 0))
     for note in images.notes:

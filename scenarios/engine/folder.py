@@ -120,7 +120,7 @@ def load_data(study: Study, options: Options) -> ImageData:
 
 def data_of(table: DataTable, options: Options) -> ImageData:
     """The data of a [data] table on their device: split, subset, thinned out and whitened as it says."""
-    data = load(table.name, options.data_root, validation=table.validation, seed=options.seed, size=table.size)
+    data = load(table.name, options.data_root, validation=table.validation, seed=options.seed, size=table.size, **table.given)
     if table.classes is not None:
         data = data.subset(table.classes)
     if table.imbalance is not None:

@@ -23,33 +23,19 @@ from distill.methods import METHODS
 from distill.networks import check_name
 from distill.train import PROTOCOLS, Recipe
 from scenarios.engine import own
+from scenarios.engine.data_table import DataTable as DataTable
+from scenarios.engine.data_table import with_names
 from scenarios.engine.template import from_template
 
 KINDS = ("condense", "federated", "continual", "privacy", "nas", "pipeline", "sweep_lr")
 MAX_BYTES = 1 << 20
-LATER = ("whole_epochs", "drop_epochs", "imbalance", "min_clients", "wait")  # options that came later: where they are not used, hashes stay
+# Options that came later: where they are not used, hashes stay.
+LATER = ("whole_epochs", "drop_epochs", "imbalance", "min_clients", "wait", "mean", "std", "class_names")
 MAX_PARTS = 32
 MAX_IPC = 100_000
 HERE = Path(__file__).parents[1]
 READY = tuple(kind for kind in KINDS if (HERE / kind).is_dir())
 _STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
-class DataTable:
-    """``[data]``: what `distill.load` takes; ``zca`` whitens the images (see `distill.whitening`).
-
-    ``imbalance`` makes the training images long-tailed, with this ratio of the largest to the smallest class (`ImageData.long_tailed`).
-    """
-
-    DIFFERENT = ("classes",)
-
-    name: str
-    validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    size: Annotated[int, Field(ge=1)] | None = None
-    classes: tuple[Annotated[int, Field(ge=0)], ...] | None = None
-    zca: bool = False
-    imbalance: Annotated[float, Field(ge=1)] | None = None
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
@@ -183,6 +169,8 @@ def plain_value(text: str) -> Any:
 def study(name: str, tables: dict[str, Any], source: str) -> Study:
     """Check a scenario's tables and make the study they describe; ``source`` opens every message."""
     tables = dict(tables)
+    if "data" in tables:
+        tables["data"] = with_names(tables["data"])
     kind = tables.pop("kind", None)
     if kind is None:
         raise InputError(f"{source}: key 'kind' is missing; allowed: {', '.join(KINDS)}.")

@@ -100,6 +100,9 @@ def study(name: str, title: str, tables: dict[str, Any], source: str) -> Federat
         "data": data.name,
         "size": data.size,
         "validation": data.validation,
+        "mean": data.mean,
+        "std": data.std,
+        "class_names": data.class_names,
         **{
             key: getattr(federation, key) for key in ("rounds", "network", "fraction", "timeout", "min_clients", "wait", "threads", "split")
         },

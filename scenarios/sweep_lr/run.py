@@ -240,7 +240,9 @@ def _command(study: SweepStudy, value: float) -> str:
     settings = {study.sweep.key: text(value), **{k: v if isinstance(v, str) else json.dumps(v) for k, v in changed.items()}}
     for name, given in settings.items():
         parts += ["--set", f"{name}={given}"]
-    return shlex.join(["distill", "condense", *parts]) + ("  # needs zca = true in the [data] of a scenario file" if data.zca else "")
+    unsaid = {"zca = true": data.zca, "its classes": data.class_names, "its mean and std": data.mean}
+    needed = ", ".join(key for key, value in unsaid.items() if value)
+    return shlex.join(["distill", "condense", *parts]) + (f"  # needs {needed} in the [data] of a scenario file" if needed else "")
 
 
 def draw(folder: Path, record: dict[str, Any]) -> Iterator[tuple[str, Drawing]]:

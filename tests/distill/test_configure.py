@@ -88,8 +88,9 @@ def wrong_values(field: Field) -> list[Any]:
     if dataclasses.is_dataclass(field.leaf):
         wrong = [3, True, 1.5, "text", [1], math.nan]
     elif field.is_list:
-        element = {int: ["1", True, 1.5, None, [1], table], str: [1, True, 1.5, None, ["x"], table]}[field.leaf]
-        wrong = [3, True, 1.5, "text", *([value] for value in element)]
+        element = {int: ["1", True, 1.5, None, [1], table], str: [1, True, 1.5, None, ["x"], table]}
+        element |= {float: ["0.5", True, None, math.nan, math.inf, [0.5], table]}
+        wrong = [3, True, 1.5, "text", *([value] for value in element[field.leaf])]
     else:
         by_type = {
             int: ["3", True, False, 1.5, 2.0, math.nan, math.inf, [1], table, ""],

@@ -175,6 +175,8 @@ def another(kind: type[Any], name: str, value: Any) -> Any:
         return [*value[:-1], "whole" if name == "baselines" else "MLP"]
     if isinstance(value, float):
         return value / 2 + 0.01
+    if value is None and "tuple[str" in str(hint):
+        return ["a", "b"]
     return ([7] if "tuple" in str(hint) else 7) if value is None else value + 1
 
 
@@ -231,7 +233,8 @@ def test_any_other_setting_gives_another_hash(method: str) -> None:
         ),
         (
             {"data.nam": "x"},
-            "study.toml: [data]: key 'nam' is not known; did you mean 'name'? Allowed: classes, imbalance, name, size, validation, zca.",
+            "study.toml: [data]: key 'nam' is not known; did you mean 'name'? Allowed: class_names, classes, imbalance, mean, name, size, "
+            "std, validation, zca.",
         ),
         ({"data.validation": 1}, "study.toml: [data]: key 'validation' is 1; allowed: a number of at least 0 and below 1."),
         (

@@ -39,7 +39,7 @@ PRIVATE = {
 
 def data() -> ImageData:
     train, test = (toy_arrays(seed, classes=CLASSES, per_class=60) for seed in (0, 1000))
-    return ImageData.from_arrays("toy", *train, *test, mean=(0.5,), std=(0.5,))
+    return ImageData.from_arrays("toy", *train, *test, classes=tuple(map(str, range(CLASSES))), mean=(0.5,), std=(0.5,))
 
 
 def settings(more: dict[str, Any] | None = None, **changes: Any) -> Settings:

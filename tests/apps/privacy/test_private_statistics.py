@@ -34,9 +34,9 @@ NETWORK = "ConvNetW32D2"
 
 
 def public_toy(seed: int = 0, **options: int) -> ImageData:
-    """Toy data with a normalisation that is not its own."""
-    data = ImageData.from_arrays("toy", *toy_arrays(seed, **options), *toy_arrays(seed + 1, **options), mean=(0.5,), std=(0.5,))
-    return dataclasses.replace(data)
+    """Toy data with a normalisation and a class list that are not computed from them."""
+    train, names = toy_arrays(seed, **options), tuple(map(str, range(options.get("classes", 3))))
+    return ImageData.from_arrays("toy", *train, *toy_arrays(seed + 1, **options), classes=names, mean=(0.5,), std=(0.5,))
 
 
 def private(data: ImageData | None = None, **options: object) -> PrivateStatistics:
