@@ -98,8 +98,8 @@ def test_a_private_run_of_a_folder_with_validation(tmp_path: Path) -> None:
     assert made.data.class_names == ("well", "sick", "unsure")
     folder, record = run_study(made, options)
     assert record["status"] == "done"
-    tiny = CondensedSet.load(folder / "condensed-epsilon8.safetensors")
+    tiny = CondensedSet.load(folder / "public" / "condensed-epsilon8.safetensors")
     assert (tiny.spec.mean, tiny.spec.std, tiny.spec.classes) == ((0.4,), (0.3,), ("well", "sick", "unsure"))
     computed = distill.load(f"folder:{tmp_path / 'ward'}").spec
-    assert f"{computed.mean[0]:.6f}" not in (folder / "condensed-epsilon8.safetensors").read_bytes().decode("latin-1")
+    assert f"{computed.mean[0]:.6f}" not in (folder / "public" / "condensed-epsilon8.safetensors").read_bytes().decode("latin-1")
     assert dataclasses.asdict(computed)["mean"] != tiny.spec.mean
