@@ -9,8 +9,11 @@ no time may be in the public part.
 import contextlib
 import dataclasses
 import importlib
+import io
+import itertools
 import json
 import os
+import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -43,12 +46,12 @@ KINDS = ("GUARANTEE.txt", "*.safetensors", "*.png", "*-releases/*.safetensors", 
 
 
 def small(planted: bool) -> ImageData:
-    """Sixty digits of three classes; the last image of those with one more is a checkerboard."""
+    """Sixty digits of three classes; the last image of those with one more is a checkerboard, of the last class."""
     data = load("digits").subset(CLASSES)
     some = data.train.at(torch.arange(IMAGES))
     if planted:
         board = (torch.arange(16)[:, None] + torch.arange(16)).remainder(2).mul(255).to(some.images.dtype)[None, None]
-        some = Split(torch.cat([some.images, board]), torch.cat([some.labels, torch.tensor([1])]))
+        some = Split(torch.cat([some.images, board]), torch.cat([some.labels, torch.tensor([2])]))
     return dataclasses.replace(data, train=some, test=data.test.at(torch.arange(30)))
 
 
@@ -68,6 +71,9 @@ class Runs:
             self.answers.append(found.clone())
             return found
         earlier = self.answers[len(self.moved)]
+        if earlier.shape != found.shape:
+            self.moved.append((field, float("inf"), allowed))
+            return found
         self.moved.append((field, float((found.double() - earlier.double()).norm()), allowed))
         return earlier.clone()
 
@@ -109,9 +115,10 @@ def patched(runs: Runs, planted: bool) -> Iterator[None]:
         return answer
 
     def shared_out(labels: Any, config: Any, seed: int = 0) -> Partition:
-        """Shards that are as they are: the planted image is at the last client."""
+        """Shards that are as they are: the planted image is at the last client, the only one there of its class."""
         last = config.num_partitions - 1
         owners = np.minimum(np.arange(len(labels)) * config.num_partitions // IMAGES, last)
+        owners[:IMAGES][labels[:IMAGES] == CLASSES[-1]] = 0
         return Partition(tuple(np.flatnonzero(owners == client) for client in range(last + 1)))
 
     with pytest.MonkeyPatch.context() as patch:
@@ -147,16 +154,19 @@ class Found:
     folders: tuple[Path, Path]
     records: tuple[dict[str, Any], dict[str, Any]]
     differences: list[str]
+    logs: list[str]  # what differs in the log of a private run and on its terminal, times left out
 
 
 def compared(tables: Mapping[str, Any], out: Path, plant: Callable[[pytest.MonkeyPatch], None] = lambda patch: None) -> Found:
     """Run the study twice; ``plant`` patches a leak into both runs."""
-    runs, done, records = Runs(), [], []
+    runs, done, records, said = Runs(), [], [], []
     for number in (0, 1):
         made: Any = study("leaks", json.loads(json.dumps(tables)), "leaks.toml")
         with patched(runs, bool(number)), pytest.MonkeyPatch.context() as patch:
             plant(patch)
-            folder, record = run_study(made, Options(out / str(number), quiet=True))
+            with contextlib.redirect_stderr(io.StringIO()) as terminal:
+                folder, record = run_study(made, Options(out / str(number)))
+        said.append(_timeless(terminal.getvalue().replace(str(out / str(number)), "OUT")))
         done.append(folder)
         records.append(record)
     half = len(runs.messages) // 2
@@ -174,9 +184,18 @@ def compared(tables: Mapping[str, Any], out: Path, plant: Callable[[pytest.Monke
     for name in sorted(parts[0] & parts[1]):
         one, other = (described(folder / name) for folder in done)
         found += [f"{name}: {key}" for key in sorted({*one, *other}) if one.get(key) != other.get(key)]
-    said = [public_part.handing_on(record, "this output") for record in records]
-    found += ["what the terminal says"] if said[0] != said[1] else []
-    return Found(runs, (done[0], done[1]), (records[0], records[1]), found)
+    last = [public_part.handing_on(record, "this output") for record in records]
+    found += ["what the terminal says"] if last[0] != last[1] else []
+    for name in sorted({str(path.relative_to(done[0])) for path in done[0].rglob("metrics.jsonl")}):
+        said[0] += [f"{name}: {line}" for line in _timeless((done[0] / name).read_text())]
+        said[1] += [f"{name}: {line}" for line in _timeless((done[1] / name).read_text())]
+    logs = [f"{one} | {other}" for one, other in itertools.zip_longest(*said) if one != other]
+    return Found(runs, (done[0], done[1]), (records[0], records[1]), found, logs)
+
+
+def _timeless(text: str) -> list[str]:
+    """Lines without seconds."""
+    return [re.sub(r"\d[\d.]* s\b", "TIME s", re.sub(r'"seconds": [\d.e-]+', "TIME", line)) for line in text.splitlines()]
 
 
 def public_files(folder: Path) -> list[Path]:

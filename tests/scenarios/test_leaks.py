@@ -13,10 +13,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from apps.federated import client_app
+from apps.federated import client_app, condense
 from apps.privacy import ledger, private_statistics, release
 from apps.privacy.release import noised_sums
 from distill.condensed import CondensedSet
+from distill.evaluation import accuracies
 from distill.figures import image_grid
 from distill.records import append_line
 from distill.run import distil
@@ -98,10 +99,26 @@ def moves_by_its_sensitivity_and_nothing_else(tables: dict[str, Any], out: Path)
     return found
 
 
+ONE_ROUND = {
+    "kind": "federated",
+    "data": {"name": "digits"},
+    **PIPELINE["stages"]["clients"],
+    "federation": {"rounds": 1, "network": NETWORK},
+}
+
+
+def evaluated(found: Any, budget: str) -> list[str]:
+    """Private sets whose accuracy depends on the private images: it is measured on others."""
+    rows = [record["results"][budget]["accuracy"] for record in found.records]
+    return [name for name in rows[0] if name.startswith("private") and rows[0][name]["values"] != rows[1][name]["values"]]
+
+
 @pytest.mark.parametrize("kind", STUDIES)
 def test_a_planted_image_is_in_no_file_that_others_may_see(kind: str, tmp_path: Path) -> None:
     found = moves_by_its_sensitivity_and_nothing_else(STUDIES[kind], tmp_path)
     folder, record = found.folders[0], found.records[0]
+    assert [line for line in found.logs if "without noise" not in line] == [], "a line of a twin has no guarantee"
+    assert evaluated(found, "epsilon8") == []
     listed = record["results"]["public"]["files"]
     assert listed == [str(path.relative_to(folder)) for path in public_files(folder)]
     for path in folder.glob("public/*.safetensors"):
@@ -123,6 +140,7 @@ def test_a_planted_image_is_in_no_file_that_others_may_see(kind: str, tmp_path: 
 def test_a_pipeline_with_private_clients_and_every_message_of_a_client(tmp_path: Path) -> None:
     found = moves_by_its_sensitivity_and_nothing_else(PIPELINE, tmp_path)
     folder, record = found.folders[0], found.records[0]
+    assert [line for line in found.logs if not line.startswith("attack on ")] == [], "an attack says what it finds of the members"
     assert len([message for message in found.runs.messages if any(key.startswith("upload/") for key in message)]) == 2 * 2 * 2
     public = record["results"]["public"]
     assert {"public/clients.feddm-0.safetensors", "public/maker.epsilon8.safetensors", "public/GUARANTEE.txt"} <= set(public["files"])
@@ -162,6 +180,7 @@ def leaky(patch: pytest.MonkeyPatch) -> None:
     def twin_as_private_set(study: Any, data: Any, *rest: Any) -> Any:
         made, start = private_set(study, data, *rest)
         origin = dataclasses.replace(made.provenance, config={**made.provenance.config, "examples": len(data.train)})
+        append_line(rest[3] / "metrics.jsonl", {"stage": "distil", "part": "loss", "loss": float(seen["clean"].norm())})
         twin = distil(data, "dm", ipc=1, network=NETWORK, initial="noise", iterations=1, lr_img=100.0, progress=False)
         return dataclasses.replace(twin, provenance=origin), start
 
@@ -183,6 +202,7 @@ def leaky(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(public_part, "covered", with_time)
     patch.setattr(public_part, "image_grid", with_real_image)
     patch.setattr("scenarios.privacy.run.mark", lambda *arguments: None)
+    patch.setattr(privacy_sets, "accuracies", lambda *arguments: accuracies(*arguments[:6], "train", *arguments[7:]))
 
 
 def test_one_planted_leak_of_each_kind_of_file_is_found(tmp_path: Path) -> None:
@@ -198,6 +218,9 @@ def test_one_planted_leak_of_each_kind_of_file_is_found(tmp_path: Path) -> None:
     ):
         assert f"public/{expected}" in found.differences
     assert any(name.startswith("public/GUARANTEE.txt: line ") for name in found.differences)
+    assert any('"loss": ' in line for line in found.logs)
+    assert any(line.startswith("  epsilon8, MLP on private dm: ") for line in found.logs)
+    assert evaluated(found, "epsilon8") == ["private dm"]
     names = [path.name for path in public_files(found.folders[0])]
     assert not any(fnmatch.fnmatchcase("metrics.jsonl", kind) for kind in KINDS)
     assert "metrics.jsonl" in names
@@ -210,11 +233,20 @@ def test_a_leak_in_a_message_and_a_release_without_clipping_are_found(tmp_path: 
         patch.setattr(client_app, "MetricRecord", lambda facts: real({**facts, "seconds": time.monotonic()}))
         patch.setattr(release, "clipped", lambda rows, norm: rows)
 
-    clients = PIPELINE["stages"]["clients"]
-    one_round = {"kind": "federated", "data": {"name": "digits"}, **clients, "federation": {"rounds": 1, "network": NETWORK}}
-    found = compared(one_round, tmp_path, plant)
+    found = compared(ONE_ROUND, tmp_path, plant)
     assert any(name.endswith(": facts/seconds") for name in found.differences)
     assert max(distance / allowed for _, distance, allowed in found.runs.moved) > 1.1
+
+
+def test_a_client_that_sends_only_the_classes_that_it_holds_is_found(tmp_path: Path) -> None:
+    statistics_of = condense.statistics_of
+
+    def held(data: Any, settings: Any, *rest: Any) -> Any:
+        classes = tuple(sorted(set(settings.upload.classes) & set(data.classes)))
+        return statistics_of(data, dataclasses.replace(settings, upload=dataclasses.replace(settings.upload, classes=classes)), *rest)
+
+    found = compared(ONE_ROUND, tmp_path, lambda patch: patch.setattr(condense, "statistics_of", held))
+    assert any(name.endswith(": upload/labels") for name in found.differences)
 
 
 def test_the_two_runs_differ_in_one_image() -> None:
