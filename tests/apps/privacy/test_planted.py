@@ -41,7 +41,9 @@ SIDE = 32
 
 def data(side: int = 8) -> ImageData:
     """36 images of three classes; the last has values that make its features infinite."""
-    made = ImageData.from_arrays("toy", *toy_arrays(0, side=side), *toy_arrays(1, side=side), mean=(0.5,), std=(0.5,))
+    made = ImageData.from_arrays(
+        "toy", *toy_arrays(0, side=side), *toy_arrays(1, side=side), mean=(0.5,), std=(0.5,), classes=["a", "b", "c"]
+    )
     bright = made.train.images.clone()
     bright[-1] = 255
     return dataclasses.replace(made, train=dataclasses.replace(made.train, images=bright))
