@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -18,8 +19,9 @@ from distill.augment import strategy
 from distill.errors import InputError, unknown_name
 from distill.labels import DEFAULT_KIND, LABEL_KINDS
 from distill.records import write_whole
-from distill.set_file import FORMAT, FORMAT_WITH_KIND, MAX_FILE_BYTES, check_size, decode, encode, loadable, parse
+from distill.set_file import DECODE, MAX_FILE_BYTES, check_size, decode, encode, later_facts, later_parts, later_tensors, loadable, parse
 from distill.set_file import Provenance as Provenance
+from distill.set_parts import Encoded, StartWeights, StepSizes
 from distill.spec import DataSpec
 from distill.whitening import Whitening
 
@@ -34,7 +36,11 @@ class CondensedSet:
     ``lr`` is a learned step size for training on the set (MTT) or None; ``augmentation`` names the strategy a learner should use (see
     `distill.augment.strategy`) or is None; ``quantisation`` is one (low, step) pair per channel when the images lie on a grid of 256
     values, in which case the file holds uint8; ``whitening`` is the ZCA transform in whose white space the images live, or None (they are
-    normalised by the spec's mean and std). Raises `InputError` on construction when anything does not fit.
+    normalised by the spec's mean and std).
+
+    ``step_sizes`` (one a step, in place of ``lr``) and ``start_weights`` say how a learner should be trained on the set, ``decode`` how
+    its images are stored; see `distill.set_parts`. Learners of this version read ``lr`` only. Raises `InputError` on construction when
+    anything does not fit.
     """
 
     images: Tensor
@@ -46,6 +52,9 @@ class CondensedSet:
     quantisation: tuple[tuple[float, float], ...] | None = None
     whitening: Whitening | None = None
     label_kind: str = "probabilities"
+    step_sizes: StepSizes | None = None
+    start_weights: StartWeights | None = None
+    decode: Encoded | None = None
 
     def __post_init__(self) -> None:
         images, labels, classes = self.images, self.labels, self.spec.num_classes
@@ -71,6 +80,10 @@ class CondensedSet:
             good = len(self.quantisation) == self.spec.channels
             if not (good and all(math.isfinite(low) and math.isfinite(step) and step > 0 for low, step in self.quantisation)):
                 raise InputError(f"quantisation is {str(self.quantisation)[:80]}; allowed: a finite low and a positive step per channel.")
+        if self.decode is not None and self.quantisation is not None:
+            raise InputError("a set's images are stored encoded or quantised, not both; leave one of the two out.")
+        if self.step_sizes is not None:
+            self.step_sizes.check(len(images))
         if self.whitening is not None and self.whitening.mean.numel() != math.prod(self.spec.shape):
             raise InputError(
                 f"whitening is for images of {self.whitening.mean.numel()} values; allowed: {math.prod(self.spec.shape)}, as these have."
@@ -141,9 +154,11 @@ class CondensedSet:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of images, labels and whitening as `save` stores them (uint8 images when quantised)."""
+        """Bytes of all tensors as `save` stores them (uint8 images when quantised)."""
         images = self.images.numel() * (1 if self.quantisation else 4) + 8 * len(self.quantisation or ())
-        return images + self.labels.numel() * self.labels.element_size() + (self.whitening.nbytes if self.whitening else 0)
+        images = self.decode.nbytes if self.decode else images
+        more = sum(tensor.numel() * tensor.element_size() for tensor in later_tensors(self).values())
+        return images + self.labels.numel() * self.labels.element_size() + (self.whitening.nbytes if self.whitening else 0) + more
 
     def pixels(self) -> Tensor:
         """Images (N, C, H, W) in [0, 1], clipped: for eyes, not for training."""
@@ -153,11 +168,17 @@ class CondensedSet:
 
     def to(self, device: torch.device | str) -> "CondensedSet":
         """The same set with its tensors on ``device``."""
-        whitening = None if self.whitening is None else self.whitening.to(device)
-        return dataclasses.replace(self, images=self.images.to(device), labels=self.labels.to(device), whitening=whitening)
+        parts = {name: getattr(self, name) for name in ("whitening", "step_sizes", "start_weights", "decode")}
+        moved: dict[str, Any] = {name: None if part is None else part.to(device) for name, part in parts.items()}
+        return dataclasses.replace(self, images=self.images.to(device), labels=self.labels.to(device), **moved)
 
     def subset(self, classes: Iterable[int]) -> "CondensedSet":
-        """Only the images of these classes; label numbers and spec stay. `InputError` when nothing is left."""
+        """Only the images of these classes, without ``decode``; label numbers and spec stay.
+
+        `InputError` when nothing is left, or where step sizes name the images of each step.
+        """
+        if self.step_sizes is not None and self.step_sizes.batches is not None:
+            raise InputError("subset: step_sizes name the images of each step; leave them out: dataclasses.replace(set, step_sizes=None).")
         wanted = sorted(set(classes))
         keep = torch.isin(self.hard_labels, torch.tensor(wanted, dtype=torch.int64, device=self.labels.device))
         if not bool(keep.any()):
@@ -166,7 +187,7 @@ class CondensedSet:
         labels = self.labels[keep]
         if self.label_kind == "weighted" and float(labels.sum()) > 0:
             labels = labels / labels.sum(1).mean()  # 1 in the mean again
-        part = dataclasses.replace(self, images=self.images[keep], labels=labels)
+        part = dataclasses.replace(self, images=self.images[keep], labels=labels, decode=None)
         return part.made_for(label for label in self.classes if label in wanted)
 
     def made_for(self, classes: Iterable[int]) -> "CondensedSet":
@@ -180,49 +201,20 @@ class CondensedSet:
     @staticmethod
     def concat(sets: Sequence["CondensedSet"]) -> "CondensedSet":
         """The union, in order. Shape, classes, normalisation and label kind must agree; hard labels become one-hot where any set has
-        soft ones, which must be probabilities then.
+        soft ones, which must be probabilities then. Step sizes and start weights must be the same in all sets (or in none).
 
         The provenance names its parts. A privacy statement is not merged: how releases compose is for the accountant to say.
         """
-        if not sets:
-            raise InputError("concat was given no sets; allowed: one or more.")
-        first = sets[0]
-        for other in sets[1:]:
-            for name in ("channels", "height", "width", "classes", "mean", "std"):
-                ours, theirs = getattr(first.spec, name), getattr(other.spec, name)
-                if ours != theirs:
-                    raise InputError(f"concat: {name} differ ({str(ours)[:60]} and {str(theirs)[:60]}); sets must agree on their spec.")
-            if (first.whitening is not None or other.whitening is not None) and not (
-                first.whitening and first.whitening.same_as(other.whitening)
-            ):
-                raise InputError("concat: the sets are whitened differently; only sets of one white space can be joined.")
-        soft = any(s.labels.dtype != torch.int64 for s in sets)
-        kinds = sorted({s.label_kind for s in sets})
-        if len(kinds) > 1:
-            raise InputError(f"concat: the label kinds differ ({', '.join(kinds)}; class numbers are {DEFAULT_KIND}); allowed: one kind.")
-        labels = [
-            torch.nn.functional.one_hot(s.labels, s.spec.num_classes).float() if soft and s.labels.dtype == torch.int64 else s.labels
-            for s in sets
-        ]
-        parts = [{"method": s.provenance.method, "seed": s.provenance.seed, "dp": s.provenance.dp} for s in sets]
-        joined = CondensedSet(
-            images=torch.cat([s.images for s in sets]),
-            labels=torch.cat(labels),
-            spec=first.spec,
-            lr=first.lr if len({s.lr for s in sets}) == 1 else None,
-            augmentation=first.augmentation if len({s.augmentation for s in sets}) == 1 else None,
-            provenance=Provenance("union", {"parts": parts}, seconds=sum(s.provenance.seconds for s in sets)),
-            whitening=first.whitening,
-            label_kind=first.label_kind,
-        )
-        return joined.made_for(label for one in sets for label in one.classes)
+        from distill.joining import concat  # which makes a CondensedSet
+
+        return concat(sets)
 
     def quantised(self) -> "CondensedSet":
         """The same set with each channel rounded to 256 evenly spaced values, stored as uint8: a quarter of the bytes."""
         low = self.images.amin((0, 2, 3)).double()
         step = ((self.images.amax((0, 2, 3)).double() - low) / 255).clamp_min(1e-12)
         grid = tuple(zip(low.tolist(), step.tolist(), strict=True))
-        return dataclasses.replace(self, images=decode(encode(self.images, grid), grid), quantisation=grid)
+        return dataclasses.replace(self, images=decode(encode(self.images, grid), grid), quantisation=grid, decode=None)
 
     # The file
 
@@ -233,21 +225,24 @@ class CondensedSet:
         write_whole(Path(path), loadable(self.to_bytes()))
 
     def to_bytes(self) -> bytes:
-        """The file's content: tensors ``images``, ``labels`` (and ``whitening_mean``, ``whitening_matrix``), and a JSON header under the
-        metadata key ``distill``."""
+        """The file's content, in the format of `distill.set_file`."""
+        images = encode(self.images, self.quantisation) if self.quantisation else self.images
+        tensors = {"images": images} if self.decode is None else {f"{DECODE}{name}": t for name, t in self.decode.tensors.items()}
+        tensors |= {"labels": self.labels} | later_tensors(self)
+        if self.decode is not None and not torch.allclose(self.decode.images(self.spec, len(self)), self.images, atol=1e-4):
+            raise InputError("the images are not those that the set's decode gives; leave it out: dataclasses.replace(set, decode=None).")
+        if self.whitening is not None:
+            tensors |= {"whitening_mean": self.whitening.mean, "whitening_matrix": self.whitening.matrix}
         header = {
-            "format": FORMAT if self.label_kind == DEFAULT_KIND else FORMAT_WITH_KIND,
-            "spec": self.spec.facts,
             "lr": self.lr,
             "augmentation": self.augmentation,
             "provenance": dataclasses.asdict(self.provenance),
             "quantisation": self.quantisation,
-        } | ({} if self.label_kind == DEFAULT_KIND else {"label_kind": self.label_kind})
-        images = encode(self.images, self.quantisation) if self.quantisation else self.images
-        tensors = {"images": images.detach().cpu().contiguous(), "labels": self.labels.detach().cpu().contiguous()}
-        if self.whitening is not None:
-            tensors |= {"whitening_mean": self.whitening.mean.cpu(), "whitening_matrix": self.whitening.matrix.cpu().contiguous()}
-        return safetensors.torch.save(tensors, {"distill": json.dumps(header, allow_nan=False, sort_keys=True)})
+        } | later_facts(self)
+        # Weights that share their storage (tied layers) are stored twice.
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        plain |= {name: plain[name].clone() for name in later_tensors(self)}
+        return safetensors.torch.save(plain, {"distill": json.dumps(header, allow_nan=False, sort_keys=True)})
 
     @staticmethod
     def load(path: str | Path, max_bytes: int | None = None) -> "CondensedSet":
@@ -275,15 +270,15 @@ class CondensedSet:
     def from_bytes(data: bytes, max_bytes: int = MAX_FILE_BYTES) -> "CondensedSet":
         """The set in ``data``, checked before anything of the claimed size is allocated."""
         tensors, header = parse(data, max_bytes)
-        spec = header.spec
-        images = tensors["images"]
-        if (images.dtype == torch.uint8) != (header.quantisation is not None):
+        steps, weights, stored = later_parts(tensors, header, max_bytes)
+        images = tensors["images"] if stored is None else stored.images(header.spec, len(tensors["labels"]))
+        if stored is None and (images.dtype == torch.uint8) != (header.quantisation is not None):
             raise InputError("images are uint8 without a quantisation grid, or float32 with one.")
         if header.quantisation is not None and images.ndim == 4 and len(header.quantisation) == images.shape[1]:
             images = decode(images, header.quantisation)
         white = Whitening(tensors["whitening_mean"], tensors["whitening_matrix"]) if "whitening_mean" in tensors else None
-        facts = (header.lr, header.augmentation, header.provenance, header.quantisation, white)
-        return CondensedSet(images, tensors["labels"], spec, *facts, header.label_kind or DEFAULT_KIND)
+        facts = (header.lr, header.augmentation, header.provenance, header.quantisation, white, header.label_kind or DEFAULT_KIND)
+        return CondensedSet(images, tensors["labels"], header.spec, *facts, steps, weights, stored)
 
 
 def _size(images: Tensor) -> str:

@@ -1,4 +1,19 @@
-"""The file of a condensed set: one safetensors file with a JSON header, read as if it came from anybody; never pickle."""
+"""The file of a condensed set: one safetensors file with a JSON header, read as if it came from anybody; never pickle.
+
+The header is the text of the metadata key ``distill``. FORMAT 1 has the tensors ``images`` (float32, or uint8 with ``quantisation``) and
+``labels``, perhaps ``whitening_mean`` and ``whitening_matrix``, and the keys format, spec, lr, augmentation, provenance, quantisation.
+FORMAT 2 adds at least one of these; a set without any is written as FORMAT 1.
+
+- ``spec``: normalisation_origin, classes_origin, population_origin ("published", "given", "computed"; left out: computed). They are
+  written where something was given, or where the set has a privacy statement, which rests on them. A file's word for them is its maker's:
+  what a private run may take as public is asked of the data's own spec, never of a file's.
+- ``label_kind``: of soft labels that are not probabilities.
+- ``decode``: {"kind": ..., and plain parameters}, with tensors ``decode.<name>`` in place of ``images``.
+- ``step_sizes``: {"order": "sequence" or "cycle"}, with the tensor ``step_sizes`` and perhaps ``step_batches``.
+- ``start_weights``: {"network": name or null, "sha256": digest or null}, with tensors ``start_weights.<name>`` where there is no digest.
+
+`distill.set_parts` has the meaning, shapes and limits of the last three.
+"""
 
 import dataclasses
 import json
@@ -6,18 +21,24 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import field
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import pydantic
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from distill.errors import InputError
+from distill.errors import InputError, clipped
+from distill.labels import DEFAULT_KIND
+from distill.set_parts import MAX_TENSORS, Encoded, StartWeights, StepSizes
 from distill.spec import DataSpec
 
+if TYPE_CHECKING:
+    from distill.condensed import CondensedSet
+
 FORMAT = 1
-FORMAT_WITH_KIND = 2  # with the key label_kind, for soft labels that are not probabilities
+FORMAT_WITH_PARTS = 2
+DECODE, WEIGHTS = "decode.", "start_weights."
 MAX_FILE_BYTES = 1 << 30  # of bytes that another party sent
 # Of a file that the user names, and so of what `CondensedSet.save` writes: 200 classes x 200 images of 64 px are 2 GB.
 MAX_OWN_BYTES = 16 << 30
@@ -42,6 +63,17 @@ class Provenance:
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True))
+class StepFacts:
+    order: str
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True))
+class WeightFacts:
+    network: str | None = None
+    sha256: str | None = None
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True))
 class Header:
     format: int
     spec: DataSpec
@@ -50,6 +82,15 @@ class Header:
     provenance: Provenance
     quantisation: tuple[tuple[float, float], ...] | None
     label_kind: str | None = None
+    decode: dict[str, Any] | None = None
+    step_sizes: StepFacts | None = None
+    start_weights: WeightFacts | None = None
+
+    @property
+    def later(self) -> bool:
+        """Whether it has anything that came with FORMAT 2."""
+        parts = (self.label_kind, self.decode, self.step_sizes, self.start_weights)
+        return any(part is not None for part in parts) or any(origin != "computed" for origin in self.spec.origins.values())
 
 
 def _check_layout(data: bytes, max_bytes: int) -> None:
@@ -63,8 +104,8 @@ def _check_layout(data: bytes, max_bytes: int) -> None:
         header = json.loads(data[8 : 8 + length])
         metadata = header.pop("__metadata__")["distill"]
         names, body = sorted(header), len(data) - 8 - length
-        if not isinstance(metadata, str) or names not in (["images", "labels"], ["images", "labels", "whitening_matrix", "whitening_mean"]):
-            raise InputError(f"holds the tensors {str(names)[:80]}; allowed: images and labels, with a 'distill' header.")
+        if not isinstance(metadata, str) or not _known_tensors(names):
+            raise InputError(f"holds the tensors {clipped(names)}; allowed: images and labels, with a 'distill' header.")
         for name in names:
             dtype, shape = header[name]["dtype"], header[name]["shape"]
             if (
@@ -96,13 +137,84 @@ def parse(data: bytes, max_bytes: int = MAX_FILE_BYTES) -> tuple[dict[str, Tenso
         ) from None
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError, RuntimeError) as error:
         raise InputError(f"not a condensed set: {str(error)[:120]}.") from None
-    if header.format not in (FORMAT, FORMAT_WITH_KIND):
+    if header.format not in (FORMAT, FORMAT_WITH_PARTS):
         raise InputError(
-            f"format {str(header.format)[:20]}; allowed: {FORMAT} or {FORMAT_WITH_KIND} (made by another version of this toolkit)."
+            f"format {str(header.format)[:20]}; allowed: {FORMAT} or {FORMAT_WITH_PARTS} (made by another version of this toolkit)."
         )
-    if (header.format == FORMAT_WITH_KIND) != (header.label_kind is not None):
-        raise InputError(f"format {header.format} and label_kind {header.label_kind!r:.40}; allowed: 2 with a label_kind, 1 without.")
+    if (header.format == FORMAT_WITH_PARTS) != header.later:
+        raise InputError(
+            f"format {header.format} and label_kind {header.label_kind!r:.40}; allowed: 2 with a label_kind or another part that "
+            "came with it, 1 without."
+        )
     return tensors, header
+
+
+def _known_tensors(names: list[str]) -> bool:
+    """Whether a file may hold these: images or what decodes to them, labels, a whole whitening, step sizes, start weights."""
+    grouped = [name for name in names if name.startswith((DECODE, WEIGHTS))]
+    alone = set(names) - set(grouped)
+    encoded = any(name.startswith(DECODE) for name in grouped)
+    white = {"whitening_matrix", "whitening_mean"} & alone
+    steps = {"step_sizes", "step_batches"} & alone
+    rest = alone - white - steps
+    whole = len(white) != 1 and steps != {"step_batches"} and len(grouped) <= 2 * MAX_TENSORS
+    return whole and rest == ({"labels"} if encoded else {"images", "labels"})
+
+
+def later_facts(made: "CondensedSet") -> dict[str, Any]:
+    """The header's format, spec, and keys of FORMAT 2, where a set has what they are for."""
+    spec, facts = made.spec.facts, dict[str, Any]()
+    said = {f"{name}_origin": origin for name, origin in made.spec.origins.items()}
+    if "given" in said.values() or (made.provenance.dp is not None and set(said.values()) != {"computed"}):
+        spec |= said
+    if made.label_kind != DEFAULT_KIND:
+        facts["label_kind"] = made.label_kind
+    if made.decode is not None:
+        facts["decode"] = {**made.decode.parameters, "kind": made.decode.kind}
+    if made.step_sizes is not None:
+        facts["step_sizes"] = {"order": made.step_sizes.order}
+    if made.start_weights is not None:
+        facts["start_weights"] = {"network": made.start_weights.network, "sha256": made.start_weights.sha256}
+    later = bool(facts) or spec.keys() != made.spec.facts.keys()
+    return {"format": FORMAT_WITH_PARTS if later else FORMAT, "spec": spec, **facts}
+
+
+def later_tensors(made: "CondensedSet") -> dict[str, Tensor]:
+    """The tensors of FORMAT 2 by name, but those that stand in place of images."""
+    steps = {} if made.step_sizes is None else made.step_sizes.tensors
+    weights = {} if made.start_weights is None else made.start_weights.tensors
+    return {**steps, **{f"{WEIGHTS}{name}": tensor for name, tensor in weights.items()}}
+
+
+def later_parts(
+    tensors: dict[str, Tensor], header: Header, max_bytes: int = MAX_OWN_BYTES
+) -> tuple[StepSizes | None, StartWeights | None, Encoded | None]:
+    """The parts that FORMAT 2 has, checked; `InputError` where tensors and header do not agree."""
+    stored, weights = (_group(tensors, p) for p in (DECODE, WEIGHTS))
+    for name, found, stated in (
+        ("decode", bool(stored), header.decode),
+        ("step_sizes", "step_sizes" in tensors, header.step_sizes),
+        ("start_weights", bool(weights), header.start_weights),
+    ):
+        digest = name == "start_weights" and header.start_weights is not None and header.start_weights.sha256 is not None
+        if found != (stated is not None) and not (digest and not found):
+            raise InputError(f"{name} is in the {'tensors' if found else 'header'} and not in the {'header' if found else 'tensors'}.")
+    steps = None if header.step_sizes is None else StepSizes(tensors["step_sizes"], header.step_sizes.order, tensors.get("step_batches"))
+    start = header.start_weights
+    made = None if start is None else StartWeights(weights, start.sha256, start.network)
+    if header.decode is None:
+        return steps, made, None
+    facts = dict(header.decode)
+    encoded = Encoded(facts.pop("kind", None), facts, stored)
+    # Encoded images may be far smaller than what they decode to.
+    size = len(tensors["labels"]) * math.prod(header.spec.shape) * 4 if tensors["labels"].ndim else 0
+    if not 0 < size <= max_bytes or header.quantisation is not None:
+        raise InputError(f"decodes to {size} bytes; allowed: 1 to {max_bytes}, without quantisation.")
+    return steps, made, encoded
+
+
+def _group(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensors[name] for name in sorted(tensors) if name.startswith(prefix)}
 
 
 def check_size(count: int, spec: DataSpec, label_values: int = 1, per_value: int = 4) -> None:

@@ -97,12 +97,18 @@ def advantage(members: np.ndarray, others: np.ndarray, threshold: float, alpha: 
     return Interval(hits / len(members) - false / len(others), hit[0] - wrong[1], hit[1] - wrong[0])
 
 
-def by_run(values: Sequence[float], seed: int = 0, draws: int = 2000) -> Interval:
-    """Mean over runs with a percentile bootstrap that draws whole runs: points of one run share a model."""
+def by_run(values: Sequence[float]) -> Interval:
+    """Mean over runs with Student's t interval of whole runs: points of one run share a model. With one run its ends are not a number.
+
+    It covers 95 % where runs are independent and their figures roughly normal. A percentile bootstrap of whole runs, which earlier
+    versions had, covers 50 % with two runs, 81 % with four and 91 % with twelve.
+    """
     found = np.asarray(values, dtype=np.float64)
-    picks = np.random.default_rng(seed).integers(0, len(found), (draws, len(found)))
-    low, high = np.quantile(found[picks].mean(1), [0.025, 0.975])
-    return Interval(float(found.mean()), float(low), float(high))
+    mean = float(found.mean())
+    if len(found) < 2:
+        return Interval(mean, float("nan"), float("nan"))
+    half = float(scipy.stats.t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / np.sqrt(len(found)))
+    return Interval(mean, mean - half, mean + half)
 
 
 @dataclass(frozen=True)

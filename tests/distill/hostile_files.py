@@ -4,6 +4,7 @@ Run as ``python -m tests.distill.hostile_files COUNT MARKER``: prints one JSON l
 """
 
 import collections
+import dataclasses
 import io
 import json
 import pickle
@@ -20,6 +21,7 @@ import torch
 
 from distill.condensed import CondensedSet, Provenance
 from distill.errors import InputError
+from distill.set_parts import StartWeights, StepSizes
 from distill.spec import DataSpec
 
 HEADROOM = 512 << 20
@@ -99,12 +101,25 @@ def small_set(
 
 
 def valid_files() -> list[bytes]:
-    return [
-        small_set(i, soft, quantised, channels=1 + 2 * (i % 2)).to_bytes()
-        for i in (0, 1)
-        for soft in (False, True)
-        for quantised in (False, True)
-    ] + [small_set(2, True, kind=kind).to_bytes() for kind in ("logits", "scores", "weighted")]
+    return (
+        [
+            small_set(i, soft, quantised, channels=1 + 2 * (i % 2)).to_bytes()
+            for i in (0, 1)
+            for soft in (False, True)
+            for quantised in (False, True)
+        ]
+        + [small_set(2, True, kind=kind).to_bytes() for kind in ("logits", "scores", "weighted")]
+        + [with_parts().to_bytes()]
+    )
+
+
+def with_parts() -> CondensedSet:
+    """A set with all that FORMAT 2 has but a decode kind, of which there is none yet."""
+    made = small_set(3)
+    steps = StepSizes(torch.tensor([0.5, 0.25]), "cycle", torch.tensor([[0, 1, 2], [3, 4, 5]]))
+    weights = StartWeights({"0.weight": torch.ones(2, 3), "0.bias": torch.zeros(2), "seen": torch.tensor(3)}, network="MLP")
+    spec = dataclasses.replace(made.spec, normalisation_origin="given", classes_origin="published")
+    return dataclasses.replace(made, spec=spec, step_sizes=steps, start_weights=weights)
 
 
 def unpack(data: bytes) -> tuple[dict[str, Any], bytes]:

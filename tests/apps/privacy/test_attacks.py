@@ -1,5 +1,7 @@
 """Attacks and their figures against double loops, and on cases whose answer is known."""
 
+import math
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -82,12 +84,16 @@ def test_intervals_cover() -> None:
     assert clopper_pearson(1, 1000)[1] == pytest.approx(0.0056, abs=1e-4)
 
 
-def test_the_bootstrap_draws_runs() -> None:
+@pytest.mark.parametrize("runs", [2, 4, 12])
+def test_the_interval_over_runs_covers_what_it_says(runs: int) -> None:
+    """A percentile bootstrap covers 50, 81 and 91 %."""
     draws, held = np.random.default_rng(0), 0
-    for _ in range(200):
-        found = by_run(draws.normal(2.0, 1.0, 20))
+    for _ in range(1000):
+        found = by_run(draws.normal(2.0, 1.0, runs))
         held += found.low <= 2.0 <= found.high
-    assert held >= 176  # about 93 % for 20 runs
+    assert 930 <= held <= 970
+    alone = by_run([0.5])
+    assert (alone.value, math.isnan(alone.low), math.isnan(alone.high)) == (0.5, True, True)
 
 
 def test_the_threshold_is_never_chosen_on_the_points_it_is_judged_on() -> None:
