@@ -8,6 +8,7 @@ What is inside is for the study's kind to say: `scenarios/<kind>/run.py` offers
     draw(folder, record) -> Iterator[(name, Drawing)]   figures/*.png, from what is in the folder alone (redraw.py draws them again)
     answer(record) -> str                  the record in one sentence (report.py)
     accuracy_table(record) -> list[list[str]]   header and rows (report.py)
+    remarks(record) -> list[str]           optional: what was left out, and why (report.py)
 """
 
 import contextlib

@@ -12,6 +12,7 @@ from distill.errors import InputError
 from distill.processes import WorkerFailed, at_once, side_by_side
 from distill.records import read_lines, write_json_lines
 from scenarios.engine.folder import Options, load_data
+from scenarios.federated.left_out import left_out
 
 if TYPE_CHECKING:
     from scenarios.federated.run import FederatedStudy
@@ -86,7 +87,8 @@ def answered(cell: Settings, lines: Lines) -> Lines:
 
 def _told(cell: Settings, lines: Lines, seconds: float) -> str:
     moved = sum(line["up"] + line["down"] for line in lines) / 1e6
-    return f"{cell.strategy}, seed {cell.seed}: {lines[-1]['accuracy']:.2f} % after {cell.rounds} rounds, {moved:.3f} MB, {seconds:.0f} s"
+    done = f"{cell.strategy}, seed {cell.seed}: {lines[-1]['accuracy']:.2f} % after {cell.rounds} rounds, {moved:.3f} MB, {seconds:.0f} s"
+    return "\n  ".join([done, *left_out(lines)])
 
 
 def _side_by_side(

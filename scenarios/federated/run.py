@@ -31,6 +31,7 @@ from scenarios.engine.given import handed_on, load_set
 from scenarios.engine.progress import watched
 from scenarios.engine.public_part import hand_over, mark
 from scenarios.engine.schema import DataTable, _plain, config_hash
+from scenarios.federated import left_out
 from scenarios.federated.cells import answered, lines_of_cell, run_cells
 from scenarios.reporting.report import shown
 
@@ -200,7 +201,20 @@ def summary(runs: list[list[dict[str, Any]]]) -> dict[str, Any]:
         "bytes": rounds[-1]["cumulative_bytes"],
         "dropped": refused,
         "notes": notes,
+        "left_out": [left_out.left_out(lines) for lines in runs],
     }
+
+
+def remarks(record: dict[str, Any]) -> list[str]:
+    """For the report: everyone who was left out of a round, and why; and what the clients' numbers rest on."""
+    found: Mapping[str, Any] = record["results"].get("strategies", {})
+    said = [
+        f"{name}{f', run {place + 1}' if len(part.get('left_out', ())) > 1 else ''}, {text}"
+        for name, part in found.items()
+        for place, lines in enumerate(part.get("left_out", ()))
+        for text in lines
+    ]
+    return [*said, *([left_out.CLAIMS] if record["results"].get("engine") == "deployment" else [])]
 
 
 def draw(folder: Path, record: dict[str, Any]) -> Iterator[tuple[str, Drawing]]:

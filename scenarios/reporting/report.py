@@ -92,6 +92,7 @@ def _described(run: Run, heading: str, figures: Sequence[Path], pictures: dict[P
     """Question, answer, table, figures, what was not run, the machine, the configuration."""
     record, config, room = run.record, run.config, room_of(run.record)
     missing = getattr(room, "not_run", not_run)(record, config)
+    remarks = [clipped(text, 400) for text in getattr(room, "remarks", lambda record: [])(record)]
     environment = record["environment"]
     facts = (
         f"{record['scenario']}, seed {record['seed']}, status {record['status']}: {record['seconds']:.0f} s,"
@@ -112,6 +113,7 @@ def _described(run: Run, heading: str, figures: Sequence[Path], pictures: dict[P
         *(page.picture(pictures[path], path.stem) for path in figures if path in pictures),
         "</div>",
         page.text(f"Figures that are no pictures or do not fit into the page: {', '.join(left_out)}.", name="small") if left_out else "",
+        page.text("Left out", "h3") + page.listed(remarks) if remarks else "",
         page.text("Not run", "h3") + page.listed(missing) if missing else "",
         page.text(facts, name="small"),
         page.folded("Configuration", clipped_lines(json.dumps(config, indent=1))),

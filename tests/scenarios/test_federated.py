@@ -15,6 +15,8 @@ from scenarios.engine.folder import Options, load_data, run_study
 from scenarios.engine.schema import parse, shipped, study
 from scenarios.federated import cells as federated_cells
 from scenarios.federated.cells import lines_of_cell, run_cell
+from scenarios.federated.left_out import CLAIMS, left_out
+from scenarios.federated.run import remarks
 from scenarios.reporting.report import accuracy_table, answer
 
 TABLES: dict[str, Any] = {
@@ -74,6 +76,53 @@ def test_a_run_where_no_client_was_ever_accepted_fails_and_says_why(tmp_path: Pa
     record = json.loads((folder / "record.json").read_text())
     assert record["status"] == "failed"
     assert "the shard cannot be read" in record["reason"]
+
+
+def test_who_is_left_out_is_told_in_the_terminal_and_the_report_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from apps.federated import client_app
+
+    real = client_app.upload
+
+    def fails(data: Any, settings: Any, server_round: int, client: int, *rest: Any) -> Any:
+        if client == 1:
+            raise ValueError("the disk <b>of client 1</b> is full")
+        return real(data, settings, server_round, client, *rest)
+
+    monkeypatch.setattr(client_app, "upload", fails)
+    tables = with_changes(federation={"strategies": ["feddm"], "seeds": 1, "rounds": 2})
+    folder, record = run_study(study("test", tables, "test.toml"), Options(tmp_path))
+    said = "rounds 1 to 2: client 1 failed: ValueError: the disk <b>of client 1</b> is full"
+    assert record["results"]["strategies"]["feddm"]["left_out"] == [[said]]
+    assert said in " ".join(capsys.readouterr().err.split())
+    page = (folder / "report.html").read_text()
+    assert f"feddm, {said}".replace("<b>", "&lt;b&gt;").replace("</b>", "&lt;/b&gt;") in page
+
+
+def test_lines_of_who_is_left_out() -> None:
+    asked = {"client": 0, "status": "accepted", "why": "", "note": ""}
+    absent = {"client": 1, "status": "absent", "why": "no node", "note": ""}
+    back = {"client": 1, "status": "accepted", "why": "", "note": "came back after round 1"}
+    lines = [
+        {"round": number, "clients": [asked, absent], "unknown": [{"node": "7", "why": "no key"}], "overrun": 0.0, "note": ""}
+        for number in (1, 2, 3, 5)
+    ]
+    lines.insert(
+        3, {"round": 4, "clients": [asked, back], "late": [{"client": 1, "round": "3", "within": 2.0}], "overrun": 2.5, "note": "odd"}
+    )
+    assert left_out(lines) == [
+        "rounds 1 to 3 and 5: client 1 absent: no node",
+        "rounds 1 to 3 and 5: node 7 left out: no key",
+        "round 4: client 1: came back after round 1",
+        "round 4: client 1: its answer to round 3 came after the end of that round and was not used",
+        "round 4: 2.5 s longer than the timeout",
+        "round 4: odd",
+    ]
+    many = [{"round": 1, "clients": [{**absent, "client": number} for number in range(100)]}]
+    assert left_out(many)[-1] == "80 more are in rounds.jsonl"
+    record = {"results": {"engine": "deployment", "strategies": {"feddm": {"left_out": [[], ["round 1: x"]]}}}}
+    assert remarks(record) == ["feddm, run 2, round 1: x", CLAIMS]
 
 
 def test_table_sentence_figures_and_report(done: tuple[Path, dict[str, Any]]) -> None:
