@@ -175,6 +175,7 @@ def owner(guarded: bool, place: Path) -> tuple[subprocess.Popen[str], Path]:
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(place)})
     assert process.stdout is not None
     home = Path(process.stdout.readline().strip())
+    process.stdout.close()
     until(lambda: len(engines.carrying(home)) == 2)
     return process, home
 
