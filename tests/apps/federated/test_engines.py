@@ -119,7 +119,7 @@ def test_a_deployment_gives_the_same_uploads_and_bytes_and_names_a_node_that_is_
 
     made = settings(timeout=60.0)
     folder = tmp_path / "run"
-    with engines.flower(tmp_path / "logs", made) as running:
+    with engines.flower(tmp_path / "logs", made, FLOWER_APP) as running:
 
         def kill_after_round_one() -> None:
             while not any(line["round"] == 1 for line in engines.lines_of(folder)):
@@ -129,7 +129,7 @@ def test_a_deployment_gives_the_same_uploads_and_bytes_and_names_a_node_that_is_
 
         thread = threading.Thread(target=kill_after_round_one, daemon=True)
         thread.start()
-        account = running.run(made, folder, FLOWER_APP)
+        account = running.run(made, folder)
         home = running.home
     assert account["status"] == "finished:completed"
     assert engines.carrying(home) == [], "no process is left behind"
