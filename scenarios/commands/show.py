@@ -29,10 +29,11 @@ def show(
     drawing.save(picture, dpi)
     counts = f"{tiny.ipc} a class" if len({c for c in tiny.counts if c}) == 1 else f"counts {tiny.counts}"
     legend = f" (class numbers: {'; '.join(drawing.legend)})" if drawing.legend else ""
+    took = "time not stated" if origin.dp is not None and not origin.seconds else f"{origin.seconds:.0f} s"
     lines = [
         f"{len(tiny)} images of {spec.channels} x {spec.height} x {spec.width} ({counts}), {tiny.nbytes} bytes",
         f"data {spec.name}: {spec.num_classes} classes ({', '.join(spec.classes[:10])}{', ...' if spec.num_classes > 10 else ''})",
-        f"method {origin.method}, seed {origin.seed}, {origin.seconds:.0f} s, augmentation {tiny.augmentation or 'none'}",
+        f"method {origin.method}, seed {origin.seed}, {took}, augmentation {tiny.augmentation or 'none'}",
         f"settings {', '.join(f'{k}={v}' for k, v in origin.config.items()) or 'none'}",
         f"privacy guarantee: {guarantee(origin.dp) if origin.dp else 'none'}",
         f"picture: {picture}{legend}",

@@ -83,7 +83,7 @@ def hand_over(
     Returns:
         ``files``, ``statement`` (``total`` without the account's random id) and ``guarantee`` in words.
     """
-    public, lines = folder / FOLDER, []
+    public, lines, files = folder / FOLDER, [], [folder / FOLDER / WORDS]
     for name, made in sets.items():
         words = guarantee(made.provenance.dp)
         if not has_guarantee(made):
@@ -92,20 +92,24 @@ def hand_over(
             continue
         lines.append(f"{name}.safetensors: {words}")
         covered(made).save(public / f"{name}.safetensors")
-        image_grid(made, f"Images of the set {name}").save(public / f"{name}.png")
+        if not (public / f"{name}.png").exists():
+            image_grid(made, f"Images of the set {name}").save(public / f"{name}.png")
+        files += [public / f"{name}.safetensors", public / f"{name}.png"]
     for ledger in releases:
         # account.json last: it counts what is there.
         for file in [*sorted(ledger.glob("release-*.safetensors")), *sorted(ledger.glob("expert-*.safetensors")), ledger / "account.json"]:
             copy = public / ledger.name / file.name
-            if file.exists() and (file.suffix == ".json" or not copy.exists()):
+            if not file.exists():  # somebody has deleted the working copy of a set that is done
+                continue
+            if file.suffix == ".json" or not copy.exists():
                 write_whole(copy, file.read_bytes())
+            files.append(copy)
     stated = None if total is None else {name: value for name, value in total.items() if name != "account"}
     together = f"All files of this folder together: {guarantee(stated)}"
     write_whole(public / WORDS, "\n\n".join(["What is guaranteed about the files of this folder.", *lines, together]) + "\n")
-    files = sorted(path for path in public.rglob("*") if path.is_file() and not path.name.startswith("."))
     for path in files:  # the time between two of them tells how many images there are
         os.utime(path, (SAME_TIME, SAME_TIME))
-    return {"files": [str(path.relative_to(folder)) for path in files], "statement": stated, "guarantee": guarantee(stated)}
+    return {"files": sorted(str(path.relative_to(folder)) for path in files), "statement": stated, "guarantee": guarantee(stated)}
 
 
 def handing_on(record: Mapping[str, Any], this: str) -> str:

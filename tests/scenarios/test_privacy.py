@@ -14,13 +14,17 @@ from distill.condensed import CondensedSet
 from distill.data import ImageData
 from distill.errors import InputError
 from distill.evaluation import Accuracy
+from distill.experts import cache_root
+from scenarios.cli import main
 from scenarios.commands.study import run_and_print
 from scenarios.engine.folder import Options, run_study
-from scenarios.engine.public_part import handing_on
+from scenarios.engine.public_part import handing_on, mark
 from scenarios.engine.schema import parse, shipped
 from scenarios.privacy import run as privacy
 from scenarios.privacy import schema as privacy_schema
 from scenarios.privacy.schema import study as make
+from scenarios.privacy.sets import kept_elsewhere
+from scenarios.reporting.report import write_report
 from tests.scenarios.marks import unmarked
 
 pytest.importorskip("opacus")
@@ -30,6 +34,9 @@ TINY: dict[str, Any] = {
     "method": {"name": "dm", "ipc": 1, "iterations": 10, "network": "ConvNetW32D2"},
     "evaluation": {"networks": ["MLP"], "seeds": 2, "baselines": [], "recipe": {"max_steps": 3}},
 }
+
+
+SHORT: dict[str, Any] = {"networks": ["MLP"], "seeds": 1, "baselines": [], "recipe": {"max_steps": 1}}
 
 
 def tables(**more: Any) -> dict[str, Any]:
@@ -117,8 +124,7 @@ def test_a_run_of_the_earlier_form_goes_on_and_the_terminal_says_what_may_be_han
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Sets at the folder's top, with the time that they took: they move, nothing is made again and nothing is lost."""
-    short = {"networks": ["MLP"], "seeds": 1, "baselines": [], "recipe": {"max_steps": 1}}
-    given = make("tiny", "Tiny", tables(privacy={**TINY["privacy"], "twin": False}, evaluation=short), "s.toml")
+    given = make("tiny", "Tiny", tables(privacy={**TINY["privacy"], "twin": False}, evaluation=SHORT), "s.toml")
     folder, record = run_study(given, Options(out=tmp_path, quiet=True))
     names, images = ("condensed-epsilon8.safetensors", "start-epsilon8.safetensors"), []
     for name in names:
@@ -142,6 +148,33 @@ def test_a_run_of_the_earlier_form_goes_on_and_the_terminal_says_what_may_be_han
         assert moved.provenance.seconds == 0.0
         assert not (folder / name).exists()
     assert unmarked(folder) == []
+
+
+def test_a_page_of_several_runs_and_figures_drawn_again_say_that_they_are_private(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = make("tiny", "Tiny", {"attack": {"runs": 2, "arms": ["random"], "pool": 100}, "evaluation": SHORT}, "s.toml")
+    folder, _ = run_study(given, Options(out=tmp_path, quiet=True))
+    write_report([folder], tmp_path / "page.html")
+    assert "Private:" not in (tmp_path / "page.html").read_text(), "nothing was said to be private"
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    mark(other)
+    write_report([folder, other], tmp_path / "page.html")
+    assert (
+        "<body><p class=reason>Private: do not hand on this page, which shows figures of other.</p>" in (tmp_path / "page.html").read_text()
+    )
+    with pytest.raises(SystemExit):
+        main(["figures", str(other), "--out", str(tmp_path / "drawn")])
+    assert "Private: hand on neither these figures nor any other file of this run" in capsys.readouterr().err
+
+
+def test_experts_of_a_twin_in_the_users_cache_are_named() -> None:
+    mtt = {"name": "mtt", "ipc": 1, "iterations": 1}
+    (said,) = kept_elsewhere(make("s", "s", {"privacy": {}, "method": mtt}, "s.toml"))
+    assert said.endswith(f"in {cache_root()}.")
+    assert kept_elsewhere(make("s", "s", {"privacy": {"twin": False}, "method": mtt}, "s.toml")) == []
+    assert kept_elsewhere(make("s", "s", {"privacy": {}}, "s.toml")) == []
 
 
 def test_a_set_with_nothing_beside_it_is_told_without_brackets() -> None:
@@ -255,7 +288,6 @@ def test_impossible_sizes_fail_before_any_work(digits: ImageData) -> None:
 def test_a_forged_epsilon_is_told_on_the_command_line(tmp_path: Path, digits: ImageData, capsys: pytest.CaptureFixture[str]) -> None:
     from apps.privacy import PrivateStatistics
     from distill.run import distil
-    from scenarios.cli import main
 
     made = distil(PrivateStatistics(digits, 4.0), "dm", ipc=1, network="ConvNetW32D2", iterations=1, progress=False)
     stated = made.provenance.dp or {}
