@@ -66,6 +66,7 @@ class PrivateStatistics:
         insecure_seed: int | None = None,
     ) -> None:
         check_normalisation(data)
+        self._data = data if population is None else data.with_origins(population="given")
         population = public_size(data.spec, population)
         accounting.check([Steps(1.0, sample_rate or 1.0, releases or 1)], delta)
         check_target(epsilon, delta, population)
@@ -75,7 +76,6 @@ class PrivateStatistics:
             raise InputError("centred features need clip, the length that a difference is cut to; 0.5 suits features of length 1.")
         if start_releases < 0 or not 0 < start_share < 1:
             raise InputError(f"start_releases {start_releases}, start_share {start_share}; allowed: 0 or more, a share between 0 and 1.")
-        self._data = data
         self._entropy: Entropy = SystemEntropy() if insecure_seed is None else SeededEntropy(insecure_seed)
         self._public_start, self.centred = public_start, centred
         self.epsilon, self.delta, self.population, self.clip = float(epsilon), delta, population, clip

@@ -11,6 +11,7 @@ from distill.condensed import CondensedSet
 from distill.errors import InputError, clipped
 from distill.labels import DEFAULT_KIND
 from distill.records import read_lines
+from distill.set_file import later_tensors
 from scenarios.engine.composition import one_after_another, side_by_side
 from scenarios.engine.public_part import FOLDER, place
 from scenarios.engine.schema import Study
@@ -31,13 +32,17 @@ class Given:
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen letters that change with an image, a label or the step size."""
+        """Sixteen letters that change with an image, a label, a step size or a start weight."""
         one = self.made
         digest = hashlib.sha256(one.images.detach().cpu().contiguous().numpy().data)
         digest.update(one.labels.cpu().contiguous().numpy().data)
         digest.update(repr((one.lr, one.spec.shape, one.spec.classes)).encode())
         if one.label_kind != DEFAULT_KIND:
             digest.update(one.label_kind.encode())
+        for name, tensor in later_tensors(one).items():
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        if one.step_sizes is not None or one.start_weights is not None:
+            digest.update(repr((getattr(one.step_sizes, "order", None), getattr(one.start_weights, "sha256", None))).encode())
         return digest.hexdigest()[:16]
 
 

@@ -1,12 +1,12 @@
 """What a private run may take as public: nothing that was computed from the images, whichever part of them is left."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 import distill
 from apps.federated.condense import agreed, shard
@@ -15,6 +15,7 @@ from apps.privacy.public import check_normalisation, public_size
 from distill.condensed import CondensedSet
 from distill.data import ImageData
 from distill.errors import InputError
+from scenarios import cli
 from scenarios.engine.folder import Options, run_study
 from scenarios.engine.schema import study
 from tests.conftest import toy, toy_arrays
@@ -100,6 +101,22 @@ def test_a_private_run_of_a_folder_with_validation(tmp_path: Path) -> None:
     assert record["status"] == "done"
     tiny = CondensedSet.load(folder / "public" / "condensed-epsilon8.safetensors")
     assert (tiny.spec.mean, tiny.spec.std, tiny.spec.classes) == ((0.4,), (0.3,), ("well", "sick", "unsure"))
+    assert tiny.spec.origins == {"normalisation": "given", "classes": "given", "population": "given"}
     computed = distill.load(f"folder:{tmp_path / 'ward'}").spec
     assert f"{computed.mean[0]:.6f}" not in (folder / "public" / "condensed-epsilon8.safetensors").read_bytes().decode("latin-1")
-    assert dataclasses.asdict(computed)["mean"] != tiny.spec.mean
+    # The set's own numbers are given when networks that learn from it are judged.
+    path = str(folder / "public" / "condensed-epsilon8.safetensors")
+    asked = ["evaluate", path, "--data", f"folder:{tmp_path / 'ward'}", "--seeds", "2", "--network", "MLP", "--baseline", "none"]
+    assert CliRunner().invoke(cli.app, asked).exit_code == 0
+
+
+def test_a_pipeline_gives_a_class_list_and_its_stages_choose_by_number() -> None:
+    stage = {"kind": "condense", "data": {"classes": [0, 2]}, "method": {"name": "dm"}}
+    tables = {"kind": "pipeline", "data": {"name": "folder:x", "classes": ["b", "a", "c"]}, "stages": {"one": stage}}
+    made: Any = study("p", tables, "p.toml")
+    assert made.stages[0].study.data.class_names == ("b", "a", "c")
+    assert made.stages[0].study.data.classes == (0, 2)
+    federated = study(
+        "f", {"kind": "federated", "data": {"name": "folder:x", "mean": [0.5], "std": [0.5], "classes": ["b", "a"]}}, "f.toml"
+    )
+    assert (federated.settings.mean, federated.settings.std, federated.settings.class_names) == ((0.5,), (0.5,), ("b", "a"))  # type: ignore[attr-defined]
