@@ -1,5 +1,6 @@
 """Which of Avalanche's strategies and plugins replay from a condensed buffer, how the others say no, and `attach`."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,9 +11,27 @@ from distill.errors import InputError
 
 _training = avalanche("avalanche.training")
 
-# Strategies and plugins that cannot replay from a condensed buffer, or only seem to, by the names of their classes.
+# Strategies and plugins of avalanche-lib 0.6, by the names of their classes. Those with a storage policy of their own making:
+OWN_POLICY = (
+    *("Replay", "GDumb", "ER_ACE", "DER", "MIR", "SCR", "CoPE", "MER", "LaMAML"),
+    *("ReplayPlugin", "GDumbPlugin", "MIRPlugin", "CoPEPlugin", "RARPlugin", "MemoryNCMUpdate", "MemoryFeCAMUpdate"),
+)
+# Those that cannot replay from a condensed buffer, or only seem to; all others take a ReplayPlugin beside them.
 REFUSED: dict[str, str] = {
     "ICaRL": "keeps its own exemplars and never reads a storage policy",
+    "ER_AML": "makes a loader of full batches for each class, and waits for ever where a class has fewer items than a batch",
+    "BiC": "stops in Avalanche 0.6 itself: torch's MultiStepLR has lost the argument verbose",
+    "BiCPlugin": "stops in Avalanche 0.6 itself: torch's MultiStepLR has lost the argument verbose",
+    "PackNet": "takes no plugins in Avalanche 0.6 (their list is put into a list), and replays nothing itself",
+    "JointTraining": "sees all experiences at once, so there is nothing to replay",
+    "AETraining": "learns to rebuild images, and has no labels to replay",
+    "VAETraining": "learns to rebuild images, and has no labels to replay",
+    "ExpertGateStrategy": "has a network of its own for each task, and replays nothing",
+    "LearningToPrompt": "was never run with a condensed buffer (it needs timm and a trained transformer)",
+    "GSS_greedy": "keeps real images of its own, chosen by their gradients, and reads no storage policy",
+    "GSS_greedyPlugin": "keeps real images of its own, chosen by their gradients, and reads no storage policy",
+    "AR1": "replays from the inside of a trained MobileNet, in a memory of its own",
+    "FeatureReplay": "stores features of its network, and a condensed buffer holds images",
 }
 INSTEAD = "use Naive with ReplayPlugin, ER_ACE, DER or GDumb"
 
@@ -80,3 +99,19 @@ def outputs(model: nn.Module, images: Tensor, device: torch.device | str, size: 
     found = torch.cat([model(part.to(device)).cpu().float() for part in images.split(size)])
     model.train(training)
     return found
+
+
+def table(beside: Iterable[str]) -> str:
+    """The rows of docs/continual.md: which classes have a policy to replace, which (``beside``) take a ReplayPlugin, which are refused."""
+
+    def names(given: Iterable[str]) -> str:
+        return ", ".join(f"`{name}`" for name in sorted(given))
+
+    rows = [
+        f"| {names(OWN_POLICY)} | `attach(strategy, buffer)` |",
+        f"| {names(beside)} | with `ReplayPlugin(mem_size=buffer.max_size, storage_policy=buffer)` among the plugins |",
+    ]
+    reasons: dict[str, list[str]] = {}
+    for name, why in REFUSED.items():
+        reasons.setdefault(why, []).append(name)
+    return "\n".join([*rows, *(f"| {names(given)} | refused: {why} |" for why, given in reasons.items())])

@@ -260,7 +260,7 @@ def test_a_stopped_stream_goes_on_from_its_folder_to_the_same_bits(six: ImageDat
     for part in parts:
         observe(third, *part, folder=tmp_path, progress=False)
     assert torch.equal(third.images, whole.images)
-    with pytest.raises(InputError, match="another stream; where finished .* load.*memory-1.safetensors"):
+    with pytest.raises(InputError, match=r"another stream; where finished .* load.*memory-1\.safetensors"):
         observe(Memory(config), *experience(six, 0, 3), folder=tmp_path)
     with pytest.raises(InputError, match=r"belongs to a memory with other settings .*\(its seed differ\)"):
         observe(Memory(dataclasses.replace(config, seed=5)), *parts[0], folder=tmp_path)
