@@ -3,9 +3,7 @@
 from pathlib import Path
 
 from distill.records import read_json
-from scenarios.reporting.runs import as_markdown
-
-note = "Test accuracy in percent of each strategy's network: mean and 95 % interval over seeds. Megabytes: all rounds, mean over seeds."
+from scenarios.reporting.text import as_markdown
 
 
 def kept_rows(folder: Path) -> list[dict[str, str]]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from distill.errors import InputError
-from scenarios.reporting.runs import as_markdown
+from scenarios.reporting.text import as_markdown
 
 Rows = list[dict[str, str]]
 

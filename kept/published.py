@@ -1,4 +1,4 @@
-"""Published figures (expected/published.csv), how their networks were evaluated, and whether a kept run reproduces them.
+"""Published figures (published.csv), how their networks were evaluated, and whether a kept run reproduces them.
 
 The column ``judging`` says with what augmentation (and ZCA whitening) the published networks were trained: "none", "DC" (crop, scale or
 rotate, of MNIST only), "DSA", "DSA, ZCA", or "not stated"; "presumably" stands before what no source says outright. One baseline may have
@@ -13,6 +13,7 @@ from distill.augment import DSA, DSA_DIGITS
 from distill.spec import DataSpec
 from distill.train import protocol
 
+PUBLISHED = Path(__file__).parent / "published.csv"
 ROUNDING = 0.5  # points: tables are rounded, and their own intervals are about as wide
 
 

@@ -17,14 +17,15 @@ import torch
 
 from distill.data_sources import describe
 from distill.records import read_json, write_whole
-from kept import pages as tables
-from scenarios.engine.schema import read_scenario, study
+from kept import pages
+from scenarios.catalogue import study
+from scenarios.engine.scenario import read_scenario
 from scenarios.engine.template import names
 
 
 def missing(wanted: list[str], ready: set[str]) -> tuple[list[str], list[str]]:
     """(names to run, names whose data are not here) of those without a kept file."""
-    left = [name for name in wanted if not (tables.EXPECTED / "condense" / f"{name}.csv").exists()]
+    left = [name for name in wanted if not (pages.EXPECTED / "condense" / f"{name}.csv").exists()]
     there = [name for name in left if read_scenario(name)[1]["data"]["name"] in ready]
     return there, [name for name in left if name not in there]
 
@@ -66,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
         made = study(name, read_scenario(name)[1], name)
         folder = given.out / f"{name}-{made.hash}-s0"
         if read_json(folder / "record.json")["status"] == "done":
-            write_whole(tables.EXPECTED / "condense" / f"{name}.csv", tables.to_csv(tables.rows_of(folder)))
+            write_whole(pages.EXPECTED / "condense" / f"{name}.csv", pages.to_csv(pages.rows_of(folder)))
     print("nothing is left to run.")
 
 

@@ -12,8 +12,8 @@ from distill.condensed import CondensedSet
 from distill.curves import curve, curve_steps, flat_early, networks_within, rounded_up
 from distill.errors import InputError
 from distill.run import distil
-from scenarios.engine.folder import Options, run_study
-from scenarios.engine.schema import study
+from scenarios.catalogue import run_study, study
+from scenarios.engine.study import Options
 from tests.conftest import stopped_at, toy
 
 STEPS = (1, 2, 4, 8, 16, 32)

@@ -22,12 +22,13 @@ def compare(
     Pairs are evaluation networks of equal seed, or, where a side has several runs, runs of equal seed.
     """
     from distill.errors import unknown_name
+    from scenarios.catalogue import KINDS
     from scenarios.reporting import compare as comparing
 
     if form not in comparing.FORMATS:
         raise unknown_name("format", form, comparing.FORMATS)
     left_out: list[str] = []
-    sides = [comparing.group(side, left_out) for side in (first, second)]
+    sides = [comparing.group(side, left_out, KINDS) for side in (first, second)]
     found, warnings = comparing.compare(*sides, figures or [], anyway=anyway)
     for line in [*left_out, *warnings]:
         typer.echo(f"note: {printable(line)}", err=True)

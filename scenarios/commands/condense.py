@@ -45,7 +45,8 @@ def condense(
 ) -> None:
     """Condense a data set without a scenario file; ``--set`` takes the method's settings, for example ``--set iterations=300``."""
     from distill.errors import InputError, clipped
-    from scenarios.engine.schema import override, study
+    from scenarios.catalogue import study
+    from scenarios.engine.scenario import override
 
     table = override({}, settings or [])
     for option, key, given in (("--method", "name", method), ("--ipc", "ipc", ipc)):

@@ -34,9 +34,10 @@ def evaluate(
     from distill.evaluation import evaluate as judge
     from distill.networks import check_name
     from scenarios.engine import own
-    from scenarios.engine.folder import Options, data_of
+    from scenarios.engine.folder import data_of
     from scenarios.engine.schema import DataTable
-    from scenarios.reporting.runs import as_text
+    from scenarios.engine.study import Options
+    from scenarios.reporting.text import as_text
 
     if "none" in (baseline or []) and len(baseline or []) > 1:
         raise InputError("--baseline none goes alone; give none, or the baselines that you want.")

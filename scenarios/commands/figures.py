@@ -15,12 +15,13 @@ def figures(
     out: Annotated[Path | None, typer.Option(help="Folder for the files; default: figures in the run folder.")] = None,
 ) -> None:
     """Draw the figures of a finished run again as PDF, SVG or PNG, for example ``--format png --dpi 300``."""
+    from scenarios.catalogue import KINDS
     from scenarios.engine.complaints import printable
     from scenarios.engine.public_part import handing_on, is_private
     from scenarios.reporting.redraw import redraw
     from scenarios.reporting.runs import read_run
 
-    written, kept = redraw(folder, form, dpi, out or folder / "figures")
+    written, kept = redraw(folder, form, dpi, out or folder / "figures", KINDS)
     for path in written:
         typer.echo(printable(str(path)))
     run = read_run(folder)

@@ -31,7 +31,7 @@ def list_names(
 
         typer.echo("\n".join(NAMES))
     elif what == "scenarios":
-        from scenarios.engine.schema import parse, shipped
+        from scenarios.engine.scenario import parse, shipped
 
         typer.echo(columns([(name, str(parse(path).get("title", ""))) for name, path in shipped().items()], width))
         from scenarios.engine.template import DATA, FORMS, METHODS

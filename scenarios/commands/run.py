@@ -31,8 +31,9 @@ def run(
     parallel; those that are done are skipped. `distill table` puts them together.
     """
     from distill.errors import InputError
+    from scenarios.catalogue import study
     from scenarios.engine import grid
-    from scenarios.engine.schema import override, read_scenario, study
+    from scenarios.engine.scenario import override, read_scenario
 
     if seed is not None and seeds is not None:
         raise InputError("--seed and --seeds are both given; allowed: one of them.")
@@ -50,6 +51,7 @@ def run(
 
 def _sweep(scenario: str, combinations: Any, seeds: list[int], jobs: int | None, quiet: bool, **options: Any) -> NoReturn:
     from distill.errors import InputError
+    from scenarios.catalogue import KINDS
     from scenarios.engine.public_part import MARK
     from scenarios.engine.sweep import sweep
     from scenarios.reporting.runs import find_runs, shown, summary
@@ -62,7 +64,7 @@ def _sweep(scenario: str, combinations: Any, seeds: list[int], jobs: int | None,
             typer.echo(wrapped(printable(text), terminal_width(sys.stderr)), err=True)
 
     done, failed = sweep(scenario, combinations, seeds, jobs=jobs, told=told, **options)
-    rows = summary(find_runs(done)) if done and not quiet else []
+    rows = summary(find_runs(done, KINDS)) if done and not quiet else []
     if len(rows) > 1:
         typer.echo(shown(rows, "text", terminal_width()))
     if not quiet and (private := [path.name for path in done if (path / MARK).exists()]):

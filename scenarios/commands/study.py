@@ -16,11 +16,12 @@ def run_and_print(
 ) -> None:
     """Run, continue or find a study; prints its table, answer and folder unless ``quiet``."""
     from distill.errors import InputError, clipped
-    from scenarios.engine.folder import Options, run_study
+    from scenarios.catalogue import KINDS, run_study
     from scenarios.engine.grid import MAX_SEED
     from scenarios.engine.public_part import handing_on, is_private
-    from scenarios.reporting.report import accuracy_table, answer
-    from scenarios.reporting.runs import as_text
+    from scenarios.engine.study import Options
+    from scenarios.reporting.report import view_of
+    from scenarios.reporting.text import as_text
 
     if seed > MAX_SEED:
         raise InputError(f"--seed is {clipped(seed)}; allowed: 0 to {MAX_SEED}.")
@@ -30,10 +31,10 @@ def run_and_print(
     finally:
         signal.signal(signal.SIGTERM, before)
     if not quiet and record["results"]:
-        width = terminal_width()
-        if rows := accuracy_table(record):
+        width, view = terminal_width(), view_of(record, KINDS)
+        if rows := view.table(record):
             typer.echo("\n".join(map(printable, as_text(rows, width=width).splitlines())))
-        lines = answer(record).splitlines()
+        lines = view.answer(record).splitlines()
         for line in lines:
             text = f"- {printable(line)}" if len(lines) > 1 else printable(line)
             typer.echo(wrapped(text, None if ": distill " in text else width))  # a command is copied whole

@@ -38,8 +38,9 @@ def sweep_lr(
     The test images are not used. ``--set`` takes the method's settings, which the sweep then leaves as given.
     """
     from distill.errors import InputError, clipped
-    from scenarios.engine.schema import override, study
-    from scenarios.sweep_lr.step_sizes import tables_for
+    from scenarios.catalogue import study
+    from scenarios.condense.step_sizes import tables_for
+    from scenarios.engine.scenario import override
 
     if values is not None and (low is not None or high is not None):
         raise InputError("--values and --from or --to are both given; allowed: one of them.")

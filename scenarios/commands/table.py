@@ -17,11 +17,12 @@ def table(
 ) -> None:
     """Print mean and 95 % interval over seeds; runs that differ in their seed only come together."""
     from distill.errors import InputError, unknown_name
+    from scenarios.catalogue import KINDS
     from scenarios.reporting import runs as tables
 
     if form not in tables.FORMATS:
         raise unknown_name("format", form, tables.FORMATS)
-    runs, left = tables.finished(tables.find_runs(folders))
+    runs, left = tables.finished(tables.find_runs(folders, KINDS))
     for line in left:
         typer.echo(printable(line), err=True)
     if not runs:

@@ -18,7 +18,7 @@ from distill.methods import METHODS
 from distill.randomness import generator
 from distill.records import append_line, read_lines
 from distill.train import PROTOCOLS
-from scenarios.engine.schema import CondenseStudy
+from scenarios.condense.schema import CondenseStudy
 
 TRAINING_STEPS, MOST_IMAGES = 50, 1000
 

@@ -1,21 +1,17 @@
 """The study of kind "condense": condense a data set at each IPC, and judge the sets."""
 
-import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from distill import sharding
-from distill.comparison import compared, notes_on, row_label, training_of
+from distill.comparison import compared, notes_on, training_of
 from distill.condensed import CondensedSet
 from distill.data import ImageData
-from distill.drawing import Drawing
 from distill.errors import Diverged, InputError
 from distill.evaluation import Accuracy, Measured, accuracies, summed_up
-from distill.figures import accuracy_bars, accuracy_curve, image_grid, loss_curve
 from distill.methods.advice import advice
 from distill.networks import create, flops, parameter_count
 from distill.randomness import generator
@@ -26,15 +22,16 @@ from distill.sizes import Ipc, counts_of
 from distill.statistics import ExactStatistics
 from distill.synthetic import check_count
 from scenarios.condense import curve as set_curve
-from scenarios.engine.continued import checkpoint as checkpoint_name
-from scenarios.engine.continued import take_lines
-from scenarios.engine.folder import Options, say
-from scenarios.engine.schema import CondenseStudy, EvaluationTable
-from scenarios.reporting.report import shown
+from scenarios.condense.continued import checkpoint as checkpoint_name
+from scenarios.condense.continued import take_lines
+from scenarios.condense.schema import CondenseStudy
+from scenarios.engine.schema import EvaluationTable
+from scenarios.engine.study import Options, Run, say
 
 
-def fill(study: CondenseStudy, options: Options, data: ImageData, folder: Path, results: dict[str, Any], console: Console) -> None:
+def fill(study: CondenseStudy, run: Run) -> None:
     """Condense at each IPC, then judge."""
+    options, data, folder, results, console = run.options, run.data, run.folder, run.results, run.console
     metrics = folder / "metrics.jsonl"
     results["data"] = {"name": data.spec.name, "train": len(data.train), "test": len(data.test), "fingerprint": data.fingerprint}
     asked = by_largest(study, data)
@@ -181,60 +178,3 @@ def check(study: CondenseStudy, data: ImageData) -> None:
         raise InputError(
             f"the study evaluates on the {split} split, which data {data.spec.name!r} does not have; set data.validation, or add images."
         )
-
-
-def draw(folder: Path, record: dict[str, Any]) -> Iterator[tuple[str, Drawing]]:
-    """The loss by step, the images, and the accuracies."""
-    curves: dict[str, tuple[list[int], list[float]]] = {}
-    for line in read_lines(folder / "metrics.jsonl"):
-        if line.get("stage") == "distil" and isinstance(line.get("loss"), float) and math.isfinite(line["loss"]):
-            steps, losses = curves.setdefault(f"ipc {line['ipc']}", ([], []))
-            steps.append(line["step"])
-            losses.append(line["loss"])
-    yield "loss", loss_curve(curves)
-    parts = {key: part for key, part in record["results"].items() if key.startswith("ipc")}
-    if along := {f"ipc {key[3:]}": part["curve"] for key, part in parts.items() if "curve" in part}:
-        yield "curve", accuracy_curve(along)
-    for key, part in parts.items():
-        several = folder / f"condensed-{key}.safetensors"  # a study of one ipc has condensed.safetensors
-        tiny = CondensedSet.load(several if several.exists() else folder / "condensed.safetensors")
-        yield f"images-{key}", image_grid(tiny, f"Images of the set by {tiny.provenance.method} at ipc {key[3:]}")
-        if "accuracy" in part:
-            rows = {row_label(name, row): Accuracy.read(row) for name, row in part["accuracy"].items()}
-            yield f"accuracy-{key}", accuracy_bars(rows, f"{record['title']}, ipc {key[3:]}")
-
-
-def accuracy_table(record: dict[str, Any]) -> list[list[str]]:
-    """Header and rows: one row a set, one column an IPC (and network, where there are several)."""
-    columns: dict[str, dict[str, str]] = {}
-    for key, part in record["results"].items():
-        if not key.startswith("ipc"):
-            continue
-        tables = part.get("cross_architecture") or ({"": part["accuracy"]} if "accuracy" in part else {})
-        for network, rows in tables.items():
-            column = columns[f"ipc {key[3:]} {network}".strip()] = {}
-            usual = next(iter(rows.values())).get("images")
-            for name, row in rows.items():
-                other = "" if name == "whole" or row.get("images") == usual else f" ({row['images']} images, not {usual})"
-                column[row_label(name, row)] = shown(row) + other
-    names = list(dict.fromkeys(name for rows in columns.values() for name in rows))
-    return [["set", *columns], *([name, *(rows.get(name, "") for rows in columns.values())] for name in names)] if columns else []
-
-
-def answer(record: dict[str, Any]) -> str:
-    """The record in one sentence."""
-    parts = []
-    for key, part in record["results"].items():
-        rows = part.get("accuracy") if key.startswith("ipc") else None
-        if rows:
-            method = next(iter(rows))
-            others = ", ".join(f"{row_label(name, row)} {shown(row)}" for name, row in rows.items() if name != method)
-            images = f"{key[3:]} image{'s' if key != 'ipc1' else ''} a class by {method}"
-            images = f"{part['images']} images in all, at most {images}" if "counts" in part else images
-            one = key == "ipc1" and "counts" not in part
-            reached = f"{'trains' if one else 'train'} a network to {shown(rows[method])} %"
-            if rows[method].get("failed"):
-                reached = f"have no accuracy, because networks that were trained on them {shown(rows[method])}: {rows[method]['reason']}"
-            parts.append(f"{images} {reached}" + (f" ({others})" if others else ""))
-            parts += part.get("notes", [])
-    return ("; ".join(parts) + ".") if parts else f"Condensed sets were made; nothing was evaluated. Status: {record['status']}."

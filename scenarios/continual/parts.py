@@ -22,7 +22,8 @@ from distill.randomness import derived_seed
 from distill.records import append_line, read_lines
 from distill.train import protocol
 from scenarios.continual.schema import ALONE, ContinualStudy
-from scenarios.engine.folder import Options, load_data, say
+from scenarios.engine.folder import load_data
+from scenarios.engine.study import Options, say
 
 WORTH_WORKERS = 20.0  # seconds of work from which processes of their own repay the few that each takes to start
 Line = dict[str, Any]

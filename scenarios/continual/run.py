@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from distill.data import ImageData, Split
 from distill.errors import InputError
@@ -16,15 +15,8 @@ from distill.randomness import generator
 from distill.records import read_lines
 from scenarios.continual.parts import budgets, run_parts
 from scenarios.continual.schema import ALONE, ContinualStudy
-from scenarios.continual.schema import study as study
-from scenarios.continual.show import accuracy_table as accuracy_table
-from scenarios.continual.show import answer as answer
-from scenarios.continual.show import draw as draw
-from scenarios.continual.show import kept_rows as kept_rows
-from scenarios.continual.show import note as note
-from scenarios.continual.show import page_text as page_text
-from scenarios.engine.folder import Options
 from scenarios.engine.given import Given
+from scenarios.engine.study import Options, Run
 
 
 def check(study: ContinualStudy, data: ImageData) -> None:
@@ -48,8 +40,9 @@ def check(study: ContinualStudy, data: ImageData) -> None:
         avalanche()
 
 
-def fill(study: ContinualStudy, options: Options, data: ImageData, folder: Path, results: dict[str, Any], console: Console) -> None:
+def fill(study: ContinualStudy, run: Run) -> None:
     """The parts of the study (`run_parts`), then the figures of every cell; metrics.jsonl is the ledger."""
+    options, data, folder, results, console = run.options, run.data, run.folder, run.results, run.console
     from apps.continual import metrics
     from apps.continual.benchmark import interval
 

@@ -13,7 +13,7 @@ from distill.methods import METHODS
 from distill.networks import check_name
 from distill.train import Recipe
 from scenarios.engine.given import Given
-from scenarios.engine.schema import DataTable, _plain, config_hash
+from scenarios.engine.schema import DataTable, config_hash, plain_values
 
 _STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 STRATEGIES = ("scratch", "gdumb", "replay", "er_ace", "der", "none", "lwf", "joint")
@@ -124,6 +124,6 @@ def study(name: str, title: str, tables: dict[str, Any], source: str) -> Continu
         if method in METHODS:
             settings[method] = settings_of(method, given.get(method, {}))
             configure(METHODS[method][0], settings[method], f"{source}: [settings.{method}]")
-    plain = {key: _plain(table) for key, table in made.items()}
+    plain = {key: plain_values(table) for key, table in made.items()}
     merged = {"kind": "continual", **plain, "settings": settings}
     return ContinualStudy(name, title, made["data"], stream, memory, learner, plain["training"], settings, merged)

@@ -1,15 +1,13 @@
-"""What a "continual" run shows: pictures, its main table, one sentence, and what of it is kept (see tables.py)."""
+"""What a "continual" run shows: pictures, its main table, one sentence, what was not run."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from distill.drawing import Drawing
-from distill.records import read_json
-from scenarios.reporting.report import shown
-from scenarios.reporting.runs import as_markdown
+from scenarios.reporting.text import few, other_split, series, shown
 
-note = (
+NOTE = (
     "Average accuracy over the experiences seen so far, and forgetting, in percent after the last experience: mean and 95 % interval"
     " (Student's t) over class orders."
 )
@@ -97,46 +95,22 @@ def answer(record: dict[str, Any]) -> str:
     return ("; ".join(parts) + ".") if parts else f"No memory was compared. Status: {record['status']}."
 
 
-def kept_rows(folder: Path) -> list[dict[str, str]]:
-    """A finished run's cells as rows of a table."""
-    record, config = read_json(folder / "record.json"), read_json(folder / "config.json")
-    environment = record["environment"]
-    rows = []
-    for cell in record["results"]["cells"]:
-        row = {key: str(cell.get(key, "")) for key in ("strategy", "budget", "method", "storage", "items", "bytes")}
-        for figure in ("accuracy", "forgetting"):
-            for field in ("mean", "low", "high"):
-                value = cell.get(figure, {}).get(field)
-                row[f"{figure}_{field}"] = "" if value is None else f"{value:.2f}"
-        row["condense_seconds"] = f"{cell['condense_seconds']:.1f}" if "condense_seconds" in cell else ""
-        rows.append(
-            {
-                "scenario": record["scenario"],
-                "dataset": config["data"]["name"],
-                "network": config["learner"]["network"],
-                "orders": str(config["stream"]["orders"]),
-                **row,
-                "device": environment["gpu"] or f"{environment['cores']} cores, {environment['processor']}",
-                "run_seconds": str(round(record["seconds"])),
-            }
-        )
-    return rows
+def question(config: dict[str, Any]) -> str:
+    """The study's question in a sentence."""
+    stream, memory = config["stream"], config["memory"]
+    if stream["setting"] == "domain":
+        what = f"The data sets {series([config['data']['name'], *stream['domains']])} arrive one after the other"
+    else:
+        what = f"The classes of {config['data']['name']} arrive in {stream['experiences']} experiences"
+    return f"{what}: which memory keeps most ({series(memory['methods'])}; learners: {series(config['learner']['strategies'])})?"
 
 
-def page_text(rows: dict[str, list[dict[str, str]]], place: Path) -> str:
-    """The kept runs' cells, a table for each run."""
-    parts = []
-    for name, cells in rows.items():
-        first = cells[0]
-        table = [["strategy", "budget", "memory", "stored as", "bytes", "average accuracy, % (95 %)", "forgetting (95 %)"]]
-        for row in cells:
-            names = [row[key] or "-" for key in ("strategy", "budget", "method", "storage", "bytes")]
-            table.append([*names, _spread(row, "accuracy"), _spread(row, "forgetting")])
-        orders = f"{first['orders']} class order{'s' if first['orders'] != '1' else ''}"
-        parts.append(f"`{name}` ({first['dataset']}, {first['network']}, {orders}):\n\n{as_markdown(table)}")
-    return "\n\n".join(parts)
-
-
-def _spread(row: dict[str, str], figure: str) -> str:
-    middle, low, high = (row[f"{figure}_{field}"] for field in ("mean", "low", "high"))
-    return f"{float(middle):.1f}" + (f" ({float(low):.1f} to {float(high):.1f})" if low else "") if middle else "-"
+def missing(record: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """What a reader could miss: rivals and bounds that were not asked for, single runs."""
+    results = record["results"]
+    strategies, methods = config["learner"]["strategies"], config["memory"]["methods"]
+    found = [] if results.get("cells") else ["No memory has been evaluated yet."]
+    found += [] if "random" in methods else ["No comparison with a memory of random real images."]
+    found += [] if "none" in strategies else ["No learner without a memory (the lower bound)."]
+    found += [] if "joint" in strategies else ["No training on all classes at once (the upper bound)."]
+    return [*found, *few(config["stream"]["orders"], "class order"), *other_split(config["learner"]["split"])]

@@ -1,22 +1,12 @@
 """A run folder from empty to done: one process at a time, a record at every moment, continued after any stop.
 
-What is inside is for the study's kind to say: `scenarios/<kind>/run.py` offers
-
-    study(name, title, tables, source) -> a frozen dataclass with name, title, kind, data, merged, hash   (checked; "condense": schema.py)
-    check(study, data) -> None             what would fail after minutes of work fails now
-    fill(study, options, data, folder, results, console) -> None    do the work; whatever is in the folder already is not done again
-    draw(folder, record) -> Iterator[(name, Drawing)]   figures/*.png, from what is in the folder alone (redraw.py draws them again)
-    answer(record) -> str                  the record in one sentence (report.py)
-    accuracy_table(record) -> list[list[str]]   header and rows (report.py)
-    remarks(record) -> list[str]           optional: what was left out, and why (report.py)
+What is done inside is the kind's: see `scenarios.engine.study.Kind`.
 """
 
 import contextlib
 import fcntl
-import importlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,42 +18,30 @@ from distill.data_sources import load
 from distill.errors import InputError, clipped
 from distill.records import CannotWrite, environment, peak_memory_bytes, read_json, write_json, writing
 from scenarios.engine.complaints import printable
-from scenarios.engine.continued import continued
-from scenarios.engine.schema import DataTable, Study
+from scenarios.engine.schema import DataTable
+from scenarios.engine.study import Kind, Options, Run, Study, say
 from scenarios.reporting.report import write_report
 
 
-@dataclass(frozen=True)
-class Options:
-    """How a study is run, as opposed to what it is."""
-
-    out: Path = Path("runs")
-    data_root: Path | None = None
-    seed: int = 0
-    device: str = "cpu"
-    resume: bool = False
-    quiet: bool = False
-    resume_from: Path | None = None  # another run's folder, whose checkpoints a condense study goes on from
-
-
-def run_study(study: Study, options: Options) -> tuple[Path, dict[str, Any]]:
-    """Run (or continue, or find finished) a study; returns its folder and its record.
+def run_study(kind: Kind, study: Study, options: Options) -> tuple[Path, dict[str, Any]]:
+    """Run (or continue, or find finished) a study of this kind; returns its folder and its record.
 
     Raises `InputError` when the folder holds an unfinished run and ``resume`` is off, or another process is at work in it.
     """
     if options.resume_from is not None:
-        study = continued(study, options.resume_from)
-    room = importlib.import_module(f"scenarios.{getattr(study, 'room', study.kind)}.run")  # a pipeline's stage may have a room of its own
+        if kind.continued is None:
+            raise InputError(f"--resume-from is for condense studies; this is a {kind.name} study.")
+        study = kind.continued(study, options.resume_from)
     sharding.start(options.device)
-    if sharding.count() > 1 and study.kind != "condense":
-        raise InputError(f"a {study.kind} study cannot be shared out between processes; run it without torchrun.")
+    if sharding.count() > 1 and not kind.sharded:
+        raise InputError(f"a {kind.name} study cannot be shared out between processes; run it without torchrun.")
     folder = options.out / f"{study.name}-{study.hash}-s{options.seed}"
     console = Console(stderr=True, highlight=False, quiet=options.quiet)
     earlier = read_json(folder / "record.json") if (folder / "record.json").exists() else None
     if earlier and earlier.get("status") == "done":
         if not (folder / "report.html").exists():  # stopped in its very last moment
             with _resumable():
-                write_report([folder], folder / "report.html")
+                write_report([folder], folder / "report.html", {kind.name: kind})
         say(console, f"{folder} is done already; showing its record. Delete the folder to run it again.")
         return folder, earlier
     if folder.exists() and any(folder.iterdir()) and not options.resume:
@@ -71,9 +49,9 @@ def run_study(study: Study, options: Options) -> tuple[Path, dict[str, Any]]:
     data = load_data(study, options)
     for note in data.notes if sharding.rank() == 0 else ():
         say(console, f"note: {printable(note)}")
-    room.check(study, data)
+    kind.check(study, data)
     if sharding.rank() > 0:  # computes its share; the first process keeps the folder
-        room.fill(study, options, data, folder, {}, Console(quiet=True))
+        kind.fill(study, Run(options, data, folder, {}, Console(quiet=True)))
         return folder, {"status": "done", "results": {}}
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +65,7 @@ def run_study(study: Study, options: Options) -> tuple[Path, dict[str, Any]]:
             "schema": 1,
             "scenario": study.name,
             "title": study.title,
-            "kind": study.kind,
+            "kind": kind.name,
             "seed": options.seed,
             "status": "running",
             "results": {},
@@ -99,8 +77,8 @@ def run_study(study: Study, options: Options) -> tuple[Path, dict[str, Any]]:
         write_json(folder / "record.json", record)
         try:
             with _clock(record):
-                room.fill(study, options, data, folder, record["results"], console)
-            for name, drawing in room.draw(folder, record):
+                kind.fill(study, Run(options, data, folder, record["results"], console))
+            for name, drawing in kind.draw(folder, record):
                 drawing.save(folder / "figures" / f"{name}.png")
         except BaseException as error:
             record["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
@@ -110,7 +88,7 @@ def run_study(study: Study, options: Options) -> tuple[Path, dict[str, Any]]:
             raise
         record["status"] = "done"
         write_json(folder / "record.json", record)
-        write_report([folder], folder / "report.html")
+        write_report([folder], folder / "report.html", {kind.name: kind})
     return folder, record
 
 
@@ -128,10 +106,6 @@ def data_of(table: DataTable, options: Options) -> ImageData:
         data = data.long_tailed(table.imbalance, options.seed)
     data = data.to(options.device)
     return data.whitened() if table.zca else data
-
-
-def say(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=not console.is_terminal, markup=False)  # in a log a line stays whole
 
 
 def _worked_before(folder: Path, earlier: dict[str, Any]) -> float:

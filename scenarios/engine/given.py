@@ -2,19 +2,13 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-from apps.federated.settings import ALONE, WEIGHTS
 from distill.condensed import CondensedSet
 from distill.errors import InputError, clipped
 from distill.labels import DEFAULT_KIND
-from distill.records import read_lines
 from distill.set_file import later_tensors
-from scenarios.engine.composition import one_after_another, side_by_side
-from scenarios.engine.public_part import FOLDER, place
-from scenarios.engine.schema import Study
+from scenarios.engine.composition import one_after_another
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,51 +38,6 @@ class Given:
         if one.step_sizes is not None or one.start_weights is not None:
             digest.update(repr((getattr(one.step_sizes, "order", None), getattr(one.start_weights, "sha256", None))).encode())
         return digest.hexdigest()[:16]
-
-
-def handed_on(study: Any, seed: int = 0) -> dict[str, Path]:
-    """The sets that a finished study of this kind leaves in its folder, by name; nothing where it leaves none."""
-    if study.kind == "condense":
-        single = len(study.ipc) == 1
-        if not isinstance(study.ipc[0], int):
-            largest = study.ipc[0].values() if isinstance(study.ipc[0], dict) else ()
-            return {f"ipc{max(largest)}" if largest else "proportional": Path("condensed.safetensors")}
-        return {f"ipc{ipc}": Path("condensed.safetensors" if single else f"condensed-ipc{ipc}.safetensors") for ipc in study.ipc}
-    if study.kind == "federated":
-        runs = [seed * 1000 + k for k in range(study.federation.seeds)]
-        uploads = [name for name in study.federation.strategies if name not in (*WEIGHTS, *ALONE)]
-        return {f"{name}-{k}": Path("runs", f"{name}-s{run}", "union.safetensors") for name in uploads for k, run in enumerate(runs)}
-    if study.kind == "privacy" and getattr(study, "privacy", None) is not None:
-        return {f"epsilon{epsilon:g}": Path(FOLDER, f"condensed-epsilon{epsilon:g}.safetensors") for epsilon in study.privacy.epsilon}
-    if study.kind == "nas":
-        return {f"{method}-{i}": Path(f"{method}-{i}.safetensors") for method in study.methods for i in range(study.sets.copies)}
-    return {}
-
-
-def classes_of(study: Any) -> tuple[int, ...] | None:
-    """The classes that a study's sets will hold; None is all that the data have."""
-    wanted = study.settings.upload.classes if study.kind == "federated" else study.data.classes
-    return None if wanted is None else tuple(sorted(set(wanted)))
-
-
-def load_set(study: Study, folder: Path, path: Path) -> CondensedSet:
-    """One set of a finished study. The union of private clients gets the statement of all that they released."""
-    made = CondensedSet.load(place(folder, path))
-    if study.kind != "federated":
-        return made
-    rounds = list(read_lines(folder / path.parent / "rounds.jsonl"))
-    statement = side_by_side(statements(rounds))
-    return made if statement is None else dataclasses.replace(made, provenance=dataclasses.replace(made.provenance, dp=statement))
-
-
-def statements(rounds: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """What each client whose upload was accepted stated, round by round; None where it stated nothing."""
-    found: dict[str, list[Any]] = {}
-    for line in rounds:
-        for client in line["clients"]:
-            if client["status"] == "accepted":
-                found.setdefault(str(client["client"]), []).append(client.get("privacy"))
-    return found
 
 
 def joined(name: str, sets: Sequence[CondensedSet], classes: tuple[int, ...]) -> Given:

@@ -11,7 +11,8 @@ import importlib
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,35 +25,46 @@ from distill.errors import InputError, a_kind, clipped, unknown_name
 from distill.methods import register as register_method
 from distill.spec import DataSpec
 
-# Federated and nas studies work in processes of their own, some of them on other machines, which must not import what a message says.
-KINDS = ("condense", "privacy", "continual", "sweep_lr")
-METHODS_IN = (("method", "name"), ("memory", "methods"))
-NETWORKS_IN = (("method", "network"), ("evaluation", "networks"), ("learner", "network"), ("attack", "network"), ("visual", "network"))
-
 _PATH = re.compile(r"(?P<module>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*)", re.ASCII)
 _loaded: dict[str, tuple[Path, str, ModuleType]] = {}  # by module name: its file, the file's digest
 _files: set[str] = set()  # of the user's own code; see `blame`
 _NOT_THE_USERS = (*sys.stdlib_module_names, "distill", "apps", "scenarios", "torch", "torchvision")
 
 
-def register(kind: str, tables: dict[str, Any], source: str) -> dict[str, str]:
+@dataclass(frozen=True)
+class Places:
+    """Where a scenario of one kind may name a user's own methods and networks, as (table, key); ``settings.*`` is each table in a table.
+
+    Studies that work in processes of other machines have none: those must not import what a message says.
+    """
+
+    methods: tuple[tuple[str, str], ...] = ()
+    networks: tuple[tuple[str, str], ...] = ()
+
+
+def register(places: Places, tables: dict[str, Any], source: str) -> dict[str, str]:
     """Make known what the tables name with a colon; import path -> digest of its file, so that another file is another study.
 
     ``source`` is the scenario file and opens each message. Raises `InputError`.
     """
     found: dict[str, str] = {}
-    settings = tables.get("settings")
-    networks_in = [*NETWORKS_IN, *((f"settings.{method}", "network") for method in (settings if isinstance(settings, dict) else ()))]
-    for what, places in (("method", METHODS_IN), ("network", networks_in)) if kind in KINDS else ():
-        for table, key in places:
-            first, _, method = table.partition(".")
-            inner = tables.get(first)
-            inner = inner.get(method) if method and isinstance(inner, dict) else inner
+    for what, named in (("method", places.methods), ("network", places.networks)):
+        for table, inner, key in _tables(named, tables):
             given = inner.get(key) if isinstance(inner, dict) else None
             for path in given if isinstance(given, list) else [given]:
                 if isinstance(path, str) and ":" in path:
                     found[path] = _register(what, path, Path(source).parent, f"{source}: [{table}]: key {key!r}")
     return found
+
+
+def _tables(places: tuple[tuple[str, str], ...], tables: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    for table, key in places:
+        first, _, every = table.partition(".")
+        outer = tables.get(first)
+        if not every:
+            yield table, outer, key
+        elif isinstance(outer, dict):
+            yield from ((f"{first}.{name}", inner, key) for name, inner in outer.items())
 
 
 def _register(what: str, path: str, folder: Path, where: str) -> str:

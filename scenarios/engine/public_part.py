@@ -50,6 +50,11 @@ def place(folder: Path, path: str | Path) -> Path:
     return earlier if earlier.exists() and not found.exists() else found
 
 
+def load(study: object, folder: Path, path: Path) -> CondensedSet:
+    """A set of public/."""
+    return CondensedSet.load(place(folder, path))
+
+
 def taken_over(folder: Path, path: Path) -> None:
     """A set that a run of version 0.1 left at the top of its folder moves into public/, without its time."""
     earlier, found = folder / path.name, folder / path

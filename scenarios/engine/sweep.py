@@ -22,9 +22,10 @@ from typing import IO, Any
 from distill import processes, stopping
 from distill.errors import InputError
 from distill.records import read_json
+from scenarios.catalogue import study
 from scenarios.engine.grid import Cell, cells
 from scenarios.engine.progress import LINE_SECONDS, time_left
-from scenarios.engine.schema import override, read_scenario, study
+from scenarios.engine.scenario import override, read_scenario
 
 COMMAND = (sys.executable, "-m", "scenarios.engine.sweep")  # see _main
 STOP_SECONDS = 5.0  # a cell ends itself within two (ctrl_c.py); what does not has stopped answering

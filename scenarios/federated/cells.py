@@ -4,18 +4,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from apps.federated.settings import ALONE, Settings
 from distill.data import ImageData
 from distill.errors import InputError
 from distill.processes import WorkerFailed, at_once, side_by_side
 from distill.records import read_lines, write_json_lines
-from scenarios.engine.folder import Options, load_data
+from scenarios.engine.folder import load_data
+from scenarios.engine.study import Options
 from scenarios.federated.left_out import left_out
-
-if TYPE_CHECKING:
-    from scenarios.federated.run import FederatedStudy
+from scenarios.federated.schema import FederatedStudy
 
 Lines = list[dict[str, Any]]
 # What `flwr run` takes, and Flower's engines here. It stands on this floor, where a client of one app may meet another app.
@@ -23,7 +22,7 @@ FLOWER_APP = Path(__file__).parent / "flower_app"
 
 
 def run_cells(
-    study: "FederatedStudy", cells: Sequence[Settings], options: Options, data: ImageData, folder: Path, say: Callable[[str], None]
+    study: FederatedStudy, cells: Sequence[Settings], options: Options, data: ImageData, folder: Path, say: Callable[[str], None]
 ) -> None:
     """Run every cell that its folder does not hold finished. On the inline engine of a CPU, several processes of ``threads`` threads each
     work on them (a cell's bits do not depend on it); Flower's engines start processes of their own, so there cells follow one another."""
@@ -51,7 +50,7 @@ def finished(cell: Settings, folder: Path) -> bool:
     return bool(lines) and lines[-1]["round"] == cell.rounds
 
 
-def run_cell(study: "FederatedStudy", cell: Settings, options: Options, data: ImageData, folder: Path) -> Lines:
+def run_cell(study: FederatedStudy, cell: Settings, options: Options, data: ImageData, folder: Path) -> Lines:
     """One run to its end; it goes on from the last round that its folder holds."""
     own, root = place(cell, folder), str(options.data_root or "")
     own.mkdir(parents=True, exist_ok=True)
@@ -92,7 +91,7 @@ def _told(cell: Settings, lines: Lines, seconds: float) -> str:
 
 
 def _side_by_side(
-    study: "FederatedStudy", waiting: Sequence[Settings], options: Options, folder: Path, workers: int, say: Callable[[str], None]
+    study: FederatedStudy, waiting: Sequence[Settings], options: Options, folder: Path, workers: int, say: Callable[[str], None]
 ) -> None:
     try:
         for cell, seconds in side_by_side(_runner, (study, options, folder), waiting, workers):
@@ -102,7 +101,7 @@ def _side_by_side(
         raise InputError(f"{where}: {failed.reason.rstrip('.')}. What is finished is kept: add --resume.") from None
 
 
-def _runner(study: "FederatedStudy", options: Options, folder: Path) -> Callable[[Settings], None]:
+def _runner(study: FederatedStudy, options: Options, folder: Path) -> Callable[[Settings], None]:
     """What a worker does with a cell, on data that it loads once."""
     data = load_data(study, options)
 

@@ -29,16 +29,10 @@ from distill.networks import Factory, create
 from distill.randomness import generator
 from distill.records import read_json, write_whole
 from distill.run import Interrupted, distil
-from scenarios.engine.folder import Options, say
-from scenarios.nas.schema import NasStudy as NasStudy
-from scenarios.nas.schema import study as study
-from scenarios.nas.show import TRUTH
-from scenarios.nas.show import accuracy_table as accuracy_table
-from scenarios.nas.show import answer as answer
-from scenarios.nas.show import kept_files as kept_files
-from scenarios.nas.show import kept_rows as kept_rows
-from scenarios.nas.show import note as note
-from scenarios.nas.show import page_text as page_text
+from scenarios.engine.study import Options, Run, say
+from scenarios.nas.schema import NasStudy
+
+TRUTH = Path(__file__).parent / "truth"
 
 
 def check(study: NasStudy, data: ImageData) -> None:
@@ -59,8 +53,9 @@ def check(study: NasStudy, data: ImageData) -> None:
     check_crew(_crew(study), {one.id: one.network for one in candidates})
 
 
-def fill(study: NasStudy, options: Options, data: ImageData, folder: Path, results: dict[str, Any], console: Console) -> None:
+def fill(study: NasStudy, run: Run) -> None:
     """Make the sets, train, score, compare; metrics.jsonl is the ledger."""
+    options, data, folder, results, console = run.options, run.data, run.folder, run.results, run.console
     clock = _Clock(study.run.minutes, console)
     data = _cut(study, data, options.seed)
     crew = _crew(study, options.device)

@@ -14,7 +14,7 @@ from distill.coresets import CORESETS
 from distill.errors import InputError, unknown_name
 from distill.methods import METHODS
 from scenarios.engine.given import Given
-from scenarios.engine.schema import DataTable, _plain, config_hash
+from scenarios.engine.schema import DataTable, config_hash, plain_values
 
 TABLES = ("data", "space", "truth", "proxy", "sets", "methods", "run")
 _STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -99,6 +99,6 @@ def study(name: str, title: str, tables: dict[str, Any], source: str) -> NasStud
     for coreset in made["sets"].coresets:
         if coreset not in CORESETS:
             raise unknown_name(f"{source}: [sets]: key 'coresets': value", coreset, CORESETS)
-    merged = {"kind": "nas", **{key: _plain(value) for key, value in made.items()}}
-    merged["methods"] = {method: _plain(settings) for method, settings in methods.items()}
+    merged = {"kind": "nas", **{key: plain_values(value) for key, value in made.items()}}
+    merged["methods"] = {method: plain_values(settings) for method, settings in methods.items()}
     return NasStudy(name, title, **made, methods=methods, merged=merged)

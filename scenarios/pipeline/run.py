@@ -7,7 +7,6 @@ changed.
 
 import dataclasses
 import glob
-import importlib
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,42 +21,33 @@ from distill.errors import InputError
 from distill.figures import image_grid
 from distill.records import read_json
 from scenarios.engine.composition import one_after_another
-from scenarios.engine.folder import Options, run_study, say
-from scenarios.engine.given import Given, handed_on, joined, load_set
+from scenarios.engine.folder import run_study
+from scenarios.engine.given import Given, joined
 from scenarios.engine.public_part import FOLDER, hand_over, has_guarantee, is_private, mark, place
+from scenarios.engine.study import Kind, Kinds, Options, Run, say
 from scenarios.pipeline.schema import PipelineStudy, Stage, folder_of, planned
-from scenarios.pipeline.schema import study as study
-from scenarios.pipeline.show import accuracy_table as accuracy_table
-from scenarios.pipeline.show import answer as answer
 from scenarios.pipeline.show import headline, overview
-from scenarios.pipeline.show import kept_rows as kept_rows
-from scenarios.pipeline.show import not_run as not_run
-from scenarios.pipeline.show import note as note
-from scenarios.pipeline.show import page_text as page_text
-from scenarios.pipeline.show import question as question
-from scenarios.reporting.report import answer as answer_of
 
 
 class StageFailed(RuntimeError):
     """A stage ended in an error that is not the user's."""
 
 
-def check(study: PipelineStudy, data: ImageData) -> None:
+def check(kinds: Kinds, study: PipelineStudy, data: ImageData) -> None:
     """Every stage's own check, before the first one starts."""
     for stage in study.stages:
         given = planned(study, stage, data)
         made = stage.study if given is None else stage.given(given)
         classes = stage.study.data.classes
         try:
-            importlib.import_module(f"scenarios.{getattr(made, 'room', made.kind)}.run").check(
-                made, data if classes is None else data.subset(classes)
-            )
+            stage.kind.check(made, data if classes is None else data.subset(classes))
         except InputError as error:
             raise InputError(f"stage {stage.name!r}: {error}") from None
 
 
-def fill(study: PipelineStudy, options: Options, data: ImageData, folder: Path, results: dict[str, Any], console: Console) -> None:
+def fill(kinds: Kinds, study: PipelineStudy, run: Run) -> None:
     """Stage by stage; results hold an entry for each, and the headline figures of those that are done."""
+    options, data, folder, results, console = run.options, run.data, run.folder, run.results, run.console
     results["data"] = {"name": data.spec.name, "train": len(data.train), "test": len(data.test), "fingerprint": data.fingerprint}
     results["stages"] = {}
     if is_private(folder, study.merged):
@@ -71,10 +61,10 @@ def fill(study: PipelineStudy, options: Options, data: ImageData, folder: Path, 
             if stage.sources:
                 given = _given(study, stage, data, sets)
                 made, entry["given"] = stage.given(given), given.fingerprint
-            own, record = _run(made, options, folder, console, f"stage {number} of {len(study.stages)}, {stage.name}")
-            for name, path in handed_on(stage.study, options.seed).items():
+            own, record = _run(stage.kind, made, options, folder, console, f"stage {number} of {len(study.stages)}, {stage.name}")
+            for name, path in stage.kind.sets(stage.study, options.seed).items():
                 if place(own, path).exists():
-                    sets[stage.name, name] = load_set(stage.study, own, path)
+                    sets[stage.name, name] = stage.kind.load(stage.study, own, path)
         except InputError as error:
             entry |= {"status": "failed", "error": str(error)}
             raise InputError(f"stage {stage.name!r} failed: {error}; fix it and continue with --resume") from None
@@ -84,7 +74,12 @@ def fill(study: PipelineStudy, options: Options, data: ImageData, folder: Path, 
         except Exception as error:
             entry |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
             raise StageFailed(f"stage {stage.name!r} failed: {type(error).__name__}: {error}; fix it and continue with --resume") from error
-        entry |= {"folder": str(own.relative_to(folder)), "seconds": record["seconds"], "status": "done", "answer": answer_of(record)}
+        entry |= {
+            "folder": str(own.relative_to(folder)),
+            "seconds": record["seconds"],
+            "status": "done",
+            "answer": stage.kind.view.answer(record),
+        }
         entry["results"] = record["results"]
         handed = {name: one for (owner, name), one in sets.items() if owner == stage.name}
         entry["sets"] = {name: _described(one) for name, one in handed.items()}
@@ -119,7 +114,7 @@ def _given(study: PipelineStudy, stage: Stage, data: ImageData, sets: dict[tuple
     return joined(plan.name, [sets[pair] for pair in stage.sources], plan.classes)
 
 
-def _run(made: Any, options: Options, folder: Path, console: Console, what: str) -> tuple[Path, dict[str, Any]]:
+def _run(kind: Kind, made: Any, options: Options, folder: Path, console: Console, what: str) -> tuple[Path, dict[str, Any]]:
     """The stage's folder and record: from here, from a sister run of this pipeline, or newly run."""
     name = folder_of(made, options.seed)
     own = folder / "stages" / name
@@ -134,7 +129,7 @@ def _run(made: Any, options: Options, folder: Path, console: Console, what: str)
         say(console, f"{what}: done already, in {own}")
     else:
         say(console, f"{what} ({made.kind})")
-        run_study(made, dataclasses.replace(options, out=folder / "stages", resume=True))
+        run_study(kind, made, dataclasses.replace(options, out=folder / "stages", resume=True))
     return own, read_json(own / "record.json")  # from the disk, where not-a-number is null, whoever ran the stage
 
 

@@ -9,17 +9,12 @@ from typing import Any
 from distill.configure import configure
 from distill.data import ImageData
 from distill.errors import InputError, clipped, unknown_name
-from scenarios.engine.given import Given, classes_of, handed_on
-from scenarios.engine.schema import READY, DataTable, Study, config_hash
-from scenarios.engine.schema import study as any_study
-from scenarios.released import run as released
+from scenarios.engine import scenario
+from scenarios.engine.given import Given
+from scenarios.engine.schema import DataTable, config_hash
+from scenarios.engine.study import Kind, Kinds, Study
 
 MAX_STAGES = 32
-TAKES = {
-    "continual": "as the first experience and its memory",
-    "nas": "as a set that ranks networks",
-    "privacy": "as what is attacked",
-}
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
 
@@ -28,6 +23,7 @@ class Stage:
     """One study of the pipeline. ``sources`` are (stage, set) pairs, whose union it takes; empty where it starts from the data alone."""
 
     name: str
+    kind: Kind
     study: Study
     sources: tuple[tuple[str, str], ...] = ()
 
@@ -61,7 +57,7 @@ class PipelineStudy:
         )
 
 
-def study(name: str, title: str, tables: dict[str, Any], source: str) -> PipelineStudy:
+def study(kinds: Kinds, name: str, title: str, tables: dict[str, Any], source: str) -> PipelineStudy:
     """Check the whole file; `InputError`, one line, names file, stage, key and what is allowed."""
     for key in tables:
         if key not in ("data", "stages"):
@@ -83,44 +79,41 @@ def study(name: str, title: str, tables: dict[str, Any], source: str) -> Pipelin
         where = f"{source}: [stages.{clipped(stage, 40)}]"
         if not _NAME.fullmatch(stage) or not isinstance(table, dict):
             raise InputError(f"{where}: allowed: a table whose name is a small letter, then up to 31 small letters, digits, - and _.")
-        wanted[stage], made[stage] = _stage(stage, title, dict(table), tables["data"], where)
-    sources = {stage: tuple(_source(stage, text, made, f"{source}: [stages.{stage}]") for text in wanted[stage]) for stage in made}
+        wanted[stage], made[stage] = _stage(kinds, stage, title, dict(table), tables["data"], where)
+    sources = {stage: tuple(_source(kinds, stage, text, made, f"{source}: [stages.{stage}]") for text in wanted[stage]) for stage in made}
     order = _ordered({stage: [other for other, _ in taken] for stage, taken in sources.items()}, source)
-    stages = tuple(Stage(stage, made[stage], sources[stage]) for stage in order)
+    stages = tuple(Stage(stage, kinds[made[stage].kind], made[stage], sources[stage]) for stage in order)
     plain = {stage.name: {"from": [".".join(pair) for pair in stage.sources], **stage.study.merged} for stage in stages}
     return PipelineStudy(name, title, data, stages, {"kind": "pipeline", "data": dataclasses.asdict(data), "stages": plain})
 
 
-def _stage(stage: str, title: str, table: dict[str, Any], data: dict[str, Any], where: str) -> tuple[list[str], Any]:
+def _stage(kinds: Kinds, stage: str, title: str, table: dict[str, Any], data: dict[str, Any], where: str) -> tuple[list[str], Any]:
     """(texts of ``from``, the stage's study)."""
     kind, wanted = table.get("kind"), table.pop("from", [])
-    kinds = [ready for ready in READY if ready not in ("pipeline", "sweep_lr")]
-    if not isinstance(kind, str) or kind not in kinds:
-        raise unknown_name(f"{where}: kind", kind, kinds)
+    if not isinstance(kind, str) or kind not in kinds or not kinds[kind].staged:
+        raise unknown_name(f"{where}: kind", kind, [name for name in kinds if kinds[name].staged])
     texts = [wanted] if isinstance(wanted, str) else wanted
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts) or len(texts) > MAX_STAGES:
         raise InputError(f"{where}: key 'from' is {clipped(wanted)}; allowed: a stage's name, or a list of some.")
-    if texts and kind not in TAKES:
-        raise InputError(f"{where}: a {kind} stage takes nothing from others; those that do: {', '.join(TAKES)}.")
+    if texts and kinds[kind].with_set:
+        kind = table["kind"] = kinds[kind].with_set
+    if texts and not kinds[kind].takes:
+        takers = ", ".join(name for name in kinds if kinds[name].takes)
+        raise InputError(f"{where}: a {kind} stage takes nothing from others; those that do: {takers}.")
     own = table.get("data", {})
     if not isinstance(own, dict) or set(own) - {"classes"}:
         raise InputError(f"{where}: [data] holds {clipped(own)}; allowed: classes only, so that all stages hold out the same images.")
     table["data"] = {**data, **own}
     table.setdefault("title", f"{title}: {stage}")
-    if kind == "privacy" and texts:
-        own_title = table.pop("title")
-        if not isinstance(own_title, str):
-            raise InputError(f"{where}: key 'title' is {clipped(own_title)}; allowed: text.")
-        return texts, released.study(stage, own_title, {key: value for key, value in table.items() if key != "kind"}, where)
-    return texts, any_study(stage, table, where)
+    return texts, scenario.study(kinds, stage, table, where, stage=bool(texts))
 
 
-def _source(stage: str, text: str, made: dict[str, Any], where: str) -> tuple[str, str]:
+def _source(kinds: Kinds, stage: str, text: str, made: dict[str, Any], where: str) -> tuple[str, str]:
     """(stage, set) that a text of ``from`` means: ``clients``, or ``clients.NAME`` where there are several sets."""
     other, _, name = text.partition(".")
     if other not in made:
         raise unknown_name(f"{where}: key 'from': stage", other, [key for key in made if key != stage])
-    sets = list(handed_on(made[other]))
+    sets = list(kinds[made[other].kind].sets(made[other], 0))
     if not sets:
         raise InputError(f"{where}: takes a condensed set from {other!r}, a {made[other].kind} stage that hands on none as it is set up.")
     if name and name not in sets:
@@ -151,15 +144,15 @@ def planned(study: PipelineStudy, stage: Stage, data: ImageData) -> Given | None
     """What the stage will be given, as far as it is known before anything has run; `InputError` where classes cannot fit."""
     if not stage.sources:
         return None
-    by_name = {one.name: one.study for one in study.stages}
-    found = [classes_of(by_name[other]) or data.classes for other, _ in stage.sources]
+    by_name = {one.name: one for one in study.stages}
+    found = [by_name[other].kind.classes(by_name[other].study) or data.classes for other, _ in stage.sources]
     classes = tuple(sorted({label for part in found for label in part}))
     if any(label not in data.classes for label in classes):
         raise InputError(
             f"stage {stage.taken!r}: hands on the classes {clipped(list(classes))}; the data have {clipped(list(data.classes))}."
         )
     judged = tuple(sorted(set(stage.study.data.classes or data.classes)))
-    if stage.study.kind != "continual" and judged != classes:
+    if not stage.kind.some_classes and judged != classes:
         raise InputError(
             f"stage {stage.name!r} evaluates on the classes {clipped(list(judged))} and is given {clipped(list(classes))}; set "
             f"stages.{stage.name}.data.classes = {clipped(list(classes))}."

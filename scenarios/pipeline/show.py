@@ -1,15 +1,11 @@
-"""What a pipeline's record says: its headline figures, one picture of them, a table, a sentence, and the rows that are kept."""
+"""What a pipeline's record says: its headline figures, one picture of them, a table, a sentence."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from distill.drawing import Drawing, escaped, title_text
-from distill.errors import InputError
-from distill.records import read_json
-from scenarios.reporting.runs import as_markdown
 
 FIGURES = {
     "epsilon": ("epsilon", ""),
@@ -18,13 +14,12 @@ FIGURES = {
     "rank_correlation": ("rank correlation", "Spearman"),
     "attack_rate": ("attack's advantage", "%"),
 }
-note = (
+NOTE = (
     "Epsilon: the guarantee of a stage's complete set. Accuracy: on test images. Forgetting: accuracy lost since an experience was"
     " learnt. Rank correlation: with the test accuracy of fully trained networks. Attack's advantage: true minus false positive rate; 0 is"
     " guessing, and no proof of privacy. Brackets: 95 % intervals, each as its stage makes them."
 )
 SHOWN = 3  # figures of one kind in a stage's sentence
-_COLUMNS = ("scenario", "dataset", "figure", "stage", "of", "value", "low", "high", "unit", "kind", "takes", "stage_seconds", "run_seconds")
 
 
 def headline(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -138,19 +133,19 @@ def question(config: Mapping[str, Any]) -> str:
     return f"On {config['data']['name']}, what do these stages find, one after the other: {', '.join(steps)}?"
 
 
-def not_run(record: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+def missing(record: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     """Stages that did not end, and what no stage of this pipeline looks at."""
     results = record["results"]
-    found = [f"Stage {name}: not finished." for name in config["stages"] if results.get("stages", {}).get(name, {}).get("status") != "done"]
-    if found or record.get("status") != "done":
-        return found
-    missing = {
+    left = [f"Stage {name}: not finished." for name in config["stages"] if results.get("stages", {}).get(name, {}).get("status") != "done"]
+    if left or record.get("status") != "done":
+        return left
+    absent = {
         "forgetting": "No learner that meets new classes takes a set.",
         "rank_correlation": "No architectures are ranked on a set.",
         "attack_rate": "No released set is attacked.",
     }
     return [
-        *(text for figure, text in missing.items() if not results.get(figure)),
+        *(text for figure, text in absent.items() if not results.get(figure)),
         "One seed: intervals are those of the stages, not of the pipeline.",
     ]
 
@@ -183,45 +178,3 @@ def overview(results: Mapping[str, Any], title: str) -> Drawing | None:
     figure.suptitle(title_text(f"{title[:70]}{': ' + ', '.join(epsilons[:2]) if epsilons else ''}"), fontsize=10)
     words = "One panel a figure, one bar a stage and set, with its 95 % interval where there is one."
     return Drawing(figure, "The figures of all stages", words)
-
-
-def kept_rows(folder: Path) -> list[dict[str, str]]:
-    """A finished run's headline figures as rows of text columns, one row a figure."""
-    record, config = read_json(folder / "record.json"), read_json(folder / "config.json")
-    if record["status"] != "done":
-        raise InputError(f"{folder}: status is {record['status']!r}; only a finished run can be kept.")
-    environment, rows = record["environment"], []
-    for figure, stage, of, row in rows_of(record["results"]):
-        entry = record["results"]["stages"][stage]
-        ends = {key: "" if row[key] is None else f"{row[key]:.3f}" for key in ("value", "low", "high")}
-        cells = {
-            "scenario": record["scenario"],
-            "dataset": config["data"]["name"],
-            "figure": figure,
-            "stage": stage,
-            "of": of,
-            **ends,
-            "unit": FIGURES[figure][1],
-            "kind": entry["kind"],
-            "takes": " ".join(entry["from"]),
-            "stage_seconds": str(round(entry["seconds"])),
-            "run_seconds": str(round(record["seconds"])),
-        }
-        device = environment["gpu"] or f"{environment['cores']} cores, {environment['processor']}"
-        rows.append({**{column: str(cells[column]) for column in _COLUMNS}, "device": device})
-    return rows
-
-
-def page_text(rows: Mapping[str, list[dict[str, str]]], place: Path) -> str:
-    """The kept runs' headline figures, a table for each run."""
-    parts = []
-    for name, cells in rows.items():
-        table = [["stage", "figure", "of", "value (95 %)"]]
-        for row in cells:
-            digits = 2 if row["figure"] in ("epsilon", "rank_correlation") else 1
-            middle, low, high = (f"{float(row[key]):.{digits}f}" if row[key] else "" for key in ("value", "low", "high"))
-            unit = {"%": " %", "points": " points"}.get(row["unit"], "")
-            spread = f" ({low} to {high})" if low and high else ""
-            table.append([row["stage"], FIGURES[row["figure"]][0], row["of"], f"{middle or 'none'}{unit}{spread}"])
-        parts.append(f"`{name}` ({cells[0]['dataset']}):\n\n{as_markdown(table)}")
-    return "\n\n".join(parts)

@@ -24,7 +24,7 @@ from distill.randomness import derived_seed, generator
 from distill.records import write_whole
 from distill.run import distil
 from distill.train import protocol, train_network
-from scenarios.engine.folder import Options, say
+from scenarios.engine.study import Options, say
 from scenarios.privacy.schema import AttackTable, PrivacyStudy
 from scenarios.privacy.sets import condense, private_set
 

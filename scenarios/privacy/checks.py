@@ -17,10 +17,10 @@ from distill.evaluation import Accuracy, accuracy
 from distill.randomness import generator
 from distill.records import append_line, read_lines, write_whole
 from distill.train import train_network
-from scenarios.engine.folder import Options, say
+from scenarios.engine.study import Options, say
 from scenarios.privacy.schema import PoisoningTable, PrivacyStudy, VisualTable
 from scenarios.privacy.sets import condense, plain_set
-from scenarios.reporting.report import shown
+from scenarios.reporting.text import shown
 
 TRIGGERS = ("naive", "optimised")
 

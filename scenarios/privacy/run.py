@@ -19,18 +19,12 @@ from distill.methods import METHODS
 from distill.networks import create
 from distill.randomness import generator
 from distill.records import write_json
-from scenarios.engine.folder import Options, say
 from scenarios.engine.public_part import mark
+from scenarios.engine.study import Options, Run, say
 from scenarios.privacy.attack import arms_of, fill_attack
 from scenarios.privacy.checks import fill_poisoning, fill_visual
 from scenarios.privacy.schema import AuditTable, PrivacyStudy
-from scenarios.privacy.schema import study as study
 from scenarios.privacy.sets import fill_private, kept_elsewhere, public_part, statistics_of
-from scenarios.privacy.show import accuracy_table as accuracy_table
-from scenarios.privacy.show import answer as answer
-from scenarios.privacy.show import draw as draw
-from scenarios.privacy.show import kept_rows as kept_rows
-from scenarios.privacy.show import page_text as page_text
 
 
 class GuaranteeBroken(AssertionError):
@@ -54,8 +48,9 @@ def check(study: PrivacyStudy, data: ImageData) -> None:
         raise InputError(f"[poisoning]: target {study.poisoning.target}; allowed: one of the classes {list(data.classes)[:20]}.")
 
 
-def fill(study: PrivacyStudy, options: Options, data: ImageData, folder: Path, results: dict[str, Any], console: Console) -> None:
+def fill(study: PrivacyStudy, run: Run) -> None:
     """The mechanism is audited first: there is no point in sets from a broken one."""
+    options, data, folder, results, console = run.options, run.data, run.folder, run.results, run.console
     results["data"] = {"name": data.spec.name, "train": len(data.train), "test": len(data.test)}
     if study.audit is not None:
         _audit(study.audit, options, folder, results, console)

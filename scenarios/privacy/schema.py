@@ -12,7 +12,7 @@ from distill.errors import InputError, unknown_name
 from distill.methods import METHODS
 from distill.networks import check_name
 from distill.train import Recipe
-from scenarios.engine.schema import DataTable, EvaluationTable, _checked, _evaluation, _method, _plain, config_hash
+from scenarios.engine.schema import DataTable, EvaluationTable, checked, config_hash, evaluation_of, method_of, plain_values
 
 _STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 ARMS = ("method", "private", "random", "whole")
@@ -131,28 +131,28 @@ def study(name: str, title: str, tables: dict[str, Any], source: str) -> Privacy
         raise InputError(f"{source}: has none of the tables {', '.join(f'[{key}]' for key in PARTS)}; a privacy study needs one.")
     data = configure(DataTable, tables["data"], f"{source}: [data]") if "data" in tables else DataTable("digits")
     table = dict(tables.get("method", {}))
-    method, ipc, settings = _method(dict(table), f"{source}: [method]")
+    method, ipc, settings = method_of(dict(table), f"{source}: [method]")
     if len(ipc) != 1:
         raise InputError(f"{source}: [method]: key 'ipc' is {list(ipc)}; allowed: one whole number in a privacy study.")
     given = {key: value for key, value in table.items() if key not in ("name", "ipc")}
-    evaluation = _evaluation(dict(tables.get("evaluation", {})), f"{source}: [evaluation]")
+    evaluation = evaluation_of(dict(tables.get("evaluation", {})), f"{source}: [evaluation]")
     if parts["attack"]:
         _check_arms(parts["attack"], parts["privacy"] is not None, f"{source}: [attack]")
     if parts["visual"]:
         for measure in parts["visual"].measures:
             if measure not in MEASURES:
                 raise unknown_name(f"{source}: [visual]: key 'measures': value", measure, MEASURES)
-        _checked(f"{source}: [visual]", "network", lambda: check_name(parts["visual"].network))
+        checked(f"{source}: [visual]", "network", lambda: check_name(parts["visual"].network))
     # A table that came later and is not given leaves the hash of older studies as it was.
-    plain = {k: _plain(v) if v else None for k, v in parts.items() if v or k in ("privacy", "audit", "attack")}
+    plain = {k: plain_values(v) if v else None for k, v in parts.items() if v or k in ("privacy", "audit", "attack")}
     if parts["privacy"] and not parts["privacy"].centred:
         plain["privacy"].pop("centred")
     elif parts["privacy"] and parts["privacy"].start != "kmeans":
         raise InputError(f'{source}: [privacy]: centred = true needs something to be centred on; add start = "kmeans".')
     elif parts["privacy"] and method in NO_FEATURES:
         raise InputError(f"{source}: [privacy]: centred = true is for methods that match features, as dm and datadam; {method!r} does not.")
-    merged = {"kind": "privacy", "data": _plain(data), "method": {"name": method, "ipc": ipc[0], **_plain(settings)}}
-    merged |= {**plain, "evaluation": _plain(evaluation)}
+    merged = {"kind": "privacy", "data": plain_values(data), "method": {"name": method, "ipc": ipc[0], **plain_values(settings)}}
+    merged |= {**plain, "evaluation": plain_values(evaluation)}
     return PrivacyStudy(name, title, data, method, ipc[0], given, evaluation=evaluation, merged=merged, **parts)
 
 
@@ -168,4 +168,4 @@ def _check_arms(table: AttackTable, private: bool, where: str) -> None:
         for key in ("name", "ipc"):
             if key in settings:
                 raise InputError(f"{where}: methods.{name}: key {key!r} is not for here; allowed: the method's settings.")
-        _method({"name": name, **settings}, f"{where}: methods.{name}")
+        method_of({"name": name, **settings}, f"{where}: methods.{name}")

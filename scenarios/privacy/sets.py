@@ -21,10 +21,10 @@ from distill.methods import METHODS
 from distill.records import append_line, read_lines
 from distill.run import distil
 from scenarios.engine.composition import in_sequence
-from scenarios.engine.folder import Options, say
 from scenarios.engine.public_part import FOLDER, hand_over, taken_over
+from scenarios.engine.study import Options, say
 from scenarios.privacy.schema import PrivacyStudy, PrivacyTable
-from scenarios.reporting.report import shown
+from scenarios.reporting.text import shown
 
 
 def statistics_of(study: PrivacyStudy, data: ImageData, epsilon: float, ledger: Path | None) -> PrivateStatistics:

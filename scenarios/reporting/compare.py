@@ -18,7 +18,9 @@ from typing import Any
 
 from distill.errors import InputError, clipped
 from distill.paired import Difference, paired_difference
-from scenarios.reporting.runs import Run, as_csv, as_markdown, as_text, by_seed, find_runs, finished
+from scenarios.engine.study import Kinds
+from scenarios.reporting.runs import NO_KINDS, Run, by_seed, find_runs, finished
+from scenarios.reporting.text import as_csv, as_markdown, as_text
 
 FORMATS = ("text", "markdown", "csv", "json")
 # Settings in which two runs may differ: what is being compared. All others say how it is measured.
@@ -52,7 +54,7 @@ class Comparison:
         return f"{self.figure}: the second is {'higher' if found.mean > 0 else 'lower'}: {spread}, {pairs}."
 
 
-def group(given: str | Path, left_out: list[str] | None = None) -> list[Run]:
+def group(given: str | Path, left_out: list[str] | None = None, kinds: Kinds = NO_KINDS) -> list[Run]:
     """The finished runs of one side: a run folder, a folder of runs, or a pattern in quotes; one study, seeds in order.
 
     A line for each run that is not finished is appended to ``left_out``. Raises `InputError` when nothing is finished there, or the runs
@@ -62,7 +64,7 @@ def group(given: str | Path, left_out: list[str] | None = None) -> list[Run]:
     places = [Path(text)] if Path(text).exists() else [Path(path) for path in sorted(glob.glob(text)) if Path(path).is_dir()]
     if not places:
         raise InputError(f"{clipped(text, 200)}: there is no such folder; give a run folder, a folder that holds runs, or a pattern.")
-    runs, unfinished = finished(find_runs(places))
+    runs, unfinished = finished(find_runs(places, kinds))
     if left_out is not None:
         left_out += unfinished
     if not runs:

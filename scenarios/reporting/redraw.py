@@ -4,11 +4,12 @@ from pathlib import Path
 
 from distill.drawing import FORMATS, check_dpi
 from distill.errors import InputError, clipped, unknown_name
-from scenarios.reporting.report import room_of
+from scenarios.engine.study import Kinds
+from scenarios.reporting.report import kind_of
 from scenarios.reporting.runs import read_run
 
 
-def redraw(folder: Path, form: str, dpi: int | None, out: Path) -> tuple[list[Path], list[Path]]:
+def redraw(folder: Path, form: str, dpi: int | None, out: Path, kinds: Kinds) -> tuple[list[Path], list[Path]]:
     """Write every figure of the run to ``out``.
 
     Args:
@@ -23,14 +24,14 @@ def redraw(folder: Path, form: str, dpi: int | None, out: Path) -> tuple[list[Pa
         raise unknown_name("figure format", form, FORMATS)
     if dpi is not None:
         check_dpi(dpi)
-    run = read_run(folder)
+    run = read_run(folder, kinds)
     if run.record.get("status") != "done":
         raise InputError(f"{folder}: status is {clipped(run.record.get('status'), 20)!r}; only a finished run has all its figures.")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; give a folder.")
     written = []
     try:
-        for name, drawing in room_of(run.record).draw(folder, run.record):
+        for name, drawing in kind_of(run.record, kinds).draw(folder, run.record):
             path = out / f"{name}.{form}"
             drawing.save(path, dpi)
             written.append(path)

@@ -1,69 +1,68 @@
 """Reports: the numbers of a record as text, and one self-contained HTML page of one or more run folders."""
 
-import importlib
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from distill.errors import InputError, clipped
 from distill.records import write_whole
 from scenarios.engine.public_part import handing_on, is_private
-from scenarios.engine.schema import READY
+from scenarios.engine.study import Kind, Kinds, View
 from scenarios.reporting import page
-from scenarios.reporting.question import not_run, question
 from scenarios.reporting.runs import Run, by_seed, differing, read_run, short, summary
 
-_NOTE = "Test accuracy in percent: mean and 95 % interval over networks, last epoch, one recipe for all sets."  # a room may have its own
 _CONFIGURATION = 200_000  # characters of it that are shown
 
 
-def shown(row: dict[str, Any]) -> str:
-    """An accuracy of a record as ``89.2 ± 0.6``, or ``failed (2 of 5)`` where networks have none."""
-    if row.get("failed"):
-        return f"failed ({row['failed']} of {len(row['values'])})"
-    if row.get("high") is None:
-        return f"{row['mean']:.1f}"
-    # An interval that is cut off at 0 or 100 has its full length on the other side.
-    return f"{row['mean']:.1f} ± {max(row['high'] - row['mean'], row['mean'] - row['low']):.1f}"
+def view_of(record: dict[str, Any], kinds: Kinds) -> View:
+    """How this record is shown; `InputError` for a kind that is not among ``kinds``: a record may come from anywhere."""
+    return kind_of(record, kinds).view
 
 
-def accuracy_table(record: dict[str, Any]) -> list[list[str]]:
-    """Header and rows of the record's main table, as its kind tells it."""
-    found: list[list[str]] = room_of(record).accuracy_table(record)
-    return found
+def kind_of(record: dict[str, Any], kinds: Kinds) -> Kind:
+    """The record's kind; `InputError` where it is not among ``kinds``."""
+    name = record.get("kind", "condense")
+    if not isinstance(name, str) or name not in kinds:
+        raise InputError(f"the record's kind is {str(name)[:40]!r}; this version can show: {', '.join(kinds)}.")
+    return kinds[name]
 
 
-def answer(record: dict[str, Any]) -> str:
-    """The record in one sentence, as its kind tells it."""
-    found: str = room_of(record).answer(record)
-    return found
+def missing(record: dict[str, Any], config: dict[str, Any], view: View) -> list[str]:
+    """Sentences about what a reader could miss: a run that did not end, and what its kind says was not run."""
+    sentences = []
+    if record.get("status") != "done":
+        sentences.append(f"The run is not finished (status {record.get('status')}); the figures are those of what was.")
+    try:
+        return sentences + view.missing(record, config)
+    except (KeyError, TypeError, AttributeError, IndexError):
+        return [*sentences, "What else was left out cannot be read from this configuration."]
 
 
-def room_of(record: dict[str, Any]) -> ModuleType:
-    kind = record.get("kind", "condense")
-    if kind not in READY:  # a record may come from anywhere
-        raise InputError(f"the record's kind is {str(kind)[:40]!r}; this version can show: {', '.join(READY)}.")
-    return importlib.import_module(f"scenarios.{kind}.run")
+def question(config: dict[str, Any], view: View) -> str:
+    """The study's question in a sentence; the title where the configuration does not hold more."""
+    try:
+        return view.question(config)
+    except (KeyError, TypeError, IndexError):  # a part of a configuration
+        return str(config.get("title") or config.get("scenario") or "")
 
 
-def write_report(folders: Sequence[Path], out: Path) -> None:
+def write_report(folders: Sequence[Path], out: Path, kinds: Kinds) -> None:
     """One HTML file of at most 5 MB with everything inside; several runs side by side, then one after the other."""
-    runs = [read_run(folder) for folder in {folder.resolve(): folder for folder in folders}.values()]
+    runs = [read_run(folder, kinds) for folder in {folder.resolve(): folder for folder in folders}.values()]
     figures = {run.folder: sorted((run.folder / "figures").glob("*.png")) for run in runs}
     paths = [path for found in figures.values() for path in found]
-    bare = _page(runs, figures, {})
+    bare = _page(runs, figures, {}, kinds)
     if len(bare.encode()) > page.MAX_BYTES:
         raise InputError(f"the report would have {len(bare.encode())} bytes without a figure; allowed: {page.MAX_BYTES}. Give fewer runs.")
     pictures = page.fitted(paths, page.MAX_BYTES - len(bare.encode()))
-    write_whole(out, _page(runs, figures, pictures))
+    write_whole(out, _page(runs, figures, pictures, kinds))
 
 
-def _page(runs: Sequence[Run], figures: dict[Path, list[Path]], pictures: dict[Path, page.Picture]) -> str:
+def _page(runs: Sequence[Run], figures: dict[Path, list[Path]], pictures: dict[Path, page.Picture], kinds: Kinds) -> str:
     if len(runs) == 1:
-        return page.whole(_title(runs[0]), _section(runs[0], "h1", figures[runs[0].folder], pictures))
+        return page.whole(_title(runs[0]), _section(runs[0], "h1", figures[runs[0].folder], pictures, kinds))
     private = [run.folder.name for run in runs if is_private(run.folder, run.config)]
     parts = [
         page.text(f"Private: do not hand on this page, which shows figures of {clipped(', '.join(private))}.", name="reason")
@@ -74,25 +73,25 @@ def _page(runs: Sequence[Run], figures: dict[Path, list[Path]], pictures: dict[P
         page.text("Figures of the records with their own intervals, in the order in which the runs were given.", name="small"),
         *_over_seeds(runs),
         *_pictures_side_by_side(runs, figures, pictures),
-        *(f"<section>{_section(run, 'h2', [], pictures)}</section>" for run in runs),
+        *(f"<section>{_section(run, 'h2', [], pictures, kinds)}</section>" for run in runs),
     ]
     return page.whole(f"{len(runs)} runs", "".join(parts))
 
 
-def _section(run: Run, heading: str, figures: Sequence[Path], pictures: dict[Path, page.Picture]) -> str:
+def _section(run: Run, heading: str, figures: Sequence[Path], pictures: dict[Path, page.Picture], kinds: Kinds) -> str:
     try:
-        return _described(run, heading, figures, pictures)
+        return _described(run, heading, figures, pictures, view_of(run.record, kinds))
     except (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{run.folder / 'record.json'}: is not a complete record ({type(error).__name__}: {error}).") from None
 
 
-def _described(run: Run, heading: str, figures: Sequence[Path], pictures: dict[Path, page.Picture]) -> str:
+def _described(run: Run, heading: str, figures: Sequence[Path], pictures: dict[Path, page.Picture], view: View) -> str:
     """Question, answer, table, figures, what was not run, the machine, the configuration."""
-    record, config, room = run.record, run.config, room_of(run.record)
-    missing = getattr(room, "not_run", not_run)(record, config)
-    remarks = [clipped(text, 400) for text in getattr(room, "remarks", lambda record: [])(record)]
+    record, config = run.record, run.config
+    left = missing(record, config, view)
+    remarks = [clipped(text, 400) for text in view.remarks(record)]
     environment = record["environment"]
     facts = (
         f"{record['scenario']}, seed {record['seed']}, status {record['status']}: {record['seconds']:.0f} s,"
@@ -100,21 +99,21 @@ def _described(run: Run, heading: str, figures: Sequence[Path], pictures: dict[P
         f" Folder: {run.folder.name}."
     )
     left_out = [path.name for path in figures if path not in pictures] if pictures else []
-    rows = accuracy_table(record)
+    rows = view.table(record)
     parts = [
         page.text(handing_on(record, "this page"), name="reason") if is_private(run.folder, config) else "",
         page.text(_title(run), heading),
         _reason(record),
-        page.text(getattr(room, "question", question)(config), name="question"),
-        _answer(answer(record).splitlines()),
+        page.text(question(config, view), name="question"),
+        _answer(view.answer(record).splitlines()),
         page.table(rows),
-        page.text(getattr(room, "note", _NOTE), name="small") if rows else "",
+        page.text(view.note, name="small") if rows else "",
         "<div class=pictures>",
         *(page.picture(pictures[path], path.stem) for path in figures if path in pictures),
         "</div>",
         page.text(f"Figures that are no pictures or do not fit into the page: {', '.join(left_out)}.", name="small") if left_out else "",
         page.text("Left out", "h3") + page.listed(remarks) if remarks else "",
-        page.text("Not run", "h3") + page.listed(missing) if missing else "",
+        page.text("Not run", "h3") + page.listed(left) if left else "",
         page.text(facts, name="small"),
         page.folded("Configuration", clipped_lines(json.dumps(config, indent=1))),
     ]

@@ -5,34 +5,25 @@ as docs/results.md has it: ``ipc10.accuracy.dm``, ``strategies.feddm.accuracy``.
 whole number, else by its place: ``cells.gdumb items1 dm float32.accuracy``, ``strategies.feddm.rounds.2.accuracy``.
 """
 
-import csv
 import fnmatch
-import io
 import itertools
 import json
 import math
 import re
-import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from distill.errors import InputError, clipped
 from distill.records import read_json
+from scenarios.engine.study import Kinds
+from scenarios.reporting.text import as_csv, as_markdown, as_text
 
 FORMATS = ("text", "markdown", "csv")
 HEADER = ("run", "figure", "seeds", "mean", "low", "high", "interval over")
-# The figures that are shown when none are named, as regular expressions; all figures where a record has none of these.
-MAIN = {
-    "condense": r"ipc\d+\.(accuracy|cross_architecture)\..*",
-    "federated": r"strategies\.[^.]+\.accuracy",
-    "continual": r"cells\..*\.(accuracy|forgetting)",
-    "privacy": r"epsilon.*\.accuracy\..*|attack\..*",
-    "nas": r"proxies\..*\.(spearman|regret@1)",
-    "sweep_lr": r"step_sizes\..*\.accuracy",
-    "pipeline": r"(accuracy|forgetting|rank_correlation|attack_rate)\..*",
-}
+NO_KINDS: Kinds = MappingProxyType({})
 _HOW = ("scenario", "title", "seed", "device", "run")  # keys of config.json that say how a study was run, not what it is
 
 
@@ -45,6 +36,7 @@ class Run:
     config: dict[str, Any]
     settings: dict[str, str]
     figures: dict[str, tuple[float, float | None, float | None]]
+    main: str = ".*"  # a regular expression of the figures that a reader looks for first
 
     @property
     def scenario(self) -> str:
@@ -53,11 +45,11 @@ class Run:
     @property
     def main_figures(self) -> dict[str, tuple[float, float | None, float | None]]:
         """The figures that a reader looks for first."""
-        return {name: self.figures[name] for name in _chosen(self.figures, str(self.record.get("kind", "")), ())}
+        return {name: self.figures[name] for name in _chosen(self.figures, self.main, ())}
 
 
-def read_run(folder: Path) -> Run:
-    """A run folder's record and configuration; `InputError` when they are none."""
+def read_run(folder: Path, kinds: Kinds = NO_KINDS) -> Run:
+    """A run folder's record and configuration; `InputError` when they are none. ``kinds`` say which figures a reader looks for first."""
     record, config = read_json(folder / "record.json"), read_json(folder / "config.json")
     if not isinstance(record, dict) or record.get("schema") != 1 or not isinstance(record.get("results"), dict):
         raise InputError(f"{folder / 'record.json'}: is not a record of schema 1.")
@@ -67,12 +59,17 @@ def read_run(folder: Path) -> Run:
         raise InputError(f"{folder / 'config.json'}: is not a configuration.")
     try:
         settings = dict(_flat({key: value for key, value in config.items() if key not in _HOW}, ""))
-        return Run(folder, record, config, settings, dict(_figures(record["results"], "")))
+        return Run(folder, record, config, settings, dict(_figures(record["results"], "")), _main(record, kinds))
     except RecursionError:
         raise InputError(f"{folder / 'record.json'}: is not a record of this program (parts inside parts without end).") from None
 
 
-def find_runs(given: Sequence[Path]) -> list[Run]:
+def _main(record: dict[str, Any], kinds: Kinds) -> str:
+    kind = record.get("kind", "condense")
+    return kinds[kind].view.main if isinstance(kind, str) and kind in kinds else ".*"
+
+
+def find_runs(given: Sequence[Path], kinds: Kinds = NO_KINDS) -> list[Run]:
     """The runs of these folders: a run folder itself, or all run folders directly inside; each once."""
     folders: dict[Path, Path] = {}
     for place in given:
@@ -82,7 +79,7 @@ def find_runs(given: Sequence[Path]) -> list[Run]:
                 f"{place}: holds no run (no record.json in it or in its folders); give run folders, or the folder they are in."
             )
         folders |= {folder.resolve(): folder for folder in inside}
-    return [read_run(folder) for folder in folders.values()]
+    return [read_run(folder, kinds) for folder in folders.values()]
 
 
 def finished(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
@@ -121,7 +118,7 @@ def summary(runs: Sequence[Run], patterns: Sequence[str] = ()) -> list[list[str]
         changed = differing([other[0] for other in groups if other[0].scenario == first.scenario])
         label = " ".join([first.scenario, *(f"{key}={first.settings.get(key, '')}" for key in changed)])
         found = [run.figures for run in group]
-        for name in _chosen(dict.fromkeys(name for one in found for name in one), str(first.record.get("kind", "")), patterns):
+        for name in _chosen(dict.fromkeys(name for one in found for name in one), first.main, patterns):
             values = [one[name] for one in found if name in one]
             if len(values) == 1:
                 middle, low, high = values[0]
@@ -158,58 +155,11 @@ def shown(rows: list[list[str]], form: str, width: int | None = None) -> str:
     return as_csv(rows) if form == "csv" else as_markdown(short(rows)) if form == "markdown" else as_text(short(rows), left=2, width=width)
 
 
-def as_text(rows: list[list[str]], left: int = 1, width: int | None = None) -> str:
-    """Columns under each other, the first ``left`` of them flush left.
-
-    With ``width`` (characters of a terminal) no line is longer: columns that do not fit follow in further blocks, each with the first
-    ``left`` columns again, and a cell that is too long is wrapped. Without it a row is one line.
-    """
-    if not rows:
-        return ""
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    every = list(range(len(widths)))
-    if width is None or sum(widths) + 2 * (len(widths) - 1) <= width:
-        return "\n".join(_lines(rows, every, widths, left))
-    most = max(8, (width // 2 - 2 * left) // left)  # of a column that is repeated
-    widths = [min(size, most) for size in widths[:left]] + widths[left:]
-    room = width - sum(widths[:left]) - 2 * left
-    widths = widths[:left] + [min(size, max(room, 8)) for size in widths[left:]]
-    blocks: list[list[int]] = [[]]
-    for place in every[left:]:
-        if blocks[-1] and sum(widths[other] + 2 for other in [*blocks[-1], place]) > room + 2:
-            blocks.append([])
-        blocks[-1].append(place)
-    return "\n\n".join("\n".join(_lines(rows, [*every[:left], *block], widths, left)) for block in blocks)
-
-
-def _lines(rows: list[list[str]], places: list[int], widths: list[int], left: int) -> Iterator[str]:
-    for row in rows:
-        cells = [
-            textwrap.wrap(row[place], widths[place], break_on_hyphens=False) if len(row[place]) > widths[place] else [row[place]]
-            for place in places
-        ]
-        for parts in itertools.zip_longest(*cells, fillvalue=""):
-            line = [part.ljust(widths[p]) if p < left else part.rjust(widths[p]) for part, p in zip(parts, places, strict=True)]
-            yield "  ".join(line).rstrip()
-
-
-def as_markdown(rows: list[list[str]]) -> str:
-    """A table of Markdown; a bar inside a cell is escaped."""
-    lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
-    return "\n".join([*lines[:1], "|" + " --- |" * len(rows[0]), *lines[1:]]) if rows else ""
-
-
-def as_csv(rows: list[list[str]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
-
-
-def _chosen(names: Iterable[str], kind: str, patterns: Sequence[str]) -> list[str]:
+def _chosen(names: Iterable[str], main: str, patterns: Sequence[str]) -> list[str]:
     every = list(names)
     if patterns:
         return [name for name in every if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
-    return [name for name in every if re.fullmatch(MAIN.get(kind, ".*"), name)] or every
+    return [name for name in every if re.fullmatch(main, name)] or every
 
 
 def _number(value: Any) -> bool:

@@ -32,10 +32,10 @@ from apps.privacy import ledger, private_experts, private_statistics
 from apps.privacy.entropy import SystemEntropy
 from distill.data import ImageData, Split
 from distill.data_sources import load
+from scenarios.catalogue import run_study, study
 from scenarios.engine import folder as folders
 from scenarios.engine import public_part
-from scenarios.engine.folder import Options, run_study
-from scenarios.engine.schema import study
+from scenarios.engine.study import Options
 
 CLASSES = (0, 1, 2)
 IMAGES = 60  # beside the planted one, which is the last

@@ -29,7 +29,8 @@ from distill.evaluation import Accuracy, fitted
 from distill.figures import accuracy_bars
 from distill.methods import METHODS
 from scenarios import cli
-from scenarios.engine.schema import shipped, study
+from scenarios.catalogue import study
+from scenarios.engine.scenario import shipped
 from tests.distill.hostile_files import small_set
 
 ROOT = Path(__file__).parents[2]

@@ -10,9 +10,11 @@ pytest.importorskip("avalanche")
 
 from distill.errors import InputError
 from distill.records import read_json, read_lines
-from scenarios.continual.show import accuracy_table, answer, kept_rows
-from scenarios.engine.folder import Options, run_study
-from scenarios.engine.schema import parse, shipped, study
+from kept.continual import kept_rows
+from scenarios.catalogue import run_study, study
+from scenarios.continual.show import accuracy_table, answer
+from scenarios.engine.scenario import parse, shipped
+from scenarios.engine.study import Options
 
 QUICK: dict[str, Any] = {
     "kind": "continual",

@@ -20,8 +20,10 @@ from distill.networks import create
 from distill.randomness import generator
 from distill.sizes import proportional
 from kept import pages as tables
+from scenarios.catalogue import study
 from scenarios.condense import run as condense
-from scenarios.engine.schema import parse, shipped, study
+from scenarios.condense import show
+from scenarios.engine.scenario import parse, shipped
 from tests.distill.test_fair import QUICK, odd
 from tests.scenarios.test_cli import call
 
@@ -89,7 +91,7 @@ def test_whole_is_named_by_its_steps_in_table_answer_figure_and_record(tmp_path:
     """1,297 training digits in batches of 32 are 41 steps an epoch."""
     drawn: list[str] = []
     bars = condense.accuracy_bars
-    monkeypatch.setattr(condense, "accuracy_bars", lambda rows, title: drawn.extend(rows) or bars(rows, title))
+    monkeypatch.setattr(show, "accuracy_bars", lambda rows, title: drawn.extend(rows) or bars(rows, title))
     out, folder, record = ran(tmp_path)
     row = record["results"]["ipc1"]["accuracy"]["whole"]
     assert (row["images"], row["steps"], row["epochs"]) == (1297, 20, pytest.approx(20 / 41, abs=1e-4))

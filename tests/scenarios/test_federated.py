@@ -10,14 +10,15 @@ import pytest
 from distill.condensed import CondensedSet
 from distill.errors import InputError
 from distill.records import read_lines
+from scenarios.catalogue import run_study, study
 from scenarios.cli import main
-from scenarios.engine.folder import Options, load_data, run_study
-from scenarios.engine.schema import parse, shipped, study
+from scenarios.engine.folder import load_data
+from scenarios.engine.scenario import parse, shipped
+from scenarios.engine.study import Options
 from scenarios.federated import cells as federated_cells
 from scenarios.federated.cells import lines_of_cell, run_cell
 from scenarios.federated.left_out import CLAIMS, left_out
-from scenarios.federated.run import remarks
-from scenarios.reporting.report import accuracy_table, answer
+from scenarios.federated.show import accuracy_table, answer, remarks
 
 TABLES: dict[str, Any] = {
     "kind": "federated",

@@ -20,12 +20,13 @@ from apps.nas.ledger import read_table
 from distill.condensed import CondensedSet
 from distill.errors import InputError
 from kept import pages as tables
+from scenarios.catalogue import run_study, study
 from scenarios.cli import main
-from scenarios.engine.folder import Options, run_study
-from scenarios.engine.schema import override, read_scenario, shipped, study
+from scenarios.engine.scenario import override, read_scenario, shipped
+from scenarios.engine.study import Options
 from scenarios.nas import run as nas
-from scenarios.reporting.report import accuracy_table, answer
-from scenarios.reporting.runs import as_text
+from scenarios.nas.show import accuracy_table, answer
+from scenarios.reporting.text import as_text
 
 TINY = [
     *("space.width=[4]", "space.depth=[1,2]", 'space.norm=["none","batch"]', "truth.recipe.epochs=1", "truth.seeds=2", "proxy.seeds=2"),

@@ -19,7 +19,8 @@ from distill.methods import METHODS, register
 from distill.networks import create
 from distill.randomness import generator
 from distill.run import distil
-from scenarios.engine.schema import read_scenario, study
+from scenarios.catalogue import study
+from scenarios.engine.scenario import read_scenario
 from tests.scenarios.test_cli import call
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

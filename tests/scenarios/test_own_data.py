@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from distill.errors import InputError
+from scenarios.catalogue import study
 from scenarios.commands.options import class_numbers
 from scenarios.engine import folder as rooms
-from scenarios.engine.schema import override, parse, read_scenario, study
+from scenarios.engine.scenario import override, parse, read_scenario
 from tests.distill.test_data import picture
 from tests.distill.test_folders import build
 from tests.scenarios.test_cli import SMALL, call

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,14 @@ from distill.data_sources import load
 from distill.errors import InputError
 from distill.randomness import generator
 from distill.records import read_json
+from kept.pipeline import kept_rows
+from scenarios.catalogue import KINDS, run_study, study
 from scenarios.cli import main
-from scenarios.engine.folder import Options, run_study
-from scenarios.engine.given import Given, handed_on
-from scenarios.engine.schema import override, parse, read_scenario, shipped, study
-from scenarios.pipeline.run import kept_rows
-from scenarios.released import run as released
-from scenarios.reporting.report import accuracy_table, answer
+from scenarios.engine.given import Given
+from scenarios.engine.scenario import override, parse, read_scenario, shipped
+from scenarios.engine.study import Options, Run
+from scenarios.pipeline.show import accuracy_table, answer
+from scenarios.privacy import released
 
 RECIPE = {"max_steps": 15, "batch_size": 16, "optimiser": "adamw", "lr": 0.002, "augmentation": "none", "compile": "off"}
 FIRST = [0, 1, 2, 3]
@@ -379,6 +381,10 @@ def test_the_command_line_names_the_stage_and_exits_2(tmp_path: Path, capsys: py
     assert "[stages.rank]: key 'from': stage 'clint' is not known" in capsys.readouterr().err
 
 
+def handed_on(made: Any, seed: int = 0) -> Mapping[str, Path]:
+    return KINDS[made.kind].sets(made, seed)
+
+
 def test_every_kind_says_what_it_hands_on(tmp_path: Path) -> None:
     several = {"kind": "condense", "data": {"name": "digits"}, "method": {"ipc": [1, 2]}}
     assert {name: str(path) for name, path in handed_on(study("a", several, "a")).items()} == {
@@ -405,7 +411,7 @@ def attacked(data: ImageData, made: CondensedSet, out: Path) -> dict[str, Any]:
     stage = released.study("attack", "test", table, "test.toml")
     given = Given("planted", tuple(range(10)), made)
     results: dict[str, Any] = {}
-    released.fill(dataclasses.replace(stage, given=given), Options(out, quiet=True), data, out, results, Console(quiet=True))
+    released.fill(dataclasses.replace(stage, given=given), Run(Options(out, quiet=True), data, out, results, Console(quiet=True)))
     return results["attack"]
 
 

@@ -15,13 +15,14 @@ from distill.data import ImageData
 from distill.errors import InputError
 from distill.evaluation import Accuracy
 from distill.experts import cache_root
+from kept import privacy as kept
+from scenarios.catalogue import run_study
 from scenarios.cli import main
 from scenarios.commands.study import run_and_print
-from scenarios.engine.folder import Options, run_study
 from scenarios.engine.public_part import handing_on, mark
-from scenarios.engine.schema import parse, shipped
-from scenarios.privacy import run as privacy
-from scenarios.privacy import schema as privacy_schema
+from scenarios.engine.scenario import parse, shipped
+from scenarios.engine.study import Options
+from scenarios.privacy import run, schema, show
 from scenarios.privacy.schema import study as make
 from scenarios.privacy.sets import kept_elsewhere
 from scenarios.reporting.report import write_report
@@ -87,7 +88,7 @@ def test_a_study_leaves_sets_a_guarantee_and_figures_and_goes_on_where_it_stoppe
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(privacy, "fill_attack", stops)
+        patch.setattr(run, "fill_attack", stops)
         with pytest.raises(KeyboardInterrupt):
             run_study(given, Options(out=tmp_path, quiet=True))
     folder = next(tmp_path.iterdir())
@@ -104,13 +105,13 @@ def test_a_study_leaves_sets_a_guarantee_and_figures_and_goes_on_where_it_stoppe
     assert len(pictures) == 7
     assert set(record["results"]["attack"]) == {"private", "random"}
     assert json.loads((folder / "record.json").read_text())["status"] == "done"
-    assert "not covered" in privacy.answer(record)
-    assert privacy.accuracy_table(record)[0] == ["set", "epsilon 8"]
+    assert "not covered" in show.answer(record)
+    assert show.accuracy_table(record)[0] == ["set", "epsilon 8"]
     assert "differential privacy" in (folder / "report.html").read_text()
     assert record["results"]["visual"]["random"]["pixels"]["copied"]
     assert not record["results"]["visual"]["private start, epsilon 8"]["pixels"]["copied"]
-    assert "random in pixels" in privacy.answer(record)
-    rows = privacy.kept_rows(folder)
+    assert "random in pixels" in show.answer(record)
+    rows = kept.kept_rows(folder)
     assert len({tuple(row) for row in rows}) == 1
     assert {row["part"] for row in rows} == {"sets", "attack", "visual"}
     first = rows[0]
@@ -180,9 +181,9 @@ def test_experts_of_a_twin_in_the_users_cache_are_named() -> None:
 def test_a_set_with_nothing_beside_it_is_told_without_brackets() -> None:
     row = Accuracy((90.0, 92.0)).as_dict()
     record = {"results": {"epsilon1": {"accuracy": {"private dm": row}, "guarantee": "Private."}}}
-    assert privacy.answer(record) == "private dm at epsilon 1 trains a network to 91.0 ± 12.7 %. Private."
+    assert show.answer(record) == "private dm at epsilon 1 trains a network to 91.0 ± 12.7 %. Private."
     record["results"]["epsilon1"]["accuracy"]["random"] = row
-    assert "% (random 91.0 ± 12.7). Private." in privacy.answer(record)
+    assert "% (random 91.0 ± 12.7). Private." in show.answer(record)
 
 
 def test_an_audit_that_finds_more_than_the_account_fails_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +196,7 @@ def test_an_audit_that_finds_more_than_the_account_fails_the_run(tmp_path: Path,
     assert record["results"]["audit"]["holds"]
     normal = SystemEntropy.normal
     monkeypatch.setattr(SystemEntropy, "normal", lambda self, shape: np.asarray(0.3 * normal(self, shape)))
-    with pytest.raises(privacy.GuaranteeBroken, match="CONTRADICTION"):
+    with pytest.raises(run.GuaranteeBroken, match="CONTRADICTION"):
         run_study(given, Options(out=tmp_path / "wrong", quiet=True))
 
 
@@ -228,9 +229,9 @@ def test_sizes_methods_and_subsets_are_arms_and_the_equally_accurate_one_is_name
         assert gaps[row["rival"]] == min(gaps.values())
         difference = rows[label]["advantage_percent"]["value"] - rows[row["rival"]]["advantage_percent"]["value"]
         assert row["advantage_percent_difference"]["value"] == pytest.approx(difference)
-    assert "the nearest in accuracy" in privacy.answer(record)
-    assert privacy.accuracy_table(record)[0][:3] == ["attacked", "accuracy, %", "advantage, %"]
-    assert {row["set"] for row in privacy.kept_rows(folder)} == set(rows)
+    assert "the nearest in accuracy" in show.answer(record)
+    assert show.accuracy_table(record)[0][:3] == ["attacked", "accuracy, %", "advantage, %"]
+    assert {row["set"] for row in kept.kept_rows(folder)} == set(rows)
 
 
 def test_runs_come_in_pairs_of_opposite_coins(tmp_path: Path) -> None:
@@ -258,9 +259,9 @@ def test_a_poisoning_study_tries_each_trigger_on_each_set(tmp_path: Path) -> Non
     assert list(found) == ["clean", "naive", "optimised", "whole data, naive"]
     assert all(set(row) == {"accuracy", "naive", "optimised"} and len(row["naive"]["values"]) == 2 for row in found.values())
     assert (folder / "figures" / "poisoned-optimised.png").is_file()
-    assert [row["set"] for row in privacy.kept_rows(folder)] == list(found)
-    assert "called the target" in privacy.answer(record)
-    page = privacy.page_text({"poison": privacy.kept_rows(folder)}, tmp_path)
+    assert [row["set"] for row in kept.kept_rows(folder)] == list(found)
+    assert "called the target" in show.answer(record)
+    page = kept.page_text({"poison": kept.kept_rows(folder)}, tmp_path)
     assert page.count("| clean |") == 1
     assert "| set | accuracy | naive trigger percent | optimised trigger percent |" in page
     lines = (folder / "metrics.jsonl").read_text()
@@ -273,16 +274,16 @@ def test_a_poisoning_study_tries_each_trigger_on_each_set(tmp_path: Path) -> Non
 def test_measures_are_those_of_the_room() -> None:
     from apps.privacy.visual import MEASURES
 
-    assert privacy_schema.MEASURES == MEASURES
+    assert schema.MEASURES == MEASURES
 
 
 def test_impossible_sizes_fail_before_any_work(digits: ImageData) -> None:
     large = make("s", "s", {"attack": {"arms": ["random"], "subsets": [5000]}}, "s.toml")
     with pytest.raises(InputError, match="5000 images a class; allowed: at most"):
-        privacy.check(large, digits)
+        run.check(large, digits)
     strange = make("s", "s", {"poisoning": {"target": 12}}, "s.toml")
     with pytest.raises(InputError, match="target 12; allowed: one of the classes"):
-        privacy.check(strange, digits)
+        run.check(strange, digits)
 
 
 def test_a_forged_epsilon_is_told_on_the_command_line(tmp_path: Path, digits: ImageData, capsys: pytest.CaptureFixture[str]) -> None:

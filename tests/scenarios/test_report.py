@@ -15,10 +15,10 @@ from PIL import Image
 
 from distill.errors import InputError
 from distill.figures import image_grid
-from scenarios.engine.folder import Options, run_study
-from scenarios.engine.schema import READY, parse, shipped, study
+from scenarios.catalogue import KINDS, run_study, study
+from scenarios.engine.scenario import parse, shipped
+from scenarios.engine.study import Options, View
 from scenarios.reporting import page, report
-from scenarios.reporting.question import not_run, question
 from tests.distill.test_figures import coloured
 from tests.scenarios.browser import BROWSER, BROWSERS, opened
 from tests.scenarios.test_cli import SCENARIO
@@ -126,7 +126,7 @@ def test_figures_have_headings_captions_and_legends(runs: list[Path], tmp_path: 
         if side:
             for number in range(3):
                 (place / f"figures/noise-{number}.png").write_bytes(noise(side, number))
-        report.write_report([place], tmp_path / "page.html")
+        report.write_report([place], tmp_path / "page.html", KINDS)
         page_text = (tmp_path / "page.html").read_text()
         assert "<h3>Two &lt;classes&gt;</h3>" in page_text
         assert "<ul><li>0: &lt;b&gt;数字</li><li>1: cat</li></ul>" in page_text
@@ -136,7 +136,7 @@ def test_figures_have_headings_captions_and_legends(runs: list[Path], tmp_path: 
 def test_why_a_run_ended_early_is_at_the_top(runs: list[Path], tmp_path: Path) -> None:
     for status, words in (("failed", "This run failed: disk <full>"), ("interrupted", "This run was interrupted: disk <full>")):
         place = copied(runs[0], tmp_path / status, {"status": status, "reason": "disk <full>"})
-        report.write_report([place], tmp_path / "page.html")
+        report.write_report([place], tmp_path / "page.html", KINDS)
         text = checked(tmp_path / "page.html").text
         assert text.index("Tiny & quick") < text.index(words) < text.index("How well do")
     assert "This run" not in checked(runs[0] / "report.html").text
@@ -150,7 +150,7 @@ def test_print_clips_no_table(runs: list[Path]) -> None:
 
 
 def test_several_runs_stand_side_by_side(runs: list[Path], tmp_path: Path) -> None:
-    report.write_report([*runs, runs[0]], tmp_path / "both.html")
+    report.write_report([*runs, runs[0]], tmp_path / "both.html", KINDS)
     found = checked(tmp_path / "both.html")
     assert "2 runs side by side" in found.text
     assert len(found.all("img")) == 10
@@ -182,10 +182,10 @@ def test_many_large_figures_still_make_a_small_page(runs: list[Path], tmp_path: 
     place = copied(runs[0], tmp_path / "run")
     for number in range(4):
         (place / f"figures/noise-{number}.png").write_bytes(noise(500, number))  # 1.5 MB each, and nothing to compress
-    report.write_report([place], tmp_path / "page.html")
+    report.write_report([place], tmp_path / "page.html", KINDS)
     assert len(checked(tmp_path / "page.html").all("img")) == 9
     # Small enough as they are: the very bytes.
-    report.write_report([runs[0]], tmp_path / "small.html")
+    report.write_report([runs[0]], tmp_path / "small.html", KINDS)
     figure = base64.b64encode((runs[0] / "figures/loss.png").read_bytes()).decode()
     assert figure in (tmp_path / "small.html").read_text()
 
@@ -196,13 +196,13 @@ def test_figures_that_fit_in_no_size_are_left_out_and_named(runs: list[Path], tm
     (place / "figures/noise.png").write_bytes(noise(500, 0))
     monkeypatch.setattr(page, "_SCALES", (1.0,))
     monkeypatch.setattr(page, "MAX_BYTES", 400_000)
-    report.write_report([place], tmp_path / "page.html")
+    report.write_report([place], tmp_path / "page.html", KINDS)
     found = checked(tmp_path / "page.html")
     assert len(found.all("img")) == 5
     assert "Figures that are no pictures or do not fit into the page: damaged.png, noise.png." in found.text
     monkeypatch.setattr(page, "MAX_BYTES", 2_000)
     with pytest.raises(InputError, match=r"without a figure; allowed: 2000\. Give fewer runs"):
-        report.write_report([place], tmp_path / "none.html")
+        report.write_report([place], tmp_path / "none.html", KINDS)
 
 
 def test_a_record_of_somebody_else_cannot_bring_a_script(runs: list[Path], tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_a_record_of_somebody_else_cannot_bring_a_script(runs: list[Path], tmp_p
     place = copied(runs[0], tmp_path / "run", {"title": evil, "scenario": evil}, {"title": evil, "data": {"name": evil}})
     (place / "figures/loss.png").rename(place / "figures/a' onload='x.png")
     for folders in ([place], [place, runs[1]]):
-        report.write_report(folders, tmp_path / "page.html")
+        report.write_report(folders, tmp_path / "page.html", KINDS)
         found = Page((tmp_path / "page.html").read_text())
         assert found.all("script") == []
         assert all(set(given) <= {"alt", "width", "height", "src"} for given, _ in found.all("img"))
@@ -219,10 +219,11 @@ def test_a_record_of_somebody_else_cannot_bring_a_script(runs: list[Path], tmp_p
 
 def test_what_is_missing_is_said(runs: list[Path], tmp_path: Path) -> None:
     record, config = (json.loads((runs[0] / name).read_text()) for name in ("record.json", "config.json"))
-    assert not_run(record, config) == []
+    view = KINDS["condense"].view
+    assert report.missing(record, config, view) == []
     judged = config["evaluation"]
     alone = {**config, "evaluation": {**judged, "baselines": [], "networks": ["MLP"], "seeds": 1, "split": "validation"}}
-    assert not_run({**record, "status": "interrupted"}, alone) == [
+    assert report.missing({**record, "status": "interrupted"}, alone, view) == [
         "The run is not finished (status interrupted); the figures are those of what was.",
         "No comparison with random images.",
         "No comparison with the full training set.",
@@ -230,38 +231,36 @@ def test_what_is_missing_is_said(runs: list[Path], tmp_path: Path) -> None:
         "One network only, so there is no interval.",
         "The test images were not used: the figures are those of the validation split.",
     ]
-    assert not_run(record, {**config, "evaluation": None}) == ["No network was trained on the sets: the study has no [evaluation] table."]
+    assert report.missing(record, {**config, "evaluation": None}, view) == [
+        "No network was trained on the sets: the study has no [evaluation] table."
+    ]
     half = {"ipc1": {"accuracy": {"dm": record["results"]["ipc1"]["accuracy"]["dm"]}}}
-    assert not_run({**record, "results": half}, config)[:2] == [
+    assert report.missing({**record, "results": half}, config, view)[:2] == [
         "No set at IPC 2.",
         "Not evaluated at IPC 1: random and whole.",
     ]
     place = copied(runs[0], tmp_path / "run", {"status": "failed", "results": {}})
-    report.write_report([place], tmp_path / "page.html")
+    report.write_report([place], tmp_path / "page.html", KINDS)
     assert "Not run" in checked(tmp_path / "page.html").text
-    assert not_run(record, {"kind": "condense"}) == ["What else was left out cannot be read from this configuration."]
+    assert report.missing(record, {"kind": "condense"}, view) == ["What else was left out cannot be read from this configuration."]
 
 
 def test_what_an_interval_is_over_is_said_by_the_kind() -> None:
-    assert {kind for kind in READY if not hasattr(report.room_of({"kind": kind}), "note")} <= {"condense", "privacy"}, (
-        "over networks, there"
-    )
+    usual = View(lambda record: "", lambda record: []).note
+    assert {kind for kind in KINDS if KINDS[kind].view.note == usual} <= {"condense", "privacy", "released"}, "over networks, there"
 
 
 @pytest.mark.parametrize("name", sorted(shipped()))
 def test_every_shipped_study_asks_a_question(name: str) -> None:
     made = study(name, parse(shipped()[name]), name)
     config = {"scenario": name, "title": made.title, "seed": 0, "device": "cpu", **made.merged}
-    room = report.room_of({"kind": made.kind})
-    asked = getattr(room, "question", question)(config)
-    assert asked
-    if not hasattr(room, "question") and made.kind != "pipeline":
-        assert asked.endswith("?")
-        assert asked != made.title
-    if not hasattr(room, "not_run") and made.kind != "pipeline":
-        missing = not_run({"status": "running", "results": {}}, config)
-        assert missing[0].startswith("The run is not finished")
-        assert not any("cannot be read" in line for line in missing)
+    view = KINDS[made.kind].view
+    asked = report.question(config, view)
+    assert asked.endswith("?")
+    assert asked != made.title
+    missing = report.missing({"status": "running", "results": {}}, config, view)
+    assert missing[0].startswith("The run is not finished")
+    assert not any("cannot be read" in line for line in missing)
 
 
 LAYOUT = """(() => {
@@ -301,7 +300,7 @@ LAYOUT = """(() => {
 def test_in_a_browser(runs: list[Path], tmp_path: Path) -> None:
     """On a telephone and on a screen, light and dark: no word on the console, nothing loaded, images there, tables scroll inside the page,
     letters stand out from their ground (WCAG's 4.5)."""
-    report.write_report(runs, tmp_path / "both.html")
+    report.write_report(runs, tmp_path / "both.html", KINDS)
     with opened(tmp_path / "profile") as tab:
         for source in (runs[0] / "report.html", tmp_path / "both.html"):
             grounds = {}

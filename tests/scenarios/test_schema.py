@@ -19,19 +19,11 @@ from distill.evaluation import BASELINES
 from distill.methods import METHODS
 from distill.networks import NAMES
 from distill.train import PROTOCOLS, Recipe
-from scenarios.engine import schema
-from scenarios.engine.schema import (
-    KINDS,
-    CondenseStudy,
-    DataTable,
-    EvaluationTable,
-    override,
-    parse,
-    plain_value,
-    read_scenario,
-    shipped,
-    study,
-)
+from scenarios.catalogue import KINDS, study
+from scenarios.condense.schema import CondenseStudy
+from scenarios.engine import scenario
+from scenarios.engine.scenario import override, parse, plain_value, read_scenario, shipped
+from scenarios.engine.schema import DataTable, EvaluationTable
 
 LONGEST_MESSAGE = 900  # the longest list of names is the networks'
 
@@ -79,7 +71,7 @@ def refused(action: Any) -> str:
 
 
 def tables(text: str = GOOD) -> dict[str, Any]:
-    return schema.tomllib.loads(text)
+    return scenario.tomllib.loads(text)
 
 
 def made(changes: dict[str, Any] | None = None, text: str = GOOD) -> CondenseStudy:
@@ -262,9 +254,8 @@ def test_a_mistake_is_one_line_that_says_what_to_do(changes: dict[str, Any], mes
     assert refused(lambda: made(changes)).startswith(message)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in schema.READY])
-def test_a_planned_kind_says_so(kind: str) -> None:
-    assert f"kind '{kind}' is planned but not built" in refused(lambda: made({"kind": kind}))
+def test_a_kind_that_takes_a_set_is_refused_outside_of_a_pipeline() -> None:
+    assert "kind 'released' is only for stages of a pipeline" in refused(lambda: made({"kind": "released"}))
 
 
 @pytest.mark.parametrize(
@@ -309,7 +300,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, monkeypatch: pytest
     big.write_bytes(b"#" * (1 << 20))
     assert parse(big) == {}
     big.write_bytes(b"#" * ((1 << 20) + 1))
-    monkeypatch.setattr(schema.tomllib, "loads", lambda text: pytest.fail("a file of this size must not be parsed"))
+    monkeypatch.setattr(scenario.tomllib, "loads", lambda text: pytest.fail("a file of this size must not be parsed"))
     assert refused(lambda: parse(big)) == f"{big}: 1048577 bytes; a scenario file has at most 1048576."
 
 
@@ -332,7 +323,7 @@ def test_the_largest_hostile_files_end_soon_and_in_bounded_memory(tmp_path: Path
         for name, text in hostile.items():
             path = tmp_path / f"{name}.toml"
             path.write_text(text)
-            assert len(text) <= schema.MAX_BYTES
+            assert len(text) <= scenario.MAX_BYTES
             refused(lambda path=path: study("a", override(parse(path), ["title=b"]), "a.toml"))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -463,8 +454,8 @@ def test_six_thousand_valid_files_with_random_tables_give_a_study_or_one_line(tm
     for _ in range(6000):
         text = random_file(rng)
         try:
-            schema.tomllib.loads(text)
-        except schema.tomllib.TOMLDecodeError as error:
+            scenario.tomllib.loads(text)
+        except scenario.tomllib.TOMLDecodeError as error:
             pytest.fail(f"the generator must write valid TOML: {error}: {text}")
         found.append(
             outcome(path, text, None, [f"method.{rng.choice(KEYS['method'])}={toml(random_value(rng))}"] if rng.random() < 0.2 else [])

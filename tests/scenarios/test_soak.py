@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from scenarios.engine.folder import Options, run_study
-from scenarios.engine.schema import study
+from scenarios.catalogue import run_study, study
+from scenarios.engine.study import Options
 from tests.scenarios.test_kill import NETWORK, SHORT, STUDIES
 
 TOLERANCE = 16 << 20  # bytes between the medians of two quarters: the allocator's own ups and downs

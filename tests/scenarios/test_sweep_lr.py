@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 import scipy.stats
 
+import scenarios.condense.sweep_lr as room
 import scenarios.engine.folder
-import scenarios.sweep_lr.run as room
 from distill.data import Split
 from distill.data_sources import load
 from distill.errors import InputError
 from distill.evaluation import Accuracy
 from distill.methods import METHODS
-from scenarios.engine.folder import Options, run_study
-from scenarios.engine.schema import study
-from scenarios.reporting import report
-from scenarios.sweep_lr.run import chosen, step_sizes
+from scenarios.catalogue import run_study, study
+from scenarios.condense import step_sizes
+from scenarios.condense.sweep_lr import chosen
+from scenarios.engine.study import Options
 from tests.conftest import stopped_at
 from tests.scenarios.test_cli import call, refused
 
@@ -134,11 +134,11 @@ def test_a_step_size_that_diverges_is_a_row_with_its_reason(finished: tuple[Path
     assert re.search(r"diverged at step \d of 4 with lr_img 1e\+38", rows["1e+38"]["reason"])
     assert record["status"] == "done"
     assert record["results"]["chosen"] in (0.1, 1.0)
-    said = report.answer(record)
+    said = room.answer(record)
     assert "lr_img=1e+38 failed: dm diverged" in said
     assert "squared distance of mean features" in said
     assert "Chosen in a short run (iterations=4)" in said
-    table = report.accuracy_table(record)
+    table = room.accuracy_table(record)
     assert [row[0] for row in table] == ["lr_img", "0.1", "1", "1e+38"]
     assert sum("<" in row[2] for row in table) == 1
     assert table[3][1] == "failed"

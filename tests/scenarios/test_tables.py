@@ -10,10 +10,12 @@ import pytest
 from distill.augment import DSA
 from distill.errors import InputError
 from kept import pages as tables
+from kept.condense import COLUMNS, readme_table
 from kept.headlines import HEADLINES, headlines
-from kept.pages import BEGIN, COLUMNS, EXPECTED, PUBLISHED, ROOT, kept, page_of, page_text, pages, readme_table, rows_of, with_table
-from kept.published import judging, published, reproduced
-from scenarios.engine.schema import READY, read_scenario, shipped, study
+from kept.pages import BEGIN, EXPECTED, ROOT, Keeper, kept, page_of, page_text, pages, rows_of, with_table
+from kept.published import PUBLISHED, judging, published, reproduced
+from scenarios.catalogue import KINDS, study
+from scenarios.engine.scenario import read_scenario, shipped
 from scenarios.engine.template import from_template
 
 
@@ -23,7 +25,7 @@ def test_the_tables_of_the_pages_are_those_that_the_csv_files_make() -> None:
         assert page.read_text() == text, f"{page}: run python -m kept.pages"
     marked = {path for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("apps/*/*.md")] if BEGIN in path.read_text()}
     assert marked == set(found), "a table between these marks is made by nobody"
-    for kind in READY:
+    for kind in KINDS:
         assert kind == "condense" or not kept(kind) or page_of(kind) in found
 
 
@@ -35,14 +37,14 @@ def test_every_kept_file_belongs_to_a_shipped_scenario() -> None:
             assert tuple(row) == COLUMNS
             assert 0 <= float(row["low"]) <= float(row["mean"]) <= float(row["high"]) <= 100
             assert int(row["seeds"]) >= 5
-    for kind in READY:
+    for kind in KINDS:
         for name, rows in kept(kind).items():
             assert {row["scenario"] for row in rows} == {name}
             assert kind == "condense" or name in shipped()
 
 
 def test_headlines_show_the_kept_rows_and_a_missing_row_is_named() -> None:
-    every = {kind: kept(kind) for kind in READY if kind != "condense"}
+    every = {kind: kept(kind) for kind in KINDS if kind != "condense"}
     rows = [dict(row) for row in every["privacy"]["privacy-dm-mnist"]]
     lines = headlines(every).splitlines()[2:]
     assert [line.split("`")[1] for line in lines] == [h.scenario for h in HEADLINES if h.scenario in every[h.kind]]
@@ -62,7 +64,7 @@ def test_the_row_of_all_data_says_how_long_its_networks_were_trained() -> None:
 
 
 def test_folders_of_kept_figures_are_kinds() -> None:
-    assert {path.name for path in EXPECTED.iterdir() if path.is_dir()} <= set(READY)
+    assert {path.name for path in EXPECTED.iterdir() if path.is_dir()} <= set(KINDS)
 
 
 def written(folder: Path, record: dict[str, Any], config: dict[str, Any]) -> Path:
@@ -161,7 +163,10 @@ def test_kept_rows_say_what_published_csv_says_today() -> None:
 
 
 def test_only_finished_runs_of_a_known_kind_are_kept(tmp_path: Path) -> None:
-    for changes, words in (({"status": "interrupted"}, "only a finished run"), ({"kind": "magic"}, "kind is 'magic'; allowed: condense,")):
+    for changes, words in (
+        ({"status": "interrupted"}, "only a finished run"),
+        ({"kind": "magic"}, "kind 'magic' are kept; allowed: condense,"),
+    ):
         with pytest.raises(InputError, match=words):
             rows_of(written(tmp_path, *condensed(**changes)))
 
@@ -224,12 +229,12 @@ def test_a_federated_run_keeps_every_round(tmp_path: Path, monkeypatch: pytest.M
     assert "| feddm | 2 | 85.0 (84.0 to 86.0) | 3.000 | 1.000 | 1 |\n| local | 2 | 60.0 | 0.000 | 0.000 | 0 |" in page_text("federated")
 
 
-def test_a_room_without_a_page_text_shows_every_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kind_without_a_page_of_its_own_shows_every_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "EXPECTED", tmp_path)
-    monkeypatch.delattr("scenarios.federated.run.page_text")
+    monkeypatch.setitem(tables.KEEPERS, "federated", Keeper(lambda folder: []))
     (tmp_path / "federated").mkdir()
     (tmp_path / "federated/a.csv").write_text("scenario,strategy,run_seconds\na,fed|dm,5\n")
-    (tmp_path / "federated/a-truth.csv").write_text("id,seed\n1,2\n")  # the room's own file
+    (tmp_path / "federated/a-truth.csv").write_text("id,seed\n1,2\n")  # the kind's own file
     assert page_text("federated") == "`a`\n\n| strategy |\n| --- |\n| fed\\|dm |"
 
 
@@ -253,7 +258,7 @@ def test_published_figures_have_a_source() -> None:
 def test_a_record_read_back_still_has_its_method_first(tmp_path: Path) -> None:
     """The report takes the first row of an accuracy table for its subject."""
     from distill.records import read_json, write_json
-    from scenarios.reporting.report import answer
+    from scenarios.condense.show import answer
 
     row = {"mean": 90.0, "low": None, "high": None, "values": [90.0]}
     record = {"status": "done", "results": {"ipc1": {"accuracy": {"dm": row, "class_mean": row}}}}

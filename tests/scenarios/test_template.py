@@ -16,8 +16,10 @@ from distill.randomness import generator
 from distill.records import read_json, read_lines
 from kept import pages as tables
 from kept import reproduce
+from kept.published import PUBLISHED, reproduced
+from scenarios.catalogue import study
 from scenarios.cli import main
-from scenarios.engine.schema import read_scenario, study
+from scenarios.engine.scenario import read_scenario
 from scenarios.engine.template import ARCHITECTURES, DATA, FORMS, IPC, METHODS, from_template, names
 from tests.conftest import toy
 
@@ -157,15 +159,15 @@ def test_a_child_that_fails_ends_the_run_with_its_code(tmp_path: Path) -> None:
 def test_reproduced_is_two_sided() -> None:
     said = {"accuracy": "48.9", "judging": "DSA"}
     for low, high, expected in ((47.0, 48.5, "yes"), (47.0, 48.3, "no"), (49.3, 60.0, "yes"), (49.5, 60.0, "no"), (40.0, 60.0, "yes")):
-        assert tables.reproduced(low, high, said, "DSA") == expected
-        assert tables.reproduced(low, high, {**said, "judging": "presumably DSA"}, "DSA") == expected
-        assert tables.reproduced(low, high, {**said, "judging": "not stated"}, "DSA") == expected
-        assert tables.reproduced(low, high, said, "none") == "no, other evaluation"
-    assert tables.reproduced(40.0, 60.0, {}, "DSA") == ""
+        assert reproduced(low, high, said, "DSA") == expected
+        assert reproduced(low, high, {**said, "judging": "presumably DSA"}, "DSA") == expected
+        assert reproduced(low, high, {**said, "judging": "not stated"}, "DSA") == expected
+        assert reproduced(low, high, said, "none") == "no, other evaluation"
+    assert reproduced(40.0, 60.0, {}, "DSA") == ""
 
 
 def test_published_figures_cover_the_methods() -> None:
-    with tables.PUBLISHED.open(newline="") as file:
+    with PUBLISHED.open(newline="") as file:
         rows = {(r["dataset"], r["ipc"], r["set"]): r for r in csv.DictReader(file)}
     assert rows["cifar10", "10", "dm"]["accuracy"] == "48.9"
     for method in METHODS:

@@ -11,9 +11,9 @@ from rich.console import Console
 
 from scenarios.engine import progress
 from scenarios.engine.complaints import columns, terminal_width, wrapped
-from scenarios.engine.folder import say
+from scenarios.engine.study import say
 from scenarios.pipeline.show import answer
-from scenarios.reporting.runs import as_text
+from scenarios.reporting.text import as_text
 from tests.scenarios.test_cli import call
 
 HEADER = ["proxy", "Spearman", "Kendall", "top 10", "regret@1", "regret@5", "seconds", "bytes", "break-even", "interval", "over", "seeds"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scenarios.engine.schema import shipped
+from scenarios.engine.scenario import shipped
 
 pytest.importorskip("opacus")
 ROOT = Path(__file__).parents[3]

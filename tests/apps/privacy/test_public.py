@@ -16,8 +16,8 @@ from distill.condensed import CondensedSet
 from distill.data import ImageData
 from distill.errors import InputError
 from scenarios import cli
-from scenarios.engine.folder import Options, run_study
-from scenarios.engine.schema import study
+from scenarios.catalogue import run_study, study
+from scenarios.engine.study import Options
 from tests.conftest import toy, toy_arrays
 from tests.distill.test_origins import PARTS
 

@@ -14,8 +14,6 @@ def continued(study: Any, run: Path) -> Any:
 
     Raises `InputError` for another kind of study, and where ``run`` has no checkpoint for any of the study's ipc.
     """
-    if study.kind != "condense":
-        raise InputError(f"--resume-from is for condense studies; this is a {study.kind} study.")
     found = {str(ipc): run / checkpoint(ipc) for ipc in study.ipc if isinstance(ipc, int) and (run / checkpoint(ipc)).is_file()}
     if not found:
         name = checkpoint(study.ipc[0]) if isinstance(study.ipc[0], int) else "checkpoint of one ipc for all classes"

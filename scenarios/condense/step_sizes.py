@@ -14,6 +14,7 @@ from distill.methods import METHODS
 from distill.spec import DataSpec
 from scenarios.engine import own
 
+OWN = own.Places(methods=(("method", "name"),), networks=(("method", "network"), ("evaluation", "networks")))  # of a user
 STEPS, NETWORKS, TRAINING_STEPS, VALIDATION, POINTS = 15, 3, 30, 0.2, 7
 # What else is made shorter in a sweep of the command line; none of it changes the scale of the step size.
 SHORTER: dict[str, dict[str, Any]] = {
@@ -67,7 +68,7 @@ def tables_for(
     size. Settings that the user gave are never shortened. Raises `InputError`.
     """
     named = {"method": {"name": method, **({"network": settings["network"]} if "network" in settings else {})}}
-    own.register("sweep_lr", {**named, "evaluation": {"networks": [network]}}, "distill sweep-lr")
+    own.register(OWN, {**named, "evaluation": {"networks": [network]}}, "distill sweep-lr")
     if method not in METHODS:
         raise unknown_name("method", method, METHODS)
     if key in settings:

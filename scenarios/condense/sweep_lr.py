@@ -14,7 +14,6 @@ from typing import Annotated, Any
 
 import pydantic
 from pydantic import Field
-from rich.console import Console
 
 from distill.condensed import CondensedSet
 from distill.configure import configure
@@ -29,13 +28,14 @@ from distill.paired import paired_difference
 from distill.randomness import generator
 from distill.records import append_line, read_lines
 from distill.run import distil
-from scenarios.engine.folder import Options, say
-from scenarios.engine.schema import CondenseStudy, condense_study, config_hash
-from scenarios.reporting.report import shown
-from scenarios.sweep_lr.step_sizes import NETWORKS, VALIDATION
+from scenarios.condense.schema import CondenseStudy, condense_study
+from scenarios.condense.step_sizes import NETWORKS, VALIDATION
+from scenarios.engine.schema import config_hash
+from scenarios.engine.study import Options, Run, say
+from scenarios.reporting.text import shown
 
 BAR = 24
-note = "Accuracy on held-out training images in percent: mean and 95 % interval over networks, last step of training."
+NOTE = "Accuracy on held-out training images in percent: mean and 95 % interval over networks, last step of training."
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
@@ -131,8 +131,9 @@ def check(study: SweepStudy, data: ImageData) -> None:
         raise InputError(f"data {data.spec.name!r} have no held-out images; set data.validation (for example 0.2).")
 
 
-def fill(study: SweepStudy, options: Options, data: ImageData, folder: Path, results: dict[str, Any], console: Console) -> None:
+def fill(study: SweepStudy, run: Run) -> None:
     """Condense and evaluate at each step size, then choose."""
+    options, data, folder, results, console = run.options, run.data, run.folder, run.results, run.console
     base, key = study.base, study.sweep.key
     own = _settings(base)
     results["data"] = {
@@ -306,7 +307,7 @@ def question(config: dict[str, Any]) -> str:
     return f"Which {config['sweep']['key']} suits {config['method']['name']} on {config['data']['name']}, by held-out training images?"
 
 
-def not_run(record: dict[str, Any], config: dict[str, Any]) -> list[str]:
+def missing(record: dict[str, Any], config: dict[str, Any]) -> list[str]:
     """What a reader could miss."""
     found = [] if record.get("status") == "done" else [f"The run is not finished (status {record.get('status')})."]
     return [*found, "One seed of the condensation; the test images were not used."]

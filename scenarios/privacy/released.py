@@ -1,4 +1,4 @@
-"""A pipeline's stage of kind "privacy" that takes a set: the set as it was released is attacked, and the mechanism behind it audited.
+"""The study of kind "released", a pipeline's stage: the set as it was released is attacked, and the mechanism behind it audited.
 
 Members are the training images that the set was made from, others the held-out ones; chance alone divided them. Each arm's networks are
 attacked by their loss (Yeom et al., CSF 2018): those trained on the released set, on as many random members, and on all members; beside
@@ -34,9 +34,10 @@ from distill.networks import check_name, create
 from distill.randomness import derived_seed, generator
 from distill.records import write_whole
 from distill.train import PROTOCOLS, Recipe, train_network
-from scenarios.engine.folder import Options, say
 from scenarios.engine.given import Given
-from scenarios.engine.schema import DataTable, _checked, _plain, config_hash
+from scenarios.engine.schema import DataTable, checked, config_hash, plain_values
+from scenarios.engine.study import Options, Run, say
+from scenarios.reporting.text import few, series
 
 TABLES = ("data", "attack", "audit")
 NEAREST = "nearest image"
@@ -68,7 +69,7 @@ class AuditTable:
 
 @dataclass(frozen=True)
 class ReleasedStudy:
-    """``kind = "privacy"`` with ``from``, in a pipeline."""
+    """``kind = "released"``, in a pipeline."""
 
     name: str
     title: str
@@ -77,8 +78,7 @@ class ReleasedStudy:
     audit: AuditTable | None
     merged: dict[str, Any]
     given: Given | None = None
-    kind: str = "privacy"
-    room: str = "released"
+    kind: str = "released"
 
     @property
     def hash(self) -> str:
@@ -98,12 +98,12 @@ def study(name: str, title: str, tables: dict[str, Any], source: str) -> Release
     if attack is None and canaries is None:
         raise InputError(f"{source}: has neither of the tables [attack] and [audit]; a stage that takes a released set needs one.")
     if attack is not None:
-        _checked(f"{source}: [attack]", "network", lambda: check_name(attack.network))
+        checked(f"{source}: [attack]", "network", lambda: check_name(attack.network))
         if attack.protocol not in PROTOCOLS:
             raise unknown_name(f"{source}: [attack]: key 'protocol': value", attack.protocol, PROTOCOLS)
     parts = {"data": data, "attack": attack, "audit": canaries}
-    merged: dict[str, Any] = {key: None if part is None else _plain(part) for key, part in parts.items()}
-    return ReleasedStudy(name, title, data, attack, canaries, {"kind": "privacy", **merged})
+    merged: dict[str, Any] = {key: None if part is None else plain_values(part) for key, part in parts.items()}
+    return ReleasedStudy(name, title, data, attack, canaries, {"kind": "released", **merged})
 
 
 def check(study: ReleasedStudy, data: ImageData) -> None:
@@ -117,8 +117,9 @@ def check(study: ReleasedStudy, data: ImageData) -> None:
             )
 
 
-def fill(study: ReleasedStudy, options: Options, data: ImageData, folder: Path, results: dict[str, Any], console: Console) -> None:
+def fill(study: ReleasedStudy, run: Run) -> None:
     """First the audit: figures about a broken mechanism's set would be worth nothing."""
+    options, data, folder, results, console = run.options, run.data, run.folder, run.results, run.console
     assert study.given is not None
     data = fitted(study.given.made, data)
     results["data"] = {"name": data.spec.name, "train": len(data.train), "test": len(data.test)}
@@ -219,3 +220,22 @@ def draw(folder: Path, record: dict[str, Any]) -> Iterator[tuple[str, Drawing]]:
     curves = {arm: scores(folder, arm) for arm in results.get("attack", {})}
     if curves:
         yield "roc", roc_curves(curves)
+
+
+def question(config: dict[str, Any]) -> str:
+    """The stage's question in a sentence."""
+    parts = ["Does the mechanism behind the released set keep its promise?"] if config.get("audit") else []
+    if config.get("attack"):
+        parts.append(f"Whom does membership inference find in networks trained on: {series(config['attack']['arms'])}?")
+    return " ".join(parts)
+
+
+def missing(record: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """What a reader could miss."""
+    results, sentences = record["results"], []
+    for part, words in (("audit", "The mechanism was not audited"), ("attack", "The released set was not attacked")):
+        if config.get(part) is None:
+            sentences.append(f"{words}: the stage has no [{part}] table.")
+        elif part not in results:
+            sentences.append(f"{words} yet.")
+    return [*sentences, *(few(config["attack"]["networks"], "network for each arm") if config.get("attack") else [])]

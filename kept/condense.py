@@ -1,0 +1,122 @@
+"""What of a "condense" run is kept (see pages.py): a row for each set, network and IPC; and the tables made of such rows."""
+
+from pathlib import Path
+from typing import Any
+
+from distill.comparison import recipe_of, row_label
+from distill.errors import InputError
+from distill.records import read_json
+from distill.train import protocol
+from kept.published import PUBLISHED, judging, published, reproduced
+from scenarios import catalogue
+from scenarios.condense.schema import CondenseStudy
+from scenarios.engine.folder import load_data
+from scenarios.engine.scenario import read_scenario, shipped
+from scenarios.engine.study import Options
+from scenarios.reporting.text import as_markdown
+
+Rows = list[dict[str, str]]
+COLUMNS = (
+    *(
+        "scenario",
+        "dataset",
+        "ipc",
+        "set",
+        "network",
+        "protocol",
+        "judging",
+        "published",
+        "published_judging",
+        "source",
+        "mean",
+        "low",
+        "high",
+    ),
+    *("reproduced", "seeds", "iterations", "device", "run_seconds", "run_peak_memory_bytes"),
+)
+
+
+def kept_rows(folder: Path) -> Rows:
+    """One row for each set and IPC; numbers rounded to what their interval carries."""
+    record, config = read_json(folder / "record.json"), read_json(folder / "config.json")
+    evaluation, environment = config["evaluation"], record["environment"]
+    rows = []
+    for key, part in record["results"].items():
+        tables = part.get("cross_architecture") or {evaluation["networks"][0]: part.get("accuracy", {})} if key.startswith("ipc") else {}
+        for network, sets in tables.items():
+            for name, found in sets.items():
+                if found.get("failed"):
+                    raise InputError(f"{folder}: {found['failed']} networks trained on {name} have no accuracy ({found['reason']})")
+                how = judging(config, network, part.get("augmentation", "auto"))
+                # Published figures are a ConvNet's; in DataDAM's released code the network of that name is batch norm.
+                own = network == "ConvNetBN" and name == "datadam" and config["method"].get("form") == "released"
+                ipc = "" if name == "whole" else key[3:]
+                alike = (network == "ConvNet" or own) and (name == "whole" or isinstance(config["method"].get("ipc", []), list))
+                said = published(PUBLISHED, config["data"]["name"], ipc, name, how) if alike else {}
+                row: dict[str, Any] = {
+                    "scenario": record["scenario"],
+                    "dataset": config["data"]["name"],
+                    "ipc": ipc,
+                    "set": name,
+                    "network": network,
+                    "protocol": "own recipe" if evaluation["recipe"] else evaluation["protocol"],
+                    "judging": how,
+                    "published": said.get("accuracy", ""),
+                    "published_judging": said.get("judging", ""),
+                    "source": said.get("source", ""),
+                    **{field: f"{found[field]:.2f}" for field in ("mean", "low", "high")},
+                    "reproduced": reproduced(found["low"], found["high"], said, how),
+                    "seeds": len(found["values"]),
+                    "iterations": config["method"]["iterations"] if name == config["method"]["name"] else "",
+                    "device": environment["gpu"] or f"{environment['cores']} cores, {environment['processor']}",
+                    "run_seconds": round(record["seconds"]),
+                    "run_peak_memory_bytes": record["peak_memory_bytes"],
+                }
+                rows.append({column: str(row[column]) for column in COLUMNS})
+    return [row for place, row in enumerate(rows) if row not in rows[:place]]
+
+
+def readme_table(rows: Rows) -> str:
+    """Markdown: one line a set; the method of a run in bold."""
+    table = [["run", "IPC", "set", "evaluation network", "augmentation", "accuracy, % (95 % interval)", "published (with)", "reproduced"]]
+    for row in rows:
+        name = f"**{row['set']}**" if row["iterations"] else _set_label(row)
+        spread = f"{float(row['mean']):.1f} ({float(row['low']):.1f} to {float(row['high']):.1f})"
+        said = f"{row['published']} ({row['published_judging']})" if row["published"] else ""
+        table.append([f"`{row['scenario']}`", row["ipc"] or "-", name, row["network"], row["judging"], spread, said, row["reproduced"]])
+    return as_markdown(table)
+
+
+def _set_label(row: dict[str, str]) -> str:
+    """A kept row's set; that of all data says how long its networks were trained, where the scenario and the built-in data say it."""
+    path = shipped().get(row["scenario"])
+    if row["set"] != "whole" or path is None or row["dataset"] != "digits":
+        return row["set"]
+    made = catalogue.study(*read_scenario(str(path)), str(path))
+    assert isinstance(made, CondenseStudy)
+    if made.evaluation is None:
+        return row["set"]
+    data, table = load_data(made, Options()), made.evaluation
+    given = table.recipe or protocol(table.protocol, data.spec, row["network"])
+    recipe = recipe_of("whole", given, table.whole_epochs)
+    images = len(data.train)
+    return row_label("whole", {"steps": recipe.steps(images), "epochs": recipe.passes(images)})
+
+
+def methods_tables(rows: Rows) -> str:
+    """Markdown: the template's runs as `readme_table` has them, then one table a data set and IPC of the runs across architectures."""
+    across = [row for row in rows if row["scenario"].startswith("cross-")]
+    parts = [readme_table([row for row in rows if row not in across])]
+    for dataset, ipc in dict.fromkeys((row["dataset"], row["ipc"]) for row in across):
+        here = [row for row in across if (row["dataset"], row["ipc"]) == (dataset, ipc)]
+        networks = list(dict.fromkeys(row["network"] for row in here))
+        table = [[f"{dataset}, IPC {ipc}, evaluation network", *networks]]
+        for name in sorted({row["set"] for row in here}, key=lambda name: (name == "random", name)):
+            cells = {
+                row["network"]: f"{float(row['mean']):.1f} ± {float(row['high']) - float(row['mean']):.1f}"
+                for row in here
+                if row["set"] == name
+            }
+            table.append([name, *(cells.get(network, "") for network in networks)])
+        parts.append(as_markdown(table))
+    return "\n\n".join(parts)

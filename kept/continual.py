@@ -1,0 +1,51 @@
+"""What of a "continual" run is kept (see pages.py): every cell."""
+
+from pathlib import Path
+
+from distill.records import read_json
+from scenarios.reporting.text import as_markdown
+
+
+def kept_rows(folder: Path) -> list[dict[str, str]]:
+    """A finished run's cells as rows of a table."""
+    record, config = read_json(folder / "record.json"), read_json(folder / "config.json")
+    environment = record["environment"]
+    rows = []
+    for cell in record["results"]["cells"]:
+        row = {key: str(cell.get(key, "")) for key in ("strategy", "budget", "method", "storage", "items", "bytes")}
+        for figure in ("accuracy", "forgetting"):
+            for field in ("mean", "low", "high"):
+                value = cell.get(figure, {}).get(field)
+                row[f"{figure}_{field}"] = "" if value is None else f"{value:.2f}"
+        row["condense_seconds"] = f"{cell['condense_seconds']:.1f}" if "condense_seconds" in cell else ""
+        rows.append(
+            {
+                "scenario": record["scenario"],
+                "dataset": config["data"]["name"],
+                "network": config["learner"]["network"],
+                "orders": str(config["stream"]["orders"]),
+                **row,
+                "device": environment["gpu"] or f"{environment['cores']} cores, {environment['processor']}",
+                "run_seconds": str(round(record["seconds"])),
+            }
+        )
+    return rows
+
+
+def page_text(rows: dict[str, list[dict[str, str]]], place: Path) -> str:
+    """The kept runs' cells, a table for each run."""
+    parts = []
+    for name, cells in rows.items():
+        first = cells[0]
+        table = [["strategy", "budget", "memory", "stored as", "bytes", "average accuracy, % (95 %)", "forgetting (95 %)"]]
+        for row in cells:
+            names = [row[key] or "-" for key in ("strategy", "budget", "method", "storage", "bytes")]
+            table.append([*names, _spread(row, "accuracy"), _spread(row, "forgetting")])
+        orders = f"{first['orders']} class order{'s' if first['orders'] != '1' else ''}"
+        parts.append(f"`{name}` ({first['dataset']}, {first['network']}, {orders}):\n\n{as_markdown(table)}")
+    return "\n\n".join(parts)
+
+
+def _spread(row: dict[str, str], figure: str) -> str:
+    middle, low, high = (row[f"{figure}_{field}"] for field in ("mean", "low", "high"))
+    return f"{float(middle):.1f}" + (f" ({float(low):.1f} to {float(high):.1f})" if low else "") if middle else "-"

@@ -1,0 +1,137 @@
+"""What of a "privacy" run is kept (see pages.py): its sets, attacked arms and checks."""
+
+from pathlib import Path
+from typing import Any
+
+from distill.errors import InputError
+from distill.records import read_json
+from scenarios.privacy.schema import MEASURES
+
+FIGURES = {  # column: (key in a row of the record, digits)
+    "accuracy": ("accuracy", 2),
+    "advantage_percent": ("advantage_percent", 3),
+    "auc": ("auc", 4),
+    "tpr_at_1_percent_fpr": ("tpr_at_1_percent", 4),
+    "tpr_at_01_percent_fpr": ("tpr_at_01_percent", 4),
+    "lira_auc": ("lira.auc", 4),
+    "lira_tpr_at_1_percent_fpr": ("lira.tpr_at_1_percent", 4),
+    "nearest_auc": ("nearest.auc", 4),
+    "advantage_more_than_rival": ("advantage_percent_difference", 3),
+    "tpr_at_1_percent_fpr_more_than_rival": ("tpr_at_1_percent_difference", 4),
+    **{f"closer_in_{name}": (f"{name}.share_closer", 3) for name in MEASURES},
+    **{f"outstanding_in_{name}": (f"{name}.share_outstanding", 3) for name in MEASURES},
+    "naive_trigger_percent": ("naive", 2),
+    "optimised_trigger_percent": ("optimised", 2),
+}
+
+
+def kept_rows(folder: Path) -> list[dict[str, str]]:
+    """A finished run's sets, attacked arms and checks as rows of one table, all with the same columns; only columns that some row has."""
+    record, config = read_json(folder / "record.json"), read_json(folder / "config.json")
+    if record["status"] != "done":
+        raise InputError(f"{folder}: status is {record['status']!r}; only a finished run can be kept.")
+    results, method = record["results"], config["method"]
+    rows: list[dict[str, Any]] = []
+    for key, part in results.items():
+        if key.startswith("epsilon"):
+            stated = part["privacy"]
+            for name, found in part["accuracy"].items():
+                row: dict[str, Any] = {"part": "sets", "set": name, "budget": key[7:], "accuracy": found, "ipc": method["ipc"]}
+                if name == f"private {method['name']}":
+                    row |= {name: stated[name] for name in ("releases", "accountant")}
+                    row |= {"epsilon": f"{stated['epsilon']:.4f}", "delta": f"{stated['delta']:g}"}
+                    row["distil_seconds"] = f"{part['distil_seconds']:.0f}"
+                rows.append(row)
+    if "audit" in results:
+        found = results["audit"]
+        bounds = {f"{name}_bound": f"{found[f'{name}_bound']:.4f}" for name in ("gaussian", "rates", "one_run", "size")}
+        rows.append({"part": "audit", "set": "canaries", "epsilon": f"{found['claimed_epsilon']:.4f}", **bounds})
+    for name, found in results.get("attack", {}).items():
+        same = results["same_accuracy"].get(name, {})
+        rows.append({"part": "attack", "set": name, "ipc": found["images_a_class"], "runs": found["runs"], **found, **same})
+    for name, found in results.get("visual", {}).items():
+        chance = f"{next(iter(found.values()))['chance']:.3f}"
+        rows.append({"part": "visual", "set": name, "ipc": method["ipc"], "chance_of_closer": chance, **found})
+    for name, found in results.get("poisoning", {}).items():
+        rows.append({"part": "poisoning", "set": name, "ipc": method["ipc"], **found})
+    environment, evaluation = record["environment"], config["evaluation"]
+    shared = {"scenario": record["scenario"], "dataset": config["data"]["name"], "method": method["name"]}
+    network = {"network": evaluation["networks"][0], "split": evaluation["split"]}
+    end = {
+        "device": environment["gpu"] or f"{environment['cores']} cores, {environment['processor']}",
+        "run_seconds": str(round(record["seconds"])),
+    }
+    flat = [{**shared, **_flat(row), **network, **end} for row in rows]
+    used = [column for column in flat[0] if any(row[column] for row in flat)] if flat else []
+    return [{column: row[column] for column in used} for row in flat]
+
+
+def _flat(row: dict[str, Any]) -> dict[str, str]:
+    plain = (
+        "part",
+        "set",
+        "ipc",
+        "budget",
+        "epsilon",
+        "delta",
+        "releases",
+        "accountant",
+        "runs",
+        "rival",
+        "distil_seconds",
+        "chance_of_closer",
+    )
+    bounds = ("gaussian_bound", "rates_bound", "one_run_bound", "size_bound")
+    found = {name: "" if row.get(name) is None else str(row[name]) for name in (*plain, *bounds)}
+    for column, (path, digits) in FIGURES.items():
+        value: Any = row
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        for field, names in (("mean", ("mean", "value")), ("low", ("low",)), ("high", ("high",))):
+            number = next((value[name] for name in names if value.get(name) is not None), None) if isinstance(value, dict) else None
+            found[f"{column}_{field}"] = "" if number is None else f"{number:.{digits}f}"
+    return found
+
+
+PAGE = {  # part: (words, columns of its table)
+    "sets": ("Accuracy of networks that learned from each set", ("set", "budget", "epsilon", "releases", "accuracy")),
+    "audit": ("Lower bounds of epsilon by canaries", ("epsilon", "gaussian_bound", "rates_bound", "one_run_bound", "size_bound")),
+    "attack": (
+        "What membership inference finds",
+        ("set", "ipc", "accuracy", "advantage_percent", "tpr_at_1_percent_fpr", "lira_tpr_at_1_percent_fpr", "rival"),
+    ),
+    "visual": (
+        "How often training images are nearer than others (beside chance) and stand out more than others (chance 0.5)",
+        ("set", "chance_of_closer", *(f"{what}_in_{name}" for name in MEASURES for what in ("closer", "outstanding"))),
+    ),
+    "poisoning": (
+        "Images of other classes that obey a planted trigger",
+        ("set", "accuracy", "naive_trigger_percent", "optimised_trigger_percent"),
+    ),
+}
+
+
+def page_text(rows: dict[str, list[dict[str, str]]], place: Path) -> str:
+    """Markdown of the kept runs: one table for each part of a study."""
+    parts = []
+    for name, kept in rows.items():
+        for part, (words, columns) in PAGE.items():
+            mine = [row for row in kept if row["part"] == part]
+            used = [c for c in columns if any(row.get(c) or row.get(f"{c}_mean") for row in mine)]
+            if mine:
+                heads = [HEADS.get(c, c).replace("_", " ").replace("fpr", "FPR").replace("tpr", "TPR") for c in used]
+                lines = [heads, ["---"] * len(used)]
+                lines += [[_spread(row, column) for column in used] for row in mine]
+                table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+                parts.append(f"`{name}` ({mine[0]['dataset']}, {mine[0]['method']}). {words}:\n\n{table}")
+    return "\n\n".join(parts)
+
+
+HEADS = {"rival": "baseline of nearest accuracy"}  # where a page's word is not the column's
+
+
+def _spread(row: dict[str, str], column: str) -> str:
+    if row.get(column):
+        return row[column]
+    middle, low, high = (row.get(f"{column}_{field}", "") for field in ("mean", "low", "high"))
+    return f"{middle} ({low} to {high})" if middle and low else middle or "-"

@@ -1,0 +1,62 @@
+"""A study of kind "condense": condense a data set at each IPC, and evaluate the sets."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from distill import sizes
+from distill.configure import configure, quoted
+from distill.errors import InputError, unknown_name
+from scenarios.engine.schema import MAX_IPC, DataTable, EvaluationTable, config_hash, evaluation_of, method_of, plain_values
+
+
+@dataclass(frozen=True)
+class CondenseStudy:
+    """``kind = "condense"``: condense a data set at each IPC and judge the sets."""
+
+    name: str
+    title: str
+    data: DataTable
+    method: str
+    ipc: tuple[int | dict[str, int] | str, ...]  # several numbers, or one entry of another form (`distill.sizes`)
+    settings: Any  # the method's config dataclass
+    evaluation: EvaluationTable | None
+    merged: dict[str, Any]
+    kind: str = "condense"
+
+    @property
+    def hash(self) -> str:
+        return config_hash(self.merged)
+
+
+def condense_study(name: str, title: str, tables: dict[str, Any], source: str) -> CondenseStudy:
+    for key in tables:
+        if key not in ("data", "method", "evaluation"):
+            raise unknown_name(f"{source}: key", key, ("kind", "title", "data", "method", "evaluation"))
+    for key in ("data", "method", *(["evaluation"] if "evaluation" in tables else [])):
+        if not isinstance(tables.get(key), dict):
+            raise InputError(f"{source}: table [{key}] is {'missing' if key not in tables else 'not a table'}; a condense study needs it.")
+    data = configure(DataTable, tables["data"], f"{source}: [data]")
+    table, where = dict(tables["method"]), f"{source}: [method]"
+    more = table.pop("more_images_than_data", False)
+    if not isinstance(more, bool):
+        raise InputError(f"{where}: key 'more_images_than_data' is {quoted(more)}; allowed: true or false.")
+    confirmed = {"more_images_than_data": True} if more else {}
+    ipc = table.get("ipc")
+    other = isinstance(ipc, dict) or (isinstance(ipc, str) and ipc.startswith("proportional"))
+    unequal = table.pop("ipc") if other else None
+    method, numbers, settings = method_of(table, where)
+    try:
+        ipc = numbers if unequal is None else (sizes.checked(unequal),)
+    except InputError:
+        raise InputError(
+            f"{where}: key 'ipc' is {quoted(unequal)}; allowed: a whole number from 1 to {MAX_IPC}, a list of different ones, counts by"
+            ' class such as {"3" = 5, rest = 1}, or "proportional:10".'
+        ) from None
+    evaluation = evaluation_of(tables["evaluation"], f"{source}: [evaluation]") if "evaluation" in tables else None
+    merged = {
+        "kind": "condense",
+        "data": plain_values(data),
+        "method": {"name": method, "ipc": list(ipc) if unequal is None else ipc[0], **plain_values(settings), **confirmed},
+        "evaluation": plain_values(evaluation) if evaluation else None,
+    }
+    return CondenseStudy(name, title, data, method, ipc, settings, evaluation, merged)

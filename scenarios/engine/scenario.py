@@ -1,0 +1,139 @@
+"""Scenario files: TOML, read strictly; a mistake is one line with file, key, given, allowed, nearest name."""
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from distill.configure import quoted
+from distill.errors import InputError, clipped, unknown_name
+from scenarios.engine import own
+from scenarios.engine.data_table import with_names
+from scenarios.engine.schema import shown_value
+from scenarios.engine.study import Kind, Study
+from scenarios.engine.template import from_template
+
+MAX_BYTES = 1 << 20
+MAX_PARTS = 32
+HERE = Path(__file__).parents[1]
+
+
+def shipped() -> dict[str, Path]:
+    """The scenarios that come with the package."""
+    return {path.stem: path for path in sorted(HERE.glob("*/shipped/*.toml"))}
+
+
+def read_scenario(given: str) -> tuple[str, dict[str, Any]]:
+    """(name, tables) of a scenario file, of a shipped scenario's bare name, or of a name that the template makes (template.py)."""
+    path = Path(given)
+    if not path.is_file():
+        if "/" in given or given.endswith(".toml"):
+            near = difflib.get_close_matches(path.name, [file.name for file in path.parent.glob("*.toml")], n=1, cutoff=0.5)
+            hint = f"; did you mean {str(path.with_name(near[0]))!r}?" if near else "."
+            raise InputError(
+                f"scenario {clipped(given)!r}: there is no such file{hint} Allowed: a .toml file, or a shipped scenario's name"
+                " (distill list scenarios)."
+            )
+        if (made := from_template(given)) is not None:
+            return given, made
+        if given not in shipped():
+            raise unknown_name("scenario", given, shipped(), listed_by="distill list scenarios")
+        path = shipped()[given]
+    return path.stem, parse(path)
+
+
+def parse(path: Path) -> dict[str, Any]:
+    """The file's tables, or `InputError`."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path}: {path.stat().st_size} bytes; a scenario file has at most {MAX_BYTES}.")
+        text = path.read_bytes().decode("utf-8-sig")  # Windows' editors begin a file with a byte order mark
+        # The parser takes quadratic time for a long dotted key.
+        if any(sum(map(bool, map(str.strip, part.split(".")))) > MAX_PARTS for part in re.split(r"[\n=,{[]", text)):
+            raise InputError(f"{path}: is not valid TOML for a scenario (a key of more than {MAX_PARTS} parts).")
+        return tomllib.loads(text)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: is not valid TOML ({str(error)[:120]}).") from None
+
+
+def override(tables: dict[str, Any], settings: list[str]) -> dict[str, Any]:
+    """Put ``key.path=value`` settings over the tables; values are read as TOML, else as text. Of settings of one key the last one wins."""
+    merged = dict(tables)
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        parts = key.strip().split(".")
+        if not equals or not all(parts):
+            raise InputError(f"--set {setting[:80]!r}: allowed: key.path=value, for example method.ipc=10.")
+        table = merged
+        for part in parts[:-1]:
+            inner = table.get(part, {})
+            if not isinstance(inner, dict):
+                raise InputError(f"--set {setting[:80]!r}: {part[:80]!r} is a value, not a table.")
+            table[part] = dict(inner)  # the given tables stay as they are
+            table = table[part]
+        table[parts[-1]] = plain_value(value.strip())
+    return merged
+
+
+def plain_value(text: str) -> Any:
+    """``3``, ``0.5``, ``true``, ``[1, 10]`` or ``"text"`` as TOML reads it; anything else is text."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"] if "\n" not in text else text
+    except (ValueError, RecursionError):
+        return text
+
+
+def study(kinds: Mapping[str, Kind], name: str, tables: dict[str, Any], source: str, stage: bool = False) -> Study:
+    """Check a scenario's tables and make the study that they describe.
+
+    Args:
+        kinds: the kinds of studies, by name.
+        name: the study's name.
+        tables: those of the scenario file.
+        source: the file's name, which opens every message.
+        stage: whether the study is a stage of a pipeline that takes a set from another one.
+    """
+    tables = dict(tables)
+    if "data" in tables:
+        tables["data"] = with_names(tables["data"])
+    kind = tables.pop("kind", None)
+    if kind is None:
+        raise InputError(f"{source}: key 'kind' is missing; allowed: {', '.join(kinds)}.")
+    if not isinstance(kind, str) or kind not in kinds:
+        raise unknown_name(f"{source}: kind", shown_value(kind), kinds)
+    if kinds[kind].needs_set and not stage:
+        raise InputError(f"{source}: kind {kind!r} is only for stages of a pipeline, which take a set from another stage (from = ...).")
+    title = tables.pop("title", name)
+    if not isinstance(title, str):
+        raise InputError(f"{source}: key 'title' is {quoted(title)}; allowed: text.")
+    files = own.register(kinds[kind].own, tables, source)
+    given: dict[tuple[str, str], Any] = {}
+    for table, key in (("data", "name"), ("stream", "domains")):
+        if isinstance(tables.get(table), dict) and key in tables[table]:
+            given[table, key] = tables[table][key]
+            tables[table] = {**tables[table], key: _beside(tables[table][key], source)}
+    made = kinds[kind].read(name, title, tables, source)
+    for (table, key), name_as_given in given.items():
+        # The place of a project on this machine is no setting: a moved project continues its runs, and config.json names no home folder.
+        if isinstance(made.merged.get(table), dict) and key in made.merged[table]:
+            made.merged[table][key] = name_as_given
+    if files:
+        made.merged["own"] = files  # a changed file is another study, in a folder of its own
+    return made
+
+
+def _beside(name: Any, source: str) -> Any:
+    """A folder's path in a data name is, like a file with a network, beside the scenario file; of a command, in the current folder."""
+    if isinstance(name, list):
+        return [_beside(one, source) for one in name]
+    kind, _, path = name.partition(":") if isinstance(name, str) else ("", "", "")
+    if kind not in ("folder", "mhist") or not path or "\0" in path:
+        return name
+    return f"{kind}:{os.path.abspath(Path(source).parent / Path(path).expanduser())}"

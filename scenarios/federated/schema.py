@@ -1,0 +1,111 @@
+"""A study of kind "federated": strategies under one split, one model and one byte meter, over several seeds."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field
+
+from apps.federated.partition import PartitionConfig
+from apps.federated.settings import STRATEGIES, LocalConfig, ServerConfig, Settings, UploadConfig, from_mapping, statistics_known
+from distill.configure import configure
+from distill.errors import InputError, unknown_name
+from scenarios.engine.schema import DataTable, config_hash, plain_values
+
+ENGINES = ("inline", "simulation", "deployment")
+TABLES = ("data", "federation", "partition", "upload", "server", "local", "privacy")
+_STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+class FederationTable:
+    """``[federation]``: which ``strategies`` are compared, over how many ``seeds``; the rest as in `apps.federated.settings.Settings`."""
+
+    strategies: Annotated[tuple[str, ...], Field(min_length=1)] = ("feddm",)
+    engine: Literal["inline", "simulation", "deployment"] = "inline"
+    rounds: Annotated[int, Field(ge=1)] = 2
+    seeds: Annotated[int, Field(ge=1)] = 1
+    network: str = "ConvNet"
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    timeout: Annotated[float, Field(gt=0)] = 3600.0
+    min_clients: Annotated[int, Field(ge=1)] | None = None
+    wait: Annotated[float, Field(ge=0)] | None = None
+    threads: Annotated[int, Field(ge=1)] = 1
+    split: Literal["test", "validation"] = "test"
+
+
+@dataclass(frozen=True)
+class FederatedStudy:
+    name: str
+    title: str
+    data: DataTable
+    federation: FederationTable
+    settings: Settings  # of the first strategy and seed 0; the others differ in these two only
+    merged: dict[str, Any]
+    kind: str = "federated"
+
+    @property
+    def hash(self) -> str:
+        return config_hash(self.merged)
+
+    def settings_for(self, strategy: str, seed: int, device: str) -> Settings:
+        return dataclasses.replace(self.settings, strategy=strategy, seed=seed, device=device)
+
+
+def study(name: str, title: str, tables: dict[str, Any], source: str) -> FederatedStudy:
+    """A checked study; keys of ``[upload]`` that are not its own go to the condensing method."""
+    for key, table in tables.items():
+        if key not in TABLES:
+            raise unknown_name(f"{source}: key", key, ("kind", "title", *TABLES))
+        if not isinstance(table, dict):
+            raise InputError(f"{source}: [{key}] is not a table; allowed: a table of settings.")
+    if "data" not in tables:
+        raise InputError(f"{source}: table [data] is missing; a federated study needs it.")
+    data = configure(DataTable, tables["data"], f"{source}: [data]")
+    if data.zca or data.classes is not None or data.imbalance is not None:
+        raise InputError(f"{source}: [data] zca, classes and imbalance are not for federated studies; use the plain data.")
+    federation = configure(FederationTable, tables.get("federation", {}), f"{source}: [federation]")
+    for strategy in federation.strategies:
+        if strategy not in STRATEGIES:
+            raise unknown_name(f"{source}: [federation]: key 'strategies': value", strategy, STRATEGIES)
+    own = {field.name for field in dataclasses.fields(UploadConfig)} - {"settings"}
+    given = dict(tables.get("upload", {}))
+    upload = {key: value for key, value in given.items() if key in own}
+    upload["settings"] = {key: value for key, value in given.items() if key not in own}
+    for key, kind in (("partition", PartitionConfig), ("server", ServerConfig), ("local", LocalConfig)):
+        configure(kind, tables.get(key, {}), f"{source}: [{key}]")
+    values = {
+        "data": data.name,
+        "size": data.size,
+        "validation": data.validation,
+        "mean": data.mean,
+        "std": data.std,
+        "class_names": data.class_names,
+        **{
+            key: getattr(federation, key) for key in ("rounds", "network", "fraction", "timeout", "min_clients", "wait", "threads", "split")
+        },
+        "strategy": next((s for s in federation.strategies if s == "feddm"), federation.strategies[0]),
+        "partition": tables.get("partition", {}),
+        "upload": upload,
+        "server": tables.get("server", {}),
+        "local": tables.get("local", {}),
+        "privacy": tables.get("privacy"),
+    }
+    if values["privacy"] is not None:
+        values["privacy"] = {"statistics": "apps.privacy.private_statistics:PrivateStatistics", **values["privacy"]}
+        others = [s for s in federation.strategies if s != "feddm"]
+        if others:
+            raise InputError(f"{source}: [privacy] is on and strategy {others[0]!r} has no private form; allowed: feddm.")
+    settings = from_mapping(values, source)
+    if settings.privacy is not None:
+        try:
+            statistics_known(settings)
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from None
+    dump = pydantic.TypeAdapter(Settings).dump_python(settings, mode="json")
+    for key in ("strategy", "seed", "device"):
+        del dump[key]
+    extra = {"strategies": list(federation.strategies), "engine": federation.engine, "seeds": federation.seeds}
+    merged = {"kind": "federated", "federation": extra, **dump, "data": plain_values(data)}
+    return FederatedStudy(name, title, data, federation, settings, merged)

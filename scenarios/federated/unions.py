@@ -1,0 +1,43 @@
+"""The unions that a finished federated study leaves, with what their private clients stated."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from apps.federated.settings import ALONE, WEIGHTS
+from distill.condensed import CondensedSet
+from distill.records import read_lines
+from scenarios.engine.composition import side_by_side
+from scenarios.federated.schema import FederatedStudy
+
+
+def sets(study: FederatedStudy, seed: int) -> dict[str, Path]:
+    """The last union of each strategy and seed, by name."""
+    runs = [seed * 1000 + k for k in range(study.federation.seeds)]
+    uploads = [name for name in study.federation.strategies if name not in (*WEIGHTS, *ALONE)]
+    return {f"{name}-{k}": Path("runs", f"{name}-s{run}", "union.safetensors") for name in uploads for k, run in enumerate(runs)}
+
+
+def classes(study: FederatedStudy) -> tuple[int, ...] | None:
+    """The classes that clients upload; None for all."""
+    wanted = study.settings.upload.classes
+    return None if wanted is None else tuple(sorted(set(wanted)))
+
+
+def load(study: FederatedStudy, folder: Path, path: Path) -> CondensedSet:
+    """One union of a finished study. That of private clients gets the statement of all that they released."""
+    made = CondensedSet.load(folder / path)
+    rounds = list(read_lines(folder / path.parent / "rounds.jsonl"))
+    statement = side_by_side(statements(rounds))
+    return made if statement is None else dataclasses.replace(made, provenance=dataclasses.replace(made.provenance, dp=statement))
+
+
+def statements(rounds: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """What each client whose upload was accepted stated, round by round; None where it stated nothing."""
+    found: dict[str, list[Any]] = {}
+    for line in rounds:
+        for client in line["clients"]:
+            if client["status"] == "accepted":
+                found.setdefault(str(client["client"]), []).append(client.get("privacy"))
+    return found

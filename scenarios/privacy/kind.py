@@ -1,0 +1,44 @@
+"""The kinds "privacy" and "released"."""
+
+from pathlib import Path
+
+from scenarios.engine.own import Places
+from scenarios.engine.public_part import FOLDER, load
+from scenarios.engine.study import Kind, View
+from scenarios.privacy import released, run, schema, show
+
+
+def sets(study: schema.PrivacyStudy, seed: int) -> dict[str, Path]:
+    """The private set of each budget."""
+    budgets = study.privacy.epsilon if study.privacy is not None else ()
+    return {f"epsilon{epsilon:g}": Path(FOLDER, f"condensed-epsilon{epsilon:g}.safetensors") for epsilon in budgets}
+
+
+MAIN = r"epsilon.*\.accuracy\..*|attack\..*"
+
+KIND = Kind(
+    "privacy",
+    schema.study,
+    run.check,
+    run.fill,
+    show.draw,
+    View(show.answer, show.accuracy_table, show.question, show.missing, main=MAIN),
+    sets=sets,
+    load=load,
+    with_set="released",
+    own=Places(
+        methods=(("method", "name"),),
+        networks=(("method", "network"), ("evaluation", "networks"), ("attack", "network"), ("visual", "network")),
+    ),
+)
+
+RELEASED = Kind(
+    "released",
+    released.study,
+    released.check,
+    released.fill,
+    released.draw,
+    View(show.answer, show.accuracy_table, released.question, released.missing, main=MAIN),
+    takes="as what is attacked",
+    needs_set=True,
+)
