@@ -134,7 +134,7 @@ def test_a_run_of_the_earlier_form_goes_on_and_the_terminal_says_what_may_be_han
         dataclasses.replace(made, provenance=dataclasses.replace(made.provenance, seconds=12.5)).save(folder / name)
     shutil.rmtree(folder / "public")
     (folder / "PRIVATE.txt").unlink()
-    assert any(name == "images-epsilon8" for name, _ in privacy.draw(folder, record)), "its figures can be drawn as it is"
+    assert any(name == "images-epsilon8" for name, _ in show.draw(folder, record)), "its figures can be drawn as it is"
     assert "none has been sorted out" in handing_on({**record, "results": {}}, "this page")
     (folder / "record.json").unlink()
     run_and_print(given, tmp_path, 0, "cpu", None, True, False)
