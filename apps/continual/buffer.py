@@ -243,7 +243,8 @@ class OnlineCondensedBuffer(CondensedBuffer):
             agent = self.learner
             if agent is None:
                 raise InputError("the buffer stores a network's outputs (DER) beside its items; call flush(strategy).")
-        self._merge(agent, self.queue.flush())
+        with self.queue.kept_if_it_fails():
+            self._merge(agent, self.queue.flush())
         self._built = None
         if is_der(agent):
             self._attach_logits(agent)
@@ -262,10 +263,11 @@ class OnlineCondensedBuffer(CondensedBuffer):
 
     def _add(self, agent: Any, batch: Batch) -> bool:
         self.memory.checked(*batch)
-        ready = self.queue.add(*batch)
-        if ready is None and not self.memory.groups and trains_on_the_buffer(agent):
-            ready = self.queue.flush()
-        self._merge(agent, ready)
+        with self.queue.kept_if_it_fails():
+            ready = self.queue.add(*batch)
+            if ready is None and not self.memory.groups and trains_on_the_buffer(agent):
+                ready = self.queue.flush()
+            self._merge(agent, ready)
         return False
 
     def _merge(self, agent: Any, ready: Batch | None) -> None:

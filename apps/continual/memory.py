@@ -194,6 +194,8 @@ class Memory:
             )
         if self.config.mean is not None and len(self.config.mean) != images.shape[1]:
             raise InputError(f"mean and std have {len(self.config.mean)} channels and the stream's images {images.shape[1]}.")
+        if not bool(torch.isfinite(images).all()):
+            raise InputError("an experience's images hold values that are not finite; allowed: finite numbers only.")
         tasks = task if isinstance(task, Tensor) else torch.full(labels.shape, task)
         for what, given in (("labels", labels), ("tasks", tasks)):
             if given.dtype != torch.int64 or given.shape != labels.shape or not 0 <= int(given.min()) <= int(given.max()) <= MAX_LABEL:

@@ -61,6 +61,8 @@ class MemoryConfig:
 
     def _check_normalisation(self) -> None:
         mean, std = self.mean, self.std
+        if not all(values is None or isinstance(values, tuple | list) for values in (mean, std)):
+            raise InputError(f"the stream's mean is {clipped(mean)} and its std {clipped(std)}; allowed: tuples of numbers, one a channel.")
         if (mean is None) != (std is None) or len(mean or ()) != len(std or ()):
             raise InputError("mean and std of the stream must be given together, a number for each channel.")
         numbers = all(isinstance(value, int | float) and math.isfinite(value) for value in (*(mean or ()), *(std or ())))

@@ -1,5 +1,6 @@
 """Streams that pass once: recent images wait in a queue, and are merged into the memory when it is time."""
 
+import contextlib
 from collections.abc import Iterator
 
 import torch
@@ -42,6 +43,16 @@ class Queue:
         self.waiting = more if self.waiting is None else tuple(map(torch.cat, zip(self.waiting, more, strict=True)))  # type: ignore[assignment]
         self.calls += 1
         return self.flush() if self.calls >= self.every or len(self) >= self.size else None
+
+    @contextlib.contextmanager
+    def kept_if_it_fails(self) -> Iterator[None]:
+        """Where what is done with a batch fails (no room for a new class, Ctrl-C), the queue is as before, and nothing is lost."""
+        before = self.waiting, self.calls
+        try:
+            yield
+        except BaseException:
+            self.waiting, self.calls = before
+            raise
 
     def flush(self) -> Batch | None:
         """All that waits; the queue is empty and its clock at zero afterwards."""

@@ -1,6 +1,8 @@
 """The online form and what is kept between runs: all known classes together, tasks apart, nothing lost; and planted bugs of each kind."""
 
+import copy
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -444,6 +446,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"progress": "yes"}, "progress is 'yes'"),
     ({"folder": 3}, "folder is '3'"),
     ({"folder": "x", "network": lambda spec: None}, "network is a function"),
+    ({"mean": torch.zeros(1), "std": torch.ones(1)}, "allowed: tuples of numbers"),
+    ({"method": 5}, "memory's method"),
     ({"method": "mtt", "soft_labels": True}, "leave soft_labels out"),
 ]
 
@@ -477,10 +481,42 @@ def test_wrong_labels_and_a_stream_that_changes_its_shape() -> None:
         for fill in (memory.observe, memory.merge):
             with pytest.raises(InputError, match=r"an experience's labels are .* allowed: int64"):
                 fill(images, wrong)
+    for fill in (memory.observe, memory.merge):
+        with pytest.raises(InputError, match="not finite"):
+            fill(images / 0, labels)
     queue = Queue(10, 6)
     queue.add(images[:2], labels[:2])
     with pytest.raises(InputError, match="one stream, one image shape"):
         queue.add(images[:2, :, :4], labels[:2])
+
+
+def test_what_waits_stays_where_merging_fails() -> None:
+    """No room for a third class: one line, and the queue and the memory are as they were."""
+    buffer = OnlineCondensedBuffer(4, "random", per_class=2, queue=64, every=2)
+    first, second, third = (SimpleNamespace(dataset=_experience(*experience(FOUR, *classes), 0)) for classes in ((0, 1), (0,), (2,)))
+    buffer.post_adapt(None, first)
+    buffer.post_adapt(None, first)
+    buffer.post_adapt(None, second)
+    before = buffer.memory.images.clone()
+    for _ in range(2):
+        with pytest.raises(InputError, match="no room for 2 items in each of 3 classes"):
+            buffer.post_adapt(None, third)
+        assert len(buffer.queue) == 12
+        assert torch.equal(buffer.memory.images, before)
+    buffer.flush()
+    assert [group.seen for group in buffer.memory.groups] == [36, 24]
+
+
+def test_a_copy_of_a_buffer_is_whole_and_takes_no_network_along() -> None:
+    stream = class_incremental(toy(classes=4, channels=3), 2, 0)
+    buffer = CondensedBuffer(8, "random", per_class=2)
+    _der(stream, buffer)
+    buffer.update_from_dataset(_experience(*experience(FOUR, 0, 1), 0))
+    buffer.learner = naive(FOUR)
+    for again in (copy.deepcopy(buffer), pickle.loads(pickle.dumps(buffer))):
+        assert again.learner is None
+        assert torch.equal(again.memory.images, buffer.memory.images)
+        assert [item[1] for item in again.buffer] == [0, 0, 1, 1]
 
 
 def test_a_random_evaluation_view_is_warned_about() -> None:
