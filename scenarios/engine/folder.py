@@ -18,7 +18,7 @@ from distill.data_sources import load
 from distill.errors import InputError, clipped
 from distill.records import CannotWrite, environment, peak_memory_bytes, read_json, write_json, writing
 from scenarios.engine.complaints import printable
-from scenarios.engine.schema import DataTable
+from scenarios.engine.data_table import DataTable
 from scenarios.engine.study import Kind, Options, Run, Study, say
 from scenarios.reporting.report import write_report
 
