@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from apps.continual.engine import avalanche
-from distill.errors import InputError
+from distill.errors import InputError, a_kind
 
 _training = avalanche("avalanche.training")
 
@@ -42,6 +42,8 @@ def attach(strategy: Any, buffer: Any) -> Any:
     For the strategies of docs/continual.md's table, or one that has a single replay plugin. `InputError` where there is nothing to
     replace, and for those that would not replay what the buffer holds.
     """
+    if not isinstance(buffer, _training.storage_policy.ExemplarsBuffer):
+        raise InputError(f"attach was given {a_kind(buffer)} as the buffer; allowed: a CondensedBuffer or OnlineCondensedBuffer.")
     refuse_unfit(strategy)
     parts = [part for part in (strategy, getattr(strategy, "buffer", None), *getattr(strategy, "plugins", ())) if part is not None]
     holders = [part for part in parts if hasattr(part, "storage_policy")]

@@ -199,6 +199,11 @@ def test_it_is_refused(name: str) -> None:
             attach(naive, CondensedBuffer(8, "random"))
 
 
+def test_something_else_than_a_buffer() -> None:
+    with pytest.raises(InputError, match="given a NoneType as the buffer"):
+        attach(avalanche("avalanche.training.plugins").ReplayPlugin(mem_size=8), None)
+
+
 def test_the_page_says_so() -> None:
     beside = [name for name in ALL if name not in OWN_POLICY and name not in REFUSED]
     assert table(beside) in PAGE.read_text()
