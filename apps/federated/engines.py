@@ -45,9 +45,9 @@ class Flower:
     nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     simulated: int | None = None
 
-    def run(self, settings: Settings, folder: Path, data_root: str = "") -> dict[str, Any]:
+    def run(self, settings: Settings, folder: Path, data_root: str = "", node_keys: str = "") -> dict[str, Any]:
         """Submit the app, wait for its end, and give Flower's own account of the run. `InputError` when it did not complete."""
-        config = {"settings": to_json(settings), "out": str(folder.resolve()), "data-root": data_root}
+        config = {"settings": to_json(settings), "out": str(folder.resolve()), "data-root": data_root, "node-keys": node_keys}
         file = self.home / "run.toml"
         write_whole(file, "".join(f"{key} = {json.dumps(value)}\n" for key, value in config.items()))
         federation = ["--federation-config", f"num-supernodes={self.simulated} client-resources-num-cpus=1"] if self.simulated else []
