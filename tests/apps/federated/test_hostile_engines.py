@@ -1,51 +1,19 @@
 """Whole messages from hostile clients over Flower's own engines: two variants of each kind, eight hostile clients a round."""
 
 import contextlib
-import re
 import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from apps.federated import engines
-from apps.federated.client_app import client_app
-from apps.federated.inline import run_inline
-from apps.federated.messages import Context, Message
 from apps.federated.settings import Settings, from_mapping
-from scenarios.federated.cells import FLOWER_APP
 
+from .canned import canned_app
 from .changes import KINDS
 
 HONEST, HOSTILE = 2, 8
-
-# Imports no torch: a ClientApp is a new process for every message of a deployment.
-CLIENT = """
-import sys
-sys.path.insert(0, {root!r})
-import numpy as np
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
-from tests.apps.federated.changes import KINDS, changed
-
-app = ClientApp()
-
-@app.query("who")
-def who(message, context):
-    return Message(RecordDict({{"facts": MetricRecord({{"partition-id": int(context.node_config["partition-id"])}})}}), reply_to=message)
-
-@app.train("condense")
-def condense(message, context):
-    client, number = int(context.node_config["partition-id"]), int(message.content["ask"]["round"])
-    with np.load({canned!r} + f"/{{client}}.npz") as arrays:
-        upload = ArrayRecord({{name: Array(arrays[name]) for name in arrays}})
-    content = RecordDict({{"upload": upload, "facts": MetricRecord({{"partition-id": client, "round": number, "seconds": 0.1}})}})
-    if client >= {honest}:
-        turn = (number - 1) * {hostile} + client - {honest}
-        content = changed(content, list(KINDS)[turn % len(KINDS)], turn // len(KINDS))
-    return Message(content, reply_to=message)
-"""
 
 
 def settings(rounds: int, clients: int) -> Settings:
@@ -60,30 +28,6 @@ def settings(rounds: int, clients: int) -> Settings:
             "server": {"recipe": {"max_steps": 5, "batch_size": 16, "lr": 0.02, "schedule": "constant", "augmentation": "none"}},
         }
     )
-
-
-def hostile_app(place: Path, made: Settings) -> Path:
-    """A Flower app of the real server and of clients that send what real ones sent once, with changes."""
-    canned = place / "canned"
-    canned.mkdir(parents=True)
-    real = client_app()
-
-    def client(message: Message, context: Context) -> Message:
-        reply = real(message, context)
-        if "upload" in reply.content:
-            arrays = {name: array.numpy() for name, array in reply.content["upload"].items()}
-            np.savez(canned / f"{context.node_config['partition-id']}.npz", **arrays)
-        return reply
-
-    run_inline(settings(1, made.partition.num_partitions), client=client)
-    app = place / "app" / "hostile_app"
-    app.mkdir(parents=True)
-    (app / "__init__.py").write_text("")
-    (app / "client_app.py").write_text(CLIENT.format(root=str(engines.ROOT), canned=str(canned), honest=HONEST, hostile=HOSTILE))
-    (app / "server_app.py").write_text("from apps.federated.server_app import server_app\n\napp = server_app()\n")
-    text = (FLOWER_APP / "pyproject.toml").read_text()
-    (app.parent / "pyproject.toml").write_text(re.sub(r"[a-z_.]+(?=\.(server|client)_app:app)", "hostile_app", text))
-    return app.parent
 
 
 class Memory(threading.Thread):
@@ -109,7 +53,7 @@ class Memory(threading.Thread):
 def test_two_variants_of_every_kind_lose_no_honest_client(engine: str, tmp_path: Path) -> None:
     clients = HONEST + HOSTILE
     made = settings(2 * len(KINDS) // HOSTILE, clients)
-    app, folder = hostile_app(tmp_path / "app", made), tmp_path / "run"
+    app, folder = canned_app(tmp_path / "app", settings(1, clients), HONEST), tmp_path / "run"
     with engines.flower(tmp_path / "logs", made, app, simulated=clients if engine == "simulation" else None) as running:
         memory = Memory(running.home)
         memory.start()

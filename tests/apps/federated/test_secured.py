@@ -9,35 +9,35 @@ import pytest
 
 from apps.federated import engines
 from apps.federated.settings import from_mapping
-from scenarios.federated.cells import FLOWER_APP
 
+from .canned import canned_app
 from .secured import Proxy, secured
 
 CLIENTS = 4
-TIMEOUT = 60.0
+ROUNDS, TIMEOUT = 5, 75.0
 
 
 @pytest.mark.slow
 @pytest.mark.network_engine
 def test_everyone_is_named_and_the_true_clients_keep_their_places(tmp_path: Path) -> None:
-    made = from_mapping(
-        {
-            "strategy": "fedavg",
-            "network": "ConvNetD1W128",
-            "rounds": 6,
-            "timeout": TIMEOUT,
-            "wait": 60.0,
-            "min_clients": 2,
-            "partition": {"partitioner": "iid", "num_partitions": CLIENTS},
-            "local": {"max_steps": 2},
-        }
-    )
+    values = {
+        "strategy": "random",
+        "network": "ConvNetD1W32",
+        "rounds": 1,
+        "timeout": TIMEOUT,
+        "wait": 60.0,
+        "min_clients": 2,
+        "partition": {"partitioner": "iid", "num_partitions": CLIENTS},
+        "upload": {"ipc": 30, "pixels": "float32"},
+        "server": {"recipe": {"max_steps": 5, "batch_size": 16, "lr": 0.02, "schedule": "constant", "augmentation": "none"}},
+    }
+    app, made = canned_app(tmp_path / "app", from_mapping(values), CLIENTS), from_mapping({**values, "rounds": ROUNDS})
     folder, place = tmp_path / "run", tmp_path / "link"
 
     def rounds() -> int:
         return max((line["round"] for line in engines.lines_of(folder)), default=0)
 
-    with secured(place, FLOWER_APP) as link:
+    with secured(place, app) as link:
         home, nodes = link.running.home, link.running.nodes
         for name, client in (("a", 0), ("b", 1), ("c", 2), ("d", 3), ("impostor", None)):
             link.register(name, client)
@@ -50,12 +50,12 @@ def test_everyone_is_named_and_the_true_clients_keep_their_places(tmp_path: Path
         def happen() -> None:
             while rounds() < 1:
                 time.sleep(0.1)
-            proxy.left = 150_000  # of an upload of some 80 kB a tensor: in its middle, and nothing after it
+            proxy.left = 100_000  # the middle of an upload; nothing goes up after it
             nodes[b].kill()
             link.node("c", 2, CLIENTS)
-            while rounds() < 6:  # Flower lets the same key in again once it holds the killed node for gone
+            while rounds() < ROUNDS:  # Flower lets the same key in again once it holds the killed node for gone
                 again = link.node("b", 1, CLIENTS)
-                while nodes[again].poll() is None and rounds() < 6:
+                while nodes[again].poll() is None and rounds() < ROUNDS:
                     time.sleep(0.5)
                 time.sleep(3)
 
@@ -69,16 +69,16 @@ def test_everyone_is_named_and_the_true_clients_keep_their_places(tmp_path: Path
     lines = engines.lines_of(folder)
     said = [{each["client"]: each for each in line["clients"]} for line in lines]
     (tmp_path / "summary.json").write_text(json.dumps(lines, indent=1))
-    assert [line["round"] for line in lines] == list(range(7))
+    assert [line["round"] for line in lines] == list(range(ROUNDS + 1))
     assert [said[1][client]["status"] for client in range(CLIENTS)] == ["accepted", "accepted", "absent", "accepted"]
     for line in lines[1:]:
         (impostor,) = line["unknown"]
         assert "is not in the server's file of node keys" in impostor["why"]
         assert 0.0 <= line["overrun"] < 10
-    assert all(said[number][0]["status"] == "accepted" for number in range(1, 7)), "the one that nothing happened to"
+    assert all(said[number][0]["status"] == "accepted" for number in range(1, ROUNDS + 1)), "the one that nothing happened to"
     assert said[2][1]["status"] in ("missing", "absent"), "killed"
-    assert any(said[number][1]["note"].startswith("came back after round") for number in range(3, 7))
-    assert any(said[number][2]["note"].startswith("joined in round") for number in range(2, 7))
-    cut = [said[number][3] for number in range(2, 7)]
+    assert any(said[number][1]["note"].startswith("came back after round") for number in range(3, ROUNDS + 1))
+    assert any(said[number][2]["note"].startswith("joined in round") for number in range(2, ROUNDS + 1))
+    cut = [said[number][3] for number in range(2, ROUNDS + 1)]
     assert all(each["status"] in ("missing", "absent") for each in cut)
     assert any("parts came" in each["why"] or "broke off" in each["why"] for each in cut), [each["why"] for each in cut]
