@@ -63,6 +63,7 @@ def test_everyone_is_named_and_the_true_clients_keep_their_places(tmp_path: Path
         thread.start()
         account = link.running.run(made, folder, node_keys=str(link.keys))
         thread.join(30)
+        proxy.close()
     assert account["status"] == "finished:completed"
     assert engines.carrying(home) == [], "no process left"
     assert not home.exists()
