@@ -43,7 +43,7 @@ def evaluate(
         raise InputError("--baseline none goes alone; give none, or the baselines that you want.")
     baselines = [] if baseline == ["none"] else baseline or ["random", "whole"]
     networks = network or ["ConvNet"]
-    own.register("condense", {"evaluation": {"networks": networks}}, "distill evaluate")
+    own.register(own.Places(networks=(("evaluation", "networks"),)), {"evaluation": {"networks": networks}}, "distill evaluate")
     for name in networks:
         check_name(name)
     where = torch_device(device)
