@@ -7,8 +7,6 @@ found the first time.
 import contextlib
 import functools
 import json
-import logging
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,16 +17,17 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from apps.federated.averaging import control_variate, local_sgd
-from apps.federated.condense import agreed, partition_of, shard, upload
+from apps.federated.client_privacy import ClientPrivacy, PrivacyOf, check_request, private_upload
+from apps.federated.condense import NoImages, agreed, is_empty, partition_of, shard, upload
 from apps.federated.messages import ConfigRecord, Context, Message, MetricRecord, RecordDict, parts_of, record_of, settings_of
 from apps.federated.settings import Settings
+from apps.federated.silence import silence, silent_answer
 from apps.federated.wire import Limits, decode, decode_weights, encode, encode_weights
 from distill.data import ImageData
 from distill.data_sources import load
 from distill.errors import InputError
 from distill.networks import create
 from distill.randomness import generator
-from distill.records import CannotWrite
 from distill.spec import DataSpec
 
 
@@ -66,43 +65,41 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@contextlib.contextmanager
-def silent(wanted: bool, shared: bool) -> Iterator[None]:
-    """Under privacy a failure says nothing but that it is one: its text may name files, classes and counts of the private data.
-
-    The reason goes to the client's own log. Where all clients are ``shared`` out over one process, a full disk is its own and ends the run.
-    """
-    try:
-        yield
-    except Exception as error:
-        if not wanted or (shared and isinstance(error, CannotWrite)):
-            raise
-        logging.getLogger("distill.client").error("a private client failed: %s: %s", type(error).__name__, error)
-        raise InputError("a private client failed; its own log says why.") from None
-
-
-def own_data(context: Context, settings: Settings, spec: DataSpec, given: ImageData | None = None) -> tuple[ImageData, int]:
+def own_data(
+    context: Context, settings: Settings, spec: DataSpec, given: ImageData | None = None, privacy: ClientPrivacy | None = None
+) -> tuple[ImageData, int]:
     """(this client's images, its number).
 
     A node whose config names ``data`` (a name or ``folder:PATH``) owns all of it; otherwise it takes part ``partition-id`` of the
-    run's data set, which it finds under ``data-path`` or $DISTILL_DATA, or which is ``given``.
+    run's data set, which it finds under ``data-path`` or $DISTILL_DATA, or which is ``given``. With ``privacy`` the server names no folder.
     """
     node = context.node_config
     client = int(node.get("partition-id", -1))
-    root = str(node.get("data-path", context.run_config.get("data-root", "")))
+    root = str(node.get("data-path", context.run_config.get("data-root", "") if privacy is None else privacy.data_root))
     if "data" in node:
-        size = settings.size or spec.height
-        own = load_once(str(node["data"]), root, 0.0, settings.seed, size, settings.device, classes=spec.classes)
+        name, size = str(node["data"]), settings.size or spec.height
+        if privacy is not None and is_empty(name):
+            return NoImages.of(spec).to(settings.device), client
+        # A private client's images stay the same ones, whatever the server's seed would hold out of a folder without test images.
+        seed = settings.seed if privacy is None else 0
+        own = load_once(name, root, 0.0, seed, size, settings.device, classes=spec.classes)
         return agreed(own, spec, own=True), client
     data = data_of(settings, root) if given is None else given
-    return shard(agreed(data, spec), partition_of(data, settings), client), client
+    return shard(agreed(data, spec), partition_of(data, settings), client, may_be_empty=privacy is not None), client
 
 
-def client_app(given: ImageData | None = None, releases: Path | None = None) -> ClientApp:
+def no_privacy(context: Context) -> ClientPrivacy | None:
+    """Of a client that gives none: it answers plain requests, and none for privacy."""
+    return None
+
+
+def client_app(given: ImageData | None = None, privacy: PrivacyOf = no_privacy) -> ClientApp:
     """A new ClientApp with the actions ``query.who``, ``train.condense`` and ``train.fit``.
 
-    ``given`` is the whole data set for clients of one process; without it each finds its own. Private clients keep what they released
-    in the folder ``releases``, or in the one that their node's config or the variable ``DISTILL_RELEASES`` names (never the server).
+    Args:
+        given: the whole data set for clients of one process; without it each finds its own.
+        privacy: what a client with this context gives, from its node's own file. A client that has one answers private requests only, and
+            only those that it allows; another one answers none of them.
     """
     app = ClientApp()
 
@@ -112,23 +109,51 @@ def client_app(given: ImageData | None = None, releases: Path | None = None) -> 
             RecordDict({"facts": MetricRecord({"partition-id": int(context.node_config.get("partition-id", -1))})}), reply_to=message
         )
 
+    def private_of(message: Message, context: Context) -> ClientPrivacy | Message | None:
+        """The client's privacy, or its refusal: with a file that cannot be read it gives nothing, and without one no private upload."""
+        try:
+            mine = privacy(context)
+        except Exception:  # whatever is in that file
+            return silence(message)
+        return silence(message) if mine is None and settings_of(context.run_config).privacy is not None else mine
+
     @app.train("condense")  # type: ignore[untyped-decorator]
     def condense(message: Message, context: Context) -> Message:
+        mine = private_of(message, context)
+        if isinstance(mine, Message):
+            return mine
+        if mine is not None:
+            number = int(context.node_config.get("partition-id", -1))
+            return silent_answer(message, lambda: _private(message, context, mine, given), mine.folder(number), given is not None)
         settings, server_round, spec = _asked(message, context)
-        with torch_threads(settings.threads), silent(settings.privacy is not None, given is not None):
+        with torch_threads(settings.threads):
             data, client = own_data(context, settings, spec, given)
-            place = context.node_config.get("releases", releases or os.environ.get("DISTILL_RELEASES"))
-            ledger = None if place is None or settings.privacy is None else Path(str(place)) / f"client-{client}-round-{server_round}"
-            return Message(_condensed(message.content, context, settings, server_round, data, client, ledger), reply_to=message)
+            return Message(_condensed(message.content, context, settings, server_round, data, client), reply_to=message)
 
     @app.train("fit")  # type: ignore[untyped-decorator]
     def fit(message: Message, context: Context) -> Message:
+        mine = private_of(message, context)
+        if mine is not None:  # weights that were trained on the images have no privacy here
+            return silence(message)
         settings, server_round, spec = _asked(message, context)
         with torch_threads(settings.threads):
             data, client = own_data(context, settings, spec, given)
             return Message(_fitted(message.content, context, settings, server_round, data, client), reply_to=message)
 
     return app
+
+
+def _private(message: Message, context: Context, privacy: ClientPrivacy, given: ImageData | None) -> Message:
+    """A private client's upload. What it says beside the images does not depend on its data."""
+    settings, server_round, spec = _asked(message, context)
+    epsilon = check_request(privacy, settings, context, "arrays" in message.content)
+    with torch_threads(settings.threads):
+        data, client = own_data(context, settings, spec, given, privacy)
+        made = private_upload(privacy, epsilon, data, settings, server_round, client, spec)
+    facts = MetricRecord({"partition-id": client, "round": server_round})
+    statement = ConfigRecord({"statement": json.dumps(made.provenance.dp)})
+    content = RecordDict({"upload": record_of(encode(made, settings.upload.pixels)), "facts": facts, "privacy": statement})
+    return Message(content, reply_to=message)
 
 
 def _asked(message: Message, context: Context) -> tuple[Settings, int, DataSpec]:
@@ -138,32 +163,26 @@ def _asked(message: Message, context: Context) -> tuple[Settings, int, DataSpec]
     return settings_of(context.run_config), int(ask["round"]), made
 
 
-def _condensed(
-    content: RecordDict, context: Context, settings: Settings, server_round: int, data: ImageData, client: int, ledger: Path | None
-) -> RecordDict:
+def _condensed(content: RecordDict, context: Context, settings: Settings, server_round: int, data: ImageData, client: int) -> RecordDict:
     start, spec = time.monotonic(), data.spec
     weights = _received(content, settings, spec)
     wanted = settings.upload.classes
     facts: dict[str, Any] = {"partition-id": client, "round": server_round}
-    if settings.privacy is None and "data" in context.node_config:
+    if "data" in context.node_config:
         facts["own-data"] = 1
     if settings.server.client_weights == "examples":
         facts["num-examples"] = len(data.train)
-    if settings.privacy is None and wanted is not None and not set(wanted) & set(data.classes):
+    if wanted is not None and not set(wanted) & set(data.classes):
         return RecordDict({"facts": MetricRecord(facts)})  # nothing that was asked for: an empty answer, no failure
     previous = None
     if settings.upload.warm_start and (earlier := _earlier(context, server_round)):
         limits = Limits(spec, tuple(range(spec.num_classes)), settings.upload.ipc, "float32")
         previous = decode(parts_of(context.state, earlier), limits).to(data.device)
-    made = upload(data, settings, server_round, client, weights, previous, ledger)
+    made = upload(data, settings, server_round, client, weights, previous)
     if settings.upload.warm_start:
         _remember(context, server_round, record_of(encode(made, "float32")))
-    if settings.privacy is None:  # the time tells how many examples there are
-        facts["seconds"] = time.monotonic() - start
-    reply = RecordDict({"upload": record_of(encode(made, settings.upload.pixels)), "facts": MetricRecord(facts)})
-    if made.provenance.dp is not None:
-        reply["privacy"] = ConfigRecord({"statement": json.dumps(made.provenance.dp)})
-    return reply
+    facts["seconds"] = time.monotonic() - start
+    return RecordDict({"upload": record_of(encode(made, settings.upload.pixels)), "facts": MetricRecord(facts)})
 
 
 def _fitted(content: RecordDict, context: Context, settings: Settings, server_round: int, data: ImageData, client: int) -> RecordDict:

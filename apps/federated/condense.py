@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from apps.federated.partition import Partition, split
-from apps.federated.settings import PARTS, Settings, method_config, private_part
+from apps.federated.settings import Settings, method_config
 from apps.federated.wire import within_range
 from distill.condensed import CondensedSet
 from distill.coresets import select
-from distill.data import ImageData
+from distill.data import ImageData, Split
 from distill.errors import InputError, clipped
 from distill.networks import Factory, create
 from distill.randomness import derived_seed, generator
@@ -32,11 +32,33 @@ def partition_of(data: ImageData, settings: Settings) -> Partition:
     return split(data.train.labels.cpu().numpy(), settings.partition, settings.seed)
 
 
-def shard(data: ImageData, partition: Partition, client: int) -> ImageData:
-    """One client's images, with the whole data's spec (normalisation is public)."""
+class NoImages(ImageData):
+    """The data of a private client without a training image: what it sends is noise, as nobody may see that it has none."""
+
+    def __post_init__(self) -> None:
+        return None
+
+    @classmethod
+    def of(cls, spec: DataSpec) -> "NoImages":
+        """Of the federation's spec; nothing of it comes from images of this client."""
+        none = Split(torch.zeros(0, *spec.shape, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64))
+        return cls(dataclasses.replace(spec, normalisation_origin="given", classes_origin="given"), none, none, none)
+
+
+def is_empty(name: str) -> bool:
+    """Whether a data set's name is that of a folder that is there and holds no file."""
+    kind, _, path = name.partition(":")
+    place = Path(path).expanduser()
+    return kind == "folder" and path != "" and place.is_dir() and not any(inner.is_file() for inner in place.rglob("*"))
+
+
+def shard(data: ImageData, partition: Partition, client: int, may_be_empty: bool = False) -> ImageData:
+    """One client's images, with the whole data's spec (normalisation is public); `NoImages` where there are none and that is allowed."""
     if not 0 <= client < len(partition.parts):
         raise InputError(f"client {client} is not in the partition; allowed: 0..{len(partition.parts) - 1}.")
-    return dataclasses.replace(data, train=data.train.at(torch.from_numpy(partition.parts[client]).to(data.device)))
+    train = data.train.at(torch.from_numpy(partition.parts[client]).to(data.device))
+    kind = NoImages if may_be_empty and not len(train) else ImageData
+    return kind(data.spec, train, data.validation, data.test, data.whitening, data.notes)
 
 
 def agreed(data: ImageData, spec: DataSpec, own: bool = False) -> ImageData:
@@ -69,19 +91,6 @@ def network_with(network: str, weights: Mapping[str, Tensor] | None) -> Factory:
     return received
 
 
-def statistics_of(data: ImageData, settings: Settings, ledger: Path | None = None) -> RealStatistics:
-    """What the method sees of the shard: everything, or what the private statistics object lets out (and keeps in ``ledger``, a folder)."""
-    if settings.privacy is None:
-        return ExactStatistics(data)
-    options: dict[str, Any] = {key: value for key, value in settings.privacy.items() if key not in PARTS}
-    if settings.upload.classes is not None:
-        options["classes"] = sorted(settings.upload.classes)
-    if ledger is not None:
-        options["ledger"] = ledger
-    private: RealStatistics = private_part(settings, "statistics")(data, **options)
-    return private
-
-
 def first_images(statistics: RealStatistics, data: ImageData, kind: Initial, settings: Settings, seed: int) -> Initial | CondensedSet:
     """A class of which the client holds fewer images than ``ipc`` begins with those, and is sent as so many.
 
@@ -104,37 +113,29 @@ def upload(
     client: int,
     weights: Mapping[str, Tensor] | None = None,
     previous: CondensedSet | None = None,
-    ledger: Path | None = None,
 ) -> CondensedSet:
     """The set that client ``client`` sends in a round: condensed, or (a naive rival) real images chosen by a coreset.
 
     ``weights`` are the server's (None: fresh networks), ``previous`` the client's own images of the round before, for a warm start. Only
-    classes that the client holds and the server asked for are in it. `InputError` when there are none. A private client sends every class
-    that was asked for, because which of them it holds is private; its releases are kept in ``ledger`` (a folder), so that a client that
-    is stopped and asked again says the same, and pays once.
+    classes that the client holds and the server asked for are in it. `InputError` when there are none. A private client's set is
+    `client_privacy.private_upload`.
     """
-    wanted, private = settings.upload.classes, settings.privacy or {}
-    if wanted is not None and not private:
-        data = data.subset(wanted)
+    if settings.upload.classes is not None:
+        data = data.subset(settings.upload.classes)
     seed = derived_seed(settings.seed, "client", client, "round", server_round)
     if settings.strategy != "feddm":
         return select(data, settings.strategy, settings.upload.ipc, generator(seed, "coreset"))
     config = method_config(settings)
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in ("network", "initial")}
-    statistics, network = statistics_of(data, settings, ledger), network_with(settings.network, weights)
-    initial = previous if previous is not None else config.initial
-    if isinstance(initial, str) and initial != "noise" and not private:
+    statistics, initial = ExactStatistics(data), previous if previous is not None else config.initial
+    if isinstance(initial, str) and initial != "noise":
         initial = first_images(statistics, data, initial, settings, seed)
-    if "networks" in private:
-        network = private_part(settings, "networks")(settings.network, private["releases"])
-    if "start" in private:
-        initial = private_part(settings, "start")(statistics, settings.upload.ipc, seed)
     made = distil(
         statistics,
         settings.upload.method,
         ipc=settings.upload.ipc,
         seed=seed,
-        network=network,
+        network=network_with(settings.network, weights),
         initial=initial,
         progress=False,
         more_images_than_data=True,  # a client may hold fewer than were asked for

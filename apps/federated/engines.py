@@ -80,27 +80,28 @@ class Flower:
         return (done.stdout or b"").decode(errors="replace")
 
 
-def run_simulation(settings: Settings, folder: Path, app: Path, data_root: str = "") -> dict[str, Any]:
+def run_simulation(settings: Settings, folder: Path, app: Path, data_root: str = "", privacy: Path | None = None) -> dict[str, Any]:
     """Flower's simulation runtime, one core a client; ``app`` is the folder of the Flower app."""
     if importlib.util.find_spec("ray") is None:
         raise InputError('engine "simulation" needs Ray; run: pip install "distill-apps[federated]", or set engine = "inline".')
     clients = settings.partition.num_partitions
-    with flower(folder / "flower", settings, app, simulated=clients, releases=folder / "releases") as running:
+    with flower(folder / "flower", settings, app, simulated=clients, privacy=privacy) as running:
         return running.run(settings, folder, data_root)
 
 
-def run_deployment(settings: Settings, folder: Path, app: Path, data_root: str = "") -> dict[str, Any]:
+def run_deployment(settings: Settings, folder: Path, app: Path, data_root: str = "", privacy: Path | None = None) -> dict[str, Any]:
     """A SuperLink and one SuperNode a client, all on this machine and its loopback; ``app`` is the folder of the Flower app."""
-    with flower(folder / "flower", settings, app, releases=folder / "releases") as running:
+    with flower(folder / "flower", settings, app, privacy=privacy) as running:
         return running.run(settings, folder, data_root)
 
 
 @contextlib.contextmanager
-def flower(logs: Path, settings: Settings, app: Path, simulated: int | None = None, releases: Path | None = None) -> Iterator[Flower]:
+def flower(logs: Path, settings: Settings, app: Path, simulated: int | None = None, privacy: Path | None = None) -> Iterator[Flower]:
     """A SuperLink on a free port, with SuperNodes unless ``simulated``; all are gone at the end, whatever happens.
 
     ``app`` is the folder of the Flower app that is run there (`scenarios.federated.cells.FLOWER_APP`: apps know no scenario).
-    ``releases`` is where private clients keep what they released, so that a run that goes on asks them nothing twice.
+    ``privacy`` is the clients' own file, which says what privacy they give: SuperNodes have it in their config, simulated ones in their
+    environment. The server gets no word of it.
     """
     logs.mkdir(parents=True, exist_ok=True)
     watchdog.sweep()
@@ -108,7 +109,7 @@ def flower(logs: Path, settings: Settings, app: Path, simulated: int | None = No
     guard = watchdog.watch(home)
     port = free_port()
     write_whole(home / "config.toml", f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "127.0.0.1:{port}"\ninsecure = true\n')
-    environment = offline(home, settings.threads) | ({} if releases is None else {"DISTILL_RELEASES": str(releases.resolve())})
+    environment = offline(home, settings.threads) | ({"DISTILL_PRIVACY": str(privacy.resolve())} if simulated and privacy else {})
     running = Flower(app, home, port, logs, environment, simulated=simulated)
     children: list[subprocess.Popen[bytes]] = []
     link = ["--insecure", "--host", "127.0.0.1", "--port", str(port), "--disable-runtime-dependency-installation"]
@@ -120,7 +121,8 @@ def flower(logs: Path, settings: Settings, app: Path, simulated: int | None = No
         count = settings.partition.num_partitions
         for client in range(0 if simulated else count):
             node = ["--insecure", "--superlink", f"127.0.0.1:{port}", "--host", "127.0.0.1", "--port", str(free_port())]
-            node += ["--node-config", f"partition-id={client} num-partitions={count}"]
+            own = "" if privacy is None else f" privacy={json.dumps(str(privacy.resolve()))}"
+            node += ["--node-config", f"partition-id={client} num-partitions={count}{own}"]
             running.nodes.append(_start("flower-supernode", node, logs / f"supernode-{client}.log", environment))
         yield running
     finally:
@@ -143,7 +145,7 @@ def offline(home: Path, threads: int) -> dict[str, str]:
     """The environment of everything that is started: nothing is fetched, nothing is reported."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != "DISTILL_PRIVACY"},  # the clients' file is the run's own
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",

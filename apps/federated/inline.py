@@ -11,6 +11,7 @@ from flwr.app import Metadata
 from flwr.serverapp import Grid
 
 from apps.federated.client_app import client_app, data_of
+from apps.federated.client_privacy import ClientPrivacy
 from apps.federated.messages import Context, Error, Message, RecordDict, record_of
 from apps.federated.server_app import serve
 from apps.federated.settings import Settings, to_json
@@ -102,20 +103,24 @@ class LocalGrid(Grid):
 
 
 def run_inline(
-    settings: Settings, data: ImageData | None = None, folder: Path | None = None, client: Client | None = None, data_root: str = ""
+    settings: Settings,
+    data: ImageData | None = None,
+    folder: Path | None = None,
+    client: Client | None = None,
+    data_root: str = "",
+    privacy: ClientPrivacy | None = None,
 ) -> list[dict[str, Any]]:
     """A whole run in this process; see `server_app.serve` for what comes back.
 
-    ``client`` takes the place of the ClientApp (tests let some of them misbehave).
+    ``client`` takes the place of the ClientApp (tests let some of them misbehave). ``privacy`` is what each client gives.
     """
     with quiet_flower(), task_identity():
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         config = {"settings": to_json(settings), "data-root": data_root}
         states = None if folder is None else folder / "clients"
-        grid = LocalGrid(
-            client or client_app(data, None if folder is None else folder / "releases"), config, settings.partition.num_partitions, states
-        )
+        app = client or client_app(data, lambda context: privacy)
+        grid = LocalGrid(app, config, settings.partition.num_partitions, states)
         return serve(grid, settings, data_of(settings, data_root) if data is None else data, folder)
 
 

@@ -1,7 +1,5 @@
 """What a federated run is: one frozen value, the same on the server, on every client and in the record."""
 
-import importlib
-import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import field
@@ -23,7 +21,8 @@ _STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 WEIGHTS = ("fedavg", "fedprox", "scaffold", "fednova")
 ALONE = ("local", "central")  # no messages: each client by itself, and all data in one place
 STRATEGIES = ("feddm", *CORESETS, *WEIGHTS, *ALONE)
-PARTS = ("statistics", "start", "networks")  # of [privacy]: import paths
+# What decides which images a client has.
+DATA_FIELDS = ("data", "size", "validation", "mean", "std", "class_names", "seed", "partition")
 
 # Xiong et al., CVPR 2023: SGD on the pixels with step size 1 and momentum 0.5, 256 real images a class, rho = 5, no augmentation.
 FEDDM: dict[str, Any] = {"logits": True, "radius": 5.0, "lr_img": 1.0, "batch_real": 256, "iterations": 1000, "augmentation": "none"}
@@ -80,6 +79,13 @@ class LocalConfig:
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+class PrivacyRequest:
+    """Uploads shall be private and cost at most ``epsilon`` each; None: what each client gives. A client may refuse, and gives no more."""
+
+    epsilon: Annotated[float, Field(gt=0)] | None = None
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
 class Settings:
     """``data`` is a name that `distill.load` takes, and ``mean``, ``std`` and ``class_names`` what is given with it; ``fraction`` of the
     clients take part in a round; ``timeout`` is a round's, in seconds.
@@ -88,9 +94,7 @@ class Settings:
     ``min_clients`` in later rounds (None: 120).
 
     ``threads`` is the number of torch threads of each client: the same number gives the same bits on every engine.
-    ``privacy`` None, or ``{"statistics": "apps.<room>.<file>:<class>", **its keywords}``: what clients look at their data through. Two
-    more import paths may stand there: ``start``, a function (statistics, ipc, seed) that makes private first images, and ``networks``, a
-    function (network's name, number of releases) that makes networks which come back.
+    ``privacy`` None, or what is asked of private clients; what they give, and how, is decided on their nodes (`client_privacy`).
     """
 
     strategy: str = "feddm"
@@ -114,7 +118,7 @@ class Settings:
     upload: UploadConfig = field(default_factory=UploadConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     local: LocalConfig = field(default_factory=LocalConfig)
-    privacy: dict[str, Any] | None = None
+    privacy: PrivacyRequest | None = None
 
     @property
     def down(self) -> bool:
@@ -131,22 +135,16 @@ def check(settings: Settings) -> Settings:
         raise InputError(
             f"min_clients is {settings.min_clients}; allowed: at most {settings.partition.num_partitions}, the number of clients."
         )
-    config = method_config(settings)
+    method_config(settings)
     if settings.privacy is not None:
-        for part in PARTS:
-            path = str(settings.privacy.get(part, "" if part == "statistics" else "apps.:"))
-            if not path.startswith("apps.") or ":" not in path:
-                raise InputError(
-                    f"privacy.{part} must be an import path 'apps.<application>.<file>:<name>', of a part of a private client."
-                )
         if settings.strategy != "feddm":
             raise InputError(f"privacy is on and strategy {settings.strategy!r} has no private form here; allowed: feddm.")
-        if (config.initial != "noise" and "start" not in settings.privacy) or settings.upload.warm_start:
-            raise InputError('privacy is on: real first images would give them away; set initial = "noise" and warm_start = false.')
+        if settings.upload.warm_start:
+            raise InputError("privacy is on: images of the round before are no private start; set warm_start = false.")
         if settings.server.client_weights != "equal":
             raise InputError('privacy is on: a client\'s number of images is private; set server.client_weights = "equal".')
-        if "networks" in settings.privacy and (settings.upload.networks != "fresh" or type(settings.privacy.get("releases")) is not int):
-            raise InputError('privacy.networks needs privacy.releases, a whole number, and upload.networks = "fresh".')
+        if settings.upload.networks != "fresh":
+            raise InputError('privacy is on: private clients draw their networks themselves; set upload.networks = "fresh".')
     return settings
 
 
@@ -166,28 +164,10 @@ def method_config(settings: Settings) -> Any:
     return configure(METHODS[name][0], {**base, "network": settings.network, **given}, f"[upload] of method {name!r}")
 
 
-def private_part(settings: Settings, part: str) -> Any:
-    """What stands behind an import path of ``privacy``; `InputError` when this version does not have it."""
-    path = str((settings.privacy or {}).get(part, ""))
-    module, _, name = path.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        raise InputError(
-            f"[privacy]: {path[:80]!r} is not there in this version; leave {part if part != 'statistics' else '[privacy]'} out."
-        ) from None
-
-
-def statistics_known(settings: Settings) -> Any:
-    """The class behind ``privacy.statistics``; `InputError` when a part is not in this version, or the class has no such keyword."""
-    privacy = settings.privacy or {}
-    found = {part: private_part(settings, part) for part in PARTS if part in privacy}
-    # Which classes are sent is for [upload] to say, and each client has a ledger of its own.
-    keywords = [name for name in list(inspect.signature(found["statistics"]).parameters)[1:] if name not in ("classes", "ledger")]
-    for key in privacy:
-        if key not in (*PARTS, *keywords):
-            raise unknown_name("[privacy]: key", key, (*PARTS, *keywords))
-    return found["statistics"]
+def data_settings(settings: Settings) -> str:
+    """What decides which images each client has, as text that can be compared."""
+    made = pydantic.TypeAdapter(Settings).dump_python(settings, mode="json")
+    return json.dumps({name: made[name] for name in DATA_FIELDS if name in made}, sort_keys=True)
 
 
 def to_json(settings: Settings) -> str:

@@ -30,7 +30,8 @@ from distill.stopping import held_back
 KEEP_BYTES = 2 << 30
 # Another process holds the lock while it makes one release, or one expert.
 LOCK_SECONDS = 60.0
-PRIVATE_FILE = "PRIVATE-data.json"
+PRIVATE_FILE, ACCOUNT = "PRIVATE-data.json", "account.json"
+SLACK = 1e-9  # of rounding, relative
 
 
 class Ledger:
@@ -49,6 +50,7 @@ class Ledger:
         self.facts = facts or {}
         self.account = os.urandom(16).hex()
         self.plan: Sequence[Any] | None = None
+        self.granted: dict[str, tuple[float, float]] = {}  # (epsilon, delta) by what they were granted to
         self._history: list[Steps] = []
         self._bytes = 0
         self._kept: dict[str, Tensor] = {}
@@ -99,6 +101,25 @@ class Ledger:
         with self.locked():
             self._history = accounting.add(self._history, noise, rate, times)
             self._write()
+
+    def grant(self, name: str, epsilon: float, delta: float) -> None:
+        """Count (``epsilon``, ``delta``) for ``name``, which has an account elsewhere, before it releases anything; once for each name."""
+        with self.locked():
+            if name not in self.granted:
+                self.granted[name] = (epsilon, delta)
+                self._write()
+
+    def check_grant(self, name: str, epsilon: float, delta: float, total: tuple[float, float]) -> None:
+        """`InputError` where (``epsilon``, ``delta``) of a new ``name`` would take the sums over all names beyond ``total``."""
+        with self.locked():
+            if name in self.granted:
+                return
+            spent = [sum(values) for values in zip((0.0, 0.0), *self.granted.values(), strict=True)]
+            if any(was + new > most * (1 + SLACK) for was, new, most in zip(spent, (epsilon, delta), total, strict=True)):
+                raise InputError(
+                    f"the privacy budget is spent: epsilon {spent[0]:g} of {total[0]:g} and delta {spent[1]:g} of {total[1]:g} "
+                    f"are granted, and {epsilon:g} and {delta:g} more were asked for."
+                )
 
     def find(self, key: str) -> Tensor | None:
         """A release that was made, by its question's key; None where there is none. Call it inside `locked`."""
@@ -159,7 +180,8 @@ class Ledger:
         if self.folder is not None:
             plan = None if self.plan is None else list(self.plan)
             history = [list(step) for step in self._history]
-            write_json(self.folder / "account.json", {"account": self.account, "facts": self.facts, "plan": plan, "history": history})
+            account = {"account": self.account, "facts": self.facts, "plan": plan, "history": history}
+            write_json(self.folder / ACCOUNT, account | ({"granted": self.granted} if self.granted else {}))
             self._written = _state(self.folder)
 
     def _refresh(self, folder: Path) -> None:
@@ -172,15 +194,18 @@ class Ledger:
                 raise InputError(f"{folder}: its account.json is missing, so what was spent is not known; start in another folder.")
             return
         try:
-            saved = read_json(folder / "account.json")
+            saved = read_json(folder / ACCOUNT)
             if saved["facts"] != self.facts:
                 differing = [name for name in saved["facts"] if saved["facts"][name] != self.facts.get(name)] or sorted(self.facts)
                 given = ", ".join(f"{name} {saved['facts'].get(name)}" for name in differing)[:120]
                 raise InputError(f"{folder}: its releases were made under other settings ({given}); use another folder.")
             history = [Steps(float(noise), float(rate), int(times)) for noise, rate, times in saved["history"]]
             account = str(saved["account"])
+            granted = {str(name): (float(epsilon), float(delta)) for name, (epsilon, delta) in saved.get("granted", {}).items()}
             if self._written is not None and (
-                account != self.account or sum(step.times for step in history) < sum(step.times for step in self._history)
+                account != self.account
+                or sum(step.times for step in history) < sum(step.times for step in self._history)
+                or not granted.keys() >= self.granted.keys()
             ):
                 raise InputError(f"{folder}: its account was replaced by another one, so what was spent is not known; use another folder.")
             counted = sum(step.times for step in history)
@@ -194,12 +219,12 @@ class Ledger:
                 self._files.add(path.name)
                 if path.name.startswith("release-"):
                     self._keep(facts["key"], tensor)
-        except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (safetensors.SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
             text = str(error)[:100]
             raise InputError(f"{folder}: is damaged ({text}), so what was spent is not known; start in another folder.") from None
-        self.account, self.plan, self._history = account, saved["plan"], history
+        self.account, self.plan, self._history, self.granted = account, saved["plan"], history, granted
         self._written = state
         if sum(step.times for step in history) != counted:
             self._write()
@@ -210,7 +235,7 @@ class Ledger:
             if read_json(path).get("fingerprint") != fingerprint:
                 raise InputError(f"{folder}: its releases were made from other private data; use another folder.")
         elif fingerprint is not None:
-            if self._history:
+            if self._history or self.granted:
                 raise InputError(f"{path}: is missing, so whose data were released is not known; use another folder.")
             write_json(path, {"private": "do not share this file: it lets anybody test a guess of the data", "fingerprint": fingerprint})
             path.chmod(0o600)
@@ -219,7 +244,7 @@ class Ledger:
 def _state(folder: Path) -> tuple[int, int] | None:
     """What changes whenever the account is written: each time it is a new file."""
     try:
-        found = (folder / "account.json").stat()
+        found = (folder / ACCOUNT).stat()
     except FileNotFoundError:
         return None
     return found.st_ino, found.st_mtime_ns

@@ -10,7 +10,7 @@ from apps.federated.settings import ALONE, Settings
 from distill.data import ImageData
 from distill.errors import InputError
 from distill.processes import WorkerFailed, at_once, side_by_side
-from distill.records import read_lines, write_json_lines
+from distill.records import read_lines, write_json_lines, write_whole
 from scenarios.engine.folder import load_data
 from scenarios.engine.study import Options
 from scenarios.federated.left_out import left_out
@@ -60,16 +60,25 @@ def run_cell(study: FederatedStudy, cell: Settings, options: Options, data: Imag
         lines = run_alone(cell, data)
         write_json_lines(own / "rounds.jsonl", lines)
         return lines
+    file, privacy = None, None
+    if study.privacy is not None:
+        from scenarios.federated.node import of_study, written
+
+        file, privacy = of_study(study.privacy, cell, own / "releases", root, f"{study.name}: [privacy]")
     if study.federation.engine == "inline":
         from apps.federated.inline import run_inline
 
-        return answered(cell, run_inline(cell, data, own, data_root=root))
+        return answered(cell, run_inline(cell, data, own, data_root=root, privacy=privacy))
     from apps.federated.engines import lines_of, run_deployment, run_simulation
 
     # The clients' memory of these engines ends with them, so a strategy that needs it starts again.
     if cell.strategy == "scaffold" or cell.upload.warm_start:
         (own / "checkpoint.safetensors").unlink(missing_ok=True)
-    account = (run_simulation if study.federation.engine == "simulation" else run_deployment)(cell, own, FLOWER_APP, root)
+    path = None
+    if file is not None:
+        path = own / "PRIVATE-clients.toml"
+        write_whole(path, written(file))
+    account = (run_simulation if study.federation.engine == "simulation" else run_deployment)(cell, own, FLOWER_APP, root, path)
     write_json_lines(own / "flower.jsonl", [account])
     return answered(cell, lines_of(own))
 

@@ -8,10 +8,11 @@ import pydantic
 from pydantic import Field
 
 from apps.federated.partition import PartitionConfig
-from apps.federated.settings import STRATEGIES, LocalConfig, ServerConfig, Settings, UploadConfig, from_mapping, statistics_known
+from apps.federated.settings import STRATEGIES, LocalConfig, ServerConfig, Settings, UploadConfig, from_mapping, method_config
 from distill.configure import configure
 from distill.errors import InputError, unknown_name
 from scenarios.engine.schema import DataTable, config_hash, plain_values
+from scenarios.federated.node import checked, request
 
 ENGINES = ("inline", "simulation", "deployment")
 TABLES = ("data", "federation", "partition", "upload", "server", "local", "privacy")
@@ -43,6 +44,7 @@ class FederatedStudy:
     federation: FederationTable
     settings: Settings  # of the first strategy and seed 0; the others differ in these two only
     merged: dict[str, Any]
+    privacy: dict[str, Any] | None = None  # the clients' own; in the settings is only what the server asks of them
     kind: str = "federated"
 
     @property
@@ -90,22 +92,19 @@ def study(name: str, title: str, tables: dict[str, Any], source: str) -> Federat
         "upload": upload,
         "server": tables.get("server", {}),
         "local": tables.get("local", {}),
-        "privacy": tables.get("privacy"),
     }
-    if values["privacy"] is not None:
-        values["privacy"] = {"statistics": "apps.privacy.private_statistics:PrivateStatistics", **values["privacy"]}
+    settings, privacy = from_mapping(values, source), tables.get("privacy")
+    if privacy is not None:
+        privacy = checked(privacy, f"{source}: [privacy]")
         others = [s for s in federation.strategies if s != "feddm"]
         if others:
             raise InputError(f"{source}: [privacy] is on and strategy {others[0]!r} has no private form; allowed: feddm.")
-    settings = from_mapping(values, source)
-    if settings.privacy is not None:
-        try:
-            statistics_known(settings)
-        except InputError as error:
-            raise InputError(f"{source}: {error}") from None
-    dump = pydantic.TypeAdapter(Settings).dump_python(settings, mode="json")
+        if privacy.get("start") is None and method_config(settings).initial != "noise":
+            raise InputError(f'{source}: privacy is on: real first images would give them away; set initial = "noise", or a private start.')
+        settings = from_mapping(values | {"privacy": dataclasses.asdict(request(privacy, federation.rounds))}, source)
+    dump = pydantic.TypeAdapter(Settings).dump_python(settings, mode="json") | {"privacy": privacy}
     for key in ("strategy", "seed", "device"):
         del dump[key]
     extra = {"strategies": list(federation.strategies), "engine": federation.engine, "seeds": federation.seeds}
     merged = {"kind": "federated", "federation": extra, **dump, "data": plain_values(data)}
-    return FederatedStudy(name, title, data, federation, settings, merged)
+    return FederatedStudy(name, title, data, federation, settings, merged, privacy)

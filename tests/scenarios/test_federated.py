@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from apps.federated.settings import to_json
 from distill.condensed import CondensedSet
 from distill.errors import InputError
 from distill.records import read_lines
@@ -187,14 +188,23 @@ def test_privacy_refuses_real_first_images_and_other_strategies() -> None:
     alone = {"strategies": ["feddm"]}
     with pytest.raises(InputError, match="noise"):
         study("test", with_changes(privacy={"epsilon": 1.0}, federation=alone), "test.toml")
-    with pytest.raises(InputError, match="not there in this version"):
-        study(
-            "test",
-            with_changes(privacy={"statistics": "apps.privacy.nowhere:Nothing"}, federation=alone, upload={"initial": "noise"}),
-            "test.toml",
-        )
-    with pytest.raises(InputError, match="import path"):
-        study("test", with_changes(privacy={"statistics": "os:system"}, federation=alone, upload={"initial": "noise"}), "test.toml")
+    noise = {"initial": "noise", "networks": "fresh"}
+    for text in ("apps.privacy.nowhere:Nothing", "os:system"):
+        with pytest.raises(InputError, match=r"'statistics'.*is not known"):
+            study("test", with_changes(privacy={"epsilon": 1.0, "statistics": text}, federation=alone, upload=noise), "test.toml")
+    with pytest.raises(InputError, match="draw their networks themselves"):
+        study("test", with_changes(privacy={"epsilon": 1.0}, federation=alone, upload={"initial": "noise"}), "test.toml")
+
+
+def test_a_server_asks_its_clients_for_epsilon_and_says_nothing_else_of_privacy() -> None:
+    """The [privacy] table is the clients' own file: no path, seed, size or budget of it goes down to them."""
+    private = {"epsilon": 6.0, "population": 100, "insecure_seed": 3}
+    upload = {"initial": "noise", "networks": "fresh"}
+    changes = with_changes(privacy=private, federation={"strategies": ["feddm"], "rounds": 3}, upload=upload)
+    made = study("test", changes, "test.toml")
+    assert json.loads(to_json(made.settings))["privacy"] == {"epsilon": 2.0}
+    assert made.privacy == {"statistics": "apps.privacy.private_statistics:PrivateStatistics", **private}
+    assert made.merged["privacy"] == made.privacy
 
 
 def test_the_command_line_runs_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,177 @@
+"""A node's privacy file: what the clients of this machine give, whatever a server asks. The parts of two applications meet here.
+
+The file is TOML. A SuperNode finds it by ``privacy`` in its node config or by the variable ``DISTILL_PRIVACY``. In a study that runs on
+this machine the ``[privacy]`` table is the clients' own file; `written` makes one of it for the engines that are processes.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field
+
+from apps.federated.client_privacy import ClientPrivacy
+from apps.federated.settings import PrivacyRequest, Settings, data_settings
+from apps.privacy.networks import drawn_once
+from apps.privacy.private_start import private_kmeans
+from apps.privacy.uploads import granted_statistics
+from distill.configure import configure
+from distill.errors import InputError, clipped, unknown_name
+
+if TYPE_CHECKING:
+    from apps.federated.messages import Context
+
+_STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+STATISTICS = "apps.privacy.private_statistics:PrivateStatistics"
+# By the names that a file may use, the longer ones of earlier versions among them. Nothing else is looked up, and nothing imported.
+STARTS: dict[str, Callable[..., Any]] = {"kmeans": private_kmeans, "apps.privacy.private_start:private_kmeans": private_kmeans}
+NETWORKS: dict[str, Callable[..., Any]] = {"drawn_once": drawn_once, "apps.privacy.networks:drawn_once": drawn_once}
+# Of `PrivateStatistics`, beside what is counted for each upload.
+OPTIONS = (
+    "population",
+    "releases",
+    "sample_rate",
+    "start_releases",
+    "start_share",
+    "clip",
+    "centred",
+    "public_start",
+    "insecure_seed",
+)
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+class PrivacyTable:
+    """``[privacy]`` of a federated study, and most of a node's file: ``epsilon`` and ``delta`` are of all uploads of a client together.
+
+    ``start`` is a private start and ``networks`` a fixed pool of networks, both by name (`STARTS`, `NETWORKS`); the others are keywords of
+    `apps.privacy.PrivateStatistics`.
+    """
+
+    epsilon: Annotated[float, Field(gt=0)]
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    population: Annotated[int, Field(ge=1)] | None = None
+    start: str | None = None
+    start_releases: Annotated[int, Field(ge=0)] = 0
+    start_share: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    networks: str | None = None
+    releases: Annotated[int, Field(ge=1)] | None = None
+    sample_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    clip: Annotated[float, Field(gt=0)] | None = None
+    centred: bool = False
+    public_start: str | None = None
+    insecure_seed: Annotated[int, Field(ge=0)] | None = None
+    statistics: Literal["apps.privacy.private_statistics:PrivateStatistics"] = STATISTICS
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+class NodeFile(PrivacyTable):
+    """A node's file: the table above, and what the study says there for its own clients (`ClientPrivacy`)."""
+
+    ledger: str = ""
+    uploads: Annotated[int, Field(ge=1)] = 1
+    classes: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    methods: tuple[str, ...] = ("dm",)
+    ipc: Annotated[int, Field(ge=1)] = 100
+    iterations: Annotated[int, Field(ge=1)] = 10_000
+    data: str | None = None
+    data_root: str = ""
+
+
+def checked(table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The keys of a study's ``[privacy]`` as they were given, with long names; `InputError` says what is wrong."""
+    found = configure(PrivacyTable, table, where)
+    _parts(found, where)
+    long = {"statistics": STATISTICS, **table}
+    for key, names in (("start", STARTS), ("networks", NETWORKS)):
+        if key in long:
+            long[key] = next(name for name in reversed(names) if names[name] is names[long[key]])
+    return long
+
+
+def client_privacy(file: NodeFile, where: str) -> ClientPrivacy:
+    """What the file says as a value that a client takes; ``where`` opens the messages."""
+    start, networks = _parts(file, where)
+    if not file.ledger:
+        raise InputError(
+            f'{where}: key "ledger" is missing; name the folder that keeps what was released, for example "/srv/distill/ledger".'
+        )
+    pool = None if networks is None else functools.partial(_pool, networks, file.releases)
+    options = {name: getattr(file, name) for name in OPTIONS}
+    return ClientPrivacy(
+        statistics=functools.partial(_statistics, (file.epsilon, file.delta), options),
+        epsilon=file.epsilon,
+        delta=file.delta,
+        ledger=Path(file.ledger).expanduser(),
+        start=start,
+        networks=pool,
+        **{name: getattr(file, name) for name in ("uploads", "classes", "methods", "ipc", "iterations", "data", "data_root")},
+    )
+
+
+def of_study(table: Mapping[str, Any], cell: Settings, ledger: Path, data_root: str, where: str) -> tuple[NodeFile, ClientPrivacy]:
+    """The clients' file for one run of a study whose ``[privacy]`` is ``table``: every round may have an upload, made as [upload] says."""
+    limits = {"uploads": cell.rounds, "classes": cell.upload.classes, "methods": (cell.upload.method,), "ipc": cell.upload.ipc}
+    places = {"ledger": str(ledger.resolve()), "data": data_settings(cell), "data_root": data_root}
+    file = configure(NodeFile, {**table, **limits, "iterations": 2**53, **places}, where)
+    return file, client_privacy(file, where)
+
+
+def request(table: Mapping[str, Any], rounds: int) -> PrivacyRequest:
+    """What the server of a study asks for: a round's equal part of what its clients give."""
+    return PrivacyRequest(table["epsilon"] / rounds)
+
+
+def written(file: NodeFile) -> str:
+    """The file's text, which `read` takes."""
+    kept = {name: value for name, value in dataclasses.asdict(file).items() if value is not None}
+    return "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in kept.items())
+
+
+def read(path: Path) -> ClientPrivacy:
+    """A node's file. `InputError` names what is wrong in it, for the node's owner; a client says nothing of it."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({clipped(error, 200)}); a privacy file is TOML.") from None
+    return client_privacy(configure(NodeFile, values, str(path)), str(path))
+
+
+def of_node(context: "Context") -> ClientPrivacy | None:
+    """The privacy of the node that this context is of, by its own config or environment; None where neither names a file."""
+    path = str(context.node_config.get("privacy", "")) or os.environ.get("DISTILL_PRIVACY", "")
+    return read(Path(path)) if path else None
+
+
+def _parts(table: PrivacyTable, where: str) -> tuple[Callable[..., Any] | None, Callable[..., Any] | None]:
+    for key, name, names in (("start", table.start, STARTS), ("networks", table.networks, NETWORKS)):
+        if name is not None and name not in names:
+            raise unknown_name(f"{where}: key {key!r}: value", name, names)
+    if table.networks is not None and table.releases is None:
+        raise InputError(f"{where}: networks that come back need to be counted: set releases, a whole number.")
+    if table.start is not None and table.start_releases < 2:
+        raise InputError(f"{where}: a private start needs start_releases of 2 or more; 6 is a good number.")
+    return STARTS.get(table.start or ""), NETWORKS.get(table.networks or "")
+
+
+def _pool(networks: Callable[..., Any], releases: int, name: str) -> Any:
+    return networks(name, releases)
+
+
+def _statistics(
+    total: tuple[float, float],
+    options: dict[str, Any],
+    data: Any,
+    epsilon: float,
+    delta: float,
+    classes: tuple[int, ...] | None,
+    folder: Path,
+    name: str,
+) -> Any:
+    return granted_statistics(data, epsilon, delta, folder, name, total, classes=classes, **options)
