@@ -6,6 +6,7 @@ What a run's networks say about the pool is kept in attack/ARM-RUN.npz, which `p
 
 import dataclasses
 import io
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,7 +182,11 @@ def _by_run(values: list[float]) -> dict[str, float]:
 
 def cell(found: dict[str, float] | None, digits: int) -> str:
     """An interval of a record for a table."""
-    return "n/a" if found is None else f"{found['value']:.{digits}f} ({found['low']:.{digits}f} to {found['high']:.{digits}f})"
+    if found is None:
+        return "n/a"
+    ends = found["low"], found["high"]
+    known = all(end is not None and math.isfinite(end) for end in ends)  # one run has none
+    return f"{found['value']:.{digits}f}" + (f" ({ends[0]:.{digits}f} to {ends[1]:.{digits}f})" if known else "")
 
 
 def _save(file: Path, arrays: dict[str, np.ndarray]) -> None:
