@@ -23,13 +23,13 @@ import torch.nn.functional as F
 from apps.privacy.contributions import GRADIENT_CHUNK, clipped, gradient_rows
 from apps.privacy.private_statistics import PrivateStatistics
 from benchmarks.core import seconds
+from distill.batches import mean_gradient
 from distill.data import ImageData, Split
 from distill.memory import keep_freed_memory
 from distill.networks import create, parameter_count
 from distill.randomness import generator
 from distill.records import environment, peak_memory_bytes, write_json
 from distill.spec import DataSpec
-from distill.statistics import mean_gradient
 
 AT_MOST = 3.0  # times the plain batch gradient
 CLASSES = 10

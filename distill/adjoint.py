@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill.batches import chunk_size, piece_count
 from distill.fast import compiled
 from distill.networks import has_batchnorm
-from distill.statistics import chunk_size, piece_count
 
 # The batch that step i trains on, as a differentiable function of all images and labels: (i, images, labels) -> (x, y).
 View = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]

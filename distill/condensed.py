@@ -17,6 +17,7 @@ from torch import Tensor
 from distill import set_file
 from distill.augment import strategy
 from distill.errors import InputError, unknown_name
+from distill.joining import check_alike
 from distill.labels import DEFAULT_KIND, LABEL_KINDS
 from distill.records import write_whole
 from distill.set_file import DECODE, MAX_FILE_BYTES, check_size, decode, encode, later_facts, later_parts, later_tensors, loadable, parse
@@ -110,9 +111,9 @@ class CondensedSet:
 
     def _repr_html_(self) -> str:
         """For Jupyter: that line above the images, at most 50 of each of 100 classes."""
-        from distill.figures import image_grid  # matplotlib is slow to import; figures.py imports this module
+        from distill.image_grids import images_by_class  # matplotlib is slow to import
 
-        drawing = image_grid(self)
+        drawing = images_by_class(self.pixels(), self.hard_labels, self.spec.classes, "Images of a condensed set")
         legend = "".join(f"<br>{html.escape(line)}" for line in drawing.legend)
         data = base64.b64encode(drawing.encoded(dpi=60)).decode()
         return f"<p>{html.escape(repr(self))}{legend}</p><img alt='{html.escape(drawing.heading)}' src='data:image/png;base64,{data}'>"
@@ -205,9 +206,32 @@ class CondensedSet:
 
         The provenance names its parts. A privacy statement is not merged: how releases compose is for the accountant to say.
         """
-        from distill.joining import concat  # which makes a CondensedSet
-
-        return concat(sets)
+        if not sets:
+            raise InputError("concat was given no sets; allowed: one or more.")
+        first = sets[0]
+        for other in sets[1:]:
+            check_alike(first, other)
+        soft = any(s.labels.dtype != torch.int64 for s in sets)
+        kinds = sorted({s.label_kind for s in sets})
+        if len(kinds) > 1:
+            raise InputError(f"concat: the label kinds differ ({', '.join(kinds)}; class numbers are {DEFAULT_KIND}); allowed: one kind.")
+        labels = [
+            torch.nn.functional.one_hot(s.labels, s.spec.num_classes).float() if soft and s.labels.ndim == 1 else s.labels for s in sets
+        ]
+        parts = [{"method": s.provenance.method, "seed": s.provenance.seed, "dp": s.provenance.dp} for s in sets]
+        joined = CondensedSet(
+            images=torch.cat([s.images for s in sets]),
+            labels=torch.cat(labels),
+            spec=first.spec,
+            lr=first.lr if len({s.lr for s in sets}) == 1 else None,
+            augmentation=first.augmentation if len({s.augmentation for s in sets}) == 1 else None,
+            provenance=Provenance("union", {"parts": parts}, seconds=sum(s.provenance.seconds for s in sets)),
+            whitening=first.whitening,
+            label_kind=first.label_kind,
+            step_sizes=first.step_sizes,
+            start_weights=first.start_weights,
+        )
+        return joined.made_for(label for one in sets for label in one.classes)
 
     def quantised(self) -> "CondensedSet":
         """The same set with each channel rounded to 256 evenly spaced values, stored as uint8: a quarter of the bytes."""

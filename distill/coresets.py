@@ -10,10 +10,10 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
+from distill.batches import Embed, chunk_size
 from distill.condensed import CondensedSet, Provenance
 from distill.data import ImageData
 from distill.errors import InputError, clipped, unknown_name
-from distill.statistics import Embed, chunk_size
 
 CORESETS = ("random", "herding", "kcenter", "kmeans", "class_mean")
 

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from distill.batches import chunk_size
 from distill.comparison import BASELINES as BASELINES
 from distill.comparison import Training, compared, learner_set, notes_on, recipe_of, row_label, training_of
 from distill.condensed import CondensedSet
@@ -19,7 +20,6 @@ from distill.data import ImageData, Split
 from distill.errors import Diverged, InputError, clipped, unknown_name
 from distill.fast import Compile, Precision, accelerated
 from distill.networks import Factory, flops
-from distill.statistics import chunk_size
 from distill.train import Recipe, train_network
 
 NOT_FINITE = "the network's outputs are NaN or infinite: its training diverged (use a smaller lr), or its own arithmetic is at fault."

@@ -27,6 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from distill.augment import augment, for_data, strategy
+from distill.batches import mean_gradient
 from distill.data import ImageData
 from distill.divergence import LATEST
 from distill.errors import Diverged, InputError, diverged
@@ -35,7 +36,6 @@ from distill.processes import WorkerFailed, at_once, side_by_side
 from distill.progress import shows_progress
 from distill.randomness import generator
 from distill.records import write_json, write_whole
-from distill.statistics import mean_gradient
 
 SAVE_SECONDS = 20.0
 # Floating-point operations from which processes of their own repay the seconds that each takes to start.

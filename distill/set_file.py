@@ -21,7 +21,7 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import field
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import pydantic
 import safetensors.torch
@@ -32,9 +32,7 @@ from distill.errors import InputError, clipped
 from distill.labels import DEFAULT_KIND
 from distill.set_parts import MAX_TENSORS, Encoded, StartWeights, StepSizes
 from distill.spec import DataSpec
-
-if TYPE_CHECKING:
-    from distill.condensed import CondensedSet
+from distill.whitening import Whitening
 
 FORMAT = 1
 FORMAT_WITH_PARTS = 2
@@ -161,7 +159,26 @@ def _known_tensors(names: list[str]) -> bool:
     return whole and rest == ({"labels"} if encoded else {"images", "labels"})
 
 
-def later_facts(made: "CondensedSet") -> dict[str, Any]:
+class Stored(Protocol):
+    """What of a `distill.condensed.CondensedSet` is checked and written here."""
+
+    @property
+    def spec(self) -> DataSpec: ...
+    @property
+    def provenance(self) -> Provenance: ...
+    @property
+    def whitening(self) -> Whitening | None: ...
+    @property
+    def label_kind(self) -> str: ...
+    @property
+    def decode(self) -> Encoded | None: ...
+    @property
+    def step_sizes(self) -> StepSizes | None: ...
+    @property
+    def start_weights(self) -> StartWeights | None: ...
+
+
+def later_facts(made: Stored) -> dict[str, Any]:
     """The header's format, spec, and keys of FORMAT 2, where a set has what they are for."""
     spec, facts = made.spec.facts, dict[str, Any]()
     said = {f"{name}_origin": origin for name, origin in made.spec.origins.items()}
@@ -179,7 +196,7 @@ def later_facts(made: "CondensedSet") -> dict[str, Any]:
     return {"format": FORMAT_WITH_PARTS if later else FORMAT, "spec": spec, **facts}
 
 
-def later_tensors(made: "CondensedSet") -> dict[str, Tensor]:
+def later_tensors(made: Stored) -> dict[str, Tensor]:
     """The tensors of FORMAT 2 by name, but those that stand in place of images."""
     steps = {} if made.step_sizes is None else made.step_sizes.tensors
     weights = {} if made.start_weights is None else made.start_weights.tensors

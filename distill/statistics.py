@@ -1,25 +1,21 @@
 """`RealStatistics`: the only window through which a matching method sees real data, and its exact form."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill import sharding
+from distill.batches import Augment as Augment
+from distill.batches import Embed as Embed
+from distill.batches import chunked_sum, mean_gradient
+from distill.coresets import select
 from distill.data import ImageData
-from distill.networks import Factory, has_batchnorm
+from distill.experts import ExpertConfig, Trajectories, train_experts
+from distill.networks import Factory
 from distill.spec import DataSpec
 from distill.whitening import Whitening
-
-if TYPE_CHECKING:
-    from distill.experts import ExpertConfig, Trajectories
-
-# Augments a batch of one class: (images (n, C, H, W), position of the class in `classes`) -> images.
-Augment = Callable[[Tensor, int], Tensor]
-# Maps normalised images (n, C, H, W) to features (n, D).
-Embed = Callable[[Tensor], Tensor]
 
 
 class RealStatistics(Protocol):
@@ -63,7 +59,7 @@ class RealStatistics(Protocol):
         """Set a network's BatchNorm running statistics from a small real batch, then put its BatchNorm layers in evaluation mode."""
         ...
 
-    def trajectories(self, config: "ExpertConfig", network: Factory, progress: bool | None = None) -> "Trajectories":
+    def trajectories(self, config: ExpertConfig, network: Factory, progress: bool | None = None) -> Trajectories:
         """Weights of networks trained on the real data, epoch by epoch: all that MTT sees of them."""
         ...
 
@@ -129,7 +125,7 @@ class ExactStatistics:
                 if joint:
                     batches.append(images)
                 else:
-                    means[position] = _chunked_sum(embed, images) / len(images)
+                    means[position] = chunked_sum(embed, images) / len(images)
             if joint:
                 features = embed(torch.cat(batches))
                 return torch.stack([part.mean(0) for part in features.split([len(b) for b in batches])])
@@ -164,59 +160,11 @@ class ExactStatistics:
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
 
-    def trajectories(self, config: "ExpertConfig", network: Factory, progress: bool | None = None) -> "Trajectories":
+    def trajectories(self, config: ExpertConfig, network: Factory, progress: bool | None = None) -> Trajectories:
         """Experts trained now, or found in the cache (`distill.experts.train_experts`)."""
-        from distill.experts import train_experts  # here, because experts are trained with this file's gradients
-
         return train_experts(self.data, config, network, progress)
 
     def initial_images(self, kind: str, ipc: int | Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Up to ``ipc`` images a class, chosen by a coreset; `InputError` for a name that is none."""
-        from distill.coresets import select  # here, because coresets need data that a private statistics object never shows
-
         chosen = select(self.data, kind, ipc, generator)
         return chosen.images, chosen.labels
-
-
-def mean_gradient(network: nn.Module, images: Tensor, labels: Tensor) -> list[Tensor]:
-    """Gradient of the mean cross-entropy, one tensor per trainable parameter; summed over chunks that stay in the processor's cache.
-
-    Exact, because gradients add up; networks with BatchNorm in training mode see the batch whole.
-    """
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    total: list[Tensor] | None = None
-    for part, target in chunks(images, labels, whole=network.training and has_batchnorm(network)):
-        loss = F.cross_entropy(network(part), target, reduction="sum") / len(images)
-        found = torch.autograd.grad(loss, parameters)
-        total = list(found) if total is None else [a.add_(b) for a, b in zip(total, found, strict=True)]
-    assert total is not None
-    return total
-
-
-def chunks(images: Tensor, labels: Tensor, whole: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-    """Split a batch into pieces whose activations stay in a CPU's cache (2.0 x measured on a ConvNet-3 of width 128); whole on a GPU."""
-    pieces = 1 if whole else piece_count(len(images), chunk_size(images))
-    yield from zip(images.tensor_split(pieces), labels.tensor_split(pieces), strict=True)
-
-
-def chunk_size(images: Tensor) -> int:
-    """About 20 images of 32 x 32 on a CPU: 10 MB of first-layer activations at width 128."""
-    if images.device.type != "cpu":
-        return 2048
-    return max(4, 20 * 1024 // (images.shape[-1] * images.shape[-2]))
-
-
-def piece_count(count: int, size: int) -> int:
-    """How many pieces of about ``size`` to cut ``count`` images into; equal ones where possible, because a compiler works by shape."""
-    nearest = max(1, round(count / size))
-    even = [pieces for pieces in range(1, count + 1) if count % pieces == 0 and 0.6 * size <= count / pieces <= 1.5 * size]
-    return min(even, key=lambda pieces: abs(pieces - nearest), default=nearest)
-
-
-def _chunked_sum(embed: Embed, images: Tensor) -> Tensor:
-    total: Tensor | None = None
-    for part in images.tensor_split(piece_count(len(images), chunk_size(images))):
-        found = embed(part).sum(0)
-        total = found if total is None else total + found
-    assert total is not None
-    return total

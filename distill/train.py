@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from distill import augment_dc
 from distill.augment import augment, for_data, strategy
+from distill.batches import chunks
 from distill.condensed import CondensedSet
 from distill.data import ImageData
 from distill.errors import unknown_name
@@ -20,7 +21,6 @@ from distill.labels import DEFAULT_KIND, LABEL_KINDS
 from distill.networks import Factory, create, flops, has_batchnorm
 from distill.randomness import generator
 from distill.spec import DataSpec
-from distill.statistics import chunks
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))

@@ -27,8 +27,8 @@ from distill.networks import check_name
 from distill.train import PROTOCOLS
 from scenarios import cli
 from scenarios.catalogue import study
-from scenarios.engine import grid
 from scenarios.engine.scenario import override, read_scenario
+from scenarios.sweep import grid
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "apps").glob("*/README.md"))]

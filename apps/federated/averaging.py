@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apps.federated.settings import LocalConfig
+from distill.batches import chunks
 from distill.data import ImageData
-from distill.statistics import chunks
 
 Weights = dict[str, Tensor]
 

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill.batches import chunk_size
 from distill.errors import Diverged, InputError
 from distill.evaluation import NOT_FINITE
-from distill.statistics import chunk_size
 
 FEWEST_RUNS = 6  # for LiRA on runs that are each other's shadows: three pairs
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from distill.batches import Augment, Embed, chunk_size
 from distill.errors import InputError
-from distill.statistics import Augment, Embed, chunk_size
 
 # Gradients of this many examples are held at once: 41 MB for a ConvNet-3 of width 128 at 32 examples.
 GRADIENT_CHUNK = 32

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from apps.privacy.distances import Nearest
 from apps.privacy.metrics import roc
-from apps.privacy.visual import Nearest
 from distill.condensed import CondensedSet
 from distill.data import ImageData
 from distill.drawing import Drawing, escaped, title_text

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apps.privacy.contributions import plain
+from distill.batches import Augment, Embed, chunk_size
 from distill.condensed import CondensedSet
 from distill.data import ImageData, Split
 from distill.errors import Diverged, InputError
@@ -25,7 +26,7 @@ from distill.evaluation import NOT_FINITE
 from distill.networks import embed as features_of
 from distill.randomness import generator
 from distill.spec import DataSpec
-from distill.statistics import Augment, Embed, ExactStatistics, chunk_size
+from distill.statistics import ExactStatistics
 
 LEARNING_RATE = 0.08  # of the trigger, and the factor by which its neuron shall answer more: both as in the authors' code
 FACTOR = 10.0

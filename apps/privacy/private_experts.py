@@ -9,20 +9,20 @@ import functools
 import json
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apps.privacy.contributions import check_separable
-from apps.privacy.release import question
+from apps.privacy.release import Plan, question
+from distill.batches import chunk_size
 from distill.data import ImageData
 from distill.errors import InputError, diverged
 from distill.experts import ExpertConfig, Trajectories, flat
 from distill.networks import Factory, create
 from distill.randomness import generator
-from distill.statistics import chunk_size
 
 try:
     from opacus import GradSampleModule
@@ -30,13 +30,22 @@ try:
 except ImportError:
     raise InputError('private experts need opacus: pip install "distill-apps[privacy]"') from None
 
-if TYPE_CHECKING:
-    from apps.privacy.private_statistics import PrivateStatistics
-    from apps.privacy.release import Plan
+
+class Account(Protocol):
+    """What experts need of `PrivateStatistics`: its budget, its entropy and its ledger."""
+
+    clip: float | None
+    population: int
+
+    @property
+    def privacy(self) -> dict[str, Any]: ...
+    def trained(self, name: str, key: str, plan: Plan, steps: int, train: Callable[[], Tensor]) -> Tensor: ...
+    def sample(self, rate: float) -> Tensor: ...
+    def noise(self, shape: tuple[int, ...]) -> Tensor: ...
 
 
 def train_private_experts(
-    statistics: "PrivateStatistics", data: ImageData, config: ExpertConfig, network: Factory | None, plan: "Plan", steps: int
+    statistics: Account, data: ImageData, config: ExpertConfig, network: Factory | None, plan: Plan, steps: int
 ) -> Trajectories:
     """``config.experts`` experts of ``steps`` DP-SGD steps each, snapshots after each of ``config.epochs`` equal parts.
 
@@ -54,7 +63,7 @@ def train_private_experts(
     return Trajectories(config.experts, config.epochs, lambda expert, epoch: made[expert][epoch], statistics.privacy)
 
 
-def _question(config: ExpertConfig, model: nn.Module, plan: "Plan", steps: int, clip: float | None) -> str:
+def _question(config: ExpertConfig, model: nn.Module, plan: Plan, steps: int, clip: float | None) -> str:
     """What an expert depends on beside the data: an expert that began or was trained otherwise is no answer."""
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name != "experts"}
     return question(json.dumps(["expert", settings, str(model), list(plan), steps, clip], sort_keys=True), [flat(model)])
@@ -82,7 +91,7 @@ class _NoisedSums(DPOptimizer):
             parameter.grad = (parameter.summed_grad.double() + deviation * drawn).to(parameter.dtype).view_as(parameter)
 
 
-def _train(statistics: "PrivateStatistics", data: ImageData, config: ExpertConfig, model: nn.Module, plan: "Plan", steps: int) -> Tensor:
+def _train(statistics: Account, data: ImageData, config: ExpertConfig, model: nn.Module, plan: Plan, steps: int) -> Tensor:
     check_separable(model)
     watched = GradSampleModule(model, loss_reduction="mean")
     optimiser: Any = _NoisedSums(

@@ -20,12 +20,12 @@ from apps.privacy.ledger import Ledger
 from apps.privacy.public import check_class_list, check_normalisation, check_start, check_target, probe_images, public_size
 from apps.privacy.release import Plan, Rows, check_independent, noised_sums, poisson_mask, question, refused
 from apps.privacy.statement import NOT_COVERED, mechanism
+from distill.batches import Augment, Embed
 from distill.condensed import CondensedSet
 from distill.data import ImageData
 from distill.errors import InputError
 from distill.networks import Factory
 from distill.spec import DataSpec
-from distill.statistics import Augment, Embed
 
 if TYPE_CHECKING:
     from distill.experts import ExpertConfig, Trajectories

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from distill import sharding
 from distill.augment import apply, draw, for_data, strategy
+from distill.batches import mean_gradient
 from distill.condensed import CondensedSet
 from distill.fast import Compile, Fast, Precision
 from distill.matching import gradient_distance
 from distill.methods.siamese import shared_draws
 from distill.networks import Factory, flops, has_batchnorm, renew
-from distill.statistics import RealStatistics, mean_gradient
+from distill.statistics import RealStatistics
 from distill.synthetic import Initial, Synthetic
 
 # The authors' table of image updates per network (ipc: inner epochs between them); the number of image updates is ipc itself

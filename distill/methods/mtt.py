@@ -14,13 +14,14 @@ from torch import Tensor
 from distill import sharding
 from distill.adjoint import Matched, Student, matching_gradient
 from distill.augment import Parameters, apply, draw, for_data, strategy
+from distill.batches import chunk_size
 from distill.condensed import CondensedSet
 from distill.errors import InputError
 from distill.experts import ExpertConfig, Trajectories
 from distill.fast import Compile, worth
 from distill.networks import Factory, create, flops
 from distill.randomness import generator as stream
-from distill.statistics import RealStatistics, chunk_size
+from distill.statistics import RealStatistics
 from distill.synthetic import Initial, Synthetic
 
 # Tables end at 50 images a class; at 500 and 1,000 later papers find its gain gone (Guo et al., ICLR 2024).

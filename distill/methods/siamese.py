@@ -3,7 +3,8 @@
 from torch import Generator, Tensor
 
 from distill.augment import Strategy, apply, draw
-from distill.statistics import Augment, RealStatistics
+from distill.batches import Augment
+from distill.statistics import RealStatistics
 
 
 def shared_draws(strategy: Strategy, statistics: RealStatistics, generator: Generator) -> Augment:

@@ -32,8 +32,8 @@ def run(
     """
     from distill.errors import InputError
     from scenarios.catalogue import study
-    from scenarios.engine import grid
     from scenarios.engine.scenario import override, read_scenario
+    from scenarios.sweep import grid
 
     if seed is not None and seeds is not None:
         raise InputError("--seed and --seeds are both given; allowed: one of them.")
@@ -53,8 +53,8 @@ def _sweep(scenario: str, combinations: Any, seeds: list[int], jobs: int | None,
     from distill.errors import InputError
     from scenarios.catalogue import KINDS
     from scenarios.engine.public_part import MARK
-    from scenarios.engine.sweep import sweep
     from scenarios.reporting.runs import find_runs, shown, summary
+    from scenarios.sweep.sweep import sweep
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("a grid is shared out run by run; call it without torchrun.")

@@ -17,11 +17,11 @@ def run_and_print(
     """Run, continue or find a study; prints its table, answer and folder unless ``quiet``."""
     from distill.errors import InputError, clipped
     from scenarios.catalogue import KINDS, run_study
-    from scenarios.engine.grid import MAX_SEED
     from scenarios.engine.public_part import handing_on, is_private
     from scenarios.engine.study import Options
     from scenarios.reporting.report import view_of
     from scenarios.reporting.text import as_text
+    from scenarios.sweep.grid import MAX_SEED
 
     if seed > MAX_SEED:
         raise InputError(f"--seed is {clipped(seed)}; allowed: 0 to {MAX_SEED}.")

@@ -22,6 +22,7 @@ from distill.randomness import derived_seed
 from distill.records import append_line, read_lines
 from distill.train import protocol
 from scenarios.continual.schema import ALONE, ContinualStudy
+from scenarios.continual.stream import stream_of
 from scenarios.engine.folder import load_data
 from scenarios.engine.study import Options, say
 
@@ -129,8 +130,6 @@ def _side_by_side(study: ContinualStudy, options: Options, waiting: Sequence[Par
 def _worker(study: ContinualStudy, options: Options, folder: Path) -> Callable[[Part], None]:
     """What a process does with a part, on data that it loads once."""
     import torch
-
-    from scenarios.continual.run import stream_of
 
     torch.set_num_threads(1)
     data, options = load_data(study, options), dataclasses.replace(options, quiet=True)  # the parent tells

@@ -1,22 +1,18 @@
 """The study of kind "continual": replay memories compared on a stream, at equal items and at equal bytes, over class orders."""
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from distill.data import ImageData, Split
+from distill.data import ImageData
 from distill.errors import InputError
-from distill.evaluation import fitted
 from distill.networks import create
 from distill.randomness import generator
 from distill.records import read_lines
 from scenarios.continual.parts import budgets, run_parts
 from scenarios.continual.schema import ALONE, ContinualStudy
-from scenarios.engine.given import Given
-from scenarios.engine.study import Options, Run
+from scenarios.continual.stream import check_later, stream_of
+from scenarios.engine.study import Run
 
 
 def check(study: ContinualStudy, data: ImageData) -> None:
@@ -75,57 +71,6 @@ def fill(study: ContinualStudy, run: Run) -> None:
                 "condense_seconds": sum(line["seconds"] for line in held) / len(held),
             }
         results["cells"].append(cell)
-
-
-def check_later(study: ContinualStudy, data: ImageData, given: Given) -> tuple[int, ...]:
-    """The classes that come after those of the given set, which is the first experience; `InputError` when they do not fit the stream."""
-    later = tuple(label for label in data.classes if label not in given.classes)
-    rest = study.stream.experiences - 1
-    if study.stream.setting == "domain":
-        raise InputError(
-            f'[stream]: setting is "domain", and the set of {given.name!r} is the first experience; allowed: "class", "online".'
-        )
-    if rest < 1 or not later or len(later) % rest:
-        raise InputError(
-            f"[stream]: experiences is {study.stream.experiences}: the set of {given.name!r}, then {len(later)} new classes in "
-            f"{rest} equal parts; allowed: {', '.join(str(n + 1) for n in range(1, len(later) + 1) if len(later) % n == 0) or 'none'}."
-        )
-    return later
-
-
-def _given_first(given: Given, data: ImageData) -> ImageData:
-    """An experience whose training images are the given set, whose test images are the real ones of its classes."""
-    spec, one = data.spec, given.made.to(data.device)
-    if one.labels.is_floating_point():
-        raise InputError(f"the set of {given.name!r} has soft labels; a stream needs class numbers: give a set with hard labels.")
-    mean, std = (torch.tensor(values, device=data.device).view(1, -1, 1, 1) for values in (spec.mean, spec.std))
-    pixels = one.images * std + mean  # learnt images leave the range of pixels, and the stream normalises them again
-    real = data.subset(given.classes)
-    return dataclasses.replace(real, train=Split(pixels, one.hard_labels))
-
-
-def _as_float(data: ImageData) -> ImageData:
-    """Pixels as float32 in [0, 1], so that a set's images and real ones can be joined."""
-    parts = {name: getattr(data, name) for name in ("train", "validation", "test")}
-    return dataclasses.replace(
-        data, **{n: Split(p.images.float() / (255 if p.images.dtype == torch.uint8 else 1), p.labels) for n, p in parts.items()}
-    )
-
-
-def stream_of(study: ContinualStudy, options: Options, data: ImageData, order: int) -> list[ImageData]:
-    from apps.continual.streams import class_incremental, domain_incremental
-    from distill.data_sources import load
-
-    if study.given is not None:
-        later, data = check_later(study, data, study.given), _as_float(fitted(study.given.made, data))
-        rest = class_incremental(data.subset(later), study.stream.experiences - 1, options.seed * 1000 + order)
-        return [_given_first(study.given, data), *rest]
-    if study.stream.setting != "domain":
-        return class_incremental(data, study.stream.experiences, options.seed * 1000 + order)
-    others = [load(name, options.data_root, device=options.device) for name in study.stream.domains]
-    if study.data.classes is not None:
-        others = [other.subset(study.data.classes) for other in others]
-    return domain_incremental([data, *others])
 
 
 def _cells(study: ContinualStudy) -> Iterator[tuple[str, str, str, str]]:

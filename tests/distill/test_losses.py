@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from benchmarks import plain
 from distill.adjoint import Matched
 from distill.augment import apply, draw, strategy
+from distill.batches import mean_gradient
 from distill.condensed import CondensedSet
 from distill.matching import gradient_distance, mean_distance
 from distill.methods.datadam import FORMS, DataDAM, DataDAMConfig
@@ -18,7 +19,7 @@ from distill.methods.gm import GM, INNER_EPOCHS, GMConfig, loops
 from distill.methods.mtt import MTT, MTTConfig, shortened
 from distill.networks import create, embed_and_logits
 from distill.randomness import generator
-from distill.statistics import ExactStatistics, mean_gradient
+from distill.statistics import ExactStatistics
 from tests.conftest import toy
 
 

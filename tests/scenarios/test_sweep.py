@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 
 from distill import processes
 from distill.errors import InputError
-from scenarios.engine import sweep
-from scenarios.engine.grid import MAX_CELLS, Cell, alternatives, cells, combinations, seeds
 from scenarios.engine.scenario import override, plain_value
 from scenarios.reporting.runs import by_seed, find_runs, read_run, summary
 from scenarios.reporting.text import as_csv, as_markdown, as_text
+from scenarios.sweep import sweep
+from scenarios.sweep.grid import MAX_CELLS, Cell, alternatives, cells, combinations, seeds
 from tests.scenarios.test_cli import call, refused
 
 SCENARIO = """

@@ -6,7 +6,6 @@ one ends.
 """
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -23,11 +22,11 @@ from distill import processes, stopping
 from distill.errors import InputError
 from distill.records import read_json
 from scenarios.catalogue import study
-from scenarios.engine.grid import Cell, cells
 from scenarios.engine.progress import LINE_SECONDS, time_left
 from scenarios.engine.scenario import override, read_scenario
+from scenarios.sweep.grid import Cell, cells
 
-COMMAND = (sys.executable, "-m", "scenarios.engine.sweep")  # see _main
+COMMAND = (sys.executable, "-m", "scenarios.cell")
 STOP_SECONDS = 5.0  # a cell ends itself within two (ctrl_c.py); what does not has stopped answering
 
 
@@ -188,21 +187,3 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _main(parent: int, arguments: list[str]) -> None:
-    """A cell: `distill` with these arguments, stopped like by Ctrl-C when the process that started it is gone."""
-    from scenarios import cli
-
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent in the background may have passed on that it is ignored
-    if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGINT)
-    if os.getppid() != parent:
-        sys.exit(130)
-    sys.argv[1:] = arguments
-    cli.main()
-
-
-if __name__ == "__main__":
-    _main(int(sys.argv[1]), sys.argv[2:])
