@@ -125,7 +125,7 @@ class Memory:
         beside = few if len(found) > 1 else self._known()
         made = self._condense(wanted, counts, beside, ("experience", number), device, part, progress)
         new = [self._group({**made, **few}[key], key, number, len(pool), kept=key in few) for key, pool in found.items()]
-        self.groups = [*self._shrunk(shares, number, device, checkpoints, progress), *new]
+        self.groups = [*self._shrunk(shares, new, number, device, checkpoints, progress), *new]
         self.experiences, self.history = number + 1, history
 
     def merge(
@@ -288,19 +288,28 @@ class Memory:
         return {key: made.images[made.hard_labels == place] for place, key in enumerate(pools)}
 
     def _shrunk(
-        self, shares: list[int], number: int, device: torch.device | str, folder: Path | None, progress: bool | None
+        self, shares: list[int], new: list[Exemplars], number: int, device: torch.device | str, folder: Path | None, progress: bool | None
     ) -> list[Exemplars]:
-        """The groups within their shares: those above are condensed again, together with the others of their experience."""
-        kept = list(self.groups)
-        for experience in sorted({group.experience for group in kept}):
-            places = [i for i, group in enumerate(kept) if group.experience == experience and len(group) > shares[i]]
-            places.sort(key=lambda i: (kept[i].task, kept[i].label))
+        """The groups within their shares: those above are condensed again, together with the others of their experience.
+
+        Where classes came alone and the method compares them, they are condensed together.
+        """
+        kept, parts = list(self.groups), dict[int | str, list[int]]()
+        for i in sorted(range(len(kept)), key=lambda i: (kept[i].experience, kept[i].task, kept[i].label)):
+            if len(kept[i]) > shares[i]:
+                parts.setdefault(kept[i].experience, []).append(i)
+        alone = [places[0] for places in parts.values() if len(places) == 1]
+        several = 1 < len(alone) == len({(kept[i].task, kept[i].label) for i in alone})
+        if several and self.config.method not in CLASS_BY_CLASS:
+            parts = {name: places for name, places in parts.items() if len(places) > 1} | {"alone": alone}
+        for name, places in parts.items():
             keys = {(kept[i].task, kept[i].label): i for i in places}
             cut = {key: kept[i].images[: shares[i]] for key, i in keys.items() if self._in_order(kept[i])}
             pools = {key: kept[i].images for key, i in keys.items() if key not in cut}
-            part = None if folder is None else folder / f"checkpoint-{number}-{experience}.safetensors"
-            counts, beside = {key: shares[i] for key, i in keys.items()}, self._known() if len(keys) == 1 else {}
-            made = cut | self._condense(pools, counts, beside, ("shrink", number, experience), device, part, progress)
+            part = None if folder is None else folder / f"checkpoint-{number}-{name}.safetensors"
+            counts = {key: shares[i] for key, i in keys.items()}
+            beside = {**self._known(), **{(group.task, group.label): group.images for group in new}} if len(keys) == 1 else {}
+            made = cut | self._condense(pools, counts, beside, ("shrink", number, name), device, part, progress)
             for key, i in keys.items():
-                kept[i] = self._group(made[key], key, experience, kept[i].seen)
+                kept[i] = self._group(made[key], key, kept[i].experience, kept[i].seen)
         return kept

@@ -270,6 +270,19 @@ def test_classes_without_recent_images_are_seen_and_stay(monkeypatch: pytest.Mon
         assert memory.labels.tolist() == [0, 0, 2, 2, 1, 1]
 
 
+def test_classes_that_came_alone_are_condensed_again_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    real = memory_module.condense
+    monkeypatch.setattr(memory_module, "condense", lambda *given, **named: (calls.append(len(given[1].unique())), real(*given, **named))[1])
+    memory = Memory(MemoryConfig("gm", items=12, settings=QUICK["gm"]))
+    for label in range(4):
+        memory.observe(*experience(FOUR, label), progress=False)
+    # New with the others known, old ones; the first keeps its twelve images, and is condensed when the second comes.
+    assert calls == [2, 2, 3, 2, 4, 3]
+    assert [len(group) for group in memory.groups] == [3, 3, 3, 3]
+    assert stolen(memory) == memory.kept == 0
+
+
 def test_a_class_with_no_more_images_than_its_share_keeps_them_and_the_memory_says_so() -> None:
     """12 images of class 0, two of class 1, four places each: nothing to condense in class 1, until more come."""
     images, labels = experience(FOUR, 0, 1)
