@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from apps.federated import client_app, condense
+from apps.federated import client_app
 from apps.privacy import ledger, private_statistics, release
 from apps.privacy.release import noised_sums
 from distill.condensed import CondensedSet
@@ -239,13 +239,13 @@ def test_a_leak_in_a_message_and_a_release_without_clipping_are_found(tmp_path: 
 
 
 def test_a_client_that_sends_only_the_classes_that_it_holds_is_found(tmp_path: Path) -> None:
-    statistics_of = condense.statistics_of
+    private_upload = client_app.private_upload
 
-    def held(data: Any, settings: Any, *rest: Any) -> Any:
-        classes = tuple(sorted(set(settings.upload.classes) & set(data.classes)))
-        return statistics_of(data, dataclasses.replace(settings, upload=dataclasses.replace(settings.upload, classes=classes)), *rest)
+    def held(privacy: Any, epsilon: float, data: Any, *rest: Any) -> Any:
+        classes = tuple(sorted(set(privacy.classes) & set(data.classes)))
+        return private_upload(dataclasses.replace(privacy, classes=classes), epsilon, data, *rest)
 
-    found = compared(ONE_ROUND, tmp_path, lambda patch: patch.setattr(condense, "statistics_of", held))
+    found = compared(ONE_ROUND, tmp_path, lambda patch: patch.setattr(client_app, "private_upload", held))
     assert any(name.endswith(": upload/labels") for name in found.differences)
 
 

@@ -16,7 +16,7 @@ from distill.errors import InputError
 from distill.evaluation import Accuracy
 from distill.experts import cache_root
 from kept import privacy as kept
-from scenarios.catalogue import run_study
+from scenarios.catalogue import KINDS, run_study
 from scenarios.cli import main
 from scenarios.commands.study import run_and_print
 from scenarios.engine.public_part import handing_on, mark
@@ -156,12 +156,12 @@ def test_a_page_of_several_runs_and_figures_drawn_again_say_that_they_are_privat
 ) -> None:
     given = make("tiny", "Tiny", {"attack": {"runs": 2, "arms": ["random"], "pool": 100}, "evaluation": SHORT}, "s.toml")
     folder, _ = run_study(given, Options(out=tmp_path, quiet=True))
-    write_report([folder], tmp_path / "page.html")
+    write_report([folder], tmp_path / "page.html", KINDS)
     assert "Private:" not in (tmp_path / "page.html").read_text(), "nothing was said to be private"
     other = tmp_path / "other"
     shutil.copytree(folder, other)
     mark(other)
-    write_report([folder, other], tmp_path / "page.html")
+    write_report([folder, other], tmp_path / "page.html", KINDS)
     assert (
         "<body><p class=reason>Private: do not hand on this page, which shows figures of other.</p>" in (tmp_path / "page.html").read_text()
     )
