@@ -23,6 +23,7 @@ from distill.spec import DataSpec
 from distill.statistics import RealStatistics
 
 SLACK = 1e-9  # of rounding, relative
+MAX_THREADS, MAX_SIDE = 256, 1024  # of a request
 
 if TYPE_CHECKING:
     from apps.federated.messages import Context
@@ -98,6 +99,8 @@ def check_request(privacy: ClientPrivacy, settings: Settings, context: "Context"
         (settings.upload.method not in privacy.methods, f"method {clipped(settings.upload.method, 40)!r}", ", ".join(privacy.methods)),
         (settings.upload.ipc > privacy.ipc, f"{settings.upload.ipc} images a class", f"at most {privacy.ipc}"),
         (largest > privacy.iterations, f"{largest} steps", f"at most {privacy.iterations}"),
+        (settings.threads > MAX_THREADS, f"{settings.threads} threads", f"at most {MAX_THREADS}"),
+        ((settings.size or 0) > MAX_SIDE, f"images of {settings.size} pixels a side", f"at most {MAX_SIDE}"),
         (privacy.start is None and config.initial != "noise", f"initial {clipped(config.initial, 40)!r}", 'initial = "noise"'),
         (not own and privacy.data is None, "data that its own text names", 'a node config with data="..."'),
         (not own and privacy.data != data_settings(settings), "another data set, or another part of it", "what the node's file names"),

@@ -14,6 +14,7 @@ from distill.records import CannotWrite
 
 SILENT = "a private client failed; its own log says why."
 LOG = "PRIVATE-log.txt"
+MAX_LOG = 1 << 20  # bytes
 FAILED = 2  # Flower's code for a ClientApp that raised
 
 
@@ -43,7 +44,8 @@ def silent_answer(message: Message, work: Callable[[], Message], log: Path, shar
     with contextlib.suppress(OSError):
         log.mkdir(parents=True, exist_ok=True)
         with os.fdopen(os.open(log / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a") as file:
-            file.write(f"{printed.getvalue()}{reason}\n")
+            if file.tell() < MAX_LOG:  # a server that asks for ever does not fill the disk
+                file.write(f"{printed.getvalue()}{reason}\n")
     return silence(message)
 
 

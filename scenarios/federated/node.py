@@ -20,8 +20,10 @@ from apps.federated.client_privacy import ClientPrivacy
 from apps.federated.settings import PrivacyRequest, Settings, data_settings
 from apps.privacy.networks import drawn_once
 from apps.privacy.private_start import private_kmeans
+from apps.privacy.private_statistics import PrivateStatistics
 from apps.privacy.uploads import granted_statistics
 from distill.configure import configure
+from distill.data import ImageData
 from distill.errors import InputError, clipped, unknown_name
 
 if TYPE_CHECKING:
@@ -121,6 +123,13 @@ def of_study(table: Mapping[str, Any], cell: Settings, ledger: Path, data_root: 
     places = {"ledger": str(ledger.resolve()), "data": data_settings(cell), "data_root": data_root}
     file = configure(NodeFile, {**table, **limits, "iterations": 2**53, **places}, where)
     return file, client_privacy(file, where)
+
+
+def check_statistics(table: Mapping[str, Any], settings: Settings, data: ImageData) -> None:
+    """`InputError` for what the clients' statistics would refuse: numbers that were computed from the images, a size that nobody knows."""
+    options = {name: table[name] for name in OPTIONS if name in table}
+    share = settings.rounds
+    PrivateStatistics(data, table["epsilon"] / share, table.get("delta", 1e-5) / share, classes=settings.upload.classes, **options)
 
 
 def request(table: Mapping[str, Any], rounds: int) -> PrivacyRequest:

@@ -17,6 +17,7 @@ from scenarios.engine.public_part import hand_over, mark
 from scenarios.engine.study import Run, say
 from scenarios.federated import left_out, unions
 from scenarios.federated.cells import answered, lines_of_cell, run_cells
+from scenarios.federated.node import check_statistics
 from scenarios.federated.schema import FederatedStudy
 
 
@@ -27,6 +28,8 @@ def check(study: FederatedStudy, data: ImageData) -> None:
         raise InputError(f"the study evaluates on the {study.federation.split} split, which data {data.spec.name!r} does not have.")
     for place in range(study.federation.seeds):
         partition_of(data, dataclasses.replace(study.settings, seed=place))
+    if study.privacy is not None:  # the clients will not say why they fail
+        check_statistics(study.privacy, study.settings, data)
     if study.federation.engine != "inline" or any(s not in ALONE for s in study.federation.strategies):
         import apps.federated.messages  # noqa: F401  (says how to install Flower, when it is not there)
 

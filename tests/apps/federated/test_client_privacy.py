@@ -96,6 +96,7 @@ HOSTILE: dict[str, dict[str, Any]] = {
     "a warm start": {"text": changed(upload__warm_start=True)},
     "steps without end": {"text": changed(upload__settings={"iterations": 2**53 - 1, "initial": "noise"}), "limited": True},
     "images without end": {"text": changed(upload__ipc=10_000)},
+    "threads without end": {"text": changed(threads=10**6)},
     "another method": {"text": changed(upload__method="mtt", upload__settings={})},
     "a method to import": {"text": changed(upload__method="os:system")},
     "a network to import": {"text": changed(network="os:system")},

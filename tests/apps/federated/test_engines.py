@@ -8,6 +8,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,11 @@ import pytest
 from apps.federated import engines, watchdog
 from apps.federated.inline import run_inline
 from apps.federated.messages import settings_of
-from apps.federated.settings import Settings, from_mapping
+from apps.federated.settings import PrivacyRequest, Settings, from_mapping
+from apps.federated.silence import LOG, SILENT
 from distill.condensed import CondensedSet
 from scenarios.federated.cells import FLOWER_APP
+from scenarios.federated.node import of_study, written
 
 
 def settings(clients: int = 2, **changes: object) -> Settings:
@@ -91,26 +94,36 @@ def test_simulation_gives_the_uploads_of_the_inline_engine(tmp_path: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.network_engine
-@pytest.mark.parametrize("engine", [engines.run_simulation, engines.run_deployment])
-def test_private_clients_of_a_run_that_goes_on_release_nothing_twice(engine: Callable[..., object], tmp_path: Path) -> None:
+@pytest.mark.parametrize("simulated", [2, None])
+def test_private_clients_of_other_processes(simulated: int | None, tmp_path: Path) -> None:
+    """Asked again they release nothing twice; a failure and a refusal say one sentence, and no log has a word of the reason."""
     made = settings(
-        rounds=1,
-        upload={"ipc": 1, "networks": "fresh", "settings": {"iterations": 5, "initial": "noise"}},
-        privacy={
-            "statistics": "apps.privacy.private_statistics:PrivateStatistics",
-            "networks": "apps.privacy.networks:drawn_once",
-            "epsilon": 20.0,
-            "population": 500,
-            "releases": 2,
-        },
+        rounds=1, upload={"ipc": 1, "networks": "fresh", "settings": {"iterations": 5, "initial": "noise"}}, privacy={"epsilon": 20.0}
     )
-    engine(made, tmp_path, FLOWER_APP)
-    first = CondensedSet.load(tmp_path / "union.safetensors")
-    assert sorted(path.name for path in (tmp_path / "releases").iterdir()) == ["client-0-round-1", "client-1-round-1"]
-    for name in ("checkpoint.safetensors", "rounds.jsonl", "union.safetensors"):  # the server was killed before it had written its round
-        (tmp_path / name).unlink()
-    engine(made, tmp_path, FLOWER_APP)
-    assert CondensedSet.load(tmp_path / "union.safetensors").images.equal(first.images)
+    table = {"networks": "drawn_once", "epsilon": 20.0, "population": 500, "releases": 2}
+    file, _ = of_study(table, made, tmp_path / "kept", "", "test")
+    (tmp_path / "clients.toml").write_text(written(file))
+    damaged = tmp_path / "kept/client-1/account.json"
+    with engines.flower(tmp_path / "logs", made, FLOWER_APP, simulated, tmp_path / "clients.toml") as running:
+        running.run(made, tmp_path / "first")
+        whole = damaged.read_bytes()
+        damaged.write_text("Maria_Huber")
+        running.run(made, tmp_path / "damaged")  # its server has lost the round
+        damaged.write_bytes(whole)
+        running.run(replace(made, privacy=PrivacyRequest(20.5)), tmp_path / "more")
+    first, again = (CondensedSet.load(tmp_path / name / "union.safetensors") for name in ("first", "damaged"))
+    assert again.images.equal(first.images[: len(again)]), "client 0's are the same"
+    clients = {name: engines.lines_of(tmp_path / name)[1]["clients"] for name in ("first", "damaged", "more")}
+    found = {name: [client["status"] for client in listed] for name, listed in clients.items()}
+    assert found == {"first": ["accepted"] * 2, "damaged": ["accepted", "failed"], "more": ["failed"] * 2}
+    assert {client["why"].removeprefix("InputError: ") for listed in clients.values() for client in listed} == {"", SILENT}
+    assert {client["seconds"] for listed in clients.values() for client in listed} == {None}
+    texts = [path.read_text(errors="replace") for path in (tmp_path / "logs").rglob("*") if path.is_file()]
+    assert len(texts) >= 2
+    for word in ("Maria", "account.json", str(tmp_path / "kept"), "this client allows", "clients.toml"):
+        assert not any(word in text for text in texts), word
+    assert "client-1/account.json" in (tmp_path / "kept/client-1" / LOG).read_text()
+    assert "20.5" in (tmp_path / "kept/client-0" / LOG).read_text()
 
 
 @pytest.mark.network_engine

@@ -21,7 +21,7 @@ from distill.evaluation import accuracy
 from distill.networks import create
 from distill.randomness import generator
 from distill.records import read_json
-from scenarios.federated.node import checked, of_study, read, written
+from scenarios.federated.node import check_statistics, checked, of_study, read, written
 from tests.conftest import toy_arrays
 
 CLASSES = 4
@@ -184,3 +184,20 @@ def test_long_and_short_names_are_one_study_and_a_written_file_is_read_back(tmp_
     (tmp_path / "wrong.toml").write_text('epsilon = 1.0\nepsilom = 1.0\nledger = "x"\n')
     with pytest.raises(InputError, match="epsilom"):
         read(tmp_path / "wrong.toml")
+
+
+def test_the_nodes_file_of_the_page_is_one(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs/federated.md").read_text(encoding="utf-8")
+    (text,) = (part for part in page.split("```") if part.startswith("text\nepsilon"))
+    (tmp_path / "privacy.toml").write_text(text.removeprefix("text\n"))
+    made = read(tmp_path / "privacy.toml")
+    assert (made.epsilon, made.uploads, made.data, made.classes) == (4.0, 2, None, None)
+
+
+def test_a_study_whose_clients_would_fail_says_why_before_they_do() -> None:
+    computed = ImageData.from_arrays("mine", *toy_arrays(0, classes=CLASSES), *toy_arrays(1, classes=CLASSES))
+    with pytest.raises(InputError, match="was computed from its images"):
+        check_statistics(PRIVATE, settings(), computed)
+    with pytest.raises(InputError, match="no publicly known size"):
+        check_statistics({"epsilon": 1.0}, settings(), data())
+    check_statistics(PRIVATE, settings(), data())
