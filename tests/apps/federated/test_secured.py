@@ -14,7 +14,7 @@ from .canned import canned_app
 from .secured import Proxy, secured
 
 CLIENTS = 4
-ROUNDS, TIMEOUT = 5, 75.0
+ROUNDS, TIMEOUT = 5, 150.0
 
 
 @pytest.mark.slow
