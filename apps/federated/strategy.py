@@ -88,7 +88,8 @@ class Federation(Strategy):
         self.link: Exchange | None = None
         self.note = ""
         self.lines: list[dict[str, Any]] = []
-        self.key = json.dumps([asdict(settings), spec.facts], sort_keys=True, default=str)
+        what = {name: value for name, value in asdict(settings).items() if name not in ("min_clients", "wait")}  # may change on the way
+        self.key = json.dumps([what, spec.facts], sort_keys=True, default=str)
         self._resume()
 
     def run(self, link: Exchange) -> None:
