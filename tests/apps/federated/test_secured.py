@@ -47,23 +47,28 @@ def test_everyone_is_named_and_the_true_clients_keep_their_places(tmp_path: Path
         link.node("d", 3, CLIENTS, proxy.port)
         link.node("impostor", 1, CLIENTS)
 
+        over = threading.Event()
+
         def happen() -> None:
-            while rounds() < 1:
+            while rounds() < 1 and not over.is_set():
                 time.sleep(0.1)
             proxy.left = 100_000  # the middle of an upload; nothing goes up after it
             nodes[b].kill()
             link.node("c", 2, CLIENTS)
-            while rounds() < ROUNDS:  # Flower lets the same key in again once it holds the killed node for gone
+            while rounds() < ROUNDS and not over.is_set():  # Flower lets the same key in again once it holds the killed node for gone
                 again = link.node("b", 1, CLIENTS)
-                while nodes[again].poll() is None and rounds() < ROUNDS:
+                while nodes[again].poll() is None and not over.is_set():
                     time.sleep(0.5)
                 time.sleep(3)
 
         thread = threading.Thread(target=happen, daemon=True)
         thread.start()
-        account = link.running.run(made, folder, node_keys=str(link.keys))
-        thread.join(30)
-        proxy.close()
+        try:
+            account = link.running.run(made, folder, node_keys=str(link.keys))
+        finally:
+            over.set()
+            thread.join(30)
+            proxy.close()
     assert account["status"] == "finished:completed"
     assert engines.carrying(home) == [], "no process left"
     assert not home.exists()
