@@ -42,7 +42,7 @@ IMAGES = 60  # beside the planted one, which is the last
 # The noised answers, and how far one image may move each: the only numbers that may differ between the runs.
 NOISED = {"sums of one release": "the clipping norm", "gradients of one expert's step": "the clipping norm"}
 # What public/ may hold; a file of another kind is a leak until somebody looked at it.
-KINDS = ("GUARANTEE.txt", "*.safetensors", "*.png", "*-releases/*.safetensors", "*-releases/account.json")
+FILES = ("GUARANTEE.txt", "*.safetensors", "*.png", "*-releases/*.safetensors", "*-releases/account.json")
 
 
 def small(planted: bool) -> ImageData:

@@ -21,9 +21,10 @@ from distill.evaluation import accuracies
 from distill.figures import image_grid
 from distill.records import append_line
 from distill.run import distil
+from scenarios.catalogue import KINDS
 from scenarios.engine import public_part
 from scenarios.privacy import sets as privacy_sets
-from tests.scenarios.leaks import CLASSES, KINDS, compared, public_files, small
+from tests.scenarios.leaks import CLASSES, FILES, compared, public_files, small
 from tests.scenarios.marks import unmarked
 
 pytest.importorskip("opacus")
@@ -94,7 +95,7 @@ def moves_by_its_sensitivity_and_nothing_else(tables: dict[str, Any], out: Path)
     assert max(distance / allowed for _, distance, allowed in found.runs.moved) > 0.1, "the planted image is not in the releases at all"
     for folder in found.folders:
         names = [str(path.relative_to(folder)).rpartition("public/")[2] for path in public_files(folder)]
-        assert [name for name in names if not any(fnmatch.fnmatchcase(name, kind) for kind in KINDS)] == []
+        assert [name for name in names if not any(fnmatch.fnmatchcase(name, kind) for kind in FILES)] == []
         assert unmarked(folder) == []
     return found
 
@@ -133,6 +134,8 @@ def test_a_planted_image_is_in_no_file_that_others_may_see(kind: str, tmp_path: 
         parts = [record["results"][f"epsilon{epsilon}"]["privacy"]["epsilon"] for epsilon in (8, 4)]
         assert max(parts) < total["epsilon"] <= sum(parts)
         assert total["releases"] == 2 * kept
+        words = KINDS["privacy"].view.answer(record)
+        assert f"All sets and releases of the 2 budgets together: The maker states ({total['epsilon']:.2f}, " in words
         assert f"({total['epsilon']:.2f}, 1.0e-03)-differential privacy" in (folder / "public" / "GUARANTEE.txt").read_text()
         assert f"under ({total['epsilon']:.2f}, 1.0e-03)-differential privacy" in (folder / "report.html").read_text()
 
@@ -148,6 +151,8 @@ def test_a_pipeline_with_private_clients_and_every_message_of_a_client(tmp_path:
     assert stages["attack"] is None
     totals = [stages[name]["statement"]["epsilon"] for name in ("clients", "maker")]
     assert public["statement"]["epsilon"] == pytest.approx(sum(totals))
+    assert f"All sets with a guarantee together: epsilon {sum(totals):.2f} (delta " in KINDS["pipeline"].view.answer(record)
+    assert f"All rounds and seeds together: The maker states ({totals[0]:.2f}, " in record["results"]["stages"]["clients"]["answer"]
     (first,) = folder.glob("stages/clients-*")
     line = json.loads((first / "runs" / "feddm-s0" / "rounds.jsonl").read_text().splitlines()[-1])
     assert all(client["privacy"]["epsilon"] < totals[0] for client in line["clients"]), "two rounds cost more than one"
@@ -222,7 +227,7 @@ def test_one_planted_leak_of_each_kind_of_file_is_found(tmp_path: Path) -> None:
     assert any(line.startswith("  epsilon8, MLP on private dm: ") for line in found.logs)
     assert evaluated(found, "epsilon8") == ["private dm"]
     names = [path.name for path in public_files(found.folders[0])]
-    assert not any(fnmatch.fnmatchcase("metrics.jsonl", kind) for kind in KINDS)
+    assert not any(fnmatch.fnmatchcase("metrics.jsonl", kind) for kind in FILES)
     assert "metrics.jsonl" in names
     assert [Path(path).name for path in unmarked(found.folders[0])] == ["PRIVATE.txt"]
 
