@@ -25,6 +25,7 @@ from distill.records import read_json
 from kept.pipeline import kept_rows
 from scenarios.catalogue import KINDS, run_study, study
 from scenarios.cli import main
+from scenarios.engine import folder as engine
 from scenarios.engine.given import Given
 from scenarios.engine.scenario import override, parse, read_scenario, shipped
 from scenarios.engine.study import Options, Run
@@ -202,9 +203,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the stages that are run from here on."""
     names: list[str] = []
 
-    def counting(made: Any, options: Options) -> Any:
+    def counting(kind: Any, made: Any, options: Options) -> Any:
         names.append(made.name)
-        return run_study(made, options)
+        return engine.run_study(kind, made, options)
 
     monkeypatch.setattr(scenarios.pipeline.run, "run_study", counting)
     return names
@@ -304,7 +305,7 @@ def toml(given: dict[str, Any], where: str = "") -> str:
         (["stages.rank.from=rank"], "takes a condensed set from 'rank', a nas stage that hands on none"),
         (["stages.clients.from=rank"], "a federated stage takes nothing from others"),
         (["stages.rank.from=learner"], "takes a condensed set from 'learner', a continual stage that hands on none"),
-        (["stages.rank.from=attack"], "takes a condensed set from 'attack', a privacy stage that hands on none"),
+        (["stages.rank.from=attack"], "takes a condensed set from 'attack', a released stage that hands on none"),
         (["stages.clients.federation.seeds=2"], r"hands on 2 sets; say which, .*\"clients.feddm-0\", \"clients.feddm-1\""),
         (['stages.clients.federation.strategies=["fedavg"]'], "a federated stage that hands on none"),
         (["stages.rank.from=3"], "key 'from' is 3; allowed: a stage's name"),

@@ -103,7 +103,7 @@ def test_one_run_is_told_from_the_question_to_what_was_not_run(runs: list[Path])
     assert "Tiny & quick" in found.text
     assert "How well do networks (ConvNetD1W32 and MLP) learn from 1 and 2 images a class that dm makes of digits, " in found.text
     record = json.loads((runs[0] / "record.json").read_text())
-    assert report.answer(record) in found.text
+    assert KINDS["condense"].view.answer(record) in found.text
     mean = record["results"]["ipc1"]["accuracy"]["dm"]["mean"]
     assert f"{mean:.1f} ±" in found.text
     assert "Not run" not in found.text, "both bounds, two networks and two seeds are there"

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from apps.privacy import visual
+from apps.privacy.distances import Fetch, nearest, root_mean_square, structure
 from apps.privacy.figures import closest_pairs
-from apps.privacy.visual import closeness, main, nearest, root_mean_square, structure, visual_privacy
+from apps.privacy.visual import closeness, main, visual_privacy
 from distill.condensed import CondensedSet
 from distill.coresets import select
 from distill.data import ImageData
@@ -74,7 +75,7 @@ def test_the_nearest_are_those_of_a_sort_over_all(monkeypatch: pytest.MonkeyPatc
         assert int(found.position[place]) == slow[0][1]
 
 
-def pool(images: Tensor) -> tuple[int, visual.Fetch]:
+def pool(images: Tensor) -> tuple[int, Fetch]:
     return len(images), lambda index: images[index]
 
 
