@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from apps.privacy import visual
+from apps.privacy import distances
 from apps.privacy.distances import Fetch, nearest, root_mean_square, structure
 from apps.privacy.figures import closest_pairs
 from apps.privacy.visual import closeness, main, visual_privacy
@@ -64,7 +64,7 @@ def test_pixels_are_the_root_of_the_mean_square_and_a_copy_is_exactly_nothing() 
 
 
 def test_the_nearest_are_those_of_a_sort_over_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(visual, "AT_ONCE", 5)
+    monkeypatch.setattr(distances, "AT_ONCE", 5)
     points, others = torch.rand((6, 1, 4, 4), generator=draws()), torch.rand((23, 1, 4, 4), generator=draws(1))
     chosen = torch.tensor([22, 3, 4, 9, 0, 1, 15, 16, 8, 7, 21])
     found = nearest(points, lambda index: others[index], chosen, root_mean_square)
