@@ -85,6 +85,7 @@ class Federation(Strategy):
         self.asked: dict[int, Asked] = {}  # by node
         self.present = Present({})
         self.numbers: dict[int, int] = {}  # client numbers of all nodes so far
+        self.away: dict[int, int] = {}  # by client: the first round in which it was not there, until it is accepted again
         self.link: Exchange | None = None
         self.note = ""
         self.lines: list[dict[str, Any]] = []
@@ -179,6 +180,9 @@ class Federation(Strategy):
             self._put_back(str(error))
             accuracy = self.judge(self.weights)
         clients, link = self._clients() if server_round else [], self.link
+        for each in clients:
+            if each.status in ("missing", "absent", "contested"):
+                self.away.setdefault(each.client, number)
         line = {
             "round": number,
             "accuracy": accuracy,
@@ -254,6 +258,8 @@ class Federation(Strategy):
             asked.status, asked.why = "empty", "holds nothing that was asked for"
             return None
         asked.status, asked.why = "accepted", ""
+        if (since := self.away.pop(asked.client, None)) is not None and not asked.note:
+            asked.note = f"came back: it was not there from round {since} on"
         asked.images = len(value) if hasattr(value, "__len__") else 0
         asked.privacy = value.provenance.dp if isinstance(value, CondensedSet) else None
         known = self._known(asked.client, facts)

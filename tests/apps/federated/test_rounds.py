@@ -316,6 +316,18 @@ def test_a_round_without_enough_clients_leaves_the_model_and_too_few_at_the_star
         settings(min_clients=4)
 
 
+def test_one_that_did_not_answer_and_then_does_came_back() -> None:
+    app = client_app(data())
+
+    def client(message: Message, context: Context) -> Message | None:
+        silent = context.node_config["partition-id"] == 1 and message.metadata.group_id in ("2", "3")
+        return None if silent else app(message, context)
+
+    lines = run_inline(settings(rounds=5), data(), client=client)
+    notes = [line["clients"][1]["note"] for line in lines[1:]]
+    assert notes == ["", "", "", "came back: it was not there from round 2 on", ""]
+
+
 def test_two_servers_do_not_write_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("apps.federated.server_app.LOCK_SECONDS", 0.3)
     with only_writer(tmp_path), pytest.raises(InputError, match="another ServerApp writes its rounds there"):
