@@ -112,7 +112,8 @@ def test_private_clients_of_other_processes(simulated: int | None, tmp_path: Pat
         damaged.write_bytes(whole)
         running.run(replace(made, privacy=PrivacyRequest(20.5)), tmp_path / "more")
     first, again = (CondensedSet.load(tmp_path / name / "union.safetensors") for name in ("first", "damaged"))
-    assert again.images.equal(first.images[: len(again)]), "client 0's are the same"
+    # Client 0's are the same, but for the grid of 256 values on which a union is kept; new noise would be far away.
+    assert float((again.images - first.images[: len(again)]).abs().max()) < 0.05
     clients = {name: engines.lines_of(tmp_path / name)[1]["clients"] for name in ("first", "damaged", "more")}
     found = {name: [client["status"] for client in listed] for name, listed in clients.items()}
     assert found == {"first": ["accepted"] * 2, "damaged": ["accepted", "failed"], "more": ["failed"] * 2}
