@@ -6,7 +6,6 @@ on disk under the hash of their configuration and data, in ``$DISTILL_CACHE`` (d
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -31,6 +30,7 @@ from distill.batches import mean_gradient
 from distill.data import ImageData
 from distill.divergence import LATEST
 from distill.errors import Diverged, InputError, diverged
+from distill.locks import locked
 from distill.networks import OWN, Factory, create, flops
 from distill.processes import WorkerFailed, at_once, side_by_side
 from distill.progress import shows_progress
@@ -96,8 +96,7 @@ def train_experts(data: ImageData, config: ExpertConfig, network: Factory | None
         return Trajectories(config.experts, config.epochs, lambda expert, epoch: made[expert][epoch])
     folder = cache_folder(data, config)
     write_json(folder / "config.json", {"data": data.spec.name, **dataclasses.asdict(config)})
-    with (folder / ".lock").open("w") as lock, _bar(config, progress) as advance:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another process at the same experts finishes them first
+    with locked(folder / ".lock", -1), _bar(config, progress) as advance:  # another process at the same experts finishes them first
         missing = [expert for expert in range(config.experts) if not _place(folder, expert).exists()]
         done = config.experts - len(missing)
         advance(done * config.epochs)

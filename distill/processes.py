@@ -36,12 +36,10 @@ def cores() -> list[int]:
 
 
 def free_bytes() -> int:
-    """Memory that new processes can take; very much where the system does not say."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return 1 << 62
+    """Memory that new processes can take."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)
 
 
 def at_once(jobs: int, threads: int = 1) -> int:

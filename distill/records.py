@@ -7,7 +7,6 @@ import json
 import math
 import os
 import platform
-import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from distill.errors import CannotWrite as CannotWrite
 from distill.errors import InputError
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ROOM = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "safetensors", "distill-apps")
 
 
@@ -111,6 +110,13 @@ def write_json_lines(path: Path, events: list[dict[str, Any]]) -> None:
 
 def peak_memory_bytes() -> int:
     """The largest resident size that this process, or one of its workers that have ended, has had, in bytes."""
+    try:
+        import resource
+    except ImportError:  # Windows, which does not keep the sizes of workers that have ended
+        import psutil
+
+        memory = psutil.Process().memory_info()
+        return int(getattr(memory, "peak_wset", memory.rss))
     unit = 1 if sys.platform == "darwin" else 1024
     # getrusage also counts what a parent held when it started a process: too much for this one, never for its workers beside it.
     workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit

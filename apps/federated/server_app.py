@@ -1,8 +1,6 @@
 """The Flower ServerApp: waits for the clients, and runs the strategy's rounds."""
 
 import contextlib
-import fcntl
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from apps.federated.strategy import Federation, Weights
 from distill.data import ImageData
 from distill.errors import InputError
 from distill.evaluation import accuracy
+from distill.locks import Held, locked
 from distill.networks import create
 from distill.randomness import generator
 from distill.records import write_json, writing
@@ -63,16 +62,12 @@ def only_writer(folder: Path | None) -> Iterator[None]:
     if folder is None:
         yield
         return
-    with writing(folder), (folder / ".rounds.lock").open("w") as file:
-        end = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= end:
-                    raise InputError(f"{folder}: another ServerApp writes its rounds there; end it, or choose another folder.") from None
-            time.sleep(0.2)
+    with contextlib.ExitStack() as stack:
+        try:
+            with writing(folder):
+                stack.enter_context(locked(folder / ".rounds.lock", LOCK_SECONDS))
+        except Held:
+            raise InputError(f"{folder}: another ServerApp writes its rounds there; end it, or choose another folder.") from None
         yield
 
 

@@ -7,11 +7,9 @@ Objects of one process or of several may share a folder. Every change is made un
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from torch import Tensor
 from apps.privacy import accounting
 from apps.privacy.accounting import Steps
 from distill.errors import InputError
+from distill.locks import Held, locked
 from distill.records import read_json, write_json, write_whole, writing
 from distill.stopping import held_back
 
@@ -73,10 +72,13 @@ class Ledger:
                 yield
                 return
             with contextlib.ExitStack() as stack:
-                with writing(self.folder):
-                    file = stack.enter_context((self.folder / ".lock").open("a"))
-                with writing(self.folder):  # a file system without locks is no place for an account
-                    _acquire(file.fileno(), self.folder)
+                try:
+                    with writing(self.folder):  # a file system without locks is no place for an account
+                        stack.enter_context(locked(self.folder / ".lock", LOCK_SECONDS))
+                except Held:
+                    raise InputError(
+                        f"{self.folder}: another process is making a release there; wait for it, or use another folder."
+                    ) from None
                 # What a killed process was writing: a whole release perhaps, which nobody has counted. Nobody else writes now.
                 for part in self.folder.glob(".*.part"):
                     part.unlink(missing_ok=True)
@@ -256,14 +258,3 @@ def _opened(path: Path) -> tuple[dict[str, str], Tensor]:
             return file.metadata() or {}, file.get_tensor("released")
     except (safetensors.SafetensorError, OSError) as error:
         raise InputError(f"{path}: is damaged ({str(error)[:100]}), so what was spent is not known; start in another folder.") from None
-
-
-def _acquire(number: int, folder: Path) -> None:
-    start = time.monotonic()
-    while True:
-        try:
-            return fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() - start > LOCK_SECONDS:
-                raise InputError(f"{folder}: another process is making a release there; wait for it, or use another folder.") from None
-            time.sleep(0.05)

@@ -4,7 +4,6 @@ What is done inside is the kind's: see `scenarios.engine.study.Kind`.
 """
 
 import contextlib
-import fcntl
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from distill import sharding
 from distill.data import ImageData
 from distill.data_sources import load
 from distill.errors import InputError, clipped
+from distill.locks import Held, locked
 from distill.records import CannotWrite, environment, peak_memory_bytes, read_json, write_json, writing
 from scenarios.engine.complaints import printable
 from scenarios.engine.data_table import DataTable
@@ -148,10 +148,9 @@ def _clock(record: dict[str, Any]) -> Iterator[None]:
 def _only_one(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; the system lets go of it when the process ends, however it ends."""
     with contextlib.ExitStack() as stack:
-        with writing(folder):
-            file = stack.enter_context((folder / ".lock").open("w"))
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            with writing(folder):
+                stack.enter_context(locked(folder / ".lock", 0))
+        except Held:
             raise InputError(f"{folder}: another process is running this study; wait for it, or choose another --out.") from None
         yield
