@@ -21,10 +21,11 @@ ANSWER_BYTES = 1 << 16  # of the answer to "who"
 
 @dataclass(frozen=True)
 class Node:
-    """A node that is on the link now, and the fingerprint of its key ("" where the link has none)."""
+    """A node that is on the link now, the fingerprint of its key ("" where the link has none), and when it was last activated."""
 
     id: int
     key: str = ""
+    since: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Roster:
         self.said: dict[int, int | str] = {}  # by node: its number, or why it has none
         self._open: dict[str, Request] = {}
         self._slow: set[int] = set()  # nodes that were waited for in vain, once
-        self._seen: dict[int, tuple[int, int]] = {}  # by client: its node and the round when it last took part
+        self._seen: dict[int, tuple[int, int, str]] = {}  # by client: its node, the round when it last took part, the node's ``since``
         self._first: int | None = None
         if (odd := [number for number in (keys or {}).values() if not 0 <= number < count]) != []:
             raise InputError(f"the file of node keys binds client {odd[0]}; allowed: 0 to {count - 1}, as the run has {count} clients.")
@@ -88,8 +89,9 @@ class Roster:
             )
         if self._first is None:
             self._first = number
-        for node, client in present.clients.items():
-            self._seen[client] = (node, number)
+        since = {node.id: node.since for node in nodes}
+        for node_id, client in present.clients.items():
+            self._seen[client] = (node_id, number, since[node_id])
         return present
 
     def _ask(self, link: Exchange, nodes: Sequence[Node]) -> None:
@@ -136,7 +138,7 @@ class Roster:
             claimed = claims.get(client, [])
             if len(claimed) == 1:
                 clients[claimed[0]] = client
-                if (note := self._note(client, claimed[0], number)) != "":
+                if (note := self._note(client, next(node for node in nodes if node.id == claimed[0]), number)) != "":
                     notes[client] = note
             elif claimed:
                 why = f"{len(claimed)} nodes say this number ({', '.join(map(str, claimed[:5]))}); no file of node keys says whose it is"
@@ -154,14 +156,17 @@ class Roster:
             else ("no node of this client has come")
         )
 
-    def _note(self, client: int, node: int, number: int) -> str:
+    def _note(self, client: int, node: Node, number: int) -> str:
         if self._first is None or number <= self._first:
             return ""
         if client not in self._seen:
             return f"joined in round {number}"
-        before, last = self._seen[client]
+        before, last, since = self._seen[client]
         parts = [f"came back after round {last}"] if last < number - 1 else []
-        parts += [f"its node is a new one ({node} in place of {before})"] if node != before else []
+        if node.id != before:
+            parts.append(f"its node is a new one ({node.id} in place of {before})")
+        elif node.since != since:
+            parts.append(f"its node was away or started again since round {last}")
         return "; ".join(parts)
 
 
@@ -171,7 +176,10 @@ def _name(left: LeftOut) -> str:
 
 def nodes_of(link: Exchange) -> list[Node]:
     """The nodes that Flower holds for connected, by id; one that was killed stays among them for up to a minute."""
-    return sorted((Node(info.node_id, fingerprint(info.public_key)) for info in link.grid.get_nodes()), key=lambda node: node.id)
+    found = [
+        Node(info.node_id, fingerprint(info.public_key), str(getattr(info, "last_activated_at", ""))) for info in link.grid.get_nodes()
+    ]
+    return sorted(found, key=lambda node: node.id)
 
 
 # Keys

@@ -31,10 +31,10 @@ class Link:
     def __init__(self, nodes: dict[int, Any], keys: dict[int, str] | None = None) -> None:
         self.nodes, self.keys = nodes, keys or {}
         self.waits, self.most, self.asked = True, 0, []
-        self.grid = self
+        self.grid, self.since = self, "10:00"
 
     def get_nodes(self) -> list[Any]:
-        return [SimpleNamespace(node_id=node, public_key=b"") for node in self.nodes]
+        return [SimpleNamespace(node_id=node, public_key=b"", last_activated_at=self.since) for node in self.nodes]
 
     def send(self, messages: list[Message]) -> tuple[dict[str, Request], list[Answer]]:
         self.asked += [message.metadata.dst_node_id for message in messages]
@@ -144,6 +144,8 @@ def test_who_joins_late_and_who_comes_back_is_noted() -> None:
     assert "last there in round 3" in gone.left_out[0].why
     link.nodes[51] = 1  # killed and started again: another node id
     assert roster.gather(link, 5).notes == {1: "came back after round 3; its node is a new one (51 in place of 50)"}
+    link.since = "10:05"
+    assert roster.gather(link, 6).notes == dict.fromkeys(range(2), "its node was away or started again since round 5")
 
 
 def test_the_wait_is_a_setting_and_a_silent_node_is_waited_for_once() -> None:

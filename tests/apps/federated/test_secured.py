@@ -82,8 +82,8 @@ def test_everyone_is_named_and_the_true_clients_keep_their_places(tmp_path: Path
         assert "is not in the server's file of node keys" in impostor["why"]
         assert 0.0 <= line["overrun"] < 10
     assert all(said[number][0]["status"] == "accepted" for number in range(1, ROUNDS + 1)), "the one that nothing happened to"
-    assert said[2][1]["status"] in ("missing", "absent"), "killed"
-    assert any(said[number][1]["note"].startswith("came back") for number in range(3, ROUNDS + 1))
+    back = [said[number][1]["note"] for number in range(2, ROUNDS + 1)]  # killed, and started again with the same key
+    assert any(note.startswith(("came back", "its node was away or started again")) for note in back), back
     assert any(said[number][2]["note"].startswith("joined in round") for number in range(2, ROUNDS + 1))
     cut = [said[number][3] for number in range(2, ROUNDS + 1)]
     assert all(each["status"] in ("missing", "absent") for each in cut)
