@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from distill.evaluation import Evaluation as Evaluation
     from distill.evaluation import evaluate as evaluate
     from distill.methods import METHODS as METHODS
+    from distill.run import condense as condense
     from distill.run import distil as distil
     from distill.spec import DataSpec as DataSpec
     from distill.statistics import ExactStatistics as ExactStatistics
@@ -36,6 +37,7 @@ _HOMES = {
     "Evaluation": "evaluation",
     "evaluate": "evaluation",
     "METHODS": "methods",
+    "condense": "run",
     "distil": "run",
     "DataSpec": "spec",
     "ExactStatistics": "statistics",

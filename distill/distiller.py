@@ -13,7 +13,7 @@ from distill.statistics import RealStatistics
 class Distiller(Protocol):
     """What every method offers; there is no base class to inherit from.
 
-    A method may also have ``prepare(statistics, progress)``, which `distill.run.distil` calls once before the first step.
+    A method may also have ``prepare(statistics, progress)``, which `distill.run.condense` calls once before the first step.
     """
 
     total_steps: int

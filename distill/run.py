@@ -1,9 +1,10 @@
-"""`distil`: run a method step by step, with progress, checkpoints and a clean stop."""
+"""`condense`: run a method step by step, with progress, checkpoints and a clean stop."""
 
 import contextlib
 import dataclasses
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ QUICK_SECONDS = 0.2  # a GPU's steps that take less are waited for when a stop i
 MAX_LOGGED = 500
 
 
-def distil(
+def condense(
     source: ImageData | RealStatistics,
     method: str | Distiller = "dm",
     *,
@@ -118,6 +119,12 @@ def distil(
     stated = {"ipc": given, **config} | ({"continued": run["continued"]} if "continued" in run else {})
     provenance = Provenance(name, stated, seed, statistics.fingerprint, versions(), seconds, statistics.privacy)
     return dataclasses.replace(distiller.condensed, provenance=provenance).made_for(statistics.classes)
+
+
+def distil(*arguments: Any, **keywords: Any) -> CondensedSet:
+    """Deprecated name of `condense`, with the same arguments."""
+    warnings.warn("distill.distil is deprecated and goes in version 1.0; use distill.condense.", DeprecationWarning, stacklevel=2)
+    return condense(*arguments, **keywords)
 
 
 def _all_steps(

@@ -17,5 +17,5 @@ def make_net(spec):  # spec.channels, spec.height, spec.width, spec.num_classes
 
 if __name__ == "__main__":
     data = distill.load("digits")
-    tiny = distill.distil(data, "dm", network=make_net, iterations=30)
+    tiny = distill.condense(data, "dm", network=make_net, iterations=30)
     print(distill.evaluate(tiny, data, network=[make_net, "MLP"], seeds=2, baselines=["random"]))

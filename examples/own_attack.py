@@ -9,7 +9,7 @@ from distill.networks import embed
 from distill.train import train_network
 
 data = distill.load("digits", validation=0.5, seed=0)  # members are the training half; the validation half was never seen
-tiny = distill.distil(data, "dm", ipc=5, network="ConvNetD1W32", iterations=40)
+tiny = distill.condense(data, "dm", ipc=5, network="ConvNetD1W32", iterations=40)
 network = train_network(tiny, "ConvNetD1W32", "laptop", seed=0)
 
 

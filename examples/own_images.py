@@ -17,7 +17,7 @@ for name in ("bright-top", "bright-left"):
         Image.fromarray(pixels).save(folder / f"{number}.png")
 
 data = distill.load("folder:my-images", size=16, seed=0)  # a fifth of each class is kept as test, unless there are train/ and test/
-tiny = distill.distil(data, "dm", ipc=1, network="ConvNetD1W32", iterations=20)
+tiny = distill.condense(data, "dm", ipc=1, network="ConvNetD1W32", iterations=20)
 print(data.spec.classes, len(data.train), "training images,", tiny.nbytes, "bytes condensed")
 print(distill.evaluate(tiny, data, network="ConvNetD1W32", seeds=2))
 tiny.save("my-images.safetensors")

@@ -264,7 +264,7 @@ def _check_keywords(call: ast.Call, scope: dict[str, Any], page: str) -> None:
     parameters = inspect.signature(found).parameters
     names = {keyword.arg for keyword in call.keywords if keyword.arg}
     known = set(parameters)
-    if found is importlib.import_module("distill.run").distil:
+    if found is importlib.import_module("distill.run").condense:
         method = next((k.value.value for k in call.keywords if k.arg == "method" and isinstance(k.value, ast.Constant)), "dm")
         known |= {field.name for field in dataclasses.fields(METHODS[str(method)][0])}
     elif any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):

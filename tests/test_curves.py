@@ -11,7 +11,7 @@ import scenarios.condense.curve as room
 from distill.condensed import CondensedSet
 from distill.curves import curve, curve_steps, flat_early, networks_within, rounded_up
 from distill.errors import InputError
-from distill.run import distil
+from distill.run import condense
 from scenarios.catalogue import run_study, study
 from scenarios.engine.study import Options
 from tests.conftest import stopped_at, toy
@@ -78,12 +78,12 @@ def test_the_sentence_says_how_many_iterations_would_do() -> None:
 
 def test_snapshots_are_the_set_after_these_steps_and_leave_the_run_as_it_is(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"ipc": 1, "network": NETWORK, "batch_real": 4, "progress": False}
-    plain = distil(toy(), "dm", iterations=5, **settings)
+    plain = condense(toy(), "dm", iterations=5, **settings)
     files = {2: tmp_path / "2.safetensors", 5: tmp_path / "5.safetensors"}
-    with_them = distil(toy(), "dm", iterations=5, snapshots=files, **settings)
+    with_them = condense(toy(), "dm", iterations=5, snapshots=files, **settings)
     assert torch.equal(plain.images, with_them.images)
     for step, file in files.items():
-        assert torch.equal(CondensedSet.load(file).images, distil(toy(), "dm", iterations=step, **settings).images)
+        assert torch.equal(CondensedSet.load(file).images, condense(toy(), "dm", iterations=step, **settings).images)
 
 
 def made(iterations: int, **data: Any) -> Any:

@@ -160,9 +160,9 @@ def test_a_wrong_command_is_found(command: str) -> None:
     [
         "from distill import distill",
         "import distil",
-        "import distill\ndistill.distil(data)",
+        "import distill\ndistill.condense(data)",
         "import distill\ndata = distill.load('digits', sise=3)",
-        "import distill\ndata = distill.load('digits')\ndistill.distil(data, method='dm', iteration=3)",
+        "import distill\ndata = distill.load('digits')\ndistill.condense(data, method='dm', iteration=3)",
         "import distill\ndata = distill.laod('digits')",
         "import distill\nif True print(distill)",
     ],

@@ -15,7 +15,7 @@ from distill.errors import InputError, unknown_name
 from distill.methods import METHODS
 from distill.networks import check_name
 from distill.randomness import generator
-from distill.run import distil
+from distill.run import condense
 from distill.spec import DataSpec
 from distill.statistics import ExactStatistics
 from distill.synthetic import initial_set
@@ -50,7 +50,7 @@ def check_method(method: str) -> None:
 
 
 def settings_of(method: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The settings that `condense` uses: `SHORT` under the given ones. A coreset takes none."""
+    """The settings that `condense_images` uses: `SHORT` under the given ones. A coreset takes none."""
     check_method(method)
     if method in CORESETS and given:
         raise InputError(f"setting {next(iter(given))!r} was given for the coreset {method!r}; coresets take no settings.")
@@ -72,7 +72,7 @@ def check_settings(method: str, given: dict[str, Any]) -> None:
         raise InputError("a memory keeps images by class, and the method would make soft labels; leave soft_labels out.")
 
 
-def condense(
+def condense_images(
     images: Tensor,
     labels: Tensor,
     method: str,
@@ -125,7 +125,7 @@ def condense(
     start: Any = chosen.pop("initial", None)
     if starts:
         start = _first(data, method, start, counts, starts, seed)
-    made = distil(
+    made = condense(
         data,
         method,
         ipc=same or dict(enumerate(counts)),

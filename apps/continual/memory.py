@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from apps.continual.condensing import CLASS_BY_CLASS, condense
+from apps.continual.condensing import CLASS_BY_CLASS, condense_images
 from apps.continual.exemplars import Exemplars, Key, by_class, group_bytes, item_bytes, reservoir, stored
 from apps.continual.memory_config import MemoryConfig as MemoryConfig
 from distill.condensed import CondensedSet, Provenance
@@ -269,7 +269,7 @@ class Memory:
         every = {**pools, **others}
         sizes = [len(others[key]) if key in others else counts[key] for key in every]
         given = {**(starts or {}), **others}
-        made = condense(
+        made = condense_images(
             torch.cat(list(every.values())).detach().float(),
             torch.arange(len(every)).repeat_interleave(torch.tensor([len(pool) for pool in every.values()])),
             config.method,

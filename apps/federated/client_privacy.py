@@ -18,7 +18,7 @@ from distill.data import ImageData
 from distill.errors import InputError, clipped
 from distill.networks import Factory
 from distill.randomness import derived_seed
-from distill.run import distil
+from distill.run import condense
 from distill.spec import DataSpec
 from distill.statistics import RealStatistics
 
@@ -131,7 +131,7 @@ def private_upload(
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in ("network", "initial")}
     delta = privacy.delta / privacy.uploads
     statistics = privacy.statistics(data, epsilon, delta, privacy.classes, privacy.folder(client), name)
-    made = distil(
+    made = condense(
         statistics,
         settings.upload.method,
         ipc=settings.upload.ipc,

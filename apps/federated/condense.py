@@ -21,7 +21,7 @@ from distill.data import ImageData, Split
 from distill.errors import InputError, clipped
 from distill.networks import Factory, create
 from distill.randomness import derived_seed, generator
-from distill.run import distil
+from distill.run import condense
 from distill.spec import DataSpec
 from distill.statistics import ExactStatistics, RealStatistics
 from distill.synthetic import Initial, initial_set
@@ -94,7 +94,7 @@ def network_with(network: str, weights: Mapping[str, Tensor] | None) -> Factory:
 def first_images(statistics: RealStatistics, data: ImageData, kind: Initial, settings: Settings, seed: int) -> Initial | CondensedSet:
     """A class of which the client holds fewer images than ``ipc`` begins with those, and is sent as so many.
 
-    `distil` fills such a class up with copies, which would count a handful of images in the union as much as thousands of another client.
+    `condense` fills such a class up with copies, which would count a handful of images in the union as much as thousands of another client.
     """
     ipc, held = settings.upload.ipc, data.counts
     if all(held[label] >= ipc for label in data.classes):
@@ -130,7 +130,7 @@ def upload(
     statistics, initial = ExactStatistics(data), previous if previous is not None else config.initial
     if isinstance(initial, str) and initial != "noise":
         initial = first_images(statistics, data, initial, settings, seed)
-    made = distil(
+    made = condense(
         statistics,
         settings.upload.method,
         ipc=settings.upload.ipc,

@@ -101,7 +101,7 @@ def own(factories: Mapping[str, Factory]) -> list[Candidate]:
 
 
 def drawn(candidates: Iterable[Candidate]) -> Callable[[DataSpec], nn.Module]:
-    """A network function for `distil`: a new network of the space each time one is asked for, with features of length 1.
+    """A network function for `condense`: a new network of the space each time one is asked for, with features of length 1.
 
     A set that one architecture made favours its kind; one that all of them made in turn is fairer to rank them with. For methods that draw
     many networks, above all DM, whose steps are larger where features have length 1 (``lr_img`` 30 to 100 at 10 images a class).

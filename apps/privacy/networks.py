@@ -13,7 +13,7 @@ from distill.spec import DataSpec
 
 
 def drawn_once(name: str, count: int, seed: int = 0, unit: bool = True) -> Callable[[DataSpec], nn.Module]:
-    """A network function for `distil`: one of ``count`` random networks called ``name``, always the same ones, in random order.
+    """A network function for `condense`: one of ``count`` random networks called ``name``, always the same ones, in random order.
 
     Their weights are public (made from ``seed``). ``unit`` gives them features of length 1.
     """

@@ -40,7 +40,7 @@ class PrivateStatistics:
     (None: features as long as those of public probe images, gradients 1). ``start_releases`` of all the data, with ``start_share`` of the
     budget, are for a private start (`apps.privacy.private_start`). ``centred`` releases features as differences from that start, or from
     what `centre_on` gets: half the clip and half the noise are enough for them. ``ledger`` is a folder for releases that survives a kill;
-    `distil` with a checkpoint sets it. ``public_start`` names the public origin of an initial set that does not say it itself.
+    `condense` with a checkpoint sets it. ``public_start`` names the public origin of an initial set that does not say it itself.
     ``insecure_seed`` makes everything repeatable, for tests: there is no guarantee then, and the statement says so.
 
     Raises `InputError` for what would break the guarantee: normalisation or whitening fitted on the data, real initial images,

@@ -28,7 +28,7 @@ def checkpoint(ipc: int) -> str:
 
 
 def take_lines(run: Path, metrics: Path, ipc: int) -> None:
-    """The losses that ``run`` logged at this ipc, before those that will follow; `distil` drops what comes after the checkpoint."""
+    """The losses that ``run`` logged at this ipc, before those that will follow; `condense` drops what comes after the checkpoint."""
     ours = [line for line in read_lines(metrics) if not (line.get("stage") == "distil" and line.get("ipc") == ipc)]
     theirs = [line for line in read_lines(run / "metrics.jsonl") if line.get("stage") == "distil" and line.get("ipc") == ipc]
     write_json_lines(metrics, [*ours, *theirs])

@@ -16,7 +16,7 @@ from distill.methods.advice import advice
 from distill.networks import create, flops, parameter_count
 from distill.randomness import generator
 from distill.records import append_line, read_lines
-from distill.run import distil
+from distill.run import condense
 from distill.set_file import check_size
 from distill.sizes import Ipc, counts_of
 from distill.statistics import ExactStatistics
@@ -88,7 +88,7 @@ def _condense(study: CondenseStudy, options: Options, data: ImageData, folder: P
         take_lines(earlier.parent, folder / "metrics.jsonl", largest)
     settings = {key: value for key, value in study.merged["method"].items() if key not in ("name", "ipc")}
     try:
-        condensed = distil(
+        condensed = condense(
             data,
             study.method,
             ipc=ipc,

@@ -27,7 +27,7 @@ from distill.networks import create
 from distill.paired import paired_difference
 from distill.randomness import generator
 from distill.records import append_line, read_lines
-from distill.run import distil
+from distill.run import condense
 from scenarios.condense.schema import CondenseStudy, condense_study
 from scenarios.condense.step_sizes import NETWORKS, VALIDATION
 from scenarios.engine.schema import config_hash
@@ -171,7 +171,7 @@ def _one(study: SweepStudy, options: Options, data: ImageData, folder: Path, val
         if path.exists():
             condensed = CondensedSet.load(path).to(options.device)
         else:
-            condensed = distil(
+            condensed = condense(
                 data,
                 base.method,
                 ipc=base.ipc[0],

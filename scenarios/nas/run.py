@@ -28,7 +28,7 @@ from distill.errors import InputError
 from distill.networks import Factory, create
 from distill.randomness import generator
 from distill.records import read_json, write_whole
-from distill.run import Interrupted, distil
+from distill.run import Interrupted, condense
 from scenarios.engine.study import Options, Run, say
 from scenarios.nas.schema import NasStudy
 
@@ -144,7 +144,7 @@ def _condensed(study: NasStudy, options: Options, data: ImageData, folder: Path,
             if not path.exists():
                 say(console, f"making {method}, set {i + 1} of {study.sets.copies}")
                 wall, cpu = time.monotonic(), time.process_time()
-                made = distil(
+                made = condense(
                     data,
                     method,
                     ipc=study.sets.ipc,

@@ -23,11 +23,11 @@ from distill.data import ImageData
 from distill.evaluation import accuracy
 from distill.randomness import derived_seed, generator
 from distill.records import write_whole
-from distill.run import distil
+from distill.run import condense
 from distill.train import protocol, train_network
 from scenarios.engine.study import Options, say
 from scenarios.privacy.schema import AttackTable, PrivacyStudy
-from scenarios.privacy.sets import condense, private_set
+from scenarios.privacy.sets import condensed_by, private_set
 
 REAL = ("random", "whole", "subset")  # arms of real images: the naive baselines
 
@@ -98,7 +98,7 @@ def _attacked(
     if arm.kind in ("random", "subset"):
         source = select(members, "random", arm.ipc, generator(seed, "random arm", arm.ipc))
     elif arm.kind == "method":
-        source = condense(dataclasses.replace(study, ipc=arm.ipc), members, seed, "noise", options, None)
+        source = condensed_by(dataclasses.replace(study, ipc=arm.ipc), members, seed, "noise", options, None)
     elif arm.kind == "private":
         assert study.privacy is not None
         # Half of the pool is in, which is public; divided by the number of all images, features would be half as long.
@@ -107,7 +107,7 @@ def _attacked(
         source, _ = private_set(part, members, study.privacy.epsilon[0], seed, options, None)
     elif arm.kind != "whole":
         settings = {"initial": "noise", **table.methods.get(arm.kind, {})}
-        source = distil(members, arm.kind, ipc=arm.ipc, seed=seed, progress=False, **settings)
+        source = condense(members, arm.kind, ipc=arm.ipc, seed=seed, progress=False, **settings)
     recipe = study.evaluation.recipe or protocol(study.evaluation.protocol, data.spec, study.evaluation.networks[0])
     if arm.kind == "whole":
         recipe = table.whole_recipe or recipe

@@ -19,7 +19,7 @@ from distill.records import append_line, read_lines, write_whole
 from distill.train import train_network
 from scenarios.engine.study import Options, say
 from scenarios.privacy.schema import PoisoningTable, PrivacyStudy, VisualTable
-from scenarios.privacy.sets import condense, plain_set
+from scenarios.privacy.sets import condensed_by, plain_set
 from scenarios.reporting.text import shown
 
 TRIGGERS = ("naive", "optimised")
@@ -68,7 +68,7 @@ def fill_poisoning(
         path, pixels = folder / f"poisoning/{kind}.safetensors", folder / f"poisoning/trigger-{kind}.safetensors"
         poisoned = _poisoned(table, options, data, plain, kind)
         if not (path.exists() and pixels.exists()):
-            made = condense(study, poisoned, options.seed, None, options, None)
+            made = condensed_by(study, poisoned, options.seed, None, options, None)
             write_whole(pixels, safetensors.torch.save({"pixels": poisoned.trigger.pixels.cpu().contiguous()}))
             made.save(path)
         sources[kind] = CondensedSet.load(path).to(options.device)

@@ -19,7 +19,7 @@ from distill.evaluation import Measured, accuracies, summed_up
 from distill.experts import cache_root
 from distill.methods import METHODS
 from distill.records import append_line, read_lines
-from distill.run import distil
+from distill.run import condense
 from scenarios.engine.composition import in_sequence
 from scenarios.engine.public_part import FOLDER, hand_over, taken_over
 from scenarios.engine.study import Options, say
@@ -46,7 +46,7 @@ def statistics_of(study: PrivacyStudy, data: ImageData, epsilon: float, ledger: 
     )
 
 
-def condense(study: PrivacyStudy, source: Any, seed: int, start: Any, options: Options, checkpoint: Path | None) -> CondensedSet:
+def condensed_by(study: PrivacyStudy, source: Any, seed: int, start: Any, options: Options, checkpoint: Path | None) -> CondensedSet:
     """The study's method on private or exact statistics: the same networks, the same start."""
     table, settings = study.privacy, dict(study.settings)
     named = "augmentation" in settings or table is None or not table.networks
@@ -55,7 +55,7 @@ def condense(study: PrivacyStudy, source: Any, seed: int, start: Any, options: O
         network = drawn_once(network or "ConvNet", table.networks)
         settings.setdefault("augmentation", "none")  # a new augmentation would be a new release
     chosen = settings.pop("initial", None)
-    made = distil(
+    made = condense(
         source,
         study.method,
         ipc=study.ipc,
@@ -80,14 +80,14 @@ def private_set(
     assert table is not None
     statistics = statistics_of(study, data, epsilon, folder / f"{name}-releases" if folder else None)
     start = private_kmeans(statistics, study.ipc, seed) if table.start == "kmeans" else None
-    return condense(study, statistics, seed, start, options, folder / f"checkpoint-{name}.safetensors" if folder else None), start
+    return condensed_by(study, statistics, seed, start, options, folder / f"checkpoint-{name}.safetensors" if folder else None), start
 
 
 def plain_set(study: PrivacyStudy, options: Options, data: ImageData, folder: Path) -> CondensedSet:
     """The study's method without privacy, for checks of a study that has no [privacy]; made once."""
     path, checkpoint = folder / "condensed.safetensors", folder / "checkpoint.safetensors"
     if not path.exists():
-        condense(study, data, options.seed, None, options, checkpoint).save(path)
+        condensed_by(study, data, options.seed, None, options, checkpoint).save(path)
         checkpoint.unlink(missing_ok=True)
     return CondensedSet.load(path).to(options.device)
 
@@ -130,7 +130,7 @@ def fill_private(
     if table.twin:
         if not twin.exists():
             start = CondensedSet.load(first).to(options.device) if first.exists() else "noise"
-            condense(study, data, options.seed, start, options, folder / f"checkpoint-exact-{name}.safetensors").save(twin)
+            condensed_by(study, data, options.seed, start, options, folder / f"checkpoint-exact-{name}.safetensors").save(twin)
             (folder / f"checkpoint-exact-{name}.safetensors").unlink(missing_ok=True)
         sets[f"{study.method} without noise"] = CondensedSet.load(twin).to(options.device)
     if first.exists():

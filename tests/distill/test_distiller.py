@@ -11,7 +11,7 @@ from distill.condensed import CondensedSet
 from distill.data import ImageData
 from distill.errors import InputError
 from distill.randomness import generator
-from distill.run import distil
+from distill.run import condense
 
 
 class Plain:
@@ -75,30 +75,30 @@ CASES: list[tuple[str, Any, str]] = [
 
 @pytest.mark.parametrize(("part", "found", "says"), CASES, ids=[f"{part}-{place}" for place, (part, _, _) in enumerate(CASES)])
 def test_a_wrong_part_is_one_line(part: str, found: Any, says: str, toy_data: ImageData) -> None:
-    initial = distil(toy_data, "dm", iterations=1, network="ConvNetD1W8")
+    initial = condense(toy_data, "dm", iterations=1, network="ConvNetD1W8")
     with pytest.raises(InputError) as caught:
-        distil(toy_data, spoilt(initial, part, found))
+        condense(toy_data, spoilt(initial, part, found))
     assert str(caught.value).startswith("method Mine: ")
     assert says in str(caught.value)
 
 
 def test_a_step_that_is_wrong_later_is_refused_there(toy_data: ImageData) -> None:
-    initial = distil(toy_data, "dm", iterations=1, network="ConvNetD1W8")
+    initial = condense(toy_data, "dm", iterations=1, network="ConvNetD1W8")
     mine = spoilt(initial, "step", None, good=1)
     with pytest.raises(InputError, match=r"method Mine: step\(\) returns None"):
-        distil(toy_data, mine)
+        condense(toy_data, mine)
     assert mine.made == 1
 
 
 def test_numbers_and_steps_without_a_loss_are_fine(toy_data: ImageData) -> None:
-    initial = distil(toy_data, "dm", iterations=1, network="ConvNetD1W8")
+    initial = condense(toy_data, "dm", iterations=1, network="ConvNetD1W8")
     for found in ({"loss": 0.5}, {"loss": torch.tensor(1)}):
-        assert distil(toy_data, spoilt(initial, "step", found)).images.equal(initial.images)
+        assert condense(toy_data, spoilt(initial, "step", found)).images.equal(initial.images)
 
 
 @pytest.mark.parametrize("error", [KeyError("images"), AttributeError("no such"), ZeroDivisionError("0")])
 def test_load_state_that_raises_is_one_line(error: Exception, tmp_path: Path, toy_data: ImageData) -> None:
-    initial = distil(toy_data, "dm", iterations=1, network="ConvNetD1W8")
+    initial = condense(toy_data, "dm", iterations=1, network="ConvNetD1W8")
     file = tmp_path / "checkpoint.safetensors"
 
     class Mine(Plain):

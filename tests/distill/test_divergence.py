@@ -14,7 +14,7 @@ from distill.divergence import Watch
 from distill.errors import Diverged, InputError
 from distill.methods import METHODS
 from distill.randomness import generator
-from distill.run import distil
+from distill.run import condense
 from tests.conftest import toy
 from tests.distill.test_every_method import make, small
 
@@ -25,7 +25,7 @@ HUGE = {"iterations": 30, "lr_img": 1e38}
 
 def diverging(method: str, data: ImageData, tmp_path: Path, **more: object) -> Diverged:
     with pytest.raises(Diverged) as caught:
-        distil(data, method, checkpoint=tmp_path / "c", metrics=tmp_path / "m.jsonl", **{**small(method), **HUGE, **more})
+        condense(data, method, checkpoint=tmp_path / "c", metrics=tmp_path / "m.jsonl", **{**small(method), **HUGE, **more})
     return caught.value
 
 
@@ -61,7 +61,7 @@ def test_the_last_finite_state_is_kept_and_the_same_settings_are_not_tried_again
         load_checkpoint(tmp_path / "c", description, distiller, generator(0, "a"))
     monkeypatch.setattr(METHODS[method][1], "step", None)
     with pytest.raises(Diverged, match=rf"{method} diverged at step {step} of 30.*it would diverge again"):
-        distil(toy_data, method, checkpoint=tmp_path / "c", resume=True, **{**small(method), **HUGE})
+        condense(toy_data, method, checkpoint=tmp_path / "c", resume=True, **{**small(method), **HUGE})
 
 
 @METHOD
@@ -71,7 +71,7 @@ def test_a_smaller_step_goes_on_from_the_last_finite_state(method: str, toy_data
     # The last state from which a finite step was made: the images of the one after it may be finite and far from any image.
     at = max(0, int(str(error).partition("at step ")[2].split()[0]) - 2)
     settings = {**small(method), "iterations": 6, "lr_img": 0.5}
-    tiny = distil(toy_data, method, checkpoint=tmp_path / "d", resume_from=tmp_path / "c", **settings)
+    tiny = condense(toy_data, method, checkpoint=tmp_path / "d", resume_from=tmp_path / "c", **settings)
     distiller, statistics = make(method, toy_data, ipc=1, **settings)
     draws = generator(99, "other")
     facts = {"method": method, "ipc": 1, "seed": 0, "fingerprint": toy_data.fingerprint}
@@ -88,13 +88,13 @@ def test_only_step_sizes_may_change_in_the_middle_of_a_run(toy_data: ImageData, 
     diverging("dm", toy_data, tmp_path)
     settings = {**small("dm"), **HUGE}
     with pytest.raises(InputError, match="had the same settings; change one"):
-        distil(toy_data, "dm", resume_from=tmp_path / "c", **settings)
+        condense(toy_data, "dm", resume_from=tmp_path / "c", **settings)
     with pytest.raises(InputError, match="had batch_real 8, this one has 4; only step sizes, momentum and max_norm may change"):
-        distil(toy_data, "dm", resume_from=tmp_path / "c", **{**settings, "batch_real": 4})
+        condense(toy_data, "dm", resume_from=tmp_path / "c", **{**settings, "batch_real": 4})
     with pytest.raises(InputError, match="had ipc 1, this one has 2"):
-        distil(toy_data, "dm", ipc=2, resume_from=tmp_path / "c", **{**settings, "lr_img": 1.0})
+        condense(toy_data, "dm", ipc=2, resume_from=tmp_path / "c", **{**settings, "lr_img": 1.0})
     with pytest.raises(InputError, match="is damaged"):
-        distil(toy_data, "dm", resume_from=tmp_path / "m.jsonl", **{**settings, "lr_img": 1.0})
+        condense(toy_data, "dm", resume_from=tmp_path / "m.jsonl", **{**settings, "lr_img": 1.0})
 
 
 def test_a_gpu_is_looked_at_every_tenth_step_and_still_names_the_right_one(
@@ -117,7 +117,7 @@ def test_a_gpu_is_looked_at_every_tenth_step_and_still_names_the_right_one(
     (tmp_path / "late").mkdir()
     assert str(diverging("dm", toy_data, tmp_path / "late", lr_img=1e20)) == early
     assert seldom == [10], "one look, after ten steps"
-    distil(toy_data, "dm", resume_from=tmp_path / "late" / "c", **{**small("dm"), **HUGE, "lr_img": 0.5})
+    condense(toy_data, "dm", resume_from=tmp_path / "late" / "c", **{**small("dm"), **HUGE, "lr_img": 0.5})
 
 
 def test_what_a_method_keeps_that_is_infinite_from_the_start_is_its_own_business() -> None:
@@ -136,8 +136,8 @@ def test_what_a_method_keeps_that_is_infinite_from_the_start_is_its_own_business
 def test_mtt_refuses_one_class_before_its_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("distill.experts.train_experts", None)
     with pytest.raises(InputError, match=r"^mtt cannot condense data of one class: .* Give data of two classes or more, or use dm\.$"):
-        distil(toy(classes=1), "mtt", **small("mtt"))
+        condense(toy(classes=1), "mtt", **small("mtt"))
 
 
 def test_it_stays_finite_where_it_did_before() -> None:
-    assert bool(torch.isfinite(distil(toy(), "dm", iterations=12, **small("dm")).images).all())
+    assert bool(torch.isfinite(condense(toy(), "dm", iterations=12, **small("dm")).images).all())

@@ -11,7 +11,7 @@ from distill.estimate import duration, estimate
 from distill.networks import create, parameter_count
 from distill.randomness import generator
 from distill.records import read_json
-from distill.run import distil
+from distill.run import condense
 from tests.distill.test_every_method import small
 from tests.scenarios.test_cli import call
 from tests.scenarios.test_reason import SMALL
@@ -35,17 +35,17 @@ def test_the_estimate_is_one_line_on_the_terminal(
 ) -> None:
     monkeypatch.setattr("distill.estimate.SECONDS", 0.0)
     monkeypatch.setattr("distill.estimate.WORTH_SAYING", 0.0)
-    distil(toy_data, "dm", iterations=5, **small("dm"))
+    condense(toy_data, "dm", iterations=5, **small("dm"))
     assert capfd.readouterr().err.count("for 5 steps, peak memory about") == 1
-    distil(toy_data, "dm", iterations=5, progress=False, **small("dm"))
+    condense(toy_data, "dm", iterations=5, progress=False, **small("dm"))
     assert "peak memory" not in capfd.readouterr().err
 
 
 def test_more_images_than_the_data_hold_are_refused_or_confirmed(toy_data: ImageData, tmp_path: Path) -> None:
     settings = {**small("dm"), "iterations": 1}
     with pytest.raises(InputError, match=r"^ipc 13 asks for more images a class than any class of the data has \(12 at most\)"):
-        distil(toy_data, "dm", ipc=13, **settings)
-    assert distil(toy_data, "dm", ipc=13, more_images_than_data=True, **settings).ipc == 13
+        condense(toy_data, "dm", ipc=13, **settings)
+    assert condense(toy_data, "dm", ipc=13, more_images_than_data=True, **settings).ipc == 13
     code, _, errors = call(*SMALL, "--set", "iterations=1", "--ipc", "100000", "--out", tmp_path / "runs")
     assert code == 2
     assert "--more-images-than-data" in errors
@@ -78,6 +78,6 @@ def test_what_cannot_fit_is_refused_before_the_first_step(toy_data: ImageData, m
     for method, needed in (("dm", images), ("gm", images + gradients), ("dsa", images + gradients)):
         monkeypatch.setattr("distill.estimate.free_bytes", lambda needed=needed: needed - 1)
         with pytest.raises(InputError, match=r"the run does not fit.*ipc"):
-            distil(toy_data, method, **small_run)
+            condense(toy_data, method, **small_run)
         monkeypatch.setattr("distill.estimate.free_bytes", lambda needed=needed: needed)
-        distil(toy_data, method, **small_run)
+        condense(toy_data, method, **small_run)

@@ -14,7 +14,7 @@ from distill.errors import InputError
 from distill.evaluation import Accuracy, accuracy
 from distill.methods import METHODS
 from distill.randomness import generator
-from distill.run import distil
+from distill.run import condense
 from distill.statistics import ExactStatistics
 from distill.synthetic import initial_set
 from distill.train import Recipe, train_network
@@ -51,7 +51,7 @@ def make(method: str, data: ImageData, ipc: int = 2, seed: int = 0, **settings: 
 
 @METHOD
 def test_images_are_finite_and_shape_and_labels_are_kept(method: str, toy_data: ImageData) -> None:
-    tiny = distil(toy_data, method, ipc=2, iterations=3, **small(method))
+    tiny = condense(toy_data, method, ipc=2, iterations=3, **small(method))
     assert tiny.images.shape == (6, 1, 8, 8)
     assert tiny.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert bool(torch.isfinite(tiny.images).all())
@@ -64,7 +64,7 @@ def test_images_are_finite_and_shape_and_labels_are_kept(method: str, toy_data: 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_same_seed_same_bits_and_other_seed_other_bits(method: str, seed: int) -> None:
     data = toy()
-    first, again, other = (distil(data, method, ipc=2, seed=s, iterations=3, **small(method)) for s in (seed, seed, seed + 7))
+    first, again, other = (condense(data, method, ipc=2, seed=s, iterations=3, **small(method)) for s in (seed, seed, seed + 7))
     assert torch.equal(first.images, again.images)
     assert not torch.equal(first.images, other.images)
 
@@ -72,7 +72,7 @@ def test_same_seed_same_bits_and_other_seed_other_bits(method: str, seed: int) -
 @METHOD
 def test_real_data_are_untouched(method: str, toy_data: ImageData) -> None:
     before = toy_data.train.images.clone()
-    distil(toy_data, method, iterations=3, **small(method))
+    condense(toy_data, method, iterations=3, **small(method))
     assert torch.equal(before, toy_data.train.images)
 
 
@@ -90,7 +90,7 @@ def test_the_loss_falls(method: str, seed: int) -> None:
 @pytest.mark.parametrize("kind", ["real", "noise", "herding", "kmeans", "given"])
 def test_every_initialisation(method: str, kind: str, toy_data: ImageData) -> None:
     start = select(toy_data, "class_mean", 2, generator(3, "start"))
-    tiny = distil(toy_data, method, ipc=2, iterations=1, initial=start if kind == "given" else kind, **small(method))  # type: ignore[arg-type]
+    tiny = condense(toy_data, method, ipc=2, iterations=1, initial=start if kind == "given" else kind, **small(method))  # type: ignore[arg-type]
     assert tiny.counts == (2, 2, 2)
     if kind == "given":
         # One step of a small size stays near its start, which is sorted by class already.
@@ -135,7 +135,7 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(method: str, to
 
 @METHOD
 def test_save_and_load(method: str, toy_data: ImageData, tmp_path: Path) -> None:
-    tiny = distil(toy_data, method, iterations=1, **small(method))
+    tiny = condense(toy_data, method, iterations=1, **small(method))
     tiny.save(tmp_path / "tiny.safetensors")
     back = CondensedSet.load(tmp_path / "tiny.safetensors")
     assert torch.equal(back.images, tiny.images)
@@ -151,7 +151,7 @@ def test_uneven_classes_and_an_absent_one(method: str) -> None:
     keep = (data.train.labels != 2) & ~((data.train.labels == 1) & (torch.arange(len(data.train)) % 6 != 0))
     data = dataclasses.replace(data, train=data.train.at(keep.nonzero().squeeze(1)))
     assert data.counts == (12, 2, 0, 12)
-    tiny = distil(data, method, ipc=5, iterations=2, **small(method))
+    tiny = condense(data, method, ipc=5, iterations=2, **small(method))
     assert tiny.counts == (5, 5, 0, 5)
     assert len(torch.unique(tiny.images[tiny.labels == 1], dim=0)) == 5
 
@@ -159,14 +159,14 @@ def test_uneven_classes_and_an_absent_one(method: str) -> None:
 @METHOD
 def test_batchnorm_and_a_network_of_ones_own(method: str, toy_data: ImageData) -> None:
     settings = {**small(method), "ipc": 2, "iterations": 2}
-    first, again = (distil(toy_data, method, **{**settings, "network": "ConvNetD1W32BN"}) for _ in range(2))
+    first, again = (condense(toy_data, method, **{**settings, "network": "ConvNetD1W32BN"}) for _ in range(2))
     assert torch.equal(first.images, again.images)
 
     def own(spec):
         convolution, head = torch.nn.Conv2d(spec.channels, 4, 3, 2), torch.nn.Linear(36, spec.num_classes)
         return torch.nn.Sequential(convolution, torch.nn.Tanh(), torch.nn.Flatten(), head)
 
-    first, again = (distil(toy_data, method, **{**settings, "network": own}) for _ in range(2))
+    first, again = (condense(toy_data, method, **{**settings, "network": own}) for _ in range(2))
     assert torch.equal(first.images, again.images)
     assert first.provenance.config["network"] == "given: own"
 
@@ -183,17 +183,17 @@ def test_wrong_settings_are_one_line(method: str, toy_data: ImageData) -> None:
         ({"initial": "kmean"}, "did you mean 'kmeans'"),
     ):
         with pytest.raises(InputError) as caught:
-            distil(toy_data, method, **{**small(method), **settings})
+            condense(toy_data, method, **{**small(method), **settings})
         assert text in str(caught.value)
         assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="classes"):
-        distil(toy_data, method, initial=select(toy_data.subset([0, 1]), "random", 1, generator(0, "x")), **small(method))
+        condense(toy_data, method, initial=select(toy_data.subset([0, 1]), "random", 1, generator(0, "x")), **small(method))
 
 
 @METHOD
 def test_beats_random_images_on_digits(method: str, digits: ImageData) -> None:
     """IPC 1, three networks each; the condensed set's interval lies above that of random images."""
-    tiny = distil(digits, method, ipc=1, network="ConvNetD2W32", batch_real=64, **DIGITS[method])
+    tiny = condense(digits, method, ipc=1, network="ConvNetD2W32", batch_real=64, **DIGITS[method])
     recipe = Recipe(max_steps=80, batch_size=16, lr=0.02, schedule="cosine")
 
     def judge(source) -> Accuracy:

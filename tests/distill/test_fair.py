@@ -20,7 +20,7 @@ from distill.evaluation import Accuracy, Measured, accuracies, accuracy, evaluat
 from distill.methods import METHODS
 from distill.networks import create
 from distill.randomness import generator
-from distill.run import distil
+from distill.run import condense
 from distill.spec import DataSpec
 from distill.statistics import ExactStatistics
 from distill.synthetic import initial_set
@@ -139,7 +139,7 @@ def test_soft_sets_remember_the_classes_they_were_made_for(toy_data: ImageData) 
     assert CondensedSet.concat([one, one]).counts == (0, 0, 2 * len(one))
     assert CondensedSet.concat([one, soft(toy_data, 6)]).classes == (0, 1, 2)
     part = toy_data.subset([0, 2])
-    made = distil(
+    made = condense(
         part, "mtt", ipc=2, network=NET, iterations=1, experts=1, syn_steps=1, expert_epochs=1, max_start_epoch=1, soft_labels=True
     )
     assert made.labels.is_floating_point()

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apps.continual.condensing import condense
+from apps.continual.condensing import condense_images
 from apps.continual.memory import MemoryConfig
 from apps.federated.union import union
 from apps.federated.wire import Limits, decode, encode
@@ -22,7 +22,7 @@ from distill.labels import LABEL_KINDS
 from distill.methods import METHODS
 from distill.networks import create
 from distill.randomness import generator
-from distill.run import distil
+from distill.run import condense
 from distill.train import Recipe, train_network
 from tests.apps.federated.hostile import npy
 from tests.conftest import toy
@@ -146,11 +146,11 @@ def test_sets_of_different_kinds_are_not_joined(toy_data: ImageData) -> None:
 @pytest.mark.parametrize("kind", ["logits", "scores"])
 def test_no_method_starts_from_labels_that_it_would_misread(toy_data: ImageData, method: str, kind: str) -> None:
     with pytest.raises(InputError, match=f"initial set's labels are {kind}"):
-        distil(toy_data, method, initial=labelled(numbers(), kind, toy_data))
+        condense(toy_data, method, initial=labelled(numbers(), kind, toy_data))
 
 
 def test_learned_soft_labels_are_probabilities(toy_data: ImageData) -> None:
-    made = distil(toy_data, "mtt", ipc=2, soft_labels=True, lr_label=1000.0, **{**SHORT, "iterations": 3})
+    made = condense(toy_data, "mtt", ipc=2, soft_labels=True, lr_label=1000.0, **{**SHORT, "iterations": 3})
     assert made.label_kind == "probabilities"
     assert float((made.labels.sum(1) - 1).abs().max()) < 1e-6
 
@@ -190,7 +190,7 @@ def test_a_weighted_union_says_so_and_is_learned_as_before(toy_data: ImageData) 
 
 def test_a_memory_takes_class_numbers_only(toy_data: ImageData) -> None:
     images, labels = toy_data.spec.normalise(toy_data.train.images), toy_data.train.labels
-    assert condense(images, labels, "mtt", 2, 0, settings={**SHORT, "soft_labels": True}).labels.is_floating_point()
+    assert condense_images(images, labels, "mtt", 2, 0, settings={**SHORT, "soft_labels": True}).labels.is_floating_point()
     with pytest.raises(InputError, match="soft labels; leave soft_labels out"):
         MemoryConfig("mtt", items=6, settings={**SHORT, "soft_labels": True})
 

@@ -13,7 +13,7 @@ import distill
 
 data = distill.load("digits")
 small = {"iterations": 1, "network": "ConvNetD1W32", "batch_real": 4}
-tiny = distill.distil(data, "dm", ipc=1, progress=False, **small)
+tiny = distill.condense(data, "dm", ipc=1, progress=False, **small)
 recipe = distill.Recipe(epochs=1, max_steps=1)
 assert distill.evaluate(tiny, data, recipe=recipe, network="ConvNetD1W32", seeds=1, baselines=[], progress=False)
 

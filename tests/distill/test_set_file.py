@@ -59,4 +59,4 @@ def test_a_header_that_could_not_be_read_is_not_written(tmp_path: Path, monkeypa
 def test_a_set_that_could_not_be_saved_is_refused_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(set_file, "MAX_OWN_BYTES", 1000)
     with pytest.raises(InputError, match="Ask for fewer images a class"):
-        distill.distil(toy(), "dm", ipc=4, network="ConvNetD1W32", iterations=10**6)
+        distill.condense(toy(), "dm", ipc=4, network="ConvNetD1W32", iterations=10**6)

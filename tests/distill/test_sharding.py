@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill import distil
+from distill import condense
 from distill.condensed import CondensedSet
 from distill.errors import InputError
 from distill.sharding import check_classes
@@ -18,13 +18,13 @@ ROOT = Path(__file__).parents[2]
 CHILD = """
 import sys
 from pathlib import Path
-from distill import distil, sharding
+from distill import condense, sharding
 from tests.conftest import toy
 sharding.start("cpu")
 assert sharding.count() == 2
 for number, case in enumerate(sys.argv[2:]):
     method, network = case.split(":")
-    tiny = distil(toy(), method, ipc=2, iterations=3, batch_real=8, network=network)
+    tiny = condense(toy(), method, ipc=2, iterations=3, batch_real=8, network=network)
     tiny.save(Path(sys.argv[1]) / f"{number}-{sharding.rank()}.safetensors")
 sharding.end()
 """
@@ -45,7 +45,7 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     for number, case in enumerate(cases):
         method, network = case.split(":")
-        start, alone = (distil(toy(), method, ipc=2, iterations=n, batch_real=8, network=network).images for n in (1, 3))
+        start, alone = (condense(toy(), method, ipc=2, iterations=n, batch_real=8, network=network).images for n in (1, 3))
         first, second = (CondensedSet.load(tmp_path / f"{number}-{rank}.safetensors").images for rank in (0, 1))
         assert torch.equal(first, second)
         assert not torch.allclose(start, alone, atol=1e-3)
@@ -81,4 +81,4 @@ def test_more_processes_than_classes_and_mtt_are_refused(monkeypatch: pytest.Mon
         check_classes(3)
     monkeypatch.setattr(sharding, "check_classes", lambda _: None)
     with pytest.raises(InputError, match="without torchrun"):
-        distil(toy(), "mtt", iterations=1)
+        condense(toy(), "mtt", iterations=1)

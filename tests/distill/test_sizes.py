@@ -18,7 +18,7 @@ from distill.errors import InputError
 from distill.evaluation import evaluate
 from distill.methods import METHODS
 from distill.randomness import generator
-from distill.run import distil
+from distill.run import condense
 from distill.sizes import counts_of, proportional
 from distill.statistics import ExactStatistics
 from distill.synthetic import initial_set
@@ -41,21 +41,21 @@ def long_tailed() -> ImageData:
 def test_every_method_makes_unequal_classes(method: str, ipc: Any) -> None:
     data = long_tailed()
     wanted = (5, 3, 0, 1) if isinstance(ipc, str) else (4, 1, 0, 1)
-    made = distil(data, method, ipc=ipc, iterations=2, **small(method))
+    made = condense(data, method, ipc=ipc, iterations=2, **small(method))
     assert (made.counts, made.ipc, len(made)) == (wanted, max(wanted), sum(wanted))
     assert bool(made.images.isfinite().all())
     assert torch.equal(made.labels, made.labels.sort().values)
     stated = made.provenance.config["ipc"]
     assert stated == {"0": wanted[0], "1": wanted[1], "3": wanted[3]}
     assert CondensedSet.from_bytes(made.to_bytes()).counts == wanted
-    assert not torch.equal(made.images, distil(data, method, ipc=ipc, seed=1, iterations=2, **small(method)).images)
+    assert not torch.equal(made.images, condense(data, method, ipc=ipc, seed=1, iterations=2, **small(method)).images)
 
 
 @METHOD
 def test_equal_counts_have_the_bits_of_one_number(method: str, toy_data: ImageData) -> None:
-    one = distil(toy_data, method, ipc=2, iterations=2, **small(method))
+    one = condense(toy_data, method, ipc=2, iterations=2, **small(method))
     for ipc in ({0: 2, 1: 2, 2: 2}, {"rest": 2}, {"1": 2, "rest": 2}, "proportional:2"):
-        other = distil(toy_data, method, ipc=ipc, iterations=2, **small(method))
+        other = condense(toy_data, method, ipc=ipc, iterations=2, **small(method))
         assert torch.equal(one.images, other.images)
         assert one.provenance.config == other.provenance.config
 
@@ -64,7 +64,7 @@ def test_equal_counts_have_the_bits_of_one_number(method: str, toy_data: ImageDa
 def test_an_uneven_run_resumes_to_the_same_bits(method: str, toy_data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distill.run, "CHECKPOINT_SECONDS", 0.0)
     settings = {**small(method), "iterations": 3}
-    whole = distil(toy_data, method, ipc={0: 3, "rest": 1}, **settings)
+    whole = condense(toy_data, method, ipc={0: 3, "rest": 1}, **settings)
     calls: list[int] = []
     kind, distiller = METHODS[method]
 
@@ -77,16 +77,16 @@ def test_an_uneven_run_resumes_to_the_same_bits(method: str, toy_data: ImageData
 
     monkeypatch.setitem(METHODS, method, (kind, Stopping))
     with pytest.raises(KeyboardInterrupt):
-        distil(toy_data, method, ipc={0: 3, "rest": 1}, checkpoint=tmp_path / "c", **settings)
+        condense(toy_data, method, ipc={0: 3, "rest": 1}, checkpoint=tmp_path / "c", **settings)
     assert (tmp_path / "c").exists()
     monkeypatch.setitem(METHODS, method, (kind, distiller))
-    again = distil(toy_data, method, ipc={"0": 3, "1": 1, "2": 1}, checkpoint=tmp_path / "c", resume=True, **settings)
+    again = condense(toy_data, method, ipc={"0": 3, "1": 1, "2": 1}, checkpoint=tmp_path / "c", resume=True, **settings)
     assert torch.equal(again.images, whole.images)
 
 
 def test_an_uneven_set_is_compared_with_baselines_of_its_counts() -> None:
     data = long_tailed()
-    made = distil(data, "dm", ipc={0: 4, "rest": 1}, iterations=1, **small("dm"))
+    made = condense(data, "dm", ipc={0: 4, "rest": 1}, iterations=1, **small("dm"))
     found = evaluate(made, data, network="ConvNetD1W32", recipe=QUICK, seeds=1, baselines=("random", "herding"), progress=False)
     assert {name: row.images for name, row in found.training.items()} == {"condensed": 6, "random": 6, "herding": 6}
     assert learner_set("random", made, data, 0).counts == made.counts
@@ -143,7 +143,7 @@ def test_proportional_is_websters_method(sizes: tuple[int, ...], mean: int) -> N
 )
 def test_wrong_sizes_are_one_line(ipc: Any, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        distil(long_tailed(), "dm", ipc=ipc)
+        condense(long_tailed(), "dm", ipc=ipc)
     assert "\n" not in str(caught.value)
 
 

@@ -16,7 +16,7 @@ from distill.condensed import CondensedSet
 from distill.data import ImageData
 from distill.methods.dm import DM, DMConfig
 from distill.randomness import generator
-from distill.run import distil
+from distill.run import condense
 from distill.statistics import ExactStatistics
 from distill.synthetic import initial_set
 
@@ -72,14 +72,14 @@ def test_a_step_of_a_minute_is_left_in_the_middle_and_the_run_goes_on_to_the_sam
     statistics = ExactStatistics(toy_data)
     first = initial_set(statistics, "real", 1, generator(0, "first"))
     with pytest.raises(stopping.Interrupted):
-        distil(statistics, Slow(first, True), checkpoint=tmp_path / "c", metrics=tmp_path / "m")
+        condense(statistics, Slow(first, True), checkpoint=tmp_path / "c", metrics=tmp_path / "m")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     with safetensors.safe_open(tmp_path / "c", framework="pt") as file:
         assert json.loads(file.metadata()["checkpoint"])["step"] == 2
     rest = Slow(first, False)
-    stopped = distil(statistics, rest, checkpoint=tmp_path / "c", metrics=tmp_path / "m", resume=True)
+    stopped = condense(statistics, rest, checkpoint=tmp_path / "c", metrics=tmp_path / "m", resume=True)
     assert rest.made == 3
-    whole = distil(statistics, Slow(first, False), metrics=tmp_path / "whole")
+    whole = condense(statistics, Slow(first, False), metrics=tmp_path / "whole")
     assert torch.equal(stopped.images, whole.images)
     assert (tmp_path / "m").read_text() == (tmp_path / "whole").read_text()
 

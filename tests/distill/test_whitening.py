@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill import distil, evaluate
+from distill import condense, evaluate
 from distill.condensed import CondensedSet
 from distill.errors import InputError
 from distill.evaluation import fitted
@@ -45,7 +45,7 @@ def test_undo() -> None:
 @pytest.mark.parametrize("quantised", [False, True])
 def test_a_set_carries_its_whitening_through_the_file(tmp_path: Path, quantised: bool) -> None:
     data = toy()
-    tiny = distil(data.whitened(), "dm", ipc=2, iterations=2, network="ConvNetD1W32", batch_real=8)
+    tiny = condense(data.whitened(), "dm", ipc=2, iterations=2, network="ConvNetD1W32", batch_real=8)
     assert tiny.whitening is not None
     assert tiny.provenance.fingerprint != data.fingerprint
     tiny = tiny.quantised() if quantised else tiny
@@ -66,13 +66,13 @@ def test_a_set_carries_its_whitening_through_the_file(tmp_path: Path, quantised:
 
 def test_what_does_not_fit_is_one_line() -> None:
     data, white = toy(), toy().whitened()
-    start = distil(data, "dm", iterations=1, network="ConvNetD1W32", batch_real=8)
+    start = condense(data, "dm", iterations=1, network="ConvNetD1W32", batch_real=8)
     with pytest.raises(InputError, match="whitened differently"):
-        distil(white, "dm", iterations=1, network="ConvNetD1W32", batch_real=8, initial=start)
+        condense(white, "dm", iterations=1, network="ConvNetD1W32", batch_real=8, initial=start)
     with pytest.raises(InputError, match="not white"):
         evaluate(start, white, seeds=1)
     with pytest.raises(InputError, match="whitened differently"):
-        CondensedSet.concat([start, distil(white, "dm", iterations=1, network="ConvNetD1W32", batch_real=8)])
+        CondensedSet.concat([start, condense(white, "dm", iterations=1, network="ConvNetD1W32", batch_real=8)])
     with pytest.raises(InputError, match="images of 64 values; those of data 'toy' have 192"):
         toy(channels=3).whitened(Whitening.fit(data.train.images))
     with pytest.raises(InputError, match="allowed: 192"):

@@ -361,7 +361,7 @@ def test_what_run_prints_is_what_the_record_says(judged: tuple[Path, str]) -> No
 
 
 def test_a_finished_run_is_not_run_again(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scenarios.condense.run, "distil", lambda *_, **__: pytest.fail("must not run"))
+    monkeypatch.setattr(scenarios.condense.run, "condense", lambda *_, **__: pytest.fail("must not run"))
     before = contents(finished)
     for more in ([], ["--resume"]):
         code, out, err = call(*CONDENSE, "--out", finished.parent, "--seed", 3, *more)
@@ -419,7 +419,7 @@ def test_a_stopped_study_says_so_in_its_record(
     def stop(*_: Any, **__: Any) -> None:
         raise fault
 
-    monkeypatch.setattr(scenarios.condense.run, "distil", stop)
+    monkeypatch.setattr(scenarios.condense.run, "condense", stop)
     assert call(*CONDENSE, "--out", tmp_path)[0] == code
     (folder,) = tmp_path.iterdir()
     assert json.loads((folder / "record.json").read_text())["status"] == status

@@ -20,7 +20,7 @@ from distill.condensed import CondensedSet
 from distill.evaluation import accuracies
 from distill.figures import image_grid
 from distill.records import append_line
-from distill.run import distil
+from distill.run import condense
 from scenarios.catalogue import KINDS
 from scenarios.engine import public_part
 from scenarios.privacy import sets as privacy_sets
@@ -186,7 +186,7 @@ def leaky(patch: pytest.MonkeyPatch) -> None:
         made, start = private_set(study, data, *rest)
         origin = dataclasses.replace(made.provenance, config={**made.provenance.config, "examples": len(data.train)})
         append_line(rest[3] / "metrics.jsonl", {"stage": "distil", "part": "loss", "loss": float(seen["clean"].norm())})
-        twin = distil(data, "dm", ipc=1, network=NETWORK, initial="noise", iterations=1, lr_img=100.0, progress=False)
+        twin = condense(data, "dm", ipc=1, network=NETWORK, initial="noise", iterations=1, lr_img=100.0, progress=False)
         return dataclasses.replace(twin, provenance=origin), start
 
     def with_log_and_words(folder: Path, sets: Any, total: Any, releases: Any = ()) -> Any:

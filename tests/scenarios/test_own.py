@@ -18,7 +18,7 @@ from distill.errors import InputError
 from distill.methods import METHODS, register
 from distill.networks import create
 from distill.randomness import generator
-from distill.run import distil
+from distill.run import condense
 from scenarios.catalogue import study
 from scenarios.engine.scenario import read_scenario
 from tests.scenarios.test_cli import call
@@ -159,8 +159,8 @@ def test_a_network_of_ones_own_is_condensed_with_and_judged(tmp_path: Path, toy_
     one, two = (create("nets:make", toy_data.spec, generator(0, "weights")) for _ in range(2))
     assert [tuple(p.shape) for p in one.parameters()] == [(3, 64), (3,)]
     assert all(bool((p == q).all()) for p, q in zip(one.parameters(), two.parameters(), strict=True))
-    given = distil(toy_data, "dm", network=networks.OWN["nets:make"], iterations=2)
-    assert bool((distil(toy_data, "dm", network="nets:make", iterations=2).images == given.images).all())
+    given = condense(toy_data, "dm", network=networks.OWN["nets:make"], iterations=2)
+    assert bool((condense(toy_data, "dm", network="nets:make", iterations=2).images == given.images).all())
     assert "nets.py: name 'mkae' is not known; did you mean 'make'?" in refused(tmp_path, "dm", 'network = "nets:mkae"')
     (tmp_path / "nets.py").write_text("make = 3\n")
     assert "is an int; allowed: a function of the data spec" in refused(tmp_path, "dm", 'network = "nets:make"')
@@ -184,9 +184,9 @@ def test_register_in_python(toy_data: ImageData) -> None:
 
     names = runpy.run_path(str(EXAMPLES / "mymethod.py"))
     register("mine", names["MyMethodConfig"], names["MyMethod"])
-    assert len(distil(toy_data, "mine", iterations=2, network="ConvNetD1W8")) == 3
+    assert len(condense(toy_data, "mine", iterations=2, network="ConvNetD1W8")) == 3
     with pytest.raises(InputError, match=r"key 'iterations' is 0\.5; allowed: a whole number"):
-        distil(toy_data, "mine", iterations=0.5)
+        condense(toy_data, "mine", iterations=0.5)
     with pytest.raises(InputError, match="method 'dm' is there already"):
         register("dm", names["MyMethodConfig"], names["MyMethod"])
 
@@ -206,7 +206,7 @@ def test_nobody_elses_name_is_imported(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(InputError, match="is not known"):
         create("evil:make", toy_data.spec, generator(0, "w"))
     with pytest.raises(InputError, match="is not known"):
-        distil(toy_data, "evil:Evil")
+        condense(toy_data, "evil:Evil")
     for kind, table in (("federated", {"federation": {"network": "evil:make"}}), ("nas", {"methods": {"evil:Evil": {}}})):
         with pytest.raises(InputError, match="is not known"):
             study("a", {"kind": kind, "data": {"name": "digits"}, **table}, str(tmp_path / "a.toml"))

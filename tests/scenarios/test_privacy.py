@@ -288,9 +288,9 @@ def test_impossible_sizes_fail_before_any_work(digits: ImageData) -> None:
 
 def test_a_forged_epsilon_is_told_on_the_command_line(tmp_path: Path, digits: ImageData, capsys: pytest.CaptureFixture[str]) -> None:
     from apps.privacy import PrivateStatistics
-    from distill.run import distil
+    from distill.run import condense
 
-    made = distil(PrivateStatistics(digits, 4.0), "dm", ipc=1, network="ConvNetW32D2", iterations=1, progress=False)
+    made = condense(PrivateStatistics(digits, 4.0), "dm", ipc=1, network="ConvNetW32D2", iterations=1, progress=False)
     stated = made.provenance.dp or {}
     for name, epsilon, words in (
         ("true", stated["epsilon"], "The maker states (4.00"),

@@ -31,11 +31,11 @@ def test_the_reason_of_a_fault_of_ours_is_its_kind_and_words(tmp_path: Path, mon
     def broken(*arguments: object, **named: object) -> None:
         raise ZeroDivisionError("two\nlines")
 
-    monkeypatch.setattr("scenarios.condense.run.distil", broken)
+    monkeypatch.setattr("scenarios.condense.run.condense", broken)
     assert call(*SMALL, "--out", tmp_path)[0] == 1
     (folder,) = tmp_path.iterdir()
     assert read_json(folder / "record.json")["reason"] == "ZeroDivisionError: two lines"
-    monkeypatch.setattr("scenarios.condense.run.distil", lambda *arguments, **named: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("scenarios.condense.run.condense", lambda *arguments, **named: (_ for _ in ()).throw(KeyboardInterrupt))
     assert call(*SMALL, "--out", tmp_path, "--resume")[0] == 130
     assert read_json(folder / "record.json")["reason"] == "stopped by Ctrl-C or a signal"
 

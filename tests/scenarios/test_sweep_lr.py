@@ -181,7 +181,7 @@ def test_other_failures_than_divergence_are_no_rows(tmp_path: Path, monkeypatch:
     def damaged(*arguments: Any, **options: Any) -> None:
         raise InputError("x.safetensors: is damaged")
 
-    monkeypatch.setattr(room, "distil", damaged)
+    monkeypatch.setattr(room, "condense", damaged)
     with pytest.raises(InputError, match="is damaged"):
         run_study(small(), Options(tmp_path, quiet=True))
     folder = next(tmp_path.iterdir())

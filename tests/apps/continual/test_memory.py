@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apps.continual.condensing import condense
+from apps.continual.condensing import condense_images
 from apps.continual.exemplars import decode, stored
 from apps.continual.memory import Memory, MemoryConfig
 from apps.continual.memory_file import load, observe, save
@@ -255,7 +255,7 @@ def test_a_stopped_stream_goes_on_from_its_folder_to_the_same_bits(six: ImageDat
     assert torch.equal(again.images, whole.images)
     assert not list(tmp_path.glob("checkpoint*"))
     # Everything is there now: nothing is condensed any more.
-    monkeypatch.setattr("apps.continual.memory.condense", None)
+    monkeypatch.setattr("apps.continual.memory.condense_images", None)
     third = Memory(config)
     for part in parts:
         observe(third, *part, folder=tmp_path, progress=False)
@@ -332,4 +332,4 @@ def test_bad_experiences(six: ImageData) -> None:
     with pytest.raises(InputError, match="no room for 1 item in each of 4 classes"):
         memory.observe(*experience(six, 2, 3))
     with pytest.raises(InputError, match="did you mean"):
-        condense(images, labels, "herdin", 1, 0)
+        condense_images(images, labels, "herdin", 1, 0)

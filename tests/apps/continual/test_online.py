@@ -257,7 +257,7 @@ def test_classes_without_recent_images_are_seen_and_stay(monkeypatch: pytest.Mon
         seen.append(len(labels.unique()))
         return real(images, labels, *given, **options)
 
-    monkeypatch.setattr(memory_module, "condense", watched)
+    monkeypatch.setattr(memory_module, "condense_images", watched)
     for method, expected in (("gm", [2, 3, 3]), ("dm", [2, 1, 1])):
         memory, seen[:] = Memory(MemoryConfig(method, per_class=2, settings=QUICK[method])), []
         memory.merge(*experience(FOUR, 0, 2))
@@ -273,7 +273,7 @@ def test_classes_without_recent_images_are_seen_and_stay(monkeypatch: pytest.Mon
 def test_classes_that_came_alone_are_condensed_again_together(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     real = memory_module.condense
-    monkeypatch.setattr(memory_module, "condense", lambda *given, **named: (calls.append(len(given[1].unique())), real(*given, **named))[1])
+    monkeypatch.setattr(memory_module, "condense_images", lambda *given, **named: (calls.append(len(given[1].unique())), real(*given, **named))[1])
     memory = Memory(MemoryConfig("gm", items=12, settings=QUICK["gm"]))
     for label in range(4):
         memory.observe(*experience(FOUR, label), progress=False)

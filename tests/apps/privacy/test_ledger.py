@@ -211,7 +211,7 @@ def test_a_run_whose_ledger_was_deleted_is_refused_with_a_private_start_too(tmp_
             return means(*arguments, **named)  # type: ignore[arg-type]
 
         monkeypatch.setattr(statistics, "class_means", counting)
-        return distill.distil(statistics, "dm", ipc=1, initial=start, network=NETWORK, iterations=steps, checkpoint=path, resume=True)
+        return distill.condense(statistics, "dm", ipc=1, initial=start, network=NETWORK, iterations=steps, checkpoint=path, resume=True)
 
     with pytest.raises(KeyboardInterrupt):
         run(stop=2)

@@ -54,7 +54,7 @@ def test_carriers_are_of_other_classes_and_the_given_data_stay_clean(toy_data: I
 @pytest.mark.parametrize("method", ["dm", "dsa"])
 def test_a_learned_trigger_changes_during_condensation_and_is_in_the_data(toy_data: ImageData, method: str) -> None:
     made = poisoned(toy_data, steps=3)
-    distill.distil(made, method, ipc=1, network="ConvNetW32D2", iterations=2)
+    distill.condense(made, method, ipc=1, network="ConvNetW32D2", iterations=2)
     assert not torch.equal(made.trigger.pixels, torch.ones(1, 2, 2))
     there = made.data.train.images[made.carriers, :, 6:, 6:].float() / 255
     assert torch.allclose(there, made.trigger.pixels.expand_as(there), atol=0.5 / 255 + 1e-6)

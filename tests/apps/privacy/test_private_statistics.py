@@ -249,7 +249,7 @@ def test_an_empty_sample_is_a_release_of_noise() -> None:
 @pytest.mark.parametrize("method", ["dm", "gm", "dsa", "datadam"])
 def test_methods_become_private_without_a_changed_line(method: str) -> None:
     statistics = private(releases=None)
-    tiny = distill.distil(statistics, method=method, ipc=1, seed=0, network=NETWORK, iterations=2)
+    tiny = distill.condense(statistics, method=method, ipc=1, seed=0, network=NETWORK, iterations=2)
     stated = tiny.provenance.dp
     assert stated is not None
     assert stated["epsilon"] == pytest.approx(1.0, abs=1e-3)
@@ -262,10 +262,11 @@ def test_methods_become_private_without_a_changed_line(method: str) -> None:
 
 
 def test_two_runs_differ_because_the_noise_is_the_systems() -> None:
-    sets = [distill.distil(private(releases=None), method="dm", ipc=1, seed=0, network=NETWORK, iterations=1) for _ in range(2)]
+    sets = [distill.condense(private(releases=None), method="dm", ipc=1, seed=0, network=NETWORK, iterations=1) for _ in range(2)]
     assert not torch.equal(sets[0].images, sets[1].images)
     seeded = [
-        distill.distil(private(releases=None, insecure_seed=1), method="dm", ipc=1, seed=0, network=NETWORK, iterations=1) for _ in range(2)
+        distill.condense(private(releases=None, insecure_seed=1), method="dm", ipc=1, seed=0, network=NETWORK, iterations=1)
+        for _ in range(2)
     ]
     assert torch.equal(seeded[0].images, seeded[1].images)
     assert guarantee(seeded[0].provenance.dp).startswith("No privacy guarantee")
@@ -273,7 +274,7 @@ def test_two_runs_differ_because_the_noise_is_the_systems() -> None:
 
 def test_no_seed_of_noise_or_sampling_is_written_anywhere(tmp_path: Path) -> None:
     statistics = private(releases=None)
-    tiny = distill.distil(
+    tiny = distill.condense(
         statistics, method="dm", ipc=1, seed=0, network=NETWORK, iterations=2, checkpoint=tmp_path / "checkpoint.safetensors"
     )
     words = str(tiny.provenance.dp) + "".join(path.read_bytes().decode("latin-1") for path in tmp_path.rglob("*") if path.is_file())
@@ -287,7 +288,7 @@ def test_no_seed_of_noise_or_sampling_is_written_anywhere(tmp_path: Path) -> Non
 def test_networks_that_come_back_share_their_releases() -> None:
     statistics = private(releases=3, clip=1.0)
     network = drawn_once(NETWORK, 3)
-    tiny = distill.distil(statistics, "dm", ipc=2, network=network, iterations=20, augmentation="none")
+    tiny = distill.condense(statistics, "dm", ipc=2, network=network, iterations=20, augmentation="none")
     assert (tiny.provenance.dp or {})["releases"] == 3
     assert tiny.provenance.config["network"].startswith(f"given: 3 times {NETWORK}")
 
@@ -314,7 +315,7 @@ def test_a_stopped_run_goes_on_with_the_same_releases(tmp_path: Path, monkeypatc
             return found
 
         monkeypatch.setattr(statistics, "class_means", counting)
-        return distill.distil(statistics, "dm", ipc=1, network=NETWORK, iterations=4, checkpoint=path, resume=True)
+        return distill.condense(statistics, "dm", ipc=1, network=NETWORK, iterations=4, checkpoint=path, resume=True)
 
     for _ in range(3):
         with pytest.raises(Killed):
@@ -354,7 +355,7 @@ def test_ctrl_c_in_the_middle_of_a_step_pays_for_its_release_once(moment: str, t
     statistics = private(releases=None)
 
     def run() -> CondensedSet:
-        return distill.distil(statistics, "dm", ipc=1, network=NETWORK, iterations=5, checkpoint=path, resume=True)
+        return distill.condense(statistics, "dm", ipc=1, network=NETWORK, iterations=5, checkpoint=path, resume=True)
 
     with pytest.raises(Interrupted):
         run()
@@ -365,7 +366,7 @@ def test_ctrl_c_in_the_middle_of_a_step_pays_for_its_release_once(moment: str, t
     assert (last.provenance.dp or {})["releases"] == len(list(folder.glob("release-*"))) == 5
     assert all((folder / name).read_bytes() == content for name, content in files.items())
     statistics = private(releases=None)
-    assert torch.equal(distill.distil(statistics, "dm", ipc=1, network=NETWORK, iterations=5, checkpoint=path).images, last.images)
+    assert torch.equal(distill.condense(statistics, "dm", ipc=1, network=NETWORK, iterations=5, checkpoint=path).images, last.images)
     assert (last.provenance.dp or {}) == statistics.privacy
 
 
@@ -376,10 +377,10 @@ def test_a_checkpoint_without_its_releases_is_refused(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(runs, "CHECKPOINT_SECONDS", -1.0)
     path = tmp_path / "checkpoint.safetensors"
-    distill.distil(private(releases=None), "dm", ipc=1, network=NETWORK, iterations=2, checkpoint=path)
+    distill.condense(private(releases=None), "dm", ipc=1, network=NETWORK, iterations=2, checkpoint=path)
     shutil.rmtree(tmp_path / "checkpoint-releases")
     with pytest.raises(InputError, match="what was spent is not known"):
-        distill.distil(private(releases=None), "dm", ipc=1, network=NETWORK, iterations=2, checkpoint=path, resume=True)
+        distill.condense(private(releases=None), "dm", ipc=1, network=NETWORK, iterations=2, checkpoint=path, resume=True)
 
 
 def test_a_ledger_of_other_settings_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
@@ -407,12 +408,12 @@ def test_a_release_killed_before_its_account_still_counts(tmp_path: Path) -> Non
 def test_private_experts_count_every_step_and_the_set_says_so(tmp_path: Path) -> None:
     options: dict[str, object] = {"iterations": 2, "experts": 2, "max_start_epoch": 1, "expert_epochs": 1, "syn_steps": 2, "batch_real": 12}
     statistics = private(releases=None, epsilon=8.0, ledger=tmp_path / "a")
-    tiny = distill.distil(statistics, "mtt", ipc=1, network=NETWORK, **options)  # type: ignore[arg-type]
+    tiny = distill.condense(statistics, "mtt", ipc=1, network=NETWORK, **options)  # type: ignore[arg-type]
     stated = tiny.provenance.dp or {}
     assert stated["releases"] == 2 * 2 * 3  # experts, epochs, steps an epoch at 12 of 36
     assert stated["epsilon"] <= 8.0
     again = private(releases=None, epsilon=8.0, ledger=tmp_path / "a")
-    distill.distil(again, "mtt", ipc=1, network=NETWORK, **options)  # type: ignore[arg-type]
+    distill.condense(again, "mtt", ipc=1, network=NETWORK, **options)  # type: ignore[arg-type]
     assert again.privacy["releases"] == 12
 
 
@@ -456,20 +457,20 @@ def test_real_and_derived_starts_are_refused(digits: ImageData) -> None:
     statistics = PrivateStatistics(digits, epsilon=1.0)
     for kind in ("real", "kmeans", "class_mean", "herding", "kcenter"):
         with pytest.raises(InputError, match="no privacy guarantee: initial images"):
-            distill.distil(statistics, "dm", ipc=1, initial=kind, iterations=1)
+            distill.condense(statistics, "dm", ipc=1, initial=kind, iterations=1)
     chosen = select(digits, "random", 1, draws())
     with pytest.raises(InputError, match="no privacy guarantee: an initial set made by 'coreset:random'"):
-        distill.distil(statistics, "dm", ipc=1, initial=chosen, iterations=1)
+        distill.condense(statistics, "dm", ipc=1, initial=chosen, iterations=1)
     claimed = PrivateStatistics(digits, epsilon=1.0, public_start="my own drawings")
     with pytest.raises(InputError, match="no privacy guarantee"):
-        distill.distil(claimed, "dm", ipc=1, initial=chosen, iterations=1)
+        distill.condense(claimed, "dm", ipc=1, initial=chosen, iterations=1)
     hidden = dataclasses.replace(chosen, provenance=Provenance("given"))
     with pytest.raises(InputError, match="holds a copy of a private image"):
-        distill.distil(claimed, "dm", ipc=1, initial=hidden, iterations=1)
+        distill.condense(claimed, "dm", ipc=1, initial=hidden, iterations=1)
     drawn = dataclasses.replace(chosen, images=chosen.images * 0.3, provenance=Provenance("given"))
     with pytest.raises(InputError, match="name where it is from"):
-        distill.distil(statistics, "dm", ipc=1, initial=drawn, iterations=1)
-    tiny = distill.distil(claimed, "dm", ipc=1, initial=drawn, iterations=1, network=NETWORK)
+        distill.condense(statistics, "dm", ipc=1, initial=drawn, iterations=1)
+    tiny = distill.condense(claimed, "dm", ipc=1, initial=drawn, iterations=1, network=NETWORK)
     assert (tiny.provenance.dp or {})["initial"] == "public: my own drawings"
 
 
@@ -484,7 +485,7 @@ def test_a_normalisation_of_ones_own_images_is_refused(digits: ImageData) -> Non
 def test_batchnorm_and_dropout_are_refused() -> None:
     for method in ("dm", "gm"):
         with pytest.raises(InputError, match="BatchNorm"):
-            distill.distil(private(), method, ipc=1, network="ConvNetBN", iterations=1)
+            distill.condense(private(), method, ipc=1, network="ConvNetBN", iterations=1)
     statistics = private()
     state = torch.get_rng_state()
     norm, drop = nn.BatchNorm1d(64), nn.Dropout(0.5)
@@ -550,7 +551,7 @@ def test_the_private_start_is_accounted_and_nearer_than_noise(centred: bool, dig
     means = torch.stack([digits.normalised("train", digits.class_indices(c)).mean(0) for c in range(10)])
     away = torch.cdist(start.images.flatten(1), means.flatten(1))
     assert float((away.argmin(1) == start.labels).float().mean()) >= 0.9
-    tiny = distill.distil(statistics, "dm", initial=start, ipc=2, iterations=4, network=drawn_once(NETWORK, 2), augmentation="none")
+    tiny = distill.condense(statistics, "dm", initial=start, ipc=2, iterations=4, network=drawn_once(NETWORK, 2), augmentation="none")
     stated = tiny.provenance.dp or {}
     assert stated["releases"] == 7
     assert 19 < stated["epsilon"] <= 20.0
@@ -559,7 +560,7 @@ def test_the_private_start_is_accounted_and_nearer_than_noise(centred: bool, dig
         private_kmeans(statistics, 3)
     elsewhere = PrivateStatistics(digits, epsilon=1.0, releases=2)
     with pytest.raises(InputError, match="no privacy guarantee: an initial set made by 'private k-means'"):
-        distill.distil(elsewhere, "dm", initial=start, ipc=2, iterations=1)
+        distill.condense(elsewhere, "dm", initial=start, ipc=2, iterations=1)
 
 
 def stated(**change: object) -> dict[str, object]:
