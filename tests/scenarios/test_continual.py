@@ -168,8 +168,8 @@ def test_the_condensed_memory_of_a_stopped_run_is_not_made_again(tmp_path: Path,
     import apps.continual.memory as core
 
     tables = changed(learner={"strategies": ["scratch", "replay", "der"]}, memory={"methods": ["dm"], "bytes_of": []}, stream={"orders": 1})
-    real, calls = core.condense, []
-    monkeypatch.setattr(core, "condense", lambda *a, **k: (calls.append(1), real(*a, **k))[1])
+    real, calls = core.condense_images, []
+    monkeypatch.setattr(core, "condense_images", lambda *a, **k: (calls.append(1), real(*a, **k))[1])
     run(tables, tmp_path)
     assert len(calls) == 2, "one condensation an experience, shared by every strategy"
 

@@ -251,7 +251,7 @@ def test_other_methods_that_compare_classes(method: str) -> None:
 def test_classes_without_recent_images_are_seen_and_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     """The matching network has an output for every class known; stored images of the others take part, and are not touched."""
     seen: list[int] = []
-    real = memory_module.condense
+    real = memory_module.condense_images
 
     def watched(images: torch.Tensor, labels: torch.Tensor, *given: Any, **options: Any) -> Any:
         seen.append(len(labels.unique()))
@@ -272,8 +272,13 @@ def test_classes_without_recent_images_are_seen_and_stay(monkeypatch: pytest.Mon
 
 def test_classes_that_came_alone_are_condensed_again_together(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    real = memory_module.condense
-    monkeypatch.setattr(memory_module, "condense_images", lambda *given, **named: (calls.append(len(given[1].unique())), real(*given, **named))[1])
+    real = memory_module.condense_images
+
+    def counted(*given: Any, **named: Any) -> Any:
+        calls.append(len(given[1].unique()))
+        return real(*given, **named)
+
+    monkeypatch.setattr(memory_module, "condense_images", counted)
     memory = Memory(MemoryConfig("gm", items=12, settings=QUICK["gm"]))
     for label in range(4):
         memory.observe(*experience(FOUR, label), progress=False)
