@@ -59,9 +59,12 @@ def _refuse_constant(text: str) -> None:
 
 
 def _plain(value: Any, depth: int = 1) -> bool:
-    """Whether a parsed value can be copied and written again: shallow, numbers finite (1e999 is parsed as infinity) and of sane size."""
+    """Whether a parsed value can be copied, written and read again: shallow, numbers finite (1e999 is parsed as infinity) and of sane
+    size, texts that UTF-8 can store (JSON may hold one half of a surrogate pair, and no reader takes it back)."""
+    if isinstance(value, str):
+        return value.isascii() or value.encode(errors="replace").decode() == value
     if isinstance(value, dict | list):
-        inner = value.values() if isinstance(value, dict) else value
+        inner = [*value, *value.values()] if isinstance(value, dict) else value
         return depth <= MAX_DEPTH and all(_plain(part, depth + 1) for part in inner)
     return not isinstance(value, int | float) or isinstance(value, bool) or abs(value) < 1e300
 

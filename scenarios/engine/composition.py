@@ -94,10 +94,18 @@ def _own(owner: str, stated: Sequence[Mapping[str, Any] | None]) -> dict[str, An
             history += [Steps(float(noise), float(rate), int(times)) for noise, rate, times in listed]
         except (TypeError, ValueError, OverflowError):
             raise InputError(f"client {owner}'s privacy statement lists no history of (noise multiplier, rate, times).") from None
+    releases = sum(one["releases"] for one in read)
+    if sum(step.times for step in history) != releases:
+        raise InputError(f"client {owner}'s privacy statements list a history of other than the {releases:.0f} releases that they state.")
     check_history(history, delta)
-    found = spent(history, delta)
+    try:
+        found = spent(history, delta)
+    except (ArithmeticError, RuntimeError, ValueError) as error:
+        raise InputError(f"client {owner}'s privacy statements: no epsilon can be computed ({clipped(error, 80)}).") from None
     # A statement that claims less than its own list of releases costs is not believed; one that claims more stands.
-    epsilon = max(found.epsilon, read[0]["epsilon"]) if len(read) == 1 else found.epsilon
+    epsilon = max(found.epsilon, *(one["epsilon"] for one in read))
+    if not math.isfinite(epsilon):
+        raise InputError(f"client {owner}'s privacy statements: their releases have no finite epsilon.")
     insecure, missing = any(one["insecure"] for one in read), [text for one in read for text in one["not_covered"]]
     facts = {"epsilon": epsilon, "delta": delta, "releases": sum(step.times for step in history), "accountant": found.accountant}
     facts["history"] = [list(step) for step in history]

@@ -144,18 +144,29 @@ def written(file: NodeFile) -> str:
 
 
 def read(path: Path) -> ClientPrivacy:
-    """A node's file. `InputError` names what is wrong in it, for the node's owner; a client says nothing of it."""
+    """A node's file. `InputError` names what is wrong in it, for the node's owner; a client says nothing of it.
+
+    A relative ``ledger`` is beside the file: a node that is started in another place has the same account.
+    """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({clipped(error, 200)}); a privacy file is TOML.") from None
-    return client_privacy(configure(NodeFile, values, str(path)), str(path))
+    made = client_privacy(configure(NodeFile, values, str(path)), str(path))
+    return dataclasses.replace(made, ledger=path.absolute().parent / made.ledger)
 
 
 def of_node(context: "Context") -> ClientPrivacy | None:
-    """The privacy of the node that this context is of, by its own config or environment; None where neither names a file."""
-    path = str(context.node_config.get("privacy", "")) or os.environ.get("DISTILL_PRIVACY", "")
-    return read(Path(path)) if path else None
+    """The privacy of the node that this context is of, by its own config or environment; None where neither names a file.
+
+    `InputError` for an empty name, which a variable of a shell that is not set leaves: such a node does not answer without privacy.
+    """
+    path = context.node_config.get("privacy", os.environ.get("DISTILL_PRIVACY"))
+    if path is None:
+        return None
+    if not str(path).strip():
+        raise InputError("the node's privacy file has an empty name; give its path, or leave privacy and DISTILL_PRIVACY out.")
+    return read(Path(str(path)))
 
 
 def _parts(table: PrivacyTable, where: str) -> tuple[Callable[..., Any] | None, Callable[..., Any] | None]:

@@ -1,5 +1,6 @@
 """The unions that a finished federated study leaves, with what their private clients stated."""
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from apps.federated.settings import ALONE, WEIGHTS
 from distill.condensed import CondensedSet
+from distill.errors import InputError
 from distill.records import read_lines
 from scenarios.engine.composition import side_by_side
 from scenarios.federated.schema import FederatedStudy
@@ -26,10 +28,15 @@ def classes(study: FederatedStudy) -> tuple[int, ...] | None:
 
 
 def load(study: FederatedStudy, folder: Path, path: Path) -> CondensedSet:
-    """One union of a finished study. That of private clients gets the statement of all that they released."""
+    """One union of a finished study. That of private clients gets the statement of all that they released.
+
+    It has none where a client's statement does not make sense: what one client says does not end a study that is done.
+    """
     made = CondensedSet.load(folder / path)
     rounds = list(read_lines(folder / path.parent / "rounds.jsonl"))
-    statement = side_by_side(statements(rounds))
+    statement = None
+    with contextlib.suppress(InputError):
+        statement = side_by_side(statements(rounds))
     return made if statement is None else dataclasses.replace(made, provenance=dataclasses.replace(made.provenance, dp=statement))
 
 

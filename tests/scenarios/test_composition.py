@@ -76,6 +76,14 @@ def test_a_client_is_not_believed_when_it_claims_less_than_its_releases_cost() -
     assert more["epsilon"] == 50.0
 
 
+def test_one_round_of_a_client_does_not_lower_what_another_one_states() -> None:
+    found = side_by_side({"0": [stated(5.0, epsilon=3.0), stated(5.0)]})
+    assert found is not None
+    assert found["epsilon"] == 3.0
+    with pytest.raises(InputError, match="history"):
+        side_by_side({"0": [stated(1.0, history=[]), stated(5.0)]})
+
+
 def test_sets_that_may_share_examples_add_up() -> None:
     found = one_after_another([stated(2.0), stated(3.0)])
     assert found is not None
@@ -101,6 +109,10 @@ def test_sets_that_may_share_examples_add_up() -> None:
         ({"history": [[0.0, 1.0, 1]]}, "noise multiplier"),
         ({"history": [[1.0, 1.0, float("inf")]]}, "history"),
         ({"history": [[1.0, 1.0, 1]] * 20_000}, "history"),
+        ({"history": []}, "history"),
+        ({"history": [[2.0, 1.0, 1]], "releases": 5}, "history"),
+        ({"history": [[1.0, 1.0, 10**299]], "releases": 1e12}, "history"),
+        ({"history": [[1e-300, 1e-300, 1]]}, "no epsilon"),
     ],
 )
 def test_hostile_statements_are_one_line(changes: dict[str, Any], text: str) -> None:

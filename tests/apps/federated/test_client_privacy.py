@@ -24,7 +24,7 @@ from distill.networks import create
 from distill.randomness import generator
 from distill.records import read_json
 from distill.spec import DataSpec
-from scenarios.federated.node import of_node
+from scenarios.federated.node import of_node, read
 from tests.apps.federated.test_private import data, privacy, settings
 
 SPEC = data().spec
@@ -208,6 +208,24 @@ def test_a_node_without_a_file_gives_nothing_private_and_with_a_broken_one_nothi
         assert asked(app, plain).error.reason == REASON
         assert asked(app, plain, action="train.fit").error.reason == REASON
         monkeypatch.delenv("DISTILL_PRIVACY")
+
+
+def test_an_empty_name_is_no_node_without_privacy_and_a_ledger_is_where_its_file_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell's variable that is not set, and a node that is started again in another folder."""
+    plain = changed(privacy=None, upload__settings={"iterations": 1})
+    app = client_app(data(), of_node)
+    for name in ("", " "):
+        assert asked(app, plain, node={"privacy": name}).error.reason == REASON
+        monkeypatch.setenv("DISTILL_PRIVACY", name)
+        assert asked(app, plain).error.reason == REASON
+        monkeypatch.delenv("DISTILL_PRIVACY")
+    (tmp_path / "node.toml").write_text('epsilon = 1.0\nledger = "kept"\n')
+    (tmp_path / "elsewhere").mkdir()
+    for place in (tmp_path, tmp_path / "elsewhere"):
+        monkeypatch.chdir(place)
+        assert read(tmp_path / "node.toml").ledger == tmp_path / "kept"
 
 
 # Images of the node's own
