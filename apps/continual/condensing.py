@@ -13,6 +13,7 @@ from distill.coresets import CORESETS, select
 from distill.data import ImageData, Split
 from distill.errors import InputError, unknown_name
 from distill.methods import METHODS
+from distill.methods.presets import matched_by, presets_of
 from distill.networks import check_name
 from distill.randomness import generator
 from distill.run import condense
@@ -20,26 +21,6 @@ from distill.spec import DataSpec
 from distill.statistics import ExactStatistics
 from distill.synthetic import initial_set
 
-# What a replay memory starts from: a few seconds to a minute for two classes on two CPU cores. The methods' own defaults are their papers'
-# (hours); settings that are given go before these.
-SHORT: dict[str, dict[str, Any]] = {
-    "gm": {
-        "iterations": 60,
-        "outer_steps": 1,
-        "inner_epochs": 1,
-        "lr_img": 0.5,
-        "batch_real": 64,
-        "network": "ConvNetW32",
-        "initial": "real",
-    },
-    "dsa": {"iterations": 60, "outer_steps": 1, "inner_epochs": 1, "lr_img": 0.5, "batch_real": 64, "network": "ConvNetW32"},
-    "dm": {"iterations": 100, "lr_img": 5.0, "batch_real": 64, "network": "ConvNetW64"},
-    "datadam": {"iterations": 100, "lr_img": 5.0, "batch_real": 64, "network": "ConvNetW32"},
-    "mtt": {"network": "ConvNetW32", "experts": 4, "max_start_epoch": 3, "syn_steps": 10, "iterations": 100, "lr_img": 100.0},
-}
-
-# What condenses each class for itself. Any other method (the user's own too) may compare classes: alone, a class would teach it nothing.
-CLASS_BY_CLASS = ("dm", "datadam", *CORESETS)
 SPARE = "no class"  # the second output of a network where one class is all that is known
 
 
@@ -49,12 +30,20 @@ def check_method(method: str) -> None:
         raise unknown_name("memory's method", method, (*METHODS, *CORESETS))
 
 
+def class_by_class(method: str) -> bool:
+    """Whether each class is condensed for itself. Other methods, and those that do not say what they match, may compare classes: alone, a
+    class would teach them nothing."""
+    return method in CORESETS or matched_by(METHODS[method][1]) == "features"
+
+
 def settings_of(method: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The settings that `condense_images` uses: `SHORT` under the given ones. A coreset takes none."""
+    """The settings that `condense_images` uses: those of the method's `Presets.memory` under the given ones. A coreset takes none."""
     check_method(method)
     if method in CORESETS and given:
         raise InputError(f"setting {next(iter(given))!r} was given for the coreset {method!r}; coresets take no settings.")
-    return {**SHORT.get(method, {}), **given}
+    if method in CORESETS:
+        return {}
+    return {**presets_of(METHODS[method][1]).memory, **given}
 
 
 def check_settings(method: str, given: dict[str, Any]) -> None:
@@ -90,7 +79,7 @@ def condense_images(
 
     The images are in whatever space the learner sees them; so is the result (on the CPU), whose spec has mean 0 and std 1 and names the
     classes by their labels (position in the spec = rank of the label). Matching networks have one output for each class given here, and a
-    spare one where that is a single class and the method is not in `CLASS_BY_CLASS`: with one output there is no loss, and a gradient
+    spare one where that is a single class and not `class_by_class`: with one output there is no loss, and a gradient
     method would give its first images back. ``name`` decides the augmentation where it is "auto" (digits are not flipped). ``starts`` has
     images, as many as the class shall have, for classes (by position) that a method does not start by its own choice. With ``checkpoint``
     a stopped condensation continues to the same bits.
@@ -111,7 +100,7 @@ def condense_images(
     found, positions = labels.unique(sorted=True, return_inverse=True)
     channels, height, width = images.shape[1:]
     names = tuple(str(int(c)) for c in found)
-    if len(names) == 1 and method not in CLASS_BY_CLASS:
+    if len(names) == 1 and not class_by_class(method):
         names += (SPARE,)
     spec = DataSpec(name, channels, height, width, names, (0.0,) * channels, (1.0,) * channels)
     whole = Split(images, positions)

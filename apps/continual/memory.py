@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from apps.continual.condensing import CLASS_BY_CLASS, condense_images
+from apps.continual.condensing import class_by_class, condense_images
 from apps.continual.exemplars import Exemplars, Key, by_class, group_bytes, item_bytes, reservoir, stored
 from apps.continual.memory_config import MemoryConfig as MemoryConfig
 from distill.condensed import CondensedSet, Provenance
@@ -265,7 +265,7 @@ class Memory:
         if not pools:
             return {}
         config, begun = self.config, time.monotonic()
-        others = {} if config.method in CLASS_BY_CLASS else {key: images for key, images in beside.items() if key not in pools}
+        others = {} if class_by_class(config.method) else {key: images for key, images in beside.items() if key not in pools}
         every = {**pools, **others}
         sizes = [len(others[key]) if key in others else counts[key] for key in every]
         given = {**(starts or {}), **others}
@@ -300,7 +300,7 @@ class Memory:
                 parts.setdefault(kept[i].experience, []).append(i)
         alone = [places[0] for places in parts.values() if len(places) == 1]
         several = 1 < len(alone) == len({(kept[i].task, kept[i].label) for i in alone})
-        if several and self.config.method not in CLASS_BY_CLASS:
+        if several and not class_by_class(self.config.method):
             parts = {name: places for name, places in parts.items() if len(places) > 1} | {"alone": alone}
         for name, places in parts.items():
             keys = {(kept[i].task, kept[i].label): i for i in places}

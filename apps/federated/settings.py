@@ -14,6 +14,7 @@ from distill.configure import configure
 from distill.coresets import CORESETS
 from distill.errors import InputError, unknown_name
 from distill.methods import METHODS
+from distill.methods.presets import presets_of
 from distill.networks import check_name
 from distill.train import Recipe
 
@@ -25,7 +26,6 @@ STRATEGIES = ("feddm", *CORESETS, *WEIGHTS, *ALONE)
 DATA_FIELDS = ("data", "size", "validation", "mean", "std", "class_names", "seed", "partition")
 
 # Xiong et al., CVPR 2023: SGD on the pixels with step size 1 and momentum 0.5, 256 real images a class, rho = 5, no augmentation.
-FEDDM: dict[str, Any] = {"logits": True, "radius": 5.0, "lr_img": 1.0, "batch_real": 256, "iterations": 1000, "augmentation": "none"}
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
@@ -149,14 +149,17 @@ def check(settings: Settings) -> Settings:
 
 
 def method_config(settings: Settings) -> Any:
-    """The condensing method's config dataclass, with FedDM's defaults for "dm". `InputError` names a wrong field."""
+    """The condensing method's config dataclass, with the method's ``presets.client`` (FedDM's for "dm") under what is given.
+
+    Raises `InputError` for a wrong field.
+    """
     name = settings.upload.method
     if name not in METHODS:
         raise unknown_name("method", name, METHODS)
     given = dict(settings.upload.settings)
     if "network" in given:
         raise InputError("upload.network cannot be given; clients use the run's network.")
-    base = dict(FEDDM) if name == "dm" else {"augmentation": "none"}
+    base = dict(presets_of(METHODS[name][1]).client)
     if settings.upload.networks == "fresh":
         base.pop("radius", None)
         if given.get("radius") is not None:

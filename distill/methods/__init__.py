@@ -12,6 +12,7 @@ from distill.methods.dm import DM, DMConfig
 from distill.methods.dsa import DSA, DSAConfig
 from distill.methods.gm import GM, GMConfig
 from distill.methods.mtt import MTT, MTTConfig
+from distill.methods.presets import matched_by, presets_of
 
 METHODS: dict[str, tuple[type[Any], type[Any]]] = {
     "gm": (GMConfig, GM),
@@ -29,8 +30,9 @@ def register(name: str, config: object, method: object) -> None:
     """Put a user's own method into `METHODS` under ``name``; its config is checked as strictly as the built-in ones are.
 
     ``config`` is a frozen dataclass with defaults for all fields, ``network``, ``augmentation`` and ``initial`` (text) among them;
-    ``method`` is a class made as ``method(config, initial set, network or None)`` that offers what `distill.run.Distiller` lists. Raises
-    `InputError` where something is missing, or the name is a built-in method's.
+    ``method`` is a class made as ``method(config, initial set, network or None)`` that offers what `distill.run.Distiller` lists, and
+    may have the class attributes ``presets`` and ``matches`` (`distill.methods.presets`). Raises `InputError` where something is missing or
+    wrong, or the name is a built-in method's.
     """
     what = f"method {clipped(name)!r}"
     if name in METHODS and METHODS[name][1].__module__.startswith("distill.methods."):
@@ -48,6 +50,7 @@ def register(name: str, config: object, method: object) -> None:
         raise InputError(
             f"method {clipped(name)!r}: class {method.__name__} has no {lacking[0]!r}; allowed: a class with {', '.join(PARTS)}."
         )
+    presets_of(method), matched_by(method)
     if len(inspect.signature(method).parameters) != 3:
         raise InputError(
             f"method {clipped(name)!r}: allowed: {method.__name__}(config, initial, network), as the built-in methods are made."

@@ -16,6 +16,7 @@ from distill.condensed import CondensedSet
 from distill.errors import InputError
 from distill.fast import Compile, Precision, accelerated
 from distill.matching import class_mean_gradients
+from distill.methods.presets import Paper, Presets
 from distill.methods.siamese import shared_draws
 from distill.networks import Factory, activations, flops, has_batchnorm, renew
 from distill.statistics import RealStatistics
@@ -30,9 +31,6 @@ class Form(NamedTuple):
     network: str
 
 
-# Its tables end at 50 images a class; the released code reads first images for up to 200 (main_DataDAM.py, --init smart).
-PUBLISHED_IPC = {"cifar10": 200, "cifar100": 200, "": 50}
-
 # What the paper's table and the released code say where they differ. The paper gives no batch; users of the code run 256 as well.
 FORMS = {
     "paper": Form(8000, 4.0, 1.0, 256, "ConvNet"),
@@ -40,6 +38,29 @@ FORMS = {
 }
 
 
+def _paper(data: str, ipc: int) -> Paper:
+    source = "DataDistillation/DataDAM, the paper's settings as quoted in issue 6"
+    return Paper(source, protocol="datadam-paper", zca=data in ("cifar10", "cifar100"))
+
+
+def _released(data: str, ipc: int) -> Paper:
+    # Its network called ConvNet is batch norm, the evaluation network too (utils.py, `get_network`).
+    source = "DataDistillation/DataDAM, main_DataDAM.py and utils.py"
+    return Paper(source, protocol="datadam", network="ConvNetBN", settings={"form": "released"})
+
+
+PRESETS = Presets(
+    paper=_paper,
+    released=_released,
+    short={"iterations": 300, "lr_img": 3.0, "weight": 100.0},
+    digits={"iterations": 150, "lr_img": 5.0, "weight": 100.0, "batch_real": 64, "network": "ConvNetW32"},
+    memory={"iterations": 100, "lr_img": 5.0, "batch_real": 64, "network": "ConvNetW32"},
+    sweep={"batch_real": 32},
+    cost=2,
+    # Its tables end at 50 images a class; the released code reads first images for up to 200 (main_DataDAM.py, --init smart).
+    published_ipc={"cifar10": 200, "cifar100": 200, "": 50},
+    above="compare lr_img 1 and 10 on validation images",
+)
 STEP_SIZE = (
     "DataDAM's loss compares attention maps of length 1, times its weight (1 in the paper, 100 in the released code), so its gradients are "
     "smaller than DM's and the step size goes with 1 / weight; lr_img is 1 up to 50 images a class and 10 above."
@@ -85,6 +106,8 @@ def attention(activation: Tensor, power: float) -> Tensor:
 
 class DataDAM:
     """One step: a new random network, one image update."""
+
+    presets, matches = PRESETS, "features"
 
     def __init__(self, config: DataDAMConfig, initial: CondensedSet, network: Factory | None = None) -> None:
         form = FORMS[config.form]

@@ -14,14 +14,27 @@ from distill.augment import for_data, strategy
 from distill.condensed import CondensedSet
 from distill.fast import Compile, Precision, accelerated
 from distill.matching import class_mean_gradients
+from distill.methods.presets import Paper, Presets
 from distill.methods.siamese import shared_draws
 from distill.networks import Factory, around, create, embed, embed_and_logits, flops, has_batchnorm, renew
 from distill.spec import DataSpec
 from distill.statistics import RealStatistics
 from distill.synthetic import Initial, Synthetic
 
-# The readme of VICO-UoE/DatasetCondensation: step size 10 for CIFAR-10 at 100 to 1,250 images a class, and 1 for CIFAR-100 up to 125.
-PUBLISHED_IPC = {"cifar10": 1250, "cifar100": 125, "": 50}  # "": every other data set
+PRESETS = Presets(
+    paper=lambda data, ipc: Paper("VICO-UoE/DatasetCondensation, main_DM.py and readme.md"),
+    short={"iterations": 300, "lr_img": 10.0},
+    digits={"iterations": 150, "lr_img": 5.0, "batch_real": 64, "network": "ConvNetW32"},
+    memory={"iterations": 100, "lr_img": 5.0, "batch_real": 64, "network": "ConvNetW64"},
+    # FedDM's clients (Xiong et al., CVPR 2023).
+    client={"logits": True, "radius": 5.0, "lr_img": 1.0, "batch_real": 256, "iterations": 1000, "augmentation": "none"},
+    sweep={"batch_real": 32},
+    cost=1,
+    # The readme of VICO-UoE/DatasetCondensation: step size 10 for CIFAR-10 at 100 to 1,250 images a class, and 1 for CIFAR-100 up to 125.
+    published_ipc={"cifar10": 1250, "cifar100": 125, "": 50},
+    above="compare lr_img 1 and 10 on validation images",
+    batchnorm_at_50=True,
+)
 
 
 def image_step(spec: DataSpec, ipc: int) -> float:
@@ -61,6 +74,8 @@ class DMConfig:
 
 class DM:
     """One step: a new random network, one image update."""
+
+    presets, matches = PRESETS, "features"
 
     def __init__(self, config: DMConfig, initial: CondensedSet, network: Factory | None = None) -> None:
         self.config = config

@@ -7,8 +7,20 @@ augmentation, which is on, and the images' start, which is real.
 import pydantic
 
 from distill.methods.gm import GM, GMConfig
+from distill.methods.presets import Paper, Presets
 from distill.synthetic import Initial
 
+PRESETS = Presets(
+    paper=lambda data, ipc: Paper("VICO-UoE/DatasetCondensation, main.py --method DSA and utils.py", protocol="dsa"),
+    short={"iterations": 80, "outer_steps": 1, "lr_img": 0.5, "batch_real": 64},
+    digits={"iterations": 100, "lr_img": 0.5, "network": "ConvNetW32"},
+    memory={"iterations": 60, "outer_steps": 1, "inner_epochs": 1, "lr_img": 0.5, "batch_real": 64, "network": "ConvNetW32"},
+    sweep={"batch_real": 64},
+    cost=3,
+    published_ipc={"": 50},
+    above="take outer_steps 50, inner_epochs 10 or 20, 25, or dm",
+    batchnorm_at_50=True,
+)
 STEP_SIZE = "DSA's loss is GM's: a sum of cosine distances over classes, layers and their output units; the authors take lr_img=0.1."
 
 
@@ -22,3 +34,5 @@ class DSAConfig(GMConfig):
 
 class DSA(GM):
     """Gradient matching under `DSAConfig`."""
+
+    presets = PRESETS

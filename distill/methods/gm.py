@@ -18,6 +18,7 @@ from distill.batches import mean_gradient
 from distill.condensed import CondensedSet
 from distill.fast import Compile, Fast, Precision
 from distill.matching import gradient_distance
+from distill.methods.presets import Paper, Presets
 from distill.methods.siamese import shared_draws
 from distill.networks import Factory, flops, has_batchnorm, renew
 from distill.statistics import RealStatistics
@@ -28,11 +29,29 @@ from distill.synthetic import Initial, Synthetic
 INNER_EPOCHS = {1: 1, 10: 50, 20: 25, 30: 20, 40: 15, 50: 10, 100: 2}
 # Above: for 100 to 1,000 images a class the author took the better of (50, 10) and (20, 25), from real images (issue 2).
 LARGE_LOOPS = (50, 10)
-PUBLISHED_IPC = {"": 50}
 # The step size of the images; the readme wants the smaller one for an MLP.
 LR_IMG, LR_IMG_MLP = 0.1, 0.01
 
 
+PRESETS = Presets(
+    paper=lambda data, ipc: Paper("VICO-UoE/DatasetCondensation, main.py and utils.py", protocol="dc"),
+    short={"iterations": 60, "outer_steps": 1, "lr_img": 0.5, "batch_real": 64, "initial": "real"},
+    digits={"iterations": 100, "lr_img": 0.5, "initial": "real", "network": "ConvNetW32"},
+    memory={
+        "iterations": 60,
+        "outer_steps": 1,
+        "inner_epochs": 1,
+        "lr_img": 0.5,
+        "batch_real": 64,
+        "network": "ConvNetW32",
+        "initial": "real",
+    },
+    sweep={"batch_real": 64},
+    cost=4,
+    published_ipc={"": 50},
+    above="start from real images (initial = 'real') with outer_steps 50, inner_epochs 10 or 20, 25, or take dm",
+    batchnorm_at_50=True,
+)
 STEP_SIZE = (
     "GM's loss is a sum of cosine distances over classes, layers and their output units, so it does not depend on the scale of the "
     "gradients; the authors take lr_img=0.1 with as many image updates as images a class for each network."
@@ -76,6 +95,7 @@ def loops(config: GMConfig, ipc: int) -> tuple[int, int]:
 class GM:
     """One step: one image update; every ``outer_steps`` of them a new random network, trained on the images in between."""
 
+    presets, matches = PRESETS, "gradients"
     holds_class_gradients = True  # classes x parameters at once, see `distill.estimate.check_memory`
 
     def __init__(self, config: GMConfig, initial: CondensedSet, network: Factory | None = None) -> None:

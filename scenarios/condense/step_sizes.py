@@ -11,19 +11,12 @@ from distill.configure import configure
 from distill.divergence import step_sizes
 from distill.errors import InputError, clipped, unknown_name
 from distill.methods import METHODS
+from distill.methods.presets import presets_of
 from distill.spec import DataSpec
 from scenarios.engine import own
 
 OWN = own.Places(methods=(("method", "name"),), networks=(("method", "network"), ("evaluation", "networks")))  # of a user
 STEPS, NETWORKS, TRAINING_STEPS, VALIDATION, POINTS = 15, 3, 30, 0.2, 7
-# What else is made shorter in a sweep of the command line; none of it changes the scale of the step size.
-SHORTER: dict[str, dict[str, Any]] = {
-    "gm": {"batch_real": 64},
-    "dsa": {"batch_real": 64},
-    "dm": {"batch_real": 32},
-    "datadam": {"batch_real": 32},
-    "mtt": {"experts": 2, "max_start_epoch": 2},
-}
 
 
 def default_step_size(method: str, settings: dict[str, Any], ipc: int, key: str, data: str = "digits") -> float | None:
@@ -75,7 +68,7 @@ def tables_for(
         raise InputError(f"--set {key}=... and a sweep over {key}: allowed: one of them; give --values instead.")
     fields = METHODS[method][0].__dataclass_fields__
     each = ipc if "outer_steps" in fields and "outer_steps" not in settings else 1  # image updates of one iteration, by default
-    shorter: dict[str, Any] = {"iterations": max(1, -(-steps // each)), **SHORTER.get(method, {})}
+    shorter: dict[str, Any] = {"iterations": max(1, -(-steps // each)), **presets_of(METHODS[method][1]).sweep}
     shorter = {name: value for name, value in shorter.items() if name in fields and name not in settings}
     if not values:
         middle = default_step_size(method, settings, ipc, key, data)

@@ -10,13 +10,13 @@ from pydantic import Field
 from distill.configure import configure
 from distill.errors import InputError, unknown_name
 from distill.methods import METHODS
+from distill.methods.presets import matched_by
 from distill.networks import check_name
 from distill.train import Recipe
 from scenarios.engine.schema import DataTable, EvaluationTable, checked, config_hash, evaluation_of, method_of, plain_values
 
 _STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 ARMS = ("method", "private", "random", "whole")
-NO_FEATURES = ("gm", "dsa", "mtt")  # match gradients or weights, which are not released as differences
 MEASURES = ("pixels", "structure", "features")  # those of `apps.privacy.visual`, which takes seconds to load
 
 
@@ -149,8 +149,9 @@ def study(name: str, title: str, tables: dict[str, Any], source: str) -> Privacy
         plain["privacy"].pop("centred")
     elif parts["privacy"] and parts["privacy"].start != "kmeans":
         raise InputError(f'{source}: [privacy]: centred = true needs something to be centred on; add start = "kmeans".')
-    elif parts["privacy"] and method in NO_FEATURES:
-        raise InputError(f"{source}: [privacy]: centred = true is for methods that match features, as dm and datadam; {method!r} does not.")
+    elif (matches := matched_by(METHODS[method][1])) != "features":  # gradients and weights are not released as differences
+        found = f"matches {matches}" if matches else 'does not state that (class attribute matches = "features")'
+        raise InputError(f"{source}: [privacy]: centred = true is for methods that match features, as dm and datadam; {method!r} {found}.")
     merged = {"kind": "privacy", "data": plain_values(data), "method": {"name": method, "ipc": ipc[0], **plain_values(settings)}}
     merged |= {**plain, "evaluation": plain_values(evaluation)}
     return PrivacyStudy(name, title, data, method, ipc[0], given, evaluation=evaluation, merged=merged, **parts)
