@@ -21,6 +21,7 @@ from apps.continual.policies import attach as attach
 from apps.continual.policies import is_der, refuse_no_replay, refuse_unfit, trains_on_the_buffer
 from apps.continual.policies import outputs as outputs
 from distill.errors import InputError, clipped
+from distill.records import writing
 
 _policies = avalanche("avalanche.training.storage_policy")
 _utils = avalanche("avalanche.benchmarks.utils")
@@ -71,6 +72,9 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
         self.memory, self.transform, self.progress = Memory(config), transform, progress
         self.device = _device(device)
         self.folder = None if folder is None else Path(folder)
+        if self.folder is not None:
+            with writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
         self.learner: Any = None  # a DER that this buffer is attached to, which may have outputs to give (see `buffer`)
         self._layout: Any = None  # the stream's dataset class: its items have task labels, or not
         self._tensor_labels = False
@@ -130,12 +134,12 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
 
     def update_from_dataset(self, new_data: Any, strategy: Any = None) -> None:
         """Condense a data set of the stream into the memory, as if it were an experience."""
-        self._take(strategy, read(new_data), new_data)
+        self._take(strategy, new_data)
 
     def post_adapt(self, agent: Any, exp: Any) -> None:
-        """Condense the experience into the memory, once for each experience."""
+        """Condense the experience into the memory, once for each experience. One without items changes nothing."""
         refuse_unfit(agent)
-        self._take(agent, read(exp.dataset), exp.dataset)
+        self._take(agent, exp.dataset)
         self._check_replay(agent, exp)
 
     def resize(self, strategy: Any, new_size: int) -> None:
@@ -175,7 +179,10 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
     def _check_replay(self, agent: Any, exp: Any) -> None:
         refuse_no_replay(agent, len(self.memory), exp)
 
-    def _take(self, agent: Any, batch: Batch, dataset: Any) -> None:
+    def _take(self, agent: Any, dataset: Any) -> None:
+        if not len(dataset):
+            return
+        batch = read(dataset)
         self._learn_layout(dataset)
         if is_der(agent):  # the outputs take bytes too
             self.memory.logit_values = outputs(agent.model, batch[0][:1], agent.device).shape[1]
@@ -290,4 +297,8 @@ def _device(given: Any) -> torch.device | str:
         raise InputError(f'device is {clipped(given)!r}; allowed: "auto", "cpu", "cuda" or a torch.device.') from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device is {clipped(given)!r}, and torch finds no GPU here; allowed: cpu, auto.")
+    try:
+        torch.zeros(1, device=device).item()  # "meta" has no values, and others are not in every build of torch
+    except (RuntimeError, NotImplementedError, AssertionError):
+        raise InputError(f"device is {clipped(given)!r}, on which torch cannot compute here; allowed: cpu, auto.") from None
     return device

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from apps.continual.condensing import check_method, check_settings
 from apps.continual.exemplars import group_bytes, item_bytes
 from distill.errors import InputError, clipped
+from distill.spec import DataSpec
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class MemoryConfig:
                 raise InputError(f"the memory's {field} is {clipped(value)}; allowed: a whole number of 1 or more, or None.")
         if type(self.seed) is not int or not isinstance(self.name, str):
             raise InputError(f"the memory's seed is {clipped(self.seed)!r} and its name {clipped(self.name)!r}; allowed: an int and text.")
+        DataSpec(self.name, 1, 1, 1, ("0",), (0.0,), (1.0,))  # says what is wrong with a name
         if self.storage not in ("float32", "uint8"):
             raise InputError(f"the memory's storage is {clipped(self.storage)!r}; allowed: float32, uint8.")
         if self.items is None and self.nbytes is None and self.per_class is None:
@@ -64,8 +66,9 @@ class MemoryConfig:
         mean, std = self.mean, self.std
         if not all(values is None or isinstance(values, tuple | list) for values in (mean, std)):
             raise InputError(f"the stream's mean is {clipped(mean)} and its std {clipped(std)}; allowed: tuples of numbers, one a channel.")
-        if (mean is None) != (std is None) or len(mean or ()) != len(std or ()):
+        if (mean is None) != (std is None) or len(mean or ()) != len(std or ()) or mean == ():
             raise InputError("mean and std of the stream must be given together, a number for each channel.")
-        numbers = all(isinstance(value, int | float) and math.isfinite(value) for value in (*(mean or ()), *(std or ())))
+        values = (*(mean or ()), *(std or ()))
+        numbers = all(isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) for value in values)
         if not numbers or not all(value > 0 for value in std or ()):
             raise InputError(f"the stream's mean is {clipped(mean)} and its std {clipped(std)}; allowed: finite numbers, std above 0.")

@@ -79,6 +79,8 @@ def hand_over(
 ) -> dict[str, Any]:
     """Fill public/ and return what a record says of it, under the key ``public``.
 
+    What is stated is written before what it is about: wherever a kill falls, public/ never holds more than its own words count.
+
     Args:
         folder: the run's folder.
         sets: by file name, without its suffix. One without a guarantee, as with a seed for tests, is left out.
@@ -93,26 +95,31 @@ def hand_over(
         words = guarantee(made.provenance.dp)
         if not has_guarantee(made):
             lines.append(f"{name}: left out. {words}")
-            (public / f"{name}.safetensors").unlink(missing_ok=True)
-            continue
-        lines.append(f"{name}.safetensors: {words}")
-        covered(made).save(public / f"{name}.safetensors")
-        if not (public / f"{name}.png").exists():
-            image_grid(made, f"Images of the set {name}").save(public / f"{name}.png")
-        files += [public / f"{name}.safetensors", public / f"{name}.png"]
+            for suffix in ("safetensors", "png"):
+                (public / f"{name}.{suffix}").unlink(missing_ok=True)
+        else:
+            lines.append(f"{name}.safetensors: {words}")
+    stated = None if total is None else {name: value for name, value in total.items() if name != "account"}
+    together = f"All files of this folder together: {guarantee(stated)}"
+    write_whole(public / WORDS, "\n\n".join(["What is guaranteed about the files of this folder.", *lines, together]) + "\n")
     for ledger in releases:
-        # account.json last: it counts what is there.
-        for file in [*sorted(ledger.glob("release-*.safetensors")), *sorted(ledger.glob("expert-*.safetensors")), ledger / "account.json"]:
+        # The account is read after the files were listed, so that it counts them, and written before them.
+        kept = [*sorted(ledger.glob("release-*.safetensors")), *sorted(ledger.glob("expert-*.safetensors"))]
+        for file in [ledger / "account.json", *kept]:
             copy = public / ledger.name / file.name
             if not file.exists():  # somebody has deleted the working copy of a set that is done
                 continue
             if file.suffix == ".json" or not copy.exists():
                 write_whole(copy, file.read_bytes())
             files.append(copy)
-    stated = None if total is None else {name: value for name, value in total.items() if name != "account"}
-    together = f"All files of this folder together: {guarantee(stated)}"
-    write_whole(public / WORDS, "\n\n".join(["What is guaranteed about the files of this folder.", *lines, together]) + "\n")
-    for path in files:  # the time between two of them tells how many images there are
+    for name, made in sets.items():
+        if has_guarantee(made):
+            covered(made).save(public / f"{name}.safetensors")
+            if not (public / f"{name}.png").exists():
+                image_grid(made, f"Images of the set {name}").save(public / f"{name}.png")
+            files += [public / f"{name}.safetensors", public / f"{name}.png"]
+    # The time between two of them tells how many images there are; that of a folder is its last file's.
+    for path in [*files, *{path.parent for path in files}]:
         os.utime(path, (SAME_TIME, SAME_TIME))
     return {"files": sorted(str(path.relative_to(folder)) for path in files), "statement": stated, "guarantee": guarantee(stated)}
 

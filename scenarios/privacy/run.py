@@ -24,7 +24,7 @@ from scenarios.engine.study import Options, Run, say
 from scenarios.privacy.attack import arms_of, fill_attack
 from scenarios.privacy.checks import fill_poisoning, fill_visual
 from scenarios.privacy.schema import AuditTable, PrivacyStudy
-from scenarios.privacy.sets import fill_private, kept_elsewhere, public_part, statistics_of
+from scenarios.privacy.sets import fill_private, kept_elsewhere, statistics_of
 
 
 class GuaranteeBroken(AssertionError):
@@ -57,10 +57,9 @@ def fill(study: PrivacyStudy, run: Run) -> None:
     sets: dict[str, CondensedSet] = {}
     if study.privacy is not None:
         mark(folder, *kept_elsewhere(study))
-        for number, epsilon in enumerate(study.privacy.epsilon, 1):
-            made = fill_private(study, study.privacy, options, data, folder, results, epsilon, console)
+        for number, epsilon in enumerate(study.privacy.epsilon):
+            made = fill_private(study, study.privacy, options, data, folder, results, epsilon, console, study.privacy.epsilon[:number])
             sets |= {f"{label}, epsilon {epsilon:g}": condensed for label, condensed in made.items()}
-            results["public"] = public_part(study.privacy.epsilon[:number], folder)
     if study.visual is not None:
         fill_visual(study, study.visual, options, data, folder, results, sets, console)
     if study.attack is not None:

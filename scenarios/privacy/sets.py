@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +101,14 @@ def fill_private(
     results: dict[str, Any],
     epsilon: float,
     console: Console,
+    before: Sequence[float] = (),
 ) -> dict[str, CondensedSet]:
-    """One budget's part of the results; returns the sets that were judged, the private one first."""
+    """One budget's part of the results, after the budgets ``before``; returns the sets that were judged, the private one first."""
     name = f"epsilon{epsilon:g}"
     path, first = (folder / FOLDER / f"{kind}-{name}.safetensors" for kind in ("condensed", "start"))
     twin = folder / f"exact-{name}.safetensors"
     part: dict[str, Any] = results.setdefault(name, {})
+    new: dict[str, CondensedSet] = {}
     for file in (first, path):
         taken_over(folder, file.relative_to(folder))
     if not path.exists():
@@ -115,10 +117,9 @@ def fill_private(
             made, start = private_set(study, data, epsilon, options.seed, options, folder, name)
         finally:  # not in the set's file: the time tells how many images there are
             append_line(folder / "metrics.jsonl", {"stage": "distil", "part": name, "seconds": time.monotonic() - began})
-        if start is not None:
-            start.save(first)
-        made.save(path)
-        (folder / f"checkpoint-{name}.safetensors").unlink(missing_ok=True)
+        new = ({} if start is None else {first.stem: start}) | {path.stem: made}
+    results["public"] = public_part([*before, epsilon], folder, new)  # minutes before they are judged
+    (folder / f"checkpoint-{name}.safetensors").unlink(missing_ok=True)
     private = CondensedSet.load(path).to(options.device)
     lines = read_lines(folder / "metrics.jsonl")
     seconds = sum(line["seconds"] for line in lines if (line.get("stage"), line.get("part")) == ("distil", name))
@@ -139,11 +140,12 @@ def fill_private(
     return sets
 
 
-def public_part(budgets: Sequence[float], folder: Path) -> dict[str, Any]:
-    """Put what the guarantees of these budgets cover, and their total, into public/: the sets are of the same images."""
+def public_part(budgets: Sequence[float], folder: Path, new: Mapping[str, CondensedSet]) -> dict[str, Any]:
+    """Put what the guarantees of these budgets cover, and their total, into public/: the sets are of the same images. ``new`` sets by
+    file name are not there yet."""
     names = [f"{kind}-epsilon{epsilon:g}" for epsilon in budgets for kind in ("start", "condensed")]
     files = {name: folder / FOLDER / f"{name}.safetensors" for name in names}
-    sets = {name: CondensedSet.load(file) for name, file in files.items() if file.exists()}
+    sets = {name: new[name] if name in new else CondensedSet.load(file) for name, file in files.items() if name in new or file.exists()}
     stated = [sets[f"condensed-epsilon{epsilon:g}"].provenance.dp for epsilon in budgets]
     total = stated[0] if len(stated) == 1 else in_sequence(stated)
     return hand_over(folder, sets, total, [folder / f"epsilon{epsilon:g}-releases" for epsilon in budgets])

@@ -463,6 +463,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"seed": "0"}, "seed is '0'"),
     ({"progress": "yes"}, "progress is 'yes'"),
     ({"folder": 3}, "folder is '3'"),
+    ({"folder": f"{__file__}/memories"}, "cannot be written"),
+    ({"device": "meta"}, "device is 'meta'"),
+    ({"data_name": ""}, "name is ''"),
+    ({"data_name": "x" * 300}, "1 to 200 characters"),
+    ({"mean": (), "std": ()}, "a number for each channel"),
+    ({"mean": (True,), "std": (True,)}, "allowed: finite numbers"),
     ({"folder": "x", "network": lambda spec: None}, "network is a function"),
     ({"mean": torch.zeros(1), "std": torch.ones(1)}, "allowed: tuples of numbers"),
     ({"method": 5}, "memory's method"),
@@ -506,6 +512,19 @@ def test_wrong_labels_and_a_stream_that_changes_its_shape() -> None:
     queue.add(images[:2], labels[:2])
     with pytest.raises(InputError, match="one stream, one image shape"):
         queue.add(images[:2, :, :4], labels[:2])
+
+
+@pytest.mark.parametrize("kind", [CondensedBuffer, OnlineCondensedBuffer])
+def test_an_experience_without_items_changes_nothing(kind: type[CondensedBuffer]) -> None:
+    images, labels = experience(FOUR, 0, 1)
+    none, some = (SimpleNamespace(dataset=_experience(images[:count], labels[:count], 0)) for count in (0, len(labels)))
+    buffer = kind(8, "random", seed=1)
+    buffer.post_adapt(None, none)
+    buffer.update_from_dataset(none.dataset)
+    assert len(buffer.buffer) == 0
+    for experience_now in (some, none, some, none):
+        buffer.post_adapt(None, experience_now)
+    assert sum(group.seen for group in buffer.memory.groups) + len(getattr(buffer, "queue", ())) == 2 * len(labels)
 
 
 def test_what_waits_stays_where_merging_fails() -> None:
