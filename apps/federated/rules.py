@@ -101,6 +101,8 @@ class CondensedUnion:
 
     def read(self, content: RecordDict, weights: Weights) -> CondensedSet | None:
         if "upload" not in content:
+            if self.settings.upload.classes is None:
+                raise InputError("the reply holds no upload, and every class was asked for; allowed: images of what the client has.")
             return None
         if self.settings.server.client_weights == "examples":
             whole(facts_of(content), "num-examples", 1, MAX_EXAMPLES)

@@ -5,6 +5,7 @@ pass loses its upload, is named in the round's line, and the round goes on; with
 """
 
 import json
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -80,6 +81,7 @@ class Federation(Strategy):
         self.weights = weights
         self.sizes = sizes
         self.done, self.number = 0, 0
+        self.began = 0.0  # the round, in seconds of the monotonic clock
         self.before = weights, rule.state()  # to go back to where a round's weights are refused
         self.claims: dict[int, tuple[int, int | None]] = {}  # examples as each client says, and as the server knows
         self.asked: dict[int, Asked] = {}  # by node
@@ -112,7 +114,7 @@ class Federation(Strategy):
         number = self.number = server_round + self.done
         self.present = self.roster.gather(self.link, number)
         self.numbers |= self.present.clients
-        self.note, self.asked = "", {}
+        self.note, self.asked, self.began = "", {}, time.monotonic()
         if (there := len(self.present.clients)) < self.roster.least:
             self.note = f"{there} of at least {self.roster.least} clients are there: the model stays as it was"
             return []
@@ -243,9 +245,12 @@ class Federation(Strategy):
             asked.up = size(reply.content)
             check_records(reply.content, self.rule.records, FACTS, self.rule.most_bytes(self.weights))
             facts, value = facts_of(reply.content), self.rule.read(reply.content, self.weights)
+            whole(facts, "round", self.number, self.number)
+            whole(facts, "partition-id", asked.client, asked.client)
+            most = max(self.settings.timeout, time.monotonic() - self.began)
+            if not 0 <= facts.get("seconds", 0) <= most:
+                raise InputError(f"seconds is {clipped(facts['seconds'], 40)}; allowed: 0 to {most:.0f}, as the round is no older.")
             if value is not None:
-                whole(facts, "round", self.number, self.number)
-                whole(facts, "partition-id", asked.client, asked.client)
                 self._known(asked.client, facts)
         except InputError as error:
             asked.status, asked.why = "refused", str(error)

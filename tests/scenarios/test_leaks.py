@@ -190,8 +190,9 @@ def leaky(patch: pytest.MonkeyPatch) -> None:
         return dataclasses.replace(twin, provenance=origin), start
 
     def with_log_and_words(folder: Path, sets: Any, total: Any, releases: Any = ()) -> Any:
+        made = hand_over(folder, sets, {**total, "not_covered": [f"{seen['examples']} images"]}, releases)
         append_line(folder / "public" / "metrics.jsonl", {"step": 1, "loss": float(seen["clean"].norm())})
-        return hand_over(folder, sets, {**total, "not_covered": [f"{seen['examples']} images"]}, releases)
+        return made
 
     def with_time(made: CondensedSet) -> CondensedSet:
         return dataclasses.replace(made, provenance=dataclasses.replace(covered(made).provenance, seconds=time.monotonic()))

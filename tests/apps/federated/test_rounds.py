@@ -186,6 +186,9 @@ def broken(kind: str) -> Any:
             return Message(RecordDict({"upload": MetricRecord({"a": 1})}), reply_to=message)
         elif kind == "nothing":
             return Message(RecordDict(), reply_to=message)
+        elif kind in ("seconds", "years"):
+            claimed = -1e9 if kind == "seconds" else 1e9
+            reply.content["facts"] = MetricRecord({**dict(reply.content["facts"]), "seconds": claimed})  # type: ignore[dict-item]
         return reply
 
     return client
@@ -202,7 +205,9 @@ def _arrays(reply: Message) -> dict[str, np.ndarray]:
         ("silent", "missing", "no answer in time"),
         ("nan", "refused", "grid is"),
         ("no arrays", "refused", "no arrays 'upload'"),
-        ("nothing", "empty", "holds nothing"),
+        ("nothing", "refused", "the reply holds no upload"),
+        ("seconds", "refused", "seconds is -1"),
+        ("years", "refused", "as the round is no older"),
     ],
 )
 def test_a_bad_client_loses_its_upload_and_is_named(kind: str, status: str, why: str) -> None:
