@@ -13,12 +13,14 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 from distill import set_file
 from distill.augment import strategy
 from distill.errors import InputError, unknown_name
 from distill.joining import check_alike
 from distill.labels import DEFAULT_KIND, LABEL_KINDS
+from distill.randomness import generator
 from distill.records import write_whole
 from distill.set_file import DECODE, MAX_FILE_BYTES, check_size, decode, encode, later_facts, later_parts, later_tensors, loadable, parse
 from distill.set_file import Provenance as Provenance
@@ -107,16 +109,16 @@ class CondensedSet:
         labels = "class labels" if self.labels.ndim == 1 else f"soft labels ({self.label_kind})"
         place = "" if self.images.device.type == "cpu" else f", on {self.images.device}"
         origin = f"{len(self.classes)} classes of {self.spec.name!r} by {self.provenance.method}"
-        return f"CondensedSet({_size(self.images)} of {origin}, {labels}{place})"
+        size = f"{len(self)} image{'' if len(self) == 1 else 's'} {'x'.join(map(str, self.spec.shape))}"
+        return f"CondensedSet({size} of {origin}, {labels}{place})"
 
     def _repr_html_(self) -> str:
         """For Jupyter: that line above the images, at most 50 of each of 100 classes."""
         from distill.image_grids import images_by_class  # matplotlib is slow to import
 
         drawing = images_by_class(self.pixels(), self.hard_labels, self.spec.classes, "Images of a condensed set")
-        legend = "".join(f"<br>{html.escape(line)}" for line in drawing.legend)
-        data = base64.b64encode(drawing.encoded(dpi=60)).decode()
-        return f"<p>{html.escape(repr(self))}{legend}</p><img alt='{html.escape(drawing.heading)}' src='data:image/png;base64,{data}'>"
+        text, data = "<br>".join(map(html.escape, (repr(self), *drawing.legend))), base64.b64encode(drawing.encoded(dpi=60)).decode()
+        return f"<p>{text}</p><img alt='{html.escape(drawing.heading)}' src='data:image/png;base64,{data}'>"
 
     def __len__(self) -> int:
         return len(self.images)
@@ -164,6 +166,14 @@ class CondensedSet:
     def pixels(self) -> Tensor:
         """Images (N, C, H, W) in [0, 1], clipped: for eyes, not for training."""
         return self.spec.denormalise(self.images) if self.whitening is None else self.whitening.undo(self.images).clamp(0.0, 1.0)
+
+    def dataset(self) -> TensorDataset:
+        """For a `DataLoader`: pairs of a normalised image (C, H, W), as a learner sees it, and its label (a number, or K soft ones)."""
+        return TensorDataset(self.images, self.labels)
+
+    def loader(self, batch_size: int = 256, seed: int = 0) -> DataLoader[tuple[Tensor, ...]]:
+        """Batches (images, labels) of `dataset`, shuffled anew in each epoch, in an order that ``seed`` decides."""
+        return DataLoader(self.dataset(), batch_size, shuffle=True, generator=generator(seed, "loader"))
 
     # New sets from this one
 
@@ -303,10 +313,6 @@ class CondensedSet:
         white = Whitening(tensors["whitening_mean"], tensors["whitening_matrix"]) if "whitening_mean" in tensors else None
         facts = (header.lr, header.augmentation, header.provenance, header.quantisation, white, header.label_kind or DEFAULT_KIND)
         return CondensedSet(images, tensors["labels"], header.spec, *facts, steps, weights, stored)
-
-
-def _size(images: Tensor) -> str:
-    return f"{len(images)} image{'' if len(images) == 1 else 's'} {'x'.join(map(str, images.shape[1:]))}"
 
 
 def _short(tensor: Tensor) -> str:

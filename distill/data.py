@@ -13,6 +13,7 @@ from distill.arrays import class_numbers, image_tensor, moments
 from distill.errors import InputError, clipped, unknown_name
 from distill.randomness import generator
 from distill.spec import DataSpec, Origin
+from distill.torch_datasets import class_names, innermost, read
 from distill.whitening import Whitening
 
 SPLITS = ("train", "validation", "test")
@@ -242,6 +243,21 @@ class ImageData:
         nothing = train.at(torch.zeros(0, dtype=torch.int64))
         made = cls(spec, train, nothing, test)
         return replace(made, notes=class_notes(made)).hold_out(validation, seed).to(device)
+
+    @classmethod
+    def from_datasets(
+        cls, train: Any, test: Any, *, name: str | None = None, classes: Sequence[str] | None = None, **more: Any
+    ) -> "ImageData":
+        """A data set from two torch `Dataset`s (torchvision's; Hugging Face's through their torch format), each read once and copied.
+
+        Items are (image, label) or dicts, see `distill.torch_datasets.read`; random transforms are drawn once. ``name`` is the dataset's
+        class in lower case ("cifar10") and ``classes`` are its own names when not given; ``more``: mean, std, validation, seed and device
+        of `from_arrays`. Raises `InputError`, which names the item that does not fit.
+        """
+        name = type(innermost(train)).__name__.lower() if name is None else name
+        own = class_names(train) if classes is None else classes
+        made = cls.from_arrays(name, *read(train, f"{name}: train"), *read(test, f"{name}: test"), classes=own, **more)
+        return made if classes is not None else made.with_origins(classes="computed")  # a dataset's own names are nobody's word
 
 
 def check_fraction(fraction: float) -> None:

@@ -10,6 +10,17 @@ from distill.errors import InputError, a_kind, clipped
 from distill.statistics import RealStatistics
 
 
+class Config(Protocol):
+    """What every method's config, a frozen dataclass with defaults, has beside settings that are the method's own."""
+
+    @property
+    def network(self) -> str: ...
+    @property
+    def augmentation(self) -> str: ...
+    @property
+    def initial(self) -> str: ...
+
+
 class Distiller(Protocol):
     """What every method offers; there is no base class to inherit from.
 

@@ -1,5 +1,6 @@
 """Evaluate a set: several seeds, the last epoch, an interval, and baselines of the same size under the same recipe."""
 
+import contextlib
 import math
 import statistics as numbers
 from collections.abc import Iterator, Sequence
@@ -230,11 +231,11 @@ def evaluate(
             raise InputError(f"{what} is {clipped(listed)}; allowed: different ones, each once (own networks by their __name__).")
     found: dict[str, dict[str, list[Measured]]] = {name: {} for name in names}
     console = Console(stderr=True)
-    with console.status("") as status:
+    with console.status("evaluating") if progress is not False else contextlib.nullcontext() as status:
         for factory, label, its_recipe in zip(factories, labels, recipes, strict=True):
             for one in accuracies(condensed, data, names, factory, its_recipe, list_of, split, whole_epochs):
                 found[one.name].setdefault(label, []).append(one)
-                if progress is not False:
+                if status is not None:
                     status.update(f"evaluating: {label} on {one.name}, seed {one.seed}: {one.value:.1f} %")
     rows = {n: {k: summed_up(v) for k, v in row.items()} for n, row in found.items()}
     training = {name: training_of(name, condensed, data, recipes[0], whole_epochs) for name in names}

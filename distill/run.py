@@ -5,9 +5,9 @@ import dataclasses
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -19,10 +19,10 @@ from distill.checkpoint import State, load_changed, load_checkpoint, save_checkp
 from distill.condensed import CondensedSet, Provenance
 from distill.configure import configure
 from distill.data import ImageData
+from distill.distiller import Config, check_condensed, check_distiller, check_tensors
 from distill.distiller import Distiller as Distiller
-from distill.distiller import check_condensed, check_distiller, check_tensors
 from distill.divergence import Watch, diverged_at
-from distill.errors import InputError, unknown_name
+from distill.errors import InputError, clipped, unknown_name
 from distill.estimate import check_memory, estimate
 from distill.methods import METHODS
 from distill.networks import OWN, Factory, create, parameter_count
@@ -38,11 +38,12 @@ from distill.synthetic import Initial, check_classes, check_count, initial_set
 CHECKPOINT_SECONDS = 20.0
 QUICK_SECONDS = 0.2  # a GPU's steps that take less are waited for when a stop is asked for, and their states are not copied
 MAX_LOGGED = 500
+OnStep = Callable[[int, Mapping[str, float]], None]
 
 
 def condense(
     source: ImageData | RealStatistics,
-    method: str | Distiller = "dm",
+    method: str | Config | Distiller = "dm",
     *,
     ipc: Ipc = 1,
     seed: int = 0,
@@ -56,12 +57,15 @@ def condense(
     tags: dict[str, Any] | None = None,
     more_images_than_data: bool = False,
     snapshots: Mapping[int, Path] | None = None,
+    on_step: OnStep | None = None,
     **settings: Any,
 ) -> CondensedSet:
     """A data set's knowledge in ``ipc`` images a class: a `CondensedSet` of (ipc x classes, C, H, W) with its provenance.
 
     Classes may get unequal numbers: ``ipc={3: 5, "rest": 1}`` by class number, or ``"proportional:10"`` to their sizes, 10 in the mean.
-    ``method`` is a name in `METHODS`, whose config fields may be given as further keywords (``iterations=300``), or a ready distiller.
+    ``method`` is a name in `METHODS`, whose config fields may be given as further keywords (``iterations=300``), a config
+    (``DMConfig(iterations=300)``), or a ready distiller. ``on_step(step, losses)`` is called at the steps whose losses ``metrics`` gets:
+    at most 500, evenly spaced, and the last; in the first process only.
     ``network`` replaces the config's network by another name or by a function of the data spec; ``initial`` replaces its initialisation.
     With ``checkpoint`` (a file) the run can be stopped at any moment and continued with ``resume=True`` to the same bits; ``metrics`` is a
     JSON-lines file that gets the losses, each line with ``tags``. Progress shows on terminals, in Jupyter, or as ``progress`` says.
@@ -74,6 +78,8 @@ def condense(
     numbers that are not finite; `Interrupted` when it was stopped.
     """
     statistics = ExactStatistics(source) if isinstance(source, ImageData) else source
+    if dataclasses.is_dataclass(method) and not hasattr(method, "step"):
+        method, settings = _of_config(method, settings)
     device, sizes = statistics.device, counts_of(ipc, statistics)
     # One number where all classes have it; what names streams and checkpoints must not depend on how it was given.
     given: int | dict[str, int] = sizes if isinstance(sizes, int) else {str(label): sizes[label] for label in statistics.classes}
@@ -84,12 +90,13 @@ def condense(
     else:
         if settings:
             raise InputError(f"setting {next(iter(settings))!r} was given beside a ready distiller; give it to the distiller's config.")
-        distiller, config = method, dataclasses.asdict(method.config) if hasattr(method, "config") else {}
+        distiller = cast(Distiller, method)
+        config = dataclasses.asdict(method.config) if hasattr(method, "config") else {}
     check_distiller(distiller)
     check_classes(statistics, distiller.condensed)
     sharding.check_classes(len(statistics.classes))
     if sharding.rank() > 0:
-        metrics, progress = None, False  # the first process writes and shows
+        metrics, progress, on_step = None, False, None  # the first process writes and shows
     name = method if isinstance(method, str) else type(method).__name__.lower()
     draws = generator(seed, "distil", name, _text(sizes), device=device)
     run: dict[str, Any] = {"method": name, "config": config, "ipc": given, "seed": seed, "fingerprint": statistics.fingerprint}
@@ -112,7 +119,7 @@ def condense(
     start = time.monotonic() - earlier
     if callable(prepare := getattr(distiller, "prepare", None)):
         prepare(statistics, progress)  # work of its own before the first step (MTT's experts), which keeps its own progress on disk
-    _all_steps(distiller, statistics, draws, done, checkpoint, run, metrics, tags or {}, progress, start, snapshots or {})
+    _all_steps(distiller, statistics, draws, done, checkpoint, run, metrics, tags or {}, progress, start, snapshots or {}, on_step)
     # The time tells how many private images there are, and no guarantee covers it.
     seconds = 0.0 if statistics.privacy is not None else time.monotonic() - start
     check_condensed(distiller)
@@ -139,6 +146,7 @@ def _all_steps(
     progress: bool | None,
     start: float,
     snapshots: Mapping[int, Path],
+    on_step: OnStep | None,
 ) -> None:
     """Steps ``done`` + 1 to the last. Every way out (the end, a stop, numbers that are not finite) leaves a checkpoint that is finite."""
     device, total, alone = statistics.device, distiller.total_steps, sharding.count() == 1
@@ -193,6 +201,8 @@ def _all_steps(
             numbers = {key: float(value) for key, value in values.items()} if logged else {}
             if logged and metrics is not None:
                 append_line(metrics, {"stage": "distil", **tags, "step": step, **numbers})
+            if logged and on_step is not None:
+                on_step(step, numbers)
             advance(step, numbers)
             quick = device.type != "cpu" and now - began < QUICK_SECONDS
             if not estimated and progress is not False and (text := estimate(step - done, now - first, total - done, device)) is not None:
@@ -204,6 +214,19 @@ def _all_steps(
                 last = now
             if stop:
                 raise Interrupted
+
+
+def _of_config(config: object, settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The method of a config and its settings by name: those that are not the default, so that a private form still starts from noise."""
+    names = [name for name, (kind, _) in METHODS.items() if type(config) is kind]
+    if not names:
+        kinds = ", ".join(kind.__name__ for kind, _ in METHODS.values())
+        raise InputError(f"{clipped(config, 60)} is no method's config; allowed: {kinds}, a method's name, or a distiller.")
+    if settings:
+        raise InputError(f"setting {next(iter(settings))!r} was given beside a {type(config).__name__}; give it to the config.")
+    default = type(config)()
+    given = {field.name: getattr(config, field.name) for field in dataclasses.fields(cast(Any, config))}
+    return names[0], {name: value for name, value in given.items() if value != getattr(default, name)}
 
 
 def _make(

@@ -7,11 +7,16 @@ from typing import Any
 import pydantic
 
 from distill.errors import InputError, a_kind, clipped
-from distill.methods.datadam import DataDAM, DataDAMConfig
-from distill.methods.dm import DM, DMConfig
-from distill.methods.dsa import DSA, DSAConfig
-from distill.methods.gm import GM, GMConfig
-from distill.methods.mtt import MTT, MTTConfig
+from distill.methods.datadam import DataDAM
+from distill.methods.datadam import DataDAMConfig as DataDAMConfig
+from distill.methods.dm import DM
+from distill.methods.dm import DMConfig as DMConfig
+from distill.methods.dsa import DSA
+from distill.methods.dsa import DSAConfig as DSAConfig
+from distill.methods.gm import GM
+from distill.methods.gm import GMConfig as GMConfig
+from distill.methods.mtt import MTT
+from distill.methods.mtt import MTTConfig as MTTConfig
 from distill.methods.presets import matched_by, presets_of
 
 METHODS: dict[str, tuple[type[Any], type[Any]]] = {
