@@ -17,15 +17,6 @@ from torch import Tensor, nn
 from distill.errors import InputError, unknown_name
 from distill.spec import DataSpec
 
-NAMES: tuple[str, ...] = (
-    *("MLP", "ConvNet", "LeNet", "AlexNet", "AlexNetBN", "VGG11", "VGG11BN"),
-    *("ResNet18", "ResNet18BN", "ResNet18_AP", "ResNet18BN_AP"),
-    *("ConvNetD1", "ConvNetD2", "ConvNetD3", "ConvNetD4", "ConvNetW32", "ConvNetW64", "ConvNetW128", "ConvNetW256"),
-    *("ConvNetAS", "ConvNetAR", "ConvNetAL", "ConvNetASwish"),
-    *("ConvNetNN", "ConvNetBN", "ConvNetLN", "ConvNetIN", "ConvNetGN"),
-    *("ConvNetNP", "ConvNetMP", "ConvNetAP"),
-)
-
 # Names and specs can come from other parties, so a network's size is bounded before it is allocated.
 MAX_DEPTH = 16
 MAX_WIDTH = 4096
@@ -107,6 +98,9 @@ class _ResidualBlock(nn.Module):
         return torch.relu(self.residual(x) + self.shortcut(x))
 
 
+Builder = Callable[[str, DataSpec], Network]
+
+
 @dataclass(frozen=True)
 class _Style:
     depth: int = 3
@@ -120,8 +114,8 @@ def check_name(name: str) -> None:
     """Raises `InputError` (with the nearest listed name) unless ``name`` is in `NAMES` or is ConvNet with suffixes."""
     if isinstance(name, str) and name.startswith("ConvNet"):
         _style(name)
-    elif name not in NAMES:
-        raise unknown_name("network", name, NAMES)
+    elif not isinstance(name, str) or name not in NETWORKS:
+        raise unknown_name("network", name, NETWORKS)
 
 
 def _style(name: str) -> _Style:
@@ -130,7 +124,7 @@ def _style(name: str) -> _Style:
     while position < len(name):
         found = _SUFFIX.match(name, position)
         if found is None or found.lastgroup is None:
-            raise unknown_name("network", name, NAMES)
+            raise unknown_name("network", name, NETWORKS)
         axis, value = found.lastgroup, found[found.lastgroup]
         if axis in given:
             raise InputError(f"network {name[:80]!r} gives its {axis} twice; each of depth, width, activation, norm, pooling at most once.")
@@ -149,22 +143,24 @@ def _style(name: str) -> _Style:
 def build(name: str, spec: DataSpec) -> Network:
     """The network called ``name`` for the spec's image shape and classes, with torch's initial weights; `InputError` as `check_name`."""
     check_name(name)
-    norm = "BN" if "BN" in name else "IN"
-    if name == "MLP":
-        return _mlp(spec)
-    if name == "LeNet":
-        return _lenet(spec)
-    if name.startswith("ResNet18"):
-        return _resnet18(name, spec, norm, average_pool=name.endswith("_AP"))
-    if name.startswith("AlexNet"):
-        return _stacked(name, spec, 5, ((128,), (192,), (256, 192, 192)), _Style(norm="BN" if norm == "BN" else "NN", pooling="MP"))
-    if name.startswith("VGG11"):
-        return _stacked(name, spec, 3, ((64,), (128,), (256, 256), (512, 512), (512, 512)), _Style(norm=norm, pooling="MP"))
+    return NETWORKS.get(name, _convnet)(name, spec)
+
+
+def _convnet(name: str, spec: DataSpec) -> Network:
     style = _style(name)
     return _stacked(name, spec, 3, ((style.width,),) * style.depth, style)
 
 
-def _mlp(spec: DataSpec) -> Network:
+def _alexnet(norm: str) -> Builder:
+    return lambda name, spec: _stacked(name, spec, 5, ((128,), (192,), (256, 192, 192)), _Style(norm=norm, pooling="MP"))
+
+
+def _vgg11(norm: str) -> Builder:
+    blocks = ((64,), (128,), (256, 256), (512, 512), (512, 512))
+    return lambda name, spec: _stacked(name, spec, 3, blocks, _Style(norm=norm, pooling="MP"))
+
+
+def _mlp(name: str, spec: DataSpec) -> Network:
     body = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(spec.shape), 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU())
     return Network(body, nn.Identity(), nn.Linear(128, spec.num_classes))
 
@@ -188,8 +184,8 @@ def _stacked(name: str, spec: DataSpec, kernel: int, blocks: tuple[tuple[int, ..
     return Network(nn.Sequential(*layers), nn.Flatten(), nn.Linear(inputs * height * width, spec.num_classes))
 
 
-def _lenet(spec: DataSpec) -> Network:
-    _check_size("LeNet", spec, 16)
+def _lenet(name: str, spec: DataSpec) -> Network:
+    _check_size(name, spec, 16)
     padding = _enlarged(spec)
     height, width = (((side + 2 * padding - 4) // 2 - 4) // 2 for side in spec.shape[1:])
     first = (nn.Conv2d(spec.channels, 6, 5, padding=padding), nn.ReLU(), nn.MaxPool2d(2))
@@ -198,7 +194,11 @@ def _lenet(spec: DataSpec) -> Network:
     return Network(nn.Sequential(*first, *second), neck, nn.Linear(84, spec.num_classes))
 
 
-def _resnet18(name: str, spec: DataSpec, norm: str, average_pool: bool) -> Network:
+def _resnet18(norm: str, *, average_pool: bool = False) -> Builder:
+    return lambda name, spec: _residual(name, spec, norm, average_pool)
+
+
+def _residual(name: str, spec: DataSpec, norm: str, average_pool: bool) -> Network:
     # The last norms must see more than one pixel: a stride rounds the side up, pooling rounds it down.
     _check_size(name, spec, 16 if average_pool else 9)
     layers: list[nn.Module] = [nn.Conv2d(spec.channels, 64, 3, padding=1, bias=False), *_norm(norm, 64), nn.ReLU()]
@@ -232,3 +232,25 @@ def _check_size(name: str, spec: DataSpec, smallest: int) -> None:
             f"network {name[:80]!r} needs images of at least {smallest}x{smallest}; data set {spec.name!r} has {spec.height}x{spec.width};"
             " use larger images or a shallower network."
         )
+
+
+# The networks by name; a new one is an entry here. ConvNet takes any suffixes; those that are listed are the papers'.
+NETWORKS: dict[str, Builder] = {
+    "MLP": _mlp,
+    "ConvNet": _convnet,
+    "LeNet": _lenet,
+    "AlexNet": _alexnet("NN"),
+    "AlexNetBN": _alexnet("BN"),
+    "VGG11": _vgg11("IN"),
+    "VGG11BN": _vgg11("BN"),
+    "ResNet18": _resnet18("IN"),
+    "ResNet18BN": _resnet18("BN"),
+    "ResNet18_AP": _resnet18("IN", average_pool=True),
+    "ResNet18BN_AP": _resnet18("BN", average_pool=True),
+    **{f"ConvNet{depth}": _convnet for depth in ("D1", "D2", "D3", "D4")},
+    **{f"ConvNet{width}": _convnet for width in ("W32", "W64", "W128", "W256")},
+    **{f"ConvNet{activation}": _convnet for activation in _ACTIVATIONS},
+    **{f"ConvNet{norm}": _convnet for norm in ("NN", "BN", "LN", "IN", "GN")},
+    **{f"ConvNet{pooling}": _convnet for pooling in _POOLINGS},
+}
+NAMES: tuple[str, ...] = tuple(NETWORKS)

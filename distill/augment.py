@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from distill import augment_dc
+from distill.data_sets import DATA_SETS
 from distill.errors import InputError, a_kind, unknown_name
 from distill.spec import DataSpec
 
@@ -80,12 +81,13 @@ def strategy(text: str) -> Strategy:
 
 
 def for_data(spec: DataSpec) -> str:
-    """DSA's strategy for a data set, by its name: digits are not flipped (ICML 2021, and the readme of VICO-UoE/DatasetCondensation).
+    """DSA's strategy for a data set, by the entry of its name in `DATA_SETS`: digits are not flipped.
 
     The authors' digits are MNIST and SVHN; digits and USPS follow them. Nothing else is known to be digits: a folder of digits with
     another name wants ``augmentation = "color_crop_cutout_scale_rotate"`` (`DSA_DIGITS`).
     """
-    return DSA_DIGITS if spec.name.lower() in ("digits", "mnist", "svhn", "usps") else DSA
+    known = DATA_SETS.get(spec.name.lower())
+    return DSA if known is None or known.flips else DSA_DIGITS
 
 
 def draw(strategy: Strategy, generator: torch.Generator, height: int, width: int, count: int | None = None) -> Parameters:

@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distill.data_sets import DATA_SETS
 from distill.spec import DataSpec
 
 NAMES = ("crop", "scale", "rotate", "noise")
-# `get_daparam`: the one data set that is augmented; all others, SVHN and FashionMNIST too, are used as they are.
-FOR_DATA = {"mnist": "dc_crop_scale_rotate"}
-# The same function, for an evaluation network called ConvNetBN on any data.
+# `get_daparam`, for an evaluation network called ConvNetBN on any data.
 BATCHNORM = "dc_crop_noise"
 
 _CROP = 0.125  # of the side: 4 pixels of 28 and of 32
@@ -28,8 +27,10 @@ _NOISE = 0.001
 
 
 def for_data(spec: DataSpec) -> str:
-    """What the authors use for a data set: ``"dc_crop_scale_rotate"`` for MNIST, ``"none"`` for every other."""
-    return FOR_DATA.get(spec.name.lower(), "none")
+    """What the authors use for a data set: ``"dc_crop_scale_rotate"`` for MNIST; all others, SVHN and FashionMNIST too, are used as they
+    are (``"none"``)."""
+    known = DATA_SETS.get(spec.name.lower())
+    return "none" if known is None else known.dc_augmentation
 
 
 def draw(transforms: tuple[str, ...], count: int, height: int, width: int, generator: torch.Generator) -> Tensor:

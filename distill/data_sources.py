@@ -6,7 +6,7 @@ import re
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,71 +15,13 @@ import torch.nn.functional as F
 from distill.data import ImageData, check_fraction
 from distill.data_folders import read_folder, read_mhist
 from distill.data_given import with_given
+from distill.data_sets import DATA_SETS, DIGITS
 from distill.errors import InputError, unknown_name
 from distill.image_files import MAX_ARRAY_BYTES
 from distill.randomness import generator
 from distill.spec import MAX_CLASSES, MAX_SIDE
 
-
-class _Known(NamedTuple):
-    title: str
-    classes: tuple[str, ...]
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-    torchvision: str  # the class in torchvision.datasets
-    files: tuple[str, ...]  # where that class looks under its root
-
-
-_DIGITS = tuple("0123456789")
-_FASHION = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
-_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-_CIFAR100 = """
-apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle caterpillar
-cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl
-hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom
-oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road
-rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank
-telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
-"""
-_IDX = ("train-images-idx3-ubyte", "t10k-images-idx3-ubyte")
-# CIFAR-10's std is the one that the condensation papers use (the mean over images of each image's std), not that of all pixels, so that
-# their step sizes mean the same here.
-_KNOWN = {
-    "mnist": _Known("70,000 handwritten digits", _DIGITS, (0.1307,), (0.3081,), "MNIST", tuple(f"MNIST/raw/{f}" for f in _IDX)),
-    "fashion-mnist": _Known(
-        "70,000 pieces of clothing", _FASHION, (0.2861,), (0.3530,), "FashionMNIST", tuple(f"FashionMNIST/raw/{f}" for f in _IDX)
-    ),
-    "cifar10": _Known(
-        "60,000 photographs, 10 classes",
-        _CIFAR10,
-        (0.4914, 0.4822, 0.4465),
-        (0.2023, 0.1994, 0.2010),
-        "CIFAR10",
-        ("cifar-10-batches-py/data_batch_1", "cifar-10-batches-py/test_batch"),
-    ),
-    "cifar100": _Known(
-        "60,000 photographs, 100 classes",
-        tuple(_CIFAR100.split()),
-        (0.5071, 0.4866, 0.4409),
-        (0.2673, 0.2564, 0.2762),
-        "CIFAR100",
-        ("cifar-100-python/train", "cifar-100-python/test"),
-    ),
-    "svhn": _Known(
-        "99,289 house-number digits",
-        _DIGITS,
-        (0.4377, 0.4438, 0.4728),
-        (0.1980, 0.2010, 0.1970),
-        "SVHN",
-        ("train_32x32.mat", "test_32x32.mat"),
-    ),
-    "usps": _Known("9,298 handwritten postcode digits", _DIGITS, None, None, "USPS", ("usps.bz2", "usps.t.bz2")),
-}
-# USPS is normalised by what is computed from its file, which is published where it comes to these numbers.
-PUBLISHED = {name: (known.mean, known.std) for name, known in _KNOWN.items() if known.mean and known.std} | {
-    "usps": ((0.253875,), (0.384216,)),
-}
-NAMES = ("digits", *_KNOWN)
+NAMES = tuple(DATA_SETS)
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
 
@@ -128,8 +70,11 @@ def load(
 def describe(root: str | Path | None = None) -> list[tuple[str, str, bool]]:
     """(name, one line, whether its files are there now) of every data set that `load` knows; loads and downloads nothing."""
     where = data_root(root)
-    rows = [("digits", "1,797 handwritten digits, 16 x 16 grey, built in", True)]
-    for name, known in _KNOWN.items():
+    rows = []
+    for name, known in DATA_SETS.items():
+        if not known.torchvision:
+            rows.append((name, known.title, True))
+            continue
         there = (where / f"{name}.npz").is_file() or all((where / "torchvision" / f).is_file() for f in known.files)
         rows.append((name, f"{known.title}: {where / name}.npz, or torchvision's files under {where / 'torchvision'}", there))
     rows += [(stem, f"your arrays: {where / stem}.npz", True) for stem in _own_files(where)]
@@ -146,7 +91,7 @@ def _by_name(name: str, where: Path) -> ImageData:
     # A name is never a path: scenario files may come from others.
     if re.fullmatch(r"\w[\w.-]{0,199}", name) and (where / f"{name}.npz").is_file():
         return _npz(name, where / f"{name}.npz")
-    if name not in _KNOWN:
+    if name not in DATA_SETS:
         raise unknown_name("data", name, {*NAMES, *_own_files(where), "folder:PATH", "mhist:PATH"})
     return _torchvision(name, where)
 
@@ -163,7 +108,7 @@ def _digits(side: int) -> ImageData:
     test = torch.zeros(len(labels), dtype=torch.bool)
     for label in range(10):
         test[order[labels[order] == label][:50]] = True
-    data = ImageData.from_arrays("digits", images[~test], labels[~test], images[test], labels[test], classes=_DIGITS)
+    data = ImageData.from_arrays("digits", images[~test], labels[~test], images[test], labels[test], classes=DIGITS)
     # Its mean and std are computed, of a file that everybody has.
     return data.with_origins(normalisation="published", classes="published", population="published")
 
@@ -175,14 +120,14 @@ def _npz(name: str, file: Path) -> ImageData:
         raise
     except Exception as error:  # damaged bytes make zipfile, zlib, struct, ast and numpy raise a dozen types
         raise InputError(f"{file}: cannot be read as an npz file ({type(error).__name__}: {str(error)[:120]}); make it again.") from None
-    classes, known = arrays.pop("class_names", None), _KNOWN.get(name)
+    classes, known = arrays.pop("class_names", None), DATA_SETS.get(name)
     try:
         data = ImageData.from_arrays(
             name,
             **arrays,
             classes=known.classes if known else classes,
-            mean=known.mean if known else None,
-            std=known.std if known else None,
+            mean=None if known is None or known.computed else known.mean,
+            std=None if known is None or known.computed else known.std,
         )
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
@@ -192,8 +137,8 @@ def _npz(name: str, file: Path) -> ImageData:
 
 def _as_published(data: ImageData) -> ImageData:
     """Data under a published name: class list and size are published, and so is the normalisation, where it is that of the name."""
-    mean, std = PUBLISHED[data.spec.name]
-    same = [round(value, 6) for value in (*data.spec.mean, *data.spec.std)] == [*mean, *std]
+    known = DATA_SETS[data.spec.name]
+    same = [round(value, 6) for value in (*data.spec.mean, *data.spec.std)] == [*(known.mean or ()), *(known.std or ())]
     return data.with_origins(classes="published", population="published", normalisation="published" if same else "computed")
 
 
@@ -242,7 +187,7 @@ def _checked_bytes(archive: zipfile.ZipFile, info: zipfile.ZipInfo, key: str, fi
 
 
 def _torchvision(name: str, where: Path) -> ImageData:
-    known, folder = _KNOWN[name], where / "torchvision"
+    known, folder = DATA_SETS[name], where / "torchvision"
     download = os.environ.get("DISTILL_DOWNLOAD") == "1"  # torchvision asks the network only for files that are missing or damaged
     if not download and not all((folder / f).is_file() for f in known.files):
         raise InputError(
@@ -255,14 +200,14 @@ def _torchvision(name: str, where: Path) -> ImageData:
     arrays: list[Any] = []
     try:
         for part in ("train", "test"):
-            made = make(str(folder), download=download, **({"split": part} if name == "svhn" else {"train": part == "train"}))
+            made = make(str(folder), download=download, **({"split": part} if known.by_split else {"train": part == "train"}))
             images = np.asarray(made.data)
-            # SVHN is the only one that torchvision keeps channels first.
-            arrays += [images.transpose(0, 2, 3, 1), made.labels] if name == "svhn" else [images, np.asarray(made.targets)]
+            arrays += [images.transpose(0, 2, 3, 1), made.labels] if known.by_split else [images, np.asarray(made.targets)]
     except Exception as error:  # damaged files and failed downloads raise many types
         doing = "download" if download else "read"
         reason = f"{type(error).__name__}: {str(error)[:120]}"
         raise InputError(
             f"data {name!r}: torchvision could not {doing} its files under {folder} ({reason}); delete them, try again."
         ) from None
-    return _as_published(ImageData.from_arrays(name, *arrays, classes=known.classes, mean=known.mean, std=known.std))
+    moments = (None, None) if known.computed else (known.mean, known.std)
+    return _as_published(ImageData.from_arrays(name, *arrays, classes=known.classes, mean=moments[0], std=moments[1]))

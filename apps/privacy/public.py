@@ -9,25 +9,16 @@ from torch import Tensor
 from apps.privacy.accounting import Steps
 from distill.condensed import CondensedSet
 from distill.data import ImageData
+from distill.data_sets import DATA_SETS
 from distill.errors import InputError, clipped
 from distill.randomness import generator
 from distill.spec import DataSpec
 
-# Published sizes of training splits. A size that is only roughly right costs accuracy, never privacy.
-POPULATIONS = {
-    "digits": 1297,
-    "mnist": 60_000,
-    "fashion-mnist": 60_000,
-    "cifar10": 50_000,
-    "cifar100": 50_000,
-    "svhn": 73_257,
-    "usps": 7291,
-}
-
 
 def public_size(spec: DataSpec, given: int | None) -> int:
     """The number of examples that is publicly known; `InputError` where none is. A name alone (a folder's, say) makes no data public."""
-    population = given or (POPULATIONS.get(spec.name) if spec.population_origin == "published" else None)
+    known = DATA_SETS.get(spec.name) if spec.population_origin == "published" else None
+    population = given or (known.size if known else None)
     if population is None or population < 1:
         raise InputError(
             f"data {spec.name!r} has no publicly known size; give population=, a round number that is public. "

@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 import distill.methods
+from distill.data_sets import DATA_SETS
 from distill.methods.presets import Paper, Settings, presets_of
 
 _PRESETS = {name: presets_of(made) for name, (_, made) in distill.methods.METHODS.items() if presets_of(made).paper is not None}
@@ -26,7 +27,7 @@ _NAME = re.compile(
 )
 
 # Colour images want longer judging: 1,200 steps gave DM's set 1.7 points on CIFAR-10's validation images, on MNIST at one a class nothing.
-SHORT_STEPS = {"cifar10": 1200, "cifar100": 1200, "svhn": 1200}
+COLOUR_STEPS = 1200
 SHORT_RECIPE = {"optimiser": "adamw", "lr": 0.001, "batch_size": 32, "max_steps": 400, "schedule": "cosine"}
 
 
@@ -60,7 +61,7 @@ def _short(method: str, data: str, ipc: int, preset: Settings, cross: bool) -> d
     # 32 x 32 for the digits because the deeper networks need it.
     table = {"name": data, "size": 32} if data == "digits" else {"name": data}
     network = settings.get("network", "ConvNet")
-    recipe = {**SHORT_RECIPE, "max_steps": SHORT_STEPS.get(data, SHORT_RECIPE["max_steps"])}
+    recipe = {**SHORT_RECIPE, **({"max_steps": COLOUR_STEPS} if len(DATA_SETS[data].mean or ()) == 3 else {})}
     evaluation: dict[str, Any] = {"networks": [network], "seeds": 5, "baselines": ["random"], "recipe": recipe}
     if cross:
         # Random images are judged beside one method only: their figures are the same for all.
