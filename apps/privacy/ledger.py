@@ -60,9 +60,11 @@ class Ledger:
             with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
             with self.locked():
-                self._check_data(folder, fingerprint)
+                if self._written is None and (folder / PRIVATE_FILE).exists():  # it is written after the account
+                    raise InputError(f"{folder}: its {ACCOUNT} is missing, so what was spent is not known; start in another folder.")
                 if self._written is None:
                     self._write()
+                self._check_data(folder, fingerprint)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -234,7 +236,8 @@ class Ledger:
     def _check_data(self, folder: Path, fingerprint: str | None) -> None:
         path = folder / PRIVATE_FILE
         if path.exists():
-            if read_json(path).get("fingerprint") != fingerprint:
+            known = read_json(path)
+            if not isinstance(known, dict) or known.get("fingerprint") != fingerprint:
                 raise InputError(f"{folder}: its releases were made from other private data; use another folder.")
         elif fingerprint is not None:
             if self._history or self.granted:

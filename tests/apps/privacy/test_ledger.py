@@ -360,3 +360,16 @@ def test_an_example_whose_gradient_is_not_finite_adds_nothing(monkeypatch: pytes
     monkeypatch.setattr(statistics, "sample", lambda rate: torch.ones(36, dtype=torch.bool))
     found = statistics.trajectories(ExpertConfig(experts=1, epochs=1, batch_size=12, lr=0.1, network=NETWORK), NETWORK)
     assert bool(torch.isfinite(found.weights(0, 1)).all())
+
+
+def test_a_folder_that_kept_its_fingerprint_and_lost_the_rest_is_no_new_account(tmp_path: Path) -> None:
+    ask(private(ledger=tmp_path / "a"), 1.0)
+    for path in (tmp_path / "a").glob("*"):
+        if path.name != PRIVATE_FILE:
+            path.unlink()
+    with pytest.raises(InputError, match="what was spent is not known"):
+        private(ledger=tmp_path / "a")
+    ask(private(ledger=tmp_path / "b"), 1.0)
+    (tmp_path / "b" / PRIVATE_FILE).write_text("[]")
+    with pytest.raises(InputError, match="other private data"):
+        private(ledger=tmp_path / "b")
