@@ -16,7 +16,7 @@ run: .venv/core
 	$(BIN)/distill run $(SCENARIO)
 
 test: .venv/all lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist worksteal --durations=10
 
 reproduce: .venv/core
 	$(BIN)/python -m kept.reproduce $(REPRODUCE)

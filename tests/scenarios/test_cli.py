@@ -29,8 +29,9 @@ from distill.evaluation import Accuracy, fitted
 from distill.figures import accuracy_bars
 from distill.methods import METHODS
 from scenarios import cli
-from scenarios.catalogue import study
+from scenarios.catalogue import run_study, study
 from scenarios.engine.scenario import shipped
+from scenarios.engine.study import Options
 from tests.distill.hostile_files import small_set
 
 ROOT = Path(__file__).parents[2]
@@ -302,8 +303,8 @@ def test_config_json_repeats_the_run(finished: Path, tmp_path: Path) -> None:
     assert (config["scenario"], config["seed"], config["device"], config["kind"]) == ("condense", 3, "cpu", "condense")
     tables = {key: {k: v for k, v in config[key].items() if v is not None} for key in ("data", "method")}
     again = study(config["scenario"], {"kind": config["kind"], **tables}, "config.json")
-    options = scenarios.engine.folder.Options(tmp_path, seed=config["seed"], device=config["device"], quiet=True)
-    folder, _ = scenarios.engine.folder.run_study(again, options)
+    options = Options(tmp_path, seed=config["seed"], device=config["device"], quiet=True)
+    folder, _ = run_study(again, options)
     assert folder.name == finished.name
     first, second = (CondensedSet.load(f / "condensed.safetensors") for f in (finished, folder))
     assert torch.equal(first.images, second.images)

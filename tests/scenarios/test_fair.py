@@ -90,7 +90,7 @@ def test_architecture_ranking_and_attacks_refuse_outputs_that_are_no_numbers(toy
 def test_whole_is_named_by_its_steps_in_table_answer_figure_and_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """1,297 training digits in batches of 32 are 41 steps an epoch."""
     drawn: list[str] = []
-    bars = condense.accuracy_bars
+    bars = show.accuracy_bars
     monkeypatch.setattr(show, "accuracy_bars", lambda rows, title: drawn.extend(rows) or bars(rows, title))
     out, folder, record = ran(tmp_path)
     row = record["results"]["ipc1"]["accuracy"]["whole"]

@@ -131,6 +131,7 @@ def test_named_networks(tmp_path: Path) -> None:
 
 def test_kept_figures_are_the_records(done: tuple[Path, dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "EXPECTED", tmp_path)
+    monkeypatch.setattr(tables, "TRUTH", tmp_path / "nas")
     paths = tables.keep(done[0])
     names = ("nas-smoke.csv", "nas-smoke-truth.csv", "nas-smoke-scores.csv", "nas-smoke.json")
     assert [path.relative_to(tmp_path) for path in paths] == [Path("nas", name) for name in names]

@@ -124,7 +124,7 @@ def slow(kind: str) -> tuple[dict[str, Any], str]:
         return study, "*/*.safetensors"
     study["attack"] |= {"arms": ["whole"]}
     study["evaluation"]["recipe"] = FOREVER
-    return study, "*/condensed*.safetensors"
+    return study, "*/public/condensed*.safetensors"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")

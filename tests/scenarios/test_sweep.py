@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from distill import processes
 from distill.errors import InputError
+from scenarios.catalogue import KINDS
 from scenarios.engine.scenario import override, plain_value
 from scenarios.reporting.runs import by_seed, find_runs, read_run, summary
 from scenarios.reporting.text import as_csv, as_markdown, as_text
@@ -425,7 +426,7 @@ def test_figures_of_every_shape_have_a_name(tmp_path: Path) -> None:
         "plain": {"mean": 3.0},
         "list": [[1, 2], 3],
     }
-    run = read_run(folder(tmp_path / "a", 0, results))
+    run = read_run(folder(tmp_path / "a", 0, results), KINDS)
     assert list(run.figures) == [
         *("strategies.feddm.rounds.1.accuracy", "strategies.feddm.rounds.2.accuracy", "strategies.feddm.accuracy"),
         *("cells.gdumb dm.accuracy", "cells.gdumb dm #2.forgetting", "proxies.dm.spearman"),

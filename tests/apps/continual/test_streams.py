@@ -104,14 +104,14 @@ def test_figures_by_hand_and_against_avalanche(digits: ImageData) -> None:
     assert metrics.forgetting(found) != 0
 
 
-def test_a_queue_hands_out_the_most_recent() -> None:
+def test_a_queue_hands_out_all_that_came() -> None:
     queue = Queue(5, 3)
     values = torch.arange(12.0).view(12, 1, 1, 1)
     labels = torch.arange(12)
     out = [queue.add(values[i : i + 2], labels[i : i + 2]) for i in range(0, 12, 2)]
     assert [o is None for o in out] == [True, True, False, True, True, False]
-    assert out[2][1].tolist() == [1, 2, 3, 4, 5]  # type: ignore[index]
-    assert out[5][1].tolist() == [7, 8, 9, 10, 11]  # type: ignore[index]
+    assert out[2][1].tolist() == [0, 1, 2, 3, 4, 5]  # type: ignore[index]
+    assert out[5][1].tolist() == [6, 7, 8, 9, 10, 11]  # type: ignore[index]
     assert queue.nbytes == 0
 
 
