@@ -236,7 +236,7 @@ def test_one_planted_leak_of_each_kind_of_file_is_found(tmp_path: Path) -> None:
 def test_a_leak_in_a_message_and_a_release_without_clipping_are_found(tmp_path: Path) -> None:
     def plant(patch: pytest.MonkeyPatch) -> None:
         real = client_app.MetricRecord
-        patch.setattr(client_app, "MetricRecord", lambda facts: real({**facts, "seconds": time.monotonic()}))
+        patch.setattr(client_app, "MetricRecord", lambda facts: real({**facts, "seconds": time.monotonic() % 1}))
         patch.setattr(release, "clipped", lambda rows, norm: rows)
 
     found = compared(ONE_ROUND, tmp_path, plant)
