@@ -12,6 +12,7 @@ the C library that the `distill` command makes for all its work (distill/memory.
 
 import argparse
 import copy
+import functools
 import multiprocessing
 import statistics as numbers
 import subprocess
@@ -26,11 +27,12 @@ import torch
 from torch import Tensor
 
 from benchmarks import plain
-from distill.adjoint import Student, matching_gradient
+from distill.adjoint import Student, View, matching_gradient
 from distill.augment import DSA, augment, strategy
 from distill.condensed import CondensedSet
 from distill.data import ImageData, Split
 from distill.evaluation import accuracy
+from distill.fast import Compile, Precision
 from distill.memory import keep_freed_memory
 from distill.methods.datadam import DataDAM, DataDAMConfig
 from distill.methods.dm import DM, DMConfig
@@ -54,7 +56,7 @@ TARGETS = {  # at least this many times the plain loop on an idle 2-core AVX-512
 KEPT = Path(__file__).parent / "expected" / "core.json"
 PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 BEGIN, END = "<!-- table: begin (python -m benchmarks.core --page) -->", "<!-- table: end -->"
-FORMS = (("float32", "off"), ("float32", "on"), ("bf16", "on"))
+FORMS: tuple[tuple[Precision, Compile], ...] = (("float32", "off"), ("float32", "on"), ("bf16", "on"))
 Work = Callable[[], Any]
 
 
@@ -78,7 +80,7 @@ class Setting:
         self.network = create(self.name, self.spec, generator(0, "steps"), device)
         self.forward = flops(self.network, self.spec)
 
-    def segment(self) -> tuple[Any, ...]:
+    def segment(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, View]:
         """What MTT's gradient is computed from: a start, a target, the images, their labels and a step size."""
         start = torch.nn.utils.parameters_to_vector(self.network.parameters()).detach().clone()
         target = start + 0.01 * torch.randn(start.shape, generator=generator(0, "target")).to(self.device)
@@ -94,7 +96,8 @@ class Setting:
         def train() -> None:
             for seed in range(JUDGES):
                 draws, fresh = generator(seed, "training"), create(self.name, self.spec, generator(seed, "weights"), self.device)
-                plain.train(fresh, self.images, self.labels, JUDGE_STEPS, 0.01, lambda x, draws=draws: augment(x, strategy(DSA), draws))
+                view = functools.partial(augment, strategy=strategy(DSA), generator=draws)
+                plain.train(fresh, self.images, self.labels, JUDGE_STEPS, 0.01, view)
 
         test, test_labels = self.data.normalised("test", torch.arange(TEST)), self.data.test.labels
         forms: dict[str, Work] = {
@@ -119,14 +122,18 @@ class Setting:
                     schedule="constant",
                     augmentation=DSA,
                     precision=precision,
-                    compile=compile,  # type: ignore[arg-type]
+                    compile=compile,
                 )
-                forms[label] = lambda r=recipe: [train_network(self.tiny, self.name, r, seed) for seed in range(JUDGES)]
+                forms[label] = functools.partial(self.judges, recipe)
             elif part == "test pass":
-                forms[label] = lambda p=precision, c=compile: accuracy(self.network, self.data, precision=p, compile=c)
+                forms[label] = functools.partial(accuracy, self.network, self.data, precision=precision, compile=compile)
             else:
                 forms[label] = self.step(part, precision, compile)
         return forms
+
+    def judges(self, recipe: Recipe) -> None:
+        for seed in range(JUDGES):
+            train_network(self.tiny, self.name, recipe, seed)
 
     def adjoint(self, compile: bool) -> Work:
         student = Student(copy.deepcopy(self.network), compile)
@@ -137,7 +144,7 @@ class Setting:
 
         return gradient
 
-    def step(self, part: str, precision: str, compile: str) -> Work:
+    def step(self, part: str, precision: Precision, compile: Compile) -> Work:
         """One step of the method itself from the given images, on the given network and whole classes as batches, no augmentation."""
         kinds: dict[str, tuple[Any, Any, dict[str, Any]]] = {
             "dm": (DMConfig, DM, {}),

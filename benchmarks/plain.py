@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill.networks import activations, embed
+
 Augment = Callable[[Tensor, int], Tensor]
 
 
@@ -19,8 +21,8 @@ def dm(network: nn.Module, real: Sequence[Tensor], images: Tensor, counts: Seque
     loss = torch.zeros((), dtype=images.dtype, device=images.device)
     for c, synthetic in enumerate(images.split(list(counts))):
         with torch.no_grad():
-            target = network.embed(augment(real[c], c)).mean(0)
-        loss = loss + (target - network.embed(augment(synthetic, c)).mean(0)).square().sum()
+            target = embed(network, augment(real[c], c)).mean(0)
+        loss = loss + (target - embed(network, augment(synthetic, c)).mean(0)).square().sum()
     (gradient,) = torch.autograd.grad(loss, [images])
     return loss.detach(), gradient
 
@@ -58,8 +60,8 @@ def datadam(
     loss = torch.zeros((), dtype=images.dtype, device=images.device)
     for c, synthetic in enumerate(images.split(list(counts))):
         with torch.no_grad():
-            targets = network.activations(augment(real[c], c))
-        found = network.activations(augment(synthetic, c))
+            targets = activations(network, augment(real[c], c))
+        found = activations(network, augment(synthetic, c))
         for layer in range(len(found) - 2):
             means = []
             for activation in (targets[layer], found[layer]):

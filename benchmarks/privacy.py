@@ -10,6 +10,7 @@ them, because gradients of `GRADIENT_CHUNK` examples are held at once (what grow
 """
 
 import argparse
+import functools
 import statistics as numbers
 import subprocess
 import sys
@@ -77,7 +78,7 @@ def measure(images: int, width: int, rounds: int) -> dict[str, Any]:
     for place in range(rounds + 1):  # the first round warms up
         for name in times:
             statistics = setting.statistics()
-            taken = seconds(forms[name] if name in forms else lambda s=statistics: setting.release(s), "cpu")
+            taken = seconds(forms[name] if name in forms else functools.partial(setting.release, statistics), "cpu")
             if place:
                 times[name].append(taken)
     base = numbers.median(times["plain"])

@@ -163,7 +163,7 @@ def _buffer(unit: Unit, stream: Sequence[ImageData], folder: Path) -> Any:
         return avalanche("avalanche.training.storage_policy").ReservoirSamplingBuffer(items)
     config = unit.config(stream[0].spec, groups)
     assert config.items is not None
-    options = {"per_class": config.per_class, "storage": config.storage, "seed": config.seed, "progress": False}
+    options: dict[str, Any] = {"per_class": config.per_class, "storage": config.storage, "seed": config.seed, "progress": False}
     options |= {"data_name": config.name, "mean": config.mean, "std": config.std, **config.settings}
     if unit.online is not None:
         return OnlineCondensedBuffer(config.items, unit.method, queue=unit.online.queue, every=unit.online.every, **options)

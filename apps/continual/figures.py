@@ -46,7 +46,7 @@ def accuracy_lines(curves: Mapping[str, Sequence[Sequence[float]]], title: str) 
     axis.set_title(title_text(title), fontsize=10, loc="left")
     axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     axis.spines[["top", "right"]].set_visible(False)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.locator_params(axis="x", integer=True)
     words = "Mean test accuracy over the experiences seen so far; line: mean over class orders, band: lowest to highest."
     return Drawing(figure, f"Average accuracy by experience: {title}", words)
 

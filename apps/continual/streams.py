@@ -47,8 +47,14 @@ def domain_incremental(domains: Sequence[ImageData]) -> list[ImageData]:
     first = domains[0].spec
     mean, std = (tuple(values[i % len(values)] for i in range(channels)) for values in (first.mean, first.std))
     spec = dataclasses.replace(first, channels=channels, height=height, width=width, mean=mean, std=std, population_origin="computed")
+    size = (height, width)
     return [
-        ImageData(spec, *(_fitted(getattr(data, part), channels, (height, width)) for part in ("train", "validation", "test")))
+        ImageData(
+            spec,
+            _fitted(data.train, channels, size),
+            _fitted(data.validation, channels, size),
+            _fitted(data.test, channels, size),
+        )
         for data in domains
     ]
 
@@ -69,11 +75,16 @@ def _fitted(split: Split, channels: int, size: tuple[int, int]) -> Split:
 
 def joined(stream: Sequence[ImageData]) -> ImageData:
     """All experiences as one data set."""
-    parts = {
-        name: Split(torch.cat([getattr(e, name).images for e in stream]), torch.cat([getattr(e, name).labels for e in stream]))
-        for name in ("train", "validation", "test")
-    }
-    return dataclasses.replace(stream[0], **parts)
+
+    def part(splits: Sequence[Split]) -> Split:
+        return Split(torch.cat([split.images for split in splits]), torch.cat([split.labels for split in splits]))
+
+    return dataclasses.replace(
+        stream[0],
+        train=part([one.train for one in stream]),
+        validation=part([one.validation for one in stream]),
+        test=part([one.test for one in stream]),
+    )
 
 
 def experience_tensors(data: ImageData) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from apps.federated.silence import silence, silent_answer
 from apps.federated.wire import Limits, decode, decode_weights, encode, encode_weights
 from distill.data import ImageData
 from distill.data_sources import load
-from distill.errors import InputError
+from distill.errors import InputError, clipped
 from distill.networks import create
 from distill.randomness import generator
 from distill.spec import DataSpec
@@ -103,7 +103,7 @@ def client_app(given: ImageData | None = None, privacy: PrivacyOf = no_privacy) 
     """
     app = ClientApp()
 
-    @app.query("who")  # type: ignore[untyped-decorator]
+    @app.query("who")
     def who(message: Message, context: Context) -> Message:
         return Message(
             RecordDict({"facts": MetricRecord({"partition-id": int(context.node_config.get("partition-id", -1))})}), reply_to=message
@@ -117,7 +117,7 @@ def client_app(given: ImageData | None = None, privacy: PrivacyOf = no_privacy) 
             return silence(message)
         return silence(message) if mine is None and settings_of(context.run_config).privacy is not None else mine
 
-    @app.train("condense")  # type: ignore[untyped-decorator]
+    @app.train("condense")
     def condense(message: Message, context: Context) -> Message:
         mine = private_of(message, context)
         if isinstance(mine, Message):
@@ -130,7 +130,7 @@ def client_app(given: ImageData | None = None, privacy: PrivacyOf = no_privacy) 
             data, client = own_data(context, settings, spec, given)
             return Message(_condensed(message.content, context, settings, server_round, data, client), reply_to=message)
 
-    @app.train("fit")  # type: ignore[untyped-decorator]
+    @app.train("fit")
     def fit(message: Message, context: Context) -> Message:
         mine = private_of(message, context)
         if mine is not None:  # weights that were trained on the images have no privacy here
@@ -159,8 +159,11 @@ def _private(message: Message, context: Context, privacy: ClientPrivacy, given: 
 def _asked(message: Message, context: Context) -> tuple[Settings, int, DataSpec]:
     ask = message.content["ask"]
     spec = json.loads(str(ask["spec"]))
-    made = DataSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in spec.items()})
-    return settings_of(context.run_config), int(ask["round"]), made
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items()}
+    made, number = DataSpec(**fields), ask["round"]
+    if not isinstance(number, int):
+        raise InputError(f"the request's round is {clipped(number)}; allowed: a whole number.")
+    return settings_of(context.run_config), number, made
 
 
 def _condensed(content: RecordDict, context: Context, settings: Settings, server_round: int, data: ImageData, client: int) -> RecordDict:

@@ -127,7 +127,8 @@ def upload(
         return select(data, settings.strategy, settings.upload.ipc, generator(seed, "coreset"))
     config = method_config(settings)
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in ("network", "initial")}
-    statistics, initial = ExactStatistics(data), previous if previous is not None else config.initial
+    statistics = ExactStatistics(data)
+    initial: Initial | CondensedSet = previous if previous is not None else config.initial
     if isinstance(initial, str) and initial != "noise":
         initial = first_images(statistics, data, initial, settings, seed)
     made = condense(

@@ -35,7 +35,8 @@ class LocalGrid(Grid):
         self.client, self.folder = client, folder
         self.contexts: dict[int, Context] = {}
         for number in range(clients):
-            node, config = FIRST_NODE + number, {"partition-id": number, "num-partitions": clients}
+            node = FIRST_NODE + number
+            config: dict[str, bool | float | int | str] = {"partition-id": number, "num-partitions": clients}
             self.contexts[node] = Context(1, node, config, self._remembered(node), dict(run_config))
         self.replies: dict[str, Message] = {}
         self.sent = 0
@@ -72,7 +73,8 @@ class LocalGrid(Grid):
     def _numbered(self, message: Message, name: str) -> Message:
         m = message.metadata
         metadata = Metadata(m.run_id, name, m.src_node_id, m.dst_node_id, "", m.group_id, m.created_at, m.ttl, m.message_type)
-        return Message(metadata=metadata, content=message.content)
+        made: Message = Message(metadata=metadata, content=message.content)  # type: ignore[call-overload]  # Flower's own form
+        return made
 
     def _answer(self, message: Message) -> Message | None:
         context = self.contexts[message.metadata.dst_node_id]
@@ -88,9 +90,11 @@ class LocalGrid(Grid):
     def _remember(self, node: int, context: Context) -> None:
         if self.folder is not None and context.state:
             tensors = {
-                f"{key}/{name}": parse_npy(array.data, name) for key, record in context.state.items() for name, array in record.items()
+                f"{key}/{name}": parse_npy(array.data, name)
+                for key, record in context.state.array_records.items()
+                for name, array in record.items()
             }
-            write_whole(self.folder / f"{node}.safetensors", safetensors.numpy.save(tensors))  # type: ignore[arg-type]
+            write_whole(self.folder / f"{node}.safetensors", safetensors.numpy.save(tensors))
 
     def _remembered(self, node: int) -> RecordDict:
         path = None if self.folder is None else self.folder / f"{node}.safetensors"

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
+from torch import Tensor
 
 from distill.condensed import CondensedSet
 from distill.drawing import Drawing, class_labels, escaped, joined, left_out, title_text
@@ -95,7 +96,8 @@ def union_by_client(union: CondensedSet, images: Sequence[tuple[int, int]], titl
     At most 20 images of each of the first 20 clients, evenly over what a client sent, so that every class shows.
     """
     pixels = union.pixels()
-    rows, start = {}, 0
+    rows: dict[str, Tensor] = {}
+    start = 0
     for client, count in images:
         if len(rows) < MAX_SHOWN:
             chosen = np.unique(np.linspace(start, start + count - 1, min(count, MAX_SHOWN)).round().astype(int))

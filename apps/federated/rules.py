@@ -52,8 +52,9 @@ class Rule(Protocol):
     """What the strategy asks of a rule; ``action`` is the Flower message type that clients get."""
 
     action: str
-    records: Collection[str]  # what a reply may hold
 
+    @property
+    def records(self) -> Collection[str]: ...  # what a reply may hold
     def most_bytes(self, weights: Weights) -> int: ...  # of a reply
     def request(self, weights: Weights) -> tuple[Weights | None, Weights | None]: ...  # what goes down: weights, control
     def read(self, content: RecordDict, weights: Weights) -> Any: ...  # the checked answer, None when it is empty; `InputError`
@@ -69,7 +70,8 @@ def rule_for(settings: Settings, spec: DataSpec, clients: int, folder: Path | No
     if settings.strategy == "scaffold":
         network = create(settings.network, spec, generator(settings.seed, "server", "names"))
         return Scaffold(settings, clients, [name for name, _ in network.named_parameters()])
-    return {"fedavg": Flowers, "fedprox": Flowers, "fednova": FedNova}[settings.strategy](settings, clients)
+    kinds: dict[str, type[Flowers | FedNova]] = {"fedavg": Flowers, "fedprox": Flowers, "fednova": FedNova}
+    return kinds[settings.strategy](settings, clients)
 
 
 def believed(claims: Sequence[tuple[int, int | None]]) -> list[int]:

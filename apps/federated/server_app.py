@@ -88,7 +88,7 @@ def server_app() -> ServerApp:
     """A new ServerApp: settings and data from the run's config; rounds go to the folder ``out``, when it is given."""
     app = ServerApp()
 
-    @app.main()  # type: ignore[untyped-decorator]
+    @app.main()
     def main(grid: Grid, context: Context) -> None:
         settings = settings_of(context.run_config)
         out = str(context.run_config.get("out", ""))

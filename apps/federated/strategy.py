@@ -119,7 +119,7 @@ class Federation(Strategy):
             self.note = f"{there} of at least {self.roster.least} clients are there: the model stays as it was"
             return []
         weights, extra = self.rule.request(self.weights)
-        content = {
+        content: dict[str, ArrayRecord | MetricRecord | ConfigRecord] = {
             "ask": ConfigRecord({"round": number, "spec": json.dumps(asdict(self.spec))}),
             **({} if weights is None else {"arrays": record_of(encode_weights(weights))}),
             **({} if extra is None else {"control": record_of(encode_weights(extra))}),

@@ -7,7 +7,7 @@ is an `InputError` of one line.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -50,7 +50,7 @@ def upload_bytes(limits: Limits) -> int:
     return count * (pixels * np.dtype(limits.pixels).itemsize + 2 * limits.spec.num_classes + 8) + 8 * limits.spec.channels + ROOM_BYTES
 
 
-def parse_npy(data: object, what: str) -> NDArray[np.generic]:
+def parse_npy(data: object, what: str) -> NDArray[np.integer[Any] | np.floating[Any]]:
     """A plain little-endian, C-ordered array from the bytes that ``numpy.save`` makes; a read-only view of them, nothing is allocated."""
     if not isinstance(data, bytes) or data[:8] != b"\x93NUMPY\x01\x00" or len(data) < 10:
         raise InputError(f"{what}: is not a plain numpy array; allowed: the bytes of numpy.save, version 1.0.")

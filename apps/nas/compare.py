@@ -81,7 +81,8 @@ def means(values: Array) -> Array:
     """Row means of what is there, NaN for a row with nothing."""
     count = np.isfinite(values).sum(1)
     total = np.where(np.isfinite(values), values, 0.0).sum(1)
-    return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
+    found: Array = np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
+    return found
 
 
 def _best(mean: Array, k: int) -> NDArray[np.int64]:

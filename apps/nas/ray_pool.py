@@ -6,6 +6,7 @@ too, and the start of the worker, are not counted against the limit.
 """
 
 import importlib.util
+import logging
 import os
 import socket
 import time
@@ -149,7 +150,7 @@ def _connected(address: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Tip: In future versions of Ray", FutureWarning)  # advice about settings that are not used
-            ray.init(address=address, log_to_driver=False, logging_level="error", configure_logging=False)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
     except (OSError, RuntimeError, ValueError) as error:
         raise _nobody(address, error) from None
     return ray

@@ -12,7 +12,7 @@ import pickle
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -76,7 +76,7 @@ def check_crew(crew: Crew, networks: Mapping[str, Factory]) -> None:
                     raise _not_sent(id, error) from None
 
 
-def rows(jobs: Sequence[Task], shelf: Shelf, crew: Crew) -> Iterator[Row]:
+def rows(jobs: Sequence[Task], shelf: Shelf, crew: Crew) -> Generator[Row, None, None]:
     """A row for each job, in the order in which they finish."""
     if not jobs:
         return

@@ -17,8 +17,8 @@ AT_ONCE = 1024
 def root_mean_square(points: Tensor, others: Tensor) -> Tensor:
     """(n, m): root of the mean squared difference over all values."""
     # Without matrix products, whose rounding hides that a copy is one.
-    apart = torch.cdist(points.flatten(1), others.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
-    return apart / points[0].numel() ** 0.5
+    apart: Tensor = torch.cdist(points.flatten(1), others.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
+    return apart / float(points[0].numel() ** 0.5)
 
 
 def structure(points: Tensor, others: Tensor, window: int = 7) -> Tensor:

@@ -69,7 +69,7 @@ def _question(config: ExpertConfig, model: nn.Module, plan: Plan, steps: int, cl
     return question(json.dumps(["expert", settings, str(model), list(plan), steps, clip], sort_keys=True), [flat(model)])
 
 
-class _NoisedSums(DPOptimizer):
+class _NoisedSums(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
     """Opacus' optimiser with the noise of the statistics' own entropy: a generator of torch keeps 32 bits of its seed on a CPU."""
 
     def __init__(self, *arguments: Any, normal: Callable[[tuple[int, ...]], Tensor], **named: Any) -> None:

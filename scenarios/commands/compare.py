@@ -28,8 +28,8 @@ def compare(
     if form not in comparing.FORMATS:
         raise unknown_name("format", form, comparing.FORMATS)
     left_out: list[str] = []
-    sides = [comparing.group(side, left_out, KINDS) for side in (first, second)]
-    found, warnings = comparing.compare(*sides, figures or [], anyway=anyway)
+    one, other = (comparing.group(side, left_out, KINDS) for side in (first, second))
+    found, warnings = comparing.compare(one, other, figures or [], anyway=anyway)
     for line in [*left_out, *warnings]:
         typer.echo(f"note: {printable(line)}", err=True)
     width = terminal_width() if form == "text" else None

@@ -34,9 +34,9 @@ def list_names(
         from scenarios.engine.scenario import parse, shipped
 
         typer.echo(columns([(name, str(parse(path).get("title", ""))) for name, path in shipped().items()], width))
-        from scenarios.engine.template import DATA, FORMS, METHODS, RELEASED
+        from scenarios.engine import template
 
-        forms = [f"{form}-{'|'.join(RELEASED) if form == 'released' else 'METHOD'}-DATA-ipcN" for form in FORMS]
-        typer.echo(f"{', '.join(forms)}: {', '.join(METHODS)} on {', '.join(DATA)}")
+        forms = [f"{form}-{'|'.join(template.RELEASED) if form == 'released' else 'METHOD'}-DATA-ipcN" for form in template.FORMS]
+        typer.echo(f"{', '.join(forms)}: {', '.join(template.METHODS)} on {', '.join(template.DATA)}")
     else:
         raise unknown_name("list", what, ["methods", "data", "networks", "scenarios"])

@@ -132,7 +132,7 @@ def _judge(
         found: dict[str, Accuracy] = {}
         for label in ("condensed", *table.baselines):
             # The whole set does not depend on the IPC: it is trained once for the study.
-            key = {"stage": "evaluate", "set": method if label == "condensed" else label, "network": network}
+            key: dict[str, str | int] = {"stage": "evaluate", "set": method if label == "condensed" else label, "network": network}
             key |= {"ipc": ipc} if label != "whole" else {}
             lines = [line for line in read_lines(metrics) if all(line.get(k) == v for k, v in key.items())]
             done = {line["seed"]: Measured.read(label, line) for line in lines}

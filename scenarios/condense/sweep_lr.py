@@ -234,8 +234,8 @@ def _command(study: SweepStudy, value: float) -> str:
     usual = configure(kind, {}, "defaults")
     changed = {k: v for k, v in own.items() if v != defaults.get(k) and v != getattr(usual, k)}
     parts = ["--data", data.name, "--method", base.method, "--ipc", str(base.ipc[0])]
-    for option, given in (("--size", data.size), ("--imbalance", data.imbalance)):
-        parts += [option, str(given)] if given is not None else []
+    for option, number in (("--size", data.size), ("--imbalance", data.imbalance)):
+        parts += [option, str(number)] if number is not None else []
     if data.classes is not None:
         parts += ["--classes", ",".join(map(str, data.classes))]
     settings = {study.sweep.key: text(value), **{k: v if isinstance(v, str) else json.dumps(v) for k, v in changed.items()}}

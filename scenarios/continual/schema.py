@@ -88,7 +88,7 @@ def study(name: str, title: str, tables: dict[str, Any], source: str) -> Continu
     from apps.continual.condensing import settings_of
     from apps.continual.strategies import Training
 
-    kinds = {"data": DataTable, "stream": StreamTable, "memory": MemoryTable, "learner": LearnerTable, "training": Training}
+    kinds = ("data", "stream", "memory", "learner", "training")
     for key, table in tables.items():
         if key not in (*kinds, "settings"):
             raise unknown_name(f"{source}: key", key, ("kind", "title", *kinds, "settings"))
@@ -96,8 +96,11 @@ def study(name: str, title: str, tables: dict[str, Any], source: str) -> Continu
             raise InputError(f"{source}: [{key}] is {str(table)[:40]!r}; allowed: a table.")
     if "data" not in tables:
         raise InputError(f"{source}: table [data] is missing; a continual study needs it.")
-    made = {key: configure(kind, tables.get(key, {}), f"{source}: [{key}]") for key, kind in kinds.items()}
-    stream, memory, learner = made["stream"], made["memory"], made["learner"]
+    data = configure(DataTable, tables["data"], f"{source}: [data]")
+    stream = configure(StreamTable, tables.get("stream", {}), f"{source}: [stream]")
+    memory = configure(MemoryTable, tables.get("memory", {}), f"{source}: [memory]")
+    learner = configure(LearnerTable, tables.get("learner", {}), f"{source}: [learner]")
+    training = configure(Training, tables.get("training", {}), f"{source}: [training]")
     for strategy in learner.strategies:
         if strategy not in STRATEGIES:
             raise unknown_name(f"{source}: [learner]: key 'strategies': value", strategy, STRATEGIES)
@@ -112,7 +115,7 @@ def study(name: str, title: str, tables: dict[str, Any], source: str) -> Continu
         raise InputError(f'{source}: [memory]: share is "shrinking"; allowed with an online stream: "fixed".')
     if memory.bytes_of and "der" in learner.strategies:
         raise InputError(f'{source}: [memory]: bytes_of with strategy "der" is not offered: its outputs take bytes too; use per_class.')
-    if made["data"].zca:
+    if data.zca:
         raise InputError(f"{source}: [data]: zca is for condensed sets that are used white; a stream's images are not.")
     check_name(learner.network)
     given = tables.get("settings", {})
@@ -124,6 +127,6 @@ def study(name: str, title: str, tables: dict[str, Any], source: str) -> Continu
         if method in METHODS:
             settings[method] = settings_of(method, given.get(method, {}))
             configure(METHODS[method][0], settings[method], f"{source}: [settings.{method}]")
-    plain = {key: plain_values(table) for key, table in made.items()}
+    plain = {key: plain_values(table) for key, table in zip(kinds, (data, stream, memory, learner, training), strict=True)}
     merged = {"kind": "continual", **plain, "settings": settings}
-    return ContinualStudy(name, title, made["data"], stream, memory, learner, plain["training"], settings, merged)
+    return ContinualStudy(name, title, data, stream, memory, learner, plain["training"], settings, merged)

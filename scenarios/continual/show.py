@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.drawing import Drawing
+from distill.spec import DataSpec
 from scenarios.reporting.text import few, other_split, series, shown
 
 NOTE = (
@@ -37,17 +38,17 @@ def draw(folder: Path, record: dict[str, Any]) -> Iterator[tuple[str, Drawing]]:
             yield f"memory-{place.name}", growing_picture(sets, f"Memory after each experience: {place.name}")
 
 
-def _spec(folder: Path) -> Any:
+def _spec(folder: Path) -> DataSpec | None:
     """The stream's spec, from a memory's own settings (a picture needs no data)."""
     from apps.continual.memory_file import load
-    from distill.spec import DataSpec
 
     for path in sorted((folder / "memories").glob("*-order0/memory-*.safetensors")):
         memory = load(path)
         assert memory.config.mean is not None
         assert memory.config.std is not None
         names = tuple(str(label) for label in range(1000))
-        return DataSpec(memory.config.name, *memory.groups[0].values.shape[1:], names, memory.config.mean, memory.config.std)
+        channels, height, width = memory.groups[0].values.shape[1:]
+        return DataSpec(memory.config.name, channels, height, width, names, memory.config.mean, memory.config.std)
     return None
 
 

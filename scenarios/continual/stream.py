@@ -41,10 +41,11 @@ def _given_first(given: Given, data: ImageData) -> ImageData:
 
 def _as_float(data: ImageData) -> ImageData:
     """Pixels as float32 in [0, 1], so that a set's images and real ones can be joined."""
-    parts = {name: getattr(data, name) for name in ("train", "validation", "test")}
-    return dataclasses.replace(
-        data, **{n: Split(p.images.float() / (255 if p.images.dtype == torch.uint8 else 1), p.labels) for n, p in parts.items()}
-    )
+
+    def part(split: Split) -> Split:
+        return Split(split.images.float() / (255 if split.images.dtype == torch.uint8 else 1), split.labels)
+
+    return dataclasses.replace(data, train=part(data.train), validation=part(data.validation), test=part(data.test))
 
 
 def stream_of(study: ContinualStudy, options: Options, data: ImageData, order: int) -> list[ImageData]:

@@ -41,7 +41,7 @@ def columns(rows: Sequence[tuple[str, str]], width: int | None) -> str:
 def complaint(error: Any) -> str:
     """What typer says about a command line, with the names that are allowed."""
     text = " ".join(error.format_message().split())
-    command = getattr(getattr(error, "ctx", None), "command", None)
+    command: Any = getattr(getattr(error, "ctx", None), "command", None)
     if text.startswith("No such command"):
         return str(unknown_name("command", text.removeprefix("No such command ").partition(". ")[0].strip("'\"."), command.commands))
     if text.startswith("No such option"):

@@ -19,7 +19,7 @@ from distill.locks import Held, locked
 from distill.records import CannotWrite, environment, peak_memory_bytes, read_json, write_json, writing
 from scenarios.engine.complaints import printable
 from scenarios.engine.data_table import DataTable
-from scenarios.engine.study import Kind, Options, Run, Study, say
+from scenarios.engine.study import Kind, Options, Record, Run, Study, say
 from scenarios.reporting.report import write_report
 
 
@@ -61,7 +61,7 @@ def run_study(kind: Kind, study: Study, options: Options) -> tuple[Path, dict[st
         before = _worked_before(folder, earlier) if earlier else 0.0
         config = {"scenario": study.name, "title": study.title, "seed": options.seed, "device": options.device, **study.merged}
         write_json(folder / "config.json", config)
-        record = {
+        record: Record = {
             "schema": 1,
             "scenario": study.name,
             "title": study.title,

@@ -1,5 +1,6 @@
 """Tables of scenario files that kinds of studies share: [data], [method], [evaluation]; and the hash of a study's settings."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -72,7 +73,7 @@ def evaluation_of(table: dict[str, Any], where: str) -> EvaluationTable:
         if name not in BASELINES:
             raise unknown_name(f"{where}: key 'baselines': value", name, BASELINES)
     for name in made.networks:
-        checked(where, "networks", lambda name=name: check_name(name))
+        checked(where, "networks", functools.partial(check_name, name))
     if made.recipe is not None:
         text = made.recipe.augmentation
         checked(where, "recipe.augmentation", lambda: strategy("" if text == "auto" else text))

@@ -11,7 +11,7 @@ import os
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import pydantic
 from pydantic import Field
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from apps.federated.messages import Context
 
 _STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-STATISTICS = "apps.privacy.private_statistics:PrivateStatistics"
+STATISTICS: Final = "apps.privacy.private_statistics:PrivateStatistics"
 # By the names that a file may use, the longer ones of earlier versions among them. Nothing else is looked up, and nothing imported.
 STARTS: dict[str, Callable[..., Any]] = {"kmeans": private_kmeans, "apps.privacy.private_start:private_kmeans": private_kmeans}
 NETWORKS: dict[str, Callable[..., Any]] = {"drawn_once": drawn_once, "apps.privacy.networks:drawn_once": drawn_once}
@@ -104,7 +104,7 @@ def client_privacy(file: NodeFile, where: str) -> ClientPrivacy:
         raise InputError(
             f'{where}: key "ledger" is missing; name the folder that keeps what was released, for example "/srv/distill/ledger".'
         )
-    pool = None if networks is None else functools.partial(_pool, networks, file.releases)
+    pool = None if networks is None or file.releases is None else functools.partial(_pool, networks, file.releases)
     options = {name: getattr(file, name) for name in OPTIONS}
     return ClientPrivacy(
         statistics=functools.partial(_statistics, (file.epsilon, file.delta), options),

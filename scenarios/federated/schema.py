@@ -52,7 +52,7 @@ class FederatedStudy:
         return config_hash(self.merged)
 
     def settings_for(self, strategy: str, seed: int, device: str) -> Settings:
-        return dataclasses.replace(self.settings, strategy=strategy, seed=seed, device=device)
+        return dataclasses.replace(self.settings, strategy=strategy, seed=seed, device="cpu" if device == "cpu" else "cuda")
 
 
 def study(name: str, title: str, tables: dict[str, Any], source: str) -> FederatedStudy:

@@ -28,7 +28,8 @@ from distill.errors import InputError
 from distill.networks import Factory, create
 from distill.randomness import generator
 from distill.records import read_json, write_whole
-from distill.run import Interrupted, condense
+from distill.run import condense
+from distill.stopping import Interrupted
 from scenarios.engine.study import Options, Run, say
 from scenarios.nas.schema import NasStudy
 

@@ -75,7 +75,7 @@ def fill_attack(
             file = folder / "attack" / f"{arm.stem}-{run}.npz"
             if not file.exists():
                 seed = derived_seed(options.seed, "attack", run) % 1_000_000
-                _save(file, _attacked(study, table, options, data, pool, inside, arm, seed))
+                save_arrays(file, _attacked(study, table, options, data, pool, inside, arm, seed))
             with np.load(file) as saved:
                 runs.append({name: saved[name] for name in saved.files})
         found[arm.label] = _figures(arm, runs, coins, labels)
@@ -189,7 +189,8 @@ def cell(found: dict[str, float] | None, digits: int) -> str:
     return f"{found['value']:.{digits}f}" + (f" ({ends[0]:.{digits}f} to {ends[1]:.{digits}f})" if known else "")
 
 
-def _save(file: Path, arrays: dict[str, np.ndarray]) -> None:
+def save_arrays(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write an npz file in one piece."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # numpy's types take any of the names for allow_pickle
     write_whole(file, buffer.getvalue())

@@ -88,8 +88,8 @@ def fill_poisoning(
             append_line(metrics, done[seed])
         row = {name: Accuracy(tuple(done[seed][name] for seed in seeds)).as_dict() for name in ("accuracy", *TRIGGERS)}
         results["poisoning"][label] = row
-        hits = ", ".join(f"{kind} trigger {shown(row[kind])} %" for kind in TRIGGERS)
-        say(console, f"poisoning, {label}: clean accuracy {shown(row['accuracy'])} %, {hits}")
+        success = ", ".join(f"{kind} trigger {shown(row[kind])} %" for kind in TRIGGERS)
+        say(console, f"poisoning, {label}: clean accuracy {shown(row['accuracy'])} %, {success}")
 
 
 def _poisoned(table: PoisoningTable, options: Options, data: ImageData, trigger: Trigger, kind: str) -> PoisonedStatistics:

@@ -6,9 +6,8 @@ them stands the distance of a point to the nearest released image. The audit put
 """
 
 import dataclasses
-import io
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,12 +17,14 @@ import pydantic
 import torch
 from pydantic import Field
 from rich.console import Console
+from torch import Tensor
 
 from apps.privacy.attacks import losses_and_margins, nearest_scores, threshold_scores
 from apps.privacy.canaries import audit
 from apps.privacy.figures import roc_curves
 from apps.privacy.metrics import auc, by_run, membership
 from distill.comparison import compared
+from distill.condensed import CondensedSet
 from distill.configure import configure
 from distill.coresets import select
 from distill.data import ImageData
@@ -32,11 +33,11 @@ from distill.errors import InputError, unknown_name
 from distill.evaluation import accuracy, fitted
 from distill.networks import check_name, create
 from distill.randomness import derived_seed, generator
-from distill.records import write_whole
 from distill.train import PROTOCOLS, Recipe, train_network
 from scenarios.engine.given import Given
 from scenarios.engine.schema import DataTable, checked, config_hash, plain_values
 from scenarios.engine.study import Options, Run, say
+from scenarios.privacy.attack import save_arrays
 from scenarios.reporting.text import few, series
 
 TABLES = ("data", "attack", "audit")
@@ -156,9 +157,7 @@ def _attack(
         for number in range(1 if arm == NEAREST else table.networks):
             file = _file(folder, arm, number)
             if not file.exists():
-                buffer = io.BytesIO()
-                np.savez_compressed(buffer, **_attacked(table, given, options, data, splits, arm, number))
-                write_whole(file, buffer.getvalue())
+                save_arrays(file, _attacked(table, given, options, data, splits, arm, number))
             with np.load(file, allow_pickle=False) as saved:
                 right += [float(saved["accuracy"])] if "accuracy" in saved else []
         members, others = scores(folder, arm)
@@ -199,17 +198,18 @@ def _by_point(members: np.ndarray, others: np.ndarray, draws: int = 500) -> dict
 
 
 def _attacked(
-    table: AttackTable, given: Given, options: Options, data: ImageData, splits: Any, arm: str, number: int
+    table: AttackTable, given: Given, options: Options, data: ImageData, splits: Sequence[tuple[Tensor, Tensor]], arm: str, number: int
 ) -> dict[str, np.ndarray]:
     """Scores of all members and others, and the network's test accuracy where there is one."""
-    (members, _), (others, _), one = *splits, given.made.to(data.device)
+    ((members, _), (others, _)), one = splits, given.made.to(data.device)
     if arm == NEAREST:
         return {"in_scores": nearest_scores(members, one.images), "out_scores": nearest_scores(others, one.images)}
     # The random members are one draw for all networks: they stand for a set that was released once.
     source = select(data, "random", one.counts, generator(options.seed, "released", "random arm")) if arm == "random" else None
     recipe = compared(table.recipe or table.protocol, one, data, table.network)
     seed = derived_seed(options.seed, "released", arm, number) % 1_000_000_000
-    network = train_network(source or {"released": one, "whole": data}[arm], table.network, recipe, seed, data.device)
+    sets: dict[str, CondensedSet | ImageData] = {"released": one, "whole": data}
+    network = train_network(source or sets[arm], table.network, recipe, seed, data.device)
     found = [threshold_scores(losses_and_margins([network], images, labels)[0]) for images, labels in splits]
     return {"in_scores": found[0], "out_scores": found[1], "accuracy": np.array(accuracy(network, data))}
 

@@ -144,7 +144,7 @@ def study(name: str, title: str, tables: dict[str, Any], source: str) -> Privacy
                 raise unknown_name(f"{source}: [visual]: key 'measures': value", measure, MEASURES)
         checked(f"{source}: [visual]", "network", lambda: check_name(parts["visual"].network))
     # A table that came later and is not given leaves the hash of older studies as it was.
-    plain = {k: plain_values(v) if v else None for k, v in parts.items() if v or k in ("privacy", "audit", "attack")}
+    plain: dict[str, Any] = {k: plain_values(v) if v else None for k, v in parts.items() if v or k in ("privacy", "audit", "attack")}
     if parts["privacy"] and not parts["privacy"].centred:
         plain["privacy"].pop("centred")
     elif parts["privacy"] and parts["privacy"].start != "kmeans":

@@ -130,8 +130,8 @@ def fill_private(
     sets = {f"private {study.method}": private}
     if table.twin:
         if not twin.exists():
-            start = CondensedSet.load(first).to(options.device) if first.exists() else "noise"
-            condensed_by(study, data, options.seed, start, options, folder / f"checkpoint-exact-{name}.safetensors").save(twin)
+            begin = CondensedSet.load(first).to(options.device) if first.exists() else "noise"
+            condensed_by(study, data, options.seed, begin, options, folder / f"checkpoint-exact-{name}.safetensors").save(twin)
             (folder / f"checkpoint-exact-{name}.safetensors").unlink(missing_ok=True)
         sets[f"{study.method} without noise"] = CondensedSet.load(twin).to(options.device)
     if first.exists():

@@ -88,11 +88,11 @@ def measured_differently(first: Run, second: Run) -> list[str]:
     if None not in marks and marks[0] != marks[1] and not any(line.startswith("data.") for line in found):
         found.append("the training data have other pixels or labels (results.data.fingerprint)")
     for key, part in first.record["results"].items():
-        other = second.record["results"].get(key)
-        if key.startswith("ipc") and isinstance(part, dict) and isinstance(other, dict):
-            one, theirs = part.get("augmentation"), other.get("augmentation")
-            if one != theirs and None not in (one, theirs):  # "auto" is what the set names
-                found.append(f"{key}: the evaluation's augmentation is {clipped(one, 60)} and {clipped(theirs, 60)}")
+        same = second.record["results"].get(key)
+        if key.startswith("ipc") and isinstance(part, dict) and isinstance(same, dict):
+            ours, theirs = part.get("augmentation"), same.get("augmentation")
+            if ours != theirs and None not in (ours, theirs):  # "auto" is what the set names
+                found.append(f"{key}: the evaluation's augmentation is {clipped(ours, 60)} and {clipped(theirs, 60)}")
     if first.record.get("kind") != second.record.get("kind"):
         found.append(f"kind is {clipped(first.record.get('kind'), 40)} and {clipped(second.record.get('kind'), 40)}")
     return found
@@ -126,7 +126,7 @@ def compare(
                 f"{left}: no seed is in both ({_seeds(first)} and {_seeds(second)}), so nothing can be paired; run both with the same "
                 "--seed, or with the same --seeds."
             )
-        found.append(Comparison(left, right, paired_difference(*zip(*pairs, strict=True)), over))  # type: ignore[arg-type]
+        found.append(Comparison(left, right, paired_difference(*zip(*pairs, strict=True)), over))
     if not patterns:
         roles = [_by_role(runs[0]) for runs in (first, second)]
         lone = [
