@@ -6,11 +6,8 @@ from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.supervised import Naive
 from torch.utils.data import DataLoader, TensorDataset
 
+import distill
 from apps.continual import CondensedBuffer
-from distill.data_sources import load
-from distill.evaluation import accuracy
-from distill.networks import create
-from distill.randomness import generator
 
 
 class Review(Naive):
@@ -23,14 +20,14 @@ class Review(Naive):
             self.optimizer.step()
 
 
-data, parts = load("digits"), {}
+data, parts = distill.load("digits"), {}
 for part in ("train", "test"):
     split = getattr(data, part)
     parts[part] = TensorDataset(data.normalised(part, torch.arange(len(split))), split.labels)
     parts[part].targets = split.labels.tolist()
 memory = CondensedBuffer(50, method="dm", per_class=5, network="ConvNetD1W32", iterations=30)
-model = create("ConvNetD1W32", data.spec, generator(0, "weights"))
+model = distill.create("ConvNetD1W32", data.spec, distill.generator(0, "weights"))
 learner = Review(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.02), train_mb_size=32, evaluator=EvaluationPlugin())
 for experience in nc_benchmark(parts["train"], parts["test"], 5, task_labels=False, seed=0).train_stream:
     learner.train(experience)
-print(len(memory.buffer), "items,", memory.nbytes, "bytes, test accuracy", round(accuracy(model, data), 1))
+print(len(memory.buffer), "items,", memory.nbytes, "bytes, test accuracy", round(distill.accuracy(model, data), 1))

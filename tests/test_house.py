@@ -197,6 +197,7 @@ def test_a_wheel_holds_the_studies_and_their_figures_and_no_tests(wheel: Path) -
     paths = [path for floor in FLOORS for form in ("*.py", "*.toml", "*.csv") for path in (ROOT / floor).rglob(form)]
     tracked = {str(path.relative_to(ROOT)) for path in paths}
     assert {name for name in tracked if name not in names} == set()
+    assert "distill/py.typed" in names
     assert any(name.startswith("scenarios/nas/truth/") for name in names)
     assert {name.partition("/")[0] for name in names} == {*FLOORS, f"distill_apps-{PROJECT['version']}.dist-info"}
     assert not [name for name in names if "test" in Path(name).stem.split("_") or name.endswith((".npz", ".safetensors", ".pt"))]
