@@ -3,7 +3,8 @@
 Scores go to `apps.privacy.metrics`. Everything works on arrays, so that models and sets from anywhere can be attacked.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.stats
@@ -132,3 +133,53 @@ def alignment_scores(networks: Iterable[nn.Module], points: tuple[Tensor, Tensor
         parts = [F.cosine_similarity(rows, whole[None]) for rows in gradient_rows(network, *points)]
         scores.append(torch.cat(parts).double().cpu().numpy())
     return np.asarray(np.mean(scores, 0))
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What several runs of one arm say about all points of a pool; the coins of runs 2k and 2k + 1 are opposite.
+
+    Attributes:
+        losses: (runs, n).
+        margins: (runs, n), see `losses_and_margins`.
+        inside: (runs, n) bool, which points a run learned from.
+        nearest: (runs, n) of `nearest_scores`; None where the arm has no condensed set.
+        alignment: (runs, n) of `alignment_scores`; None where the arm has no condensed set, or it was not asked for.
+    """
+
+    losses: np.ndarray
+    margins: np.ndarray
+    inside: np.ndarray
+    nearest: np.ndarray | None = None
+    alignment: np.ndarray | None = None
+
+    def outside(self, run: int) -> np.ndarray:
+        """Losses (runs / 2 - 1, n) of reference models: of each other pair, for each point, the run that did not see it."""
+        pairs = [first for first in range(0, len(self.losses), 2) if first // 2 != run // 2]
+        return np.stack([np.where(self.inside[first], self.losses[first + 1], self.losses[first]) for first in pairs])
+
+
+def _rmia(runs: Runs) -> list[np.ndarray]:
+    """The pool itself is the population: which points it holds changes no order of the scores, and so no figure."""
+    found = []
+    for run, loss in enumerate(runs.losses):
+        target, references = np.exp(-loss), np.exp(-runs.outside(run))
+        found.append(rmia_scores(target, references, target, references))
+    return found
+
+
+def _enough(runs: Runs) -> bool:
+    return len(runs.losses) >= FEWEST_RUNS and len(runs.losses) % 2 == 0
+
+
+# Attacks by name: scores (n,) of each run, or None where the runs do not have what the attack needs. A new one is an entry here.
+ATTACKS: dict[str, Callable[[Runs], list[np.ndarray] | None]] = {
+    "loss": lambda runs: [threshold_scores(loss) for loss in runs.losses],
+    "lira": lambda runs: lira_by_run(runs.margins, runs.inside) if _enough(runs) else None,
+    "nearest": lambda runs: None if runs.nearest is None else list(runs.nearest),
+    "calibrated": lambda runs: (
+        [calibrated_scores(loss, runs.outside(run)) for run, loss in enumerate(runs.losses)] if _enough(runs) else None
+    ),
+    "rmia": lambda runs: _rmia(runs) if _enough(runs) else None,
+    "alignment": lambda runs: None if runs.alignment is None else list(runs.alignment),
+}

@@ -15,18 +15,19 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from apps.privacy.attacks import FEWEST_RUNS, lira_by_run, losses_and_margins, nearest_scores, threshold_scores
+from apps.privacy.attacks import ATTACKS, Runs, alignment_scores, losses_and_margins, nearest_scores, threshold_scores
 from apps.privacy.metrics import Interval, auc, by_run, membership, worst_decile
 from distill.condensed import CondensedSet
 from distill.coresets import select
 from distill.data import ImageData
 from distill.evaluation import accuracy
+from distill.networks import create
 from distill.randomness import derived_seed, generator
 from distill.records import write_whole
 from distill.run import condense
 from distill.train import protocol, train_network
 from scenarios.engine.study import Options, say
-from scenarios.privacy.schema import AttackTable, PrivacyStudy
+from scenarios.privacy.schema import ATTACKED, AttackTable, PrivacyStudy
 from scenarios.privacy.sets import condensed_by, private_set
 
 REAL = ("random", "whole", "subset")  # arms of real images: the naive baselines
@@ -78,9 +79,10 @@ def fill_attack(
                 save_arrays(file, _attacked(study, table, options, data, pool, inside, arm, seed))
             with np.load(file) as saved:
                 runs.append({name: saved[name] for name in saved.files})
-        found[arm.label] = _figures(arm, runs, coins, labels)
+        found[arm.label] = _figures(arm, runs, coins, labels, table.attacks)
         row = found[arm.label]
         said = f"accuracy {cell(row['accuracy'], 1)} %, AUC {cell(row['auc'], 3)}, advantage {cell(row['advantage_percent'], 2)} %"
+        said += "".join(f", {name} AUC {cell(row[name]['auc'], 3)}" for name in table.attacks if name in row and name not in ATTACKED)
         say(console, f"attack on {arm.label}: {said}")
     results["attack"] = found
     results["same_accuracy"] = _same_accuracy(arms, found)
@@ -112,7 +114,11 @@ def _attacked(
     if arm.kind == "whole":
         recipe = table.whole_recipe or recipe
     networks = [train_network(source, study.evaluation.networks[0], recipe, seed * 100 + k, data.device) for k in range(table.networks)]
-    losses, margins, near = [], [], []
+    aligned = [
+        create(study.evaluation.networks[0], data.spec, generator(seed, "alignment", k), data.device)
+        for k in range(table.networks if "alignment" in table.attacks else 0)
+    ]
+    losses, margins, near, alignment = [], [], [], []
     for part in torch.from_numpy(pool).split(4096):
         part = part.to(data.device)
         images = data.normalised("train", part)
@@ -121,14 +127,23 @@ def _attacked(
         margins.append(margin)
         if isinstance(source, CondensedSet):
             near.append(nearest_scores(images, source.images))
+            if "alignment" in table.attacks:
+                points, whole = (images, data.train.labels[part]), (source.images, source.labels)
+                alignment.append(alignment_scores(aligned, points, whole))
     scores = threshold_scores(np.concatenate(losses))
     accurate = float(np.mean([accuracy(network, data) for network in networks]))
     arrays = {"in_scores": scores[inside], "out_scores": scores[~inside], "margins": np.concatenate(margins), "scores": scores}
-    return {**arrays, "accuracy": np.array(accurate), **({"nearest": np.concatenate(near)} if near else {})}
+    return {
+        **arrays,
+        "accuracy": np.array(accurate),
+        **{name: np.concatenate(found) for name, found in (("nearest", near), ("alignment", alignment)) if found},
+    }
 
 
-def _figures(arm: Arm, runs: list[dict[str, np.ndarray]], coins: list[np.ndarray], labels: np.ndarray) -> dict[str, Any]:
-    """One arm's row: the loss attack with what it finds by class and in the worst tenth, LiRA, and the nearest image of the set."""
+def _figures(
+    arm: Arm, runs: list[dict[str, np.ndarray]], coins: list[np.ndarray], labels: np.ndarray, attacks: tuple[str, ...]
+) -> dict[str, Any]:
+    """One arm's row: the loss attack with what it finds by class and in the worst tenth, and the other ``attacks``."""
     loss = [saved["scores"] for saved in runs]
     row: dict[str, Any] = {"images_a_class": arm.ipc or None, "accuracy": _by_run([float(saved["accuracy"]) for saved in runs])}
     row |= _attack(loss, coins)
@@ -137,12 +152,14 @@ def _figures(arm: Arm, runs: list[dict[str, np.ndarray]], coins: list[np.ndarray
         float(np.mean([auc(s[c & (labels == label)], s[~c & (labels == label)]) for s, c in zip(loss, coins, strict=True)]))
         for label in np.unique(labels)
     ]
-    if len(runs) >= FEWEST_RUNS and len(runs) % 2 == 0:
-        row["lira"] = _attack(lira_by_run(np.stack([saved["margins"] for saved in runs]), np.stack(coins)), coins)
-    if all("nearest" in saved for saved in runs):
-        row["nearest"] = _attack([saved["nearest"] for saved in runs], coins)
-    for part in ("lira", "nearest"):
-        row.get(part, {}).pop("by_run", None)
+    saved = {
+        name: np.stack([one[name] for one in runs]) for name in ("margins", "nearest", "alignment") if all(name in one for one in runs)
+    }
+    known = Runs(-np.stack(loss), saved["margins"], np.stack(coins), saved.get("nearest"), saved.get("alignment"))
+    for name in attacks:
+        scores = None if name == "loss" else ATTACKS[name](known)
+        if scores is not None:
+            row[name] = {key: value for key, value in _attack(scores, coins).items() if key != "by_run"}
     return {**row, "runs": len(runs)}
 
 

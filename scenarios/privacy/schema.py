@@ -17,6 +17,7 @@ from scenarios.engine.schema import DataTable, EvaluationTable, checked, config_
 
 _STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 ARMS = ("method", "private", "random", "whole")
+ATTACKED = ("lira", "nearest")  # beside the loss attack, where a study names no others
 MEASURES = ("pixels", "structure", "features")  # those of `apps.privacy.visual`, which takes seconds to load
 
 
@@ -61,7 +62,8 @@ class AttackTable:
     study's), "private", "random" (as many real images), "whole", or a method's name with settings of its own in ``[attack.methods.NAME]``.
     ``ratios`` are sizes of sets as parts of a class, in place of the study's ipc; ``subsets`` adds random subsets of so many images a
     class, among which the one with a made set's accuracy is looked for. ``[attack.whole_recipe]`` trains the arm "whole", which needs more
-    steps than a handful of images.
+    steps than a handful of images. ``attacks`` are names in `apps.privacy.attacks.ATTACKS`, made beside "loss"; "lira", "calibrated" and
+    "rmia" need an even number of ``runs`` from 6.
     """
 
     runs: Annotated[int, Field(ge=2)] = 4
@@ -72,6 +74,7 @@ class AttackTable:
     ratios: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
     subsets: tuple[Annotated[int, Field(ge=1)], ...] = ()
     whole_recipe: Recipe | None = None
+    attacks: tuple[str, ...] = ATTACKED
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
@@ -145,11 +148,15 @@ def study(name: str, title: str, tables: dict[str, Any], source: str) -> Privacy
         checked(f"{source}: [visual]", "network", lambda: check_name(parts["visual"].network))
     # A table that came later and is not given leaves the hash of older studies as it was.
     plain: dict[str, Any] = {k: plain_values(v) if v else None for k, v in parts.items() if v or k in ("privacy", "audit", "attack")}
+    if parts["attack"] and parts["attack"].attacks == ATTACKED:
+        plain["attack"].pop("attacks")
     if parts["privacy"] and not parts["privacy"].centred:
         plain["privacy"].pop("centred")
     elif parts["privacy"] and parts["privacy"].start != "kmeans":
         raise InputError(f'{source}: [privacy]: centred = true needs something to be centred on; add start = "kmeans".')
-    elif (matches := matched_by(METHODS[method][1])) != "features":  # gradients and weights are not released as differences
+    elif (
+        parts["privacy"] and (matches := matched_by(METHODS[method][1])) != "features"
+    ):  # gradients and weights are not released as differences
         found = f"matches {matches}" if matches else 'does not state that (class attribute matches = "features")'
         raise InputError(f"{source}: [privacy]: centred = true is for methods that match features, as dm and datadam; {method!r} {found}.")
     merged = {"kind": "privacy", "data": plain_values(data), "method": {"name": method, "ipc": ipc[0], **plain_values(settings)}}
@@ -161,6 +168,13 @@ def _check_arms(table: AttackTable, private: bool, where: str) -> None:
     for arm in table.arms:
         if arm not in (*ARMS, *METHODS):
             raise unknown_name(f"{where}: key 'arms': value", arm, (*ARMS, *METHODS))
+    from apps.privacy.attacks import ATTACKS, FEWEST_RUNS  # takes seconds to load
+
+    for name in table.attacks:
+        if name not in ATTACKS:
+            raise unknown_name(f"{where}: key 'attacks': value", name, ATTACKS)
+        if name in ("calibrated", "rmia") and (table.runs < FEWEST_RUNS or table.runs % 2):
+            raise InputError(f"{where}: the attack {name!r} with {table.runs} runs; allowed: an even number of runs from {FEWEST_RUNS}.")
     if "private" in table.arms and not private:
         raise InputError(f"{where}: the arm 'private' needs a table [privacy].")
     for name, settings in table.methods.items():

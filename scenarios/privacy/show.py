@@ -49,7 +49,11 @@ def accuracy_table(record: dict[str, Any]) -> list[list[str]]:
         return [["set", *columns], *([name, *(shown(rows[name]) if name in rows else "" for rows in columns.values())] for name in names)]
     if "attack" in results:
         header = ["attacked", "accuracy, %", "advantage, %", "AUC", "TPR at 1 % FPR", "LiRA: TPR at 1 % FPR"]
-        return [header, *([arm, *_attack_cells(row)] for arm, row in results["attack"].items())]
+        more = [name for name in ("calibrated", "rmia", "alignment") if any(name in row for row in results["attack"].values())]
+        rows = [
+            [arm, *_attack_cells(row), *(cell(row.get(name, {}).get("auc"), 3) for name in more)] for arm, row in results["attack"].items()
+        ]
+        return [[*header, *(f"{name}: AUC" for name in more)], *rows]
     if "poisoning" in results:
         rows = [[name, *(shown(row[key]) for key in ("accuracy", "naive", "optimised"))] for name, row in results["poisoning"].items()]
         return [["learned from", "clean accuracy, %", "naive trigger obeyed, %", "optimised trigger obeyed, %"], *rows]

@@ -61,6 +61,8 @@ def test_shipped_privacy_studies_are_studies() -> None:
         ({"privacy": {"centred": True, "clip": 0.5}}, 'add start = "kmeans"'),
         ({"privacy": {"centred": True, "clip": 0.5, "start": "kmeans"}, "method": {"name": "gm"}}, "'gm' matches gradients"),
         ({"attack": {"arms": ["everything"]}}, "key 'arms'"),
+        ({"attack": {"attacks": ["rmai"]}}, "key 'attacks': value 'rmai' is not known; did you mean 'rmia'"),
+        ({"attack": {"attacks": ["rmia"], "runs": 4}}, "'rmia' with 4 runs; allowed: an even number of runs from 6"),
         ({"method": {"name": "dm", "ipc": [1, 10]}}, "one whole number"),
         ({"surprise": {}}, "key 'surprise'"),
         ({"audit": {"runs": 1}}, "at least 200"),
@@ -207,6 +209,7 @@ def test_sizes_methods_and_subsets_are_arms_and_the_equally_accurate_one_is_name
         "arms": ["dm", "random", "whole"],
         "ratios": [0.07, 0.2],
         "subsets": [5],
+        "attacks": ["lira", "nearest", "calibrated", "rmia", "alignment"],
         "methods": {"dm": {"iterations": 3, "network": "ConvNetW32D2"}},
         "whole_recipe": {"max_steps": 20, "optimiser": "adamw", "lr": 0.005, "augmentation": "none"},
     }
@@ -220,6 +223,11 @@ def test_sizes_methods_and_subsets_are_arms_and_the_equally_accurate_one_is_name
     assert "nearest" in rows["random r0.2"]
     assert "nearest" not in rows["whole"]
     assert rows["random r0.2"]["nearest"]["auc"]["value"] > 0.55  # its images are members themselves
+    assert all("auc" in row["calibrated"] and "auc" in row["rmia"] and "by_run" not in row["rmia"] for row in rows.values())
+    assert "alignment" not in rows["whole"]
+    assert 0.4 < rows["random r0.2"]["alignment"]["auc"]["value"] <= 1
+    assert show.accuracy_table(record)[0][-3:] == ["calibrated: AUC", "rmia: AUC", "alignment: AUC"]
+    assert kept.kept_rows(folder)[0]["rmia_auc_mean"]
     assert len(rows["whole"]["auc_by_class"]) == 10
     assert rows["whole"]["tpr_at_1_percent"] is None  # 150 others are too few
     same = record["results"]["same_accuracy"]

@@ -123,6 +123,11 @@ def test_a_method_that_does_not_say_what_it_matches_is_refused_before_a_budget_i
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="'gm' matches gradients"):
         private_study("s", "S", private_tables("gm"), "s.toml")
+    for name in ("gm", "silent"):  # neither an attack nor an uncentred release needs features
+        tables = private_tables(name)
+        privacy = tables.pop("privacy")
+        assert private_study("s", "S", {**tables, "attack": {}}, "s.toml").method == name
+        assert private_study("s", "S", {**tables, "privacy": {**privacy, "centred": False}}, "s.toml").method == name
 
 
 @pytest.mark.parametrize(

@@ -237,3 +237,36 @@ def test_gradient_alignment_is_the_cosine_of_gradients(toy_data: ImageData) -> N
 
     whole = flat(slice(10, 14))
     assert found == pytest.approx([float(F.cosine_similarity(flat(slice(k, k + 1)), whole, dim=0)) for k in range(5)], abs=1e-4)
+
+
+@pytest.mark.parametrize(("name", "least"), [("calibrated", 0.85), ("rmia", 0.64)])
+def test_attacks_by_run_find_what_is_there_and_nothing_where_nothing_is(name: str, least: float) -> None:
+    """Points are unequally hard. Losses of models that know nothing give an AUC of 0.5; a gain is found, better than by a threshold."""
+    draws = np.random.default_rng(0)
+    coins = draws.random((4, 4000)) < 0.5
+    inside = np.stack([part for coin in coins for part in (coin, ~coin)])
+    noise = draws.uniform(0.2, 2.0, 4000) + draws.normal(0.0, 0.1, inside.shape)
+    found = {}
+    for gain in (0.0, 0.2):
+        runs = attacks.Runs(noise - gain * inside, noise, inside)
+        scores = attacks.ATTACKS[name](runs)
+        assert scores is not None
+        found[gain] = [auc(score[members], score[~members]) for score, members in zip(scores, inside, strict=True)]
+    assert all(abs(value - 0.5) < 0.03 for value in found[0.0])
+    assert all(value > least for value in found[0.2])
+    blind = attacks.ATTACKS["loss"](runs)
+    assert blind is not None
+    assert auc(blind[0][inside[0]], blind[0][~inside[0]]) < least - 0.02
+
+
+def test_references_are_the_runs_of_other_pairs_that_did_not_see_a_point() -> None:
+    coin = np.array([[True, False], [True, True], [False, True]])
+    inside = np.stack([part for row in coin for part in (row, ~row)])
+    losses = np.arange(12.0).reshape(6, 2)
+    found = attacks.Runs(losses, losses, inside).outside(3)
+    assert found.tolist() == [[losses[1, 0], losses[0, 1]], [losses[4, 0], losses[5, 1]]]
+
+
+def test_an_attack_is_left_out_where_it_lacks_something() -> None:
+    few = attacks.Runs(np.zeros((4, 3)), np.zeros((4, 3)), np.zeros((4, 3), dtype=bool))
+    assert [attacks.ATTACKS[name](few) for name in ("lira", "calibrated", "rmia", "nearest", "alignment")] == [None] * 5
