@@ -117,13 +117,7 @@ class Setting:
         for precision, compile in FORMS:
             label = f"{precision}{', compiled' if compile == 'on' else ''}"
             if part == "training":
-                recipe = Recipe(
-                    max_steps=JUDGE_STEPS,
-                    schedule="constant",
-                    augmentation=DSA,
-                    precision=precision,
-                    compile=compile,
-                )
+                recipe = Recipe(max_steps=JUDGE_STEPS, schedule="constant", augmentation=DSA, precision=precision, compile=compile)
                 forms[label] = functools.partial(self.judges, recipe)
             elif part == "test pass":
                 forms[label] = functools.partial(accuracy, self.network, self.data, precision=precision, compile=compile)
