@@ -12,6 +12,9 @@ import pydantic
 
 from distill.errors import InputError, unknown_name
 
+# Of every config dataclass: no unknown field, no conversion of types, no infinity and no not-a-number.
+STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
 T = TypeVar("T")
 
 LARGEST = 2**53  # of whole numbers: beyond it JSON readers and floats no longer tell neighbours apart

@@ -7,7 +7,6 @@ images than are asked for gives what it has. Memory is one class at a time; rand
 from collections.abc import Sequence
 
 import torch
-from sklearn.cluster import KMeans
 from torch import Tensor
 
 from distill.batches import Embed, chunk_size
@@ -103,6 +102,8 @@ def _kcenter(features: Tensor, count: int, generator: torch.Generator) -> Tensor
 
 def _kmeans(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """The real image nearest to each of ``count`` cluster centres (Lloyd from k-means++); no image twice."""
+    from sklearn.cluster import KMeans  # takes seconds to import, and everything imports this file
+
     rows = features.double().cpu().numpy()
     state = int(torch.randint(2**31 - 1, (1,), generator=generator, device=generator.device))
     centres = torch.from_numpy(KMeans(count, n_init=1, random_state=state).fit(rows).cluster_centers_).to(features.device)

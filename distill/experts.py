@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from distill.augment import augment, for_data, strategy
 from distill.batches import mean_gradient
+from distill.configure import STRICT
 from distill.data import ImageData
 from distill.divergence import LATEST
 from distill.errors import Diverged, InputError, diverged
@@ -42,7 +43,7 @@ SAVE_SECONDS = 20.0
 WORTH_WORKERS = 5e12
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class ExpertConfig:
     """Defaults are those of the paper's code: SGD without momentum or decay at a constant step size, DSA's augmentation.
 

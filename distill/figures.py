@@ -106,6 +106,3 @@ def step_size_curve(rows: dict[float, Accuracy], failed: Sequence[float], chosen
     axis.spines[["top", "right"]].set_visible(False)
     words = "Mean accuracy on held-out training images with 95 % intervals; the circle is the chosen step size."
     return Drawing(figure, f"Accuracy by {name}", words)
-
-
-# Images on one canvas: thousands of small axes would take minutes, and one picture stays one picture in a PDF

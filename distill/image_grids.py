@@ -47,6 +47,9 @@ def rows_of_images(rows: Mapping[str, Tensor], heading: str, caption: str, note:
     return Drawing(figure, heading, " ".join(part for part in (caption, f"{note}." if note else "") if part))
 
 
+# Images on one canvas: thousands of small axes would take minutes, and one picture stays one picture in a PDF.
+
+
 def _one_each(rows: Mapping[int, Array], names: Mapping[int, str]) -> Figure:
     """One image a class in lines of ten, its name above it."""
     across, (height, width) = min(ACROSS, len(rows)), next(iter(rows.values())).shape[1:3]

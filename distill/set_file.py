@@ -28,6 +28,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from distill.configure import STRICT
 from distill.errors import InputError, clipped
 from distill.labels import DEFAULT_KIND
 from distill.set_parts import MAX_TENSORS, Encoded, StartWeights, StepSizes
@@ -44,7 +45,7 @@ MAX_HEADER_BYTES = 4 << 20
 _DTYPES = {"F32": 4, "U8": 1, "I64": 8}
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class Provenance:
     """Where a set comes from: enough to make it again, and its privacy statement if there is one.
 

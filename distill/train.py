@@ -14,6 +14,7 @@ from distill import augment_dc
 from distill.augment import augment, for_data, strategy
 from distill.batches import chunks
 from distill.condensed import CondensedSet
+from distill.configure import STRICT
 from distill.data import ImageData
 from distill.errors import unknown_name
 from distill.fast import Compile, Precision, accelerated
@@ -23,7 +24,7 @@ from distill.randomness import generator
 from distill.spec import DataSpec
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class Recipe:
     """How a learner is trained on any set: the same object for condensed sets, coresets and the whole data.
 

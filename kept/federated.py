@@ -1,4 +1,4 @@
-"""What of a "federated" run is kept (see tables.py): every round of every strategy."""
+"""What of a "federated" run is kept (see pages.py): every round of every strategy."""
 
 from pathlib import Path
 

@@ -16,16 +16,16 @@ from apps.continual.exemplars import Exemplars
 from apps.continual.memory import Memory
 from apps.continual.memory_config import MemoryConfig
 from apps.continual.online import Queue
+from distill.configure import STRICT
 from distill.errors import InputError, clipped
 from distill.records import write_whole
 
 FORMAT = 2  # 1 knew neither a queue nor images that were kept as they came; it stays readable
 MAX_FILE_BYTES = 1 << 32
 WAITING = ("queue.images", "queue.labels", "queue.tasks")
-_STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class _Group:
     label: Annotated[int, Field(ge=0)]
     task: int
@@ -35,7 +35,7 @@ class _Group:
     kept: bool = False
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class _Queue:
     size: Annotated[int, Field(ge=1)]
     every: Annotated[int, Field(ge=1)]
@@ -43,7 +43,7 @@ class _Queue:
     waiting: bool
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class _Header:
     format: int
     config: MemoryConfig

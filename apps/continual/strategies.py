@@ -14,6 +14,7 @@ from torch import nn
 from apps.continual.engine import avalanche, quiet_and_seeded
 from apps.continual.streams import experience_tensors, joined
 from distill.condensed import CondensedSet
+from distill.configure import STRICT
 from distill.data import ImageData
 from distill.errors import unknown_name
 from distill.evaluation import accuracy
@@ -26,7 +27,7 @@ WITHOUT = ("none", "lwf", "joint")
 STRATEGIES = (*WITH_MEMORY, *WITHOUT)
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class Training:
     """How Avalanche's strategies train: SGD, ``epochs`` passes over each experience with ``batch_size`` images of the stream and
     ``batch_size_mem`` of the memory in a step (ER_ACE and DER: at most what the smallest memory holds). GDumb makes ``gdumb_epochs`` over

@@ -12,6 +12,7 @@ import pydantic
 from numpy.typing import NDArray
 from pydantic import Field
 
+from distill.configure import STRICT
 from distill.errors import InputError
 from distill.randomness import derived_seed
 
@@ -19,7 +20,7 @@ Indices = NDArray[np.int64]
 MAX_TRIES = 500
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class PartitionConfig:
     """``partitioner`` is one of
 

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from apps.federated.partition import PartitionConfig
 from apps.federated.wire import Pixels
-from distill.configure import configure
+from distill.configure import STRICT, configure
 from distill.coresets import CORESETS
 from distill.errors import InputError, unknown_name
 from distill.methods import METHODS
@@ -18,7 +18,6 @@ from distill.methods.presets import presets_of
 from distill.networks import check_name
 from distill.train import Recipe
 
-_STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 WEIGHTS = ("fedavg", "fedprox", "scaffold", "fednova")
 ALONE = ("local", "central")  # no messages: each client by itself, and all data in one place
 STRATEGIES = ("feddm", *CORESETS, *WEIGHTS, *ALONE)
@@ -28,7 +27,7 @@ DATA_FIELDS = ("data", "size", "validation", "mean", "std", "class_names", "seed
 # Xiong et al., CVPR 2023: SGD on the pixels with step size 1 and momentum 0.5, 256 real images a class, rho = 5, no augmentation.
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class UploadConfig:
     """What a client condenses and sends: ``ipc`` images of each class it holds, pixels as ``pixels``.
 
@@ -46,7 +45,7 @@ class UploadConfig:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class ServerConfig:
     """How the server learns from the union, starting at the weights it sent (`Recipe`; the published one is 500 epochs of SGD).
 
@@ -60,7 +59,7 @@ class ServerConfig:
     memory: Annotated[int, Field(ge=0)] = 0
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class LocalConfig:
     """Local SGD of the strategies that send weights. ``max_steps`` cuts a round's ``epochs`` short; ``proximal_mu`` is FedProx's."""
 
@@ -78,14 +77,14 @@ class LocalConfig:
         return whole if self.max_steps is None else min(whole, self.max_steps)
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class PrivacyRequest:
     """Uploads shall be private and cost at most ``epsilon`` each; None: what each client gives. A client may refuse, and gives no more."""
 
     epsilon: Annotated[float, Field(gt=0)] | None = None
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class Settings:
     """``data`` is a name that `distill.load` takes, and ``mean``, ``std`` and ``class_names`` what is given with it; ``fraction`` of the
     clients take part in a round; ``timeout`` is a round's, in seconds.

@@ -24,6 +24,7 @@ from apps.nas.training import WHOLE, Job, Shelf, Task, score
 from apps.nas.workers import Crew, Row, check_crew
 from apps.nas.zero_cost import DATA_FREE, ON_A_BATCH, SCORES, SIZES, ScoreJob
 from distill.condensed import CondensedSet
+from distill.configure import STRICT
 from distill.data import ImageData
 from distill.errors import InputError, unknown_name
 from distill.evaluation import fitted
@@ -31,11 +32,10 @@ from distill.randomness import derived_seed, generator
 from distill.train import Recipe
 
 Told = Callable[[int, int, Row], None]
-_STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 MAX_SEEDS = 100  # streams of the truth, the proxies and the scores lie this far apart
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class Truth:
     """``[truth]``: full training of every network. Compiling hundreds of small networks costs more than it saves, so it is off."""
 
@@ -43,7 +43,7 @@ class Truth:
     recipe: Recipe = dataclasses.field(default_factory=lambda: Recipe(epochs=20, compile="off"))
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class Proxies:
     """``[proxy]``: the one recipe of every condensed set, coreset and early-stopped run, over ``seeds`` runs each.
 

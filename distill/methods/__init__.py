@@ -6,6 +6,7 @@ from typing import Any
 
 import pydantic
 
+from distill.configure import STRICT
 from distill.errors import InputError, a_kind, clipped
 from distill.methods.datadam import DataDAM
 from distill.methods.datadam import DataDAMConfig as DataDAMConfig
@@ -61,6 +62,5 @@ def register(name: str, config: object, method: object) -> None:
             f"method {clipped(name)!r}: allowed: {method.__name__}(config, initial, network), as the built-in methods are made."
         )
     if not pydantic.dataclasses.is_pydantic_dataclass(config):
-        strict = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-        config = pydantic.dataclasses.dataclass(config, frozen=True, config=strict)
+        config = pydantic.dataclasses.dataclass(config, frozen=True, config=STRICT)
     METHODS[name] = (config, method)

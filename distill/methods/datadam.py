@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from distill.augment import for_data, strategy
 from distill.condensed import CondensedSet
+from distill.configure import STRICT
 from distill.errors import InputError
 from distill.fast import Compile, Precision, accelerated
 from distill.matching import class_mean_gradients
@@ -67,7 +68,7 @@ STEP_SIZE = (
 )
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class DataDAMConfig:
     """``form`` "paper" (instance norm, p = 4, 8,000 iterations) or "released" (the code: batch norm, p = 1, 20,000 iterations, loss times
     100); a field that is given goes before its form's value.

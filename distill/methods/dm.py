@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from distill.augment import for_data, strategy
 from distill.condensed import CondensedSet
+from distill.configure import STRICT
 from distill.fast import Compile, Precision, accelerated
 from distill.matching import class_mean_gradients
 from distill.methods.presets import Paper, Presets
@@ -49,7 +50,7 @@ STEP_SIZE = (
 )
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class DMConfig:
     """Defaults are those of the paper's code. ``lr_img`` None is `image_step`'s rule: 1 up to 50 images a class and 10 above, on
     CIFAR-100 always 1. ``augmentation`` "auto" is DSA's strategy for the data (no flips for digits).

@@ -6,6 +6,7 @@ augmentation, which is on, and the images' start, which is real.
 
 import pydantic
 
+from distill.configure import STRICT
 from distill.methods.gm import GM, GMConfig
 from distill.methods.presets import Paper, Presets
 from distill.synthetic import Initial
@@ -24,7 +25,7 @@ PRESETS = Presets(
 STEP_SIZE = "DSA's loss is GM's: a sum of cosine distances over classes, layers and their output units; the authors take lr_img=0.1."
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class DSAConfig(GMConfig):
     """As `GMConfig`; the strategy is the paper's for the data, without flips for digits."""
 

@@ -16,6 +16,7 @@ from distill import sharding
 from distill.augment import apply, draw, for_data, strategy
 from distill.batches import mean_gradient
 from distill.condensed import CondensedSet
+from distill.configure import STRICT
 from distill.fast import Compile, Fast, Precision
 from distill.matching import gradient_distance
 from distill.methods.presets import Paper, Presets
@@ -58,7 +59,7 @@ STEP_SIZE = (
 )
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class GMConfig:
     """Defaults are those of the paper's code. ``outer_steps`` (image updates per network) and ``inner_epochs`` (network training on the
     synthetic set between two of them) follow the authors' table by IPC when None: outer_steps = ipc, inner_epochs interpolated, and

@@ -16,6 +16,7 @@ from distill.adjoint import Matched, Student, matching_gradient
 from distill.augment import Parameters, apply, draw, for_data, strategy
 from distill.batches import chunk_size
 from distill.condensed import CondensedSet
+from distill.configure import STRICT
 from distill.errors import InputError
 from distill.experts import ExpertConfig, Trajectories
 from distill.fast import Compile, worth
@@ -117,7 +118,7 @@ STEP_SIZE = (
 )
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class MTTConfig:
     """Defaults are the authors' for CIFAR-10 at 10 images a class without ZCA; other data need others (`TRAJECTORIES`).
 

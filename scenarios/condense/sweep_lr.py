@@ -16,7 +16,7 @@ import pydantic
 from pydantic import Field
 
 from distill.condensed import CondensedSet
-from distill.configure import configure
+from distill.configure import STRICT, configure
 from distill.data import ImageData
 from distill.drawing import Drawing
 from distill.errors import Diverged, InputError, clipped
@@ -38,7 +38,7 @@ BAR = 24
 NOTE = "Accuracy on held-out training images in percent: mean and 95 % interval over networks, last step of training."
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class SweepTable:
     """``[sweep]``: the setting that is varied, its values, and the settings that are smaller here than in the run that follows."""
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
-from distill.configure import configure
+from distill.configure import STRICT, configure
 from distill.coresets import CORESETS
 from distill.errors import InputError, unknown_name
 from distill.methods import METHODS
@@ -15,12 +15,11 @@ from distill.train import Recipe
 from scenarios.engine.given import Given
 from scenarios.engine.schema import DataTable, config_hash, plain_values
 
-_STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 STRATEGIES = ("scratch", "gdumb", "replay", "er_ace", "der", "none", "lwf", "joint")
 ALONE = ("none", "lwf", "joint")  # strategies without a memory
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class StreamTable:
     """``[stream]``: what arrives when. "class": the data's classes in ``experiences`` equal parts, one seeded order for each of ``orders``.
     "domain": the data set, then ``domains``, each with all classes (``orders`` are then seeds). "online": as "class", seen once, ``mini``
@@ -35,7 +34,7 @@ class StreamTable:
     every: Annotated[int, Field(ge=1)] = 6
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class MemoryTable:
     """``[memory]``: ``methods`` (condensation methods, coresets, "reservoir") at ``per_class`` float32 images a class, and at the bytes
     of ``bytes_of`` float32 images a class in each of ``storages``. ``share`` "shrinking" gives the first classes more and condenses them
@@ -48,7 +47,7 @@ class MemoryTable:
     share: Literal["fixed", "shrinking"] = "fixed"
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class LearnerTable:
     """``[learner]``: ``strategies`` on the stream, one ``network``; ``nets`` networks for each class order ("scratch" only).
     ``protocol`` (or ``[learner.recipe]``) trains "scratch", ``[learner.joint]`` "joint"; ``[training]`` is for Avalanche's learners."""

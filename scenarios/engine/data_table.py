@@ -5,8 +5,10 @@ from typing import Annotated, Any
 import pydantic
 from pydantic import Field
 
+from distill.configure import STRICT
 
-@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
+
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class DataTable:
     """``[data]``: what `distill.load` takes; ``zca`` whitens the images (see `distill.whitening`).
 

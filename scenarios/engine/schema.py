@@ -10,7 +10,7 @@ import pydantic
 from pydantic import Field
 
 from distill.augment import strategy
-from distill.configure import configure, quoted
+from distill.configure import STRICT, configure, quoted
 from distill.errors import InputError, unknown_name
 from distill.evaluation import BASELINES
 from distill.methods import METHODS
@@ -21,7 +21,6 @@ from scenarios.engine.data_table import DataTable as DataTable
 # Options that came later: where they are not used, hashes stay.
 LATER = ("whole_epochs", "drop_epochs", "imbalance", "min_clients", "wait", "mean", "std", "class_names")
 MAX_IPC = 100_000
-STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)

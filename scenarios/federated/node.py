@@ -22,14 +22,13 @@ from apps.privacy.networks import drawn_once
 from apps.privacy.private_start import private_kmeans
 from apps.privacy.private_statistics import PrivateStatistics
 from apps.privacy.uploads import granted_statistics
-from distill.configure import configure
+from distill.configure import STRICT, configure
 from distill.data import ImageData
 from distill.errors import InputError, clipped, unknown_name
 
 if TYPE_CHECKING:
     from apps.federated.messages import Context
 
-_STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 STATISTICS: Final = "apps.privacy.private_statistics:PrivateStatistics"
 # By the names that a file may use, the longer ones of earlier versions among them. Nothing else is looked up, and nothing imported.
 STARTS: dict[str, Callable[..., Any]] = {"kmeans": private_kmeans, "apps.privacy.private_start:private_kmeans": private_kmeans}
@@ -48,7 +47,7 @@ OPTIONS = (
 )
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class PrivacyTable:
     """``[privacy]`` of a federated study, and most of a node's file: ``epsilon`` and ``delta`` are of all uploads of a client together.
 
@@ -72,7 +71,7 @@ class PrivacyTable:
     statistics: Literal["apps.privacy.private_statistics:PrivateStatistics"] = STATISTICS
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class NodeFile(PrivacyTable):
     """A node's file: the table above, and what the study says there for its own clients (`ClientPrivacy`)."""
 

@@ -9,17 +9,16 @@ from pydantic import Field
 
 from apps.federated.partition import PartitionConfig
 from apps.federated.settings import STRATEGIES, LocalConfig, ServerConfig, Settings, UploadConfig, from_mapping, method_config
-from distill.configure import configure
+from distill.configure import STRICT, configure
 from distill.errors import InputError, unknown_name
 from scenarios.engine.schema import DataTable, config_hash, plain_values
 from scenarios.federated.node import checked, request
 
 ENGINES = ("inline", "simulation", "deployment")
 TABLES = ("data", "federation", "partition", "upload", "server", "local", "privacy")
-_STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class FederationTable:
     """``[federation]``: which ``strategies`` are compared, over how many ``seeds``; the rest as in `apps.federated.settings.Settings`."""
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from apps.nas.space import Candidate, Grid, check_candidates, named
 from apps.nas.study import Proxies, Truth
 from apps.nas.workers import LIMIT
-from distill.configure import configure
+from distill.configure import STRICT, configure
 from distill.coresets import CORESETS
 from distill.errors import InputError, unknown_name
 from distill.methods import METHODS
@@ -17,10 +17,9 @@ from scenarios.engine.given import Given
 from scenarios.engine.schema import DataTable, config_hash, plain_values
 
 TABLES = ("data", "space", "truth", "proxy", "sets", "methods", "run")
-_STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class SetsTable:
     """``[sets]``: which sets stand for the data. Each method's settings are in ``[methods.<name>]``; ``copies`` sets of each, made
     independently. ``train`` is the number of training images a class that the whole study may use (None: all)."""
@@ -31,14 +30,14 @@ class SetsTable:
     train: Annotated[int, Field(ge=1)] | None = None
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class SpaceTable(Grid):
     """``[space]``: lists of the five choices (default: all 720), or ``networks``, a list of names instead."""
 
     networks: tuple[str, ...] = ()
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class RunTable:
     """``[run]``: how, not what; no result depends on it, so it is no part of the folder's name. ``minutes`` ends a slice of a long
     study; --resume goes on. ``table`` is a truth table (a file, or a shipped one's name) whose networks are not trained again.

@@ -25,7 +25,7 @@ from apps.privacy.figures import roc_curves
 from apps.privacy.metrics import auc, by_run, membership
 from distill.comparison import compared
 from distill.condensed import CondensedSet
-from distill.configure import configure
+from distill.configure import STRICT, configure
 from distill.coresets import select
 from distill.data import ImageData
 from distill.drawing import Drawing
@@ -42,10 +42,9 @@ from scenarios.reporting.text import few, series
 
 TABLES = ("data", "attack", "audit")
 NEAREST = "nearest image"
-_STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class AttackTable:
     """``[attack]``: each arm trains ``networks`` networks on the same images; a point's loss is their mean. ``others`` is the split that
     nobody trained on; "validation" comes from the same pool as the members, by chance alone."""
@@ -58,7 +57,7 @@ class AttackTable:
     recipe: Recipe | None = None
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class AuditTable:
     """``[audit]``: see `apps.privacy.canaries.audit`; ``epsilon`` and ``delta`` None are those that the set states."""
 

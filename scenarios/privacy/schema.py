@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
-from distill.configure import configure
+from distill.configure import STRICT, configure
 from distill.errors import InputError, unknown_name
 from distill.methods import METHODS
 from distill.methods.presets import matched_by
@@ -15,13 +15,12 @@ from distill.networks import check_name
 from distill.train import Recipe
 from scenarios.engine.schema import DataTable, EvaluationTable, checked, config_hash, evaluation_of, method_of, plain_values
 
-_STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 ARMS = ("method", "private", "random", "whole")
 ATTACKED = ("lira", "nearest")  # beside the loss attack, where a study names no others
 MEASURES = ("pixels", "structure", "features")  # those of `apps.privacy.visual`, which takes seconds to load
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class PrivacyTable:
     """``[privacy]``: the budget, and what it is spent on.
 
@@ -44,7 +43,7 @@ class PrivacyTable:
     twin: bool = True
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class AuditTable:
     """``[audit]``: see `apps.privacy.canaries.audit`."""
 
@@ -54,7 +53,7 @@ class AuditTable:
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.999
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class AttackTable:
     """``[attack]``: in each of ``runs``, a fair coin puts every image of ``pool`` (None: all) in or out; each arm learns from those in.
 
@@ -77,7 +76,7 @@ class AttackTable:
     attacks: tuple[str, ...] = ATTACKED
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class VisualTable:
     """``[visual]``: see `apps.privacy.visual.visual_privacy`."""
 
@@ -87,7 +86,7 @@ class VisualTable:
     limit: Annotated[int, Field(ge=1)] | None = None
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=_STRICT)
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class PoisoningTable:
     """``[poisoning]``: see `apps.privacy.poisoning.PoisonedStatistics`; ``steps`` of Adam on the optimised trigger a matching step."""
 

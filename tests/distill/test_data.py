@@ -670,11 +670,15 @@ def test_describe_only_looks(tmp_path, monkeypatch):
     assert not {n: a for n, _, a in describe(tmp_path / "absent")}["mnist"]
 
 
-def test_importing_the_data_module_loads_no_heavy_library():
-    code = (
-        "import sys, distill.data, distill.data_sources as s; s.describe('/nowhere');"
-        "print([m for m in ('torchvision', 'PIL', 'sklearn', 'scipy', 'matplotlib') if m in sys.modules])"
-    )
+@pytest.mark.parametrize(
+    ("imports", "heavy"),
+    [
+        ("distill.data, distill.data_sources as s; s.describe('/nowhere')", "'torchvision', 'PIL', 'sklearn', 'scipy', 'matplotlib'"),
+        ("distill.run", "'torchvision', 'PIL', 'sklearn', 'matplotlib'"),  # in each worker process, too
+    ],
+)
+def test_importing_the_core_loads_no_heavy_library(imports, heavy):
+    code = f"import sys, {imports}; print([m for m in ({heavy}) if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
