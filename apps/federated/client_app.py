@@ -7,6 +7,7 @@ found the first time.
 import contextlib
 import functools
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,9 @@ from distill.errors import InputError, clipped
 from distill.networks import create
 from distill.randomness import generator
 from distill.spec import DataSpec
+
+# In a node's environment: 1 lets runs name folders of this machine as their data.
+FOLDERS = "DISTILL_FOLDERS"
 
 
 @functools.lru_cache(maxsize=2)
@@ -71,7 +75,9 @@ def own_data(
     """(this client's images, its number).
 
     A node whose config names ``data`` (a name or ``folder:PATH``) owns all of it; otherwise it takes part ``partition-id`` of the
-    run's data set, which it finds under ``data-path`` or $DISTILL_DATA, or which is ``given``. With ``privacy`` the server names no folder.
+    run's data set, which it finds under ``data-path`` or $DISTILL_DATA, or which is ``given``. A server names no folder of the client's
+    machine, unless the node says with `FOLDERS` that runs may (those that a study starts on its own machine may), or, with ``privacy``,
+    the node's own file names it.
     """
     node = context.node_config
     client = int(node.get("partition-id", -1))
@@ -84,6 +90,11 @@ def own_data(
         seed = settings.seed if privacy is None else 0
         own = load_once(name, root, 0.0, seed, size, settings.device, classes=spec.classes)
         return agreed(own, spec, own=True), client
+    if given is None and privacy is None and ":" in settings.data and os.environ.get(FOLDERS) != "1":
+        raise InputError(
+            f"the run's data are {clipped(settings.data, 80)}, and a server names no folder of this machine; allowed: the node's own "
+            f'data (data="folder:PATH" in its --node-config), or {FOLDERS}=1 in its environment.'
+        )
     data = data_of(settings, root) if given is None else given
     return shard(agreed(data, spec), partition_of(data, settings), client, may_be_empty=privacy is not None), client
 

@@ -147,6 +147,7 @@ def offline(home: Path, threads: int) -> dict[str, str]:
     return {
         **{name: value for name, value in os.environ.items() if name != "DISTILL_PRIVACY"},  # the clients' file is the run's own
         "FLWR_HOME": str(home),
+        "DISTILL_FOLDERS": "1",  # the run is this machine's own, and so are the folders that it names
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",

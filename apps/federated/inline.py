@@ -123,9 +123,10 @@ def run_inline(
             folder.mkdir(parents=True, exist_ok=True)
         config = {"settings": to_json(settings), "data-root": data_root}
         states = None if folder is None else folder / "clients"
+        data = data_of(settings, data_root) if data is None else data
         app = client or client_app(data, lambda context: privacy)
         grid = LocalGrid(app, config, settings.partition.num_partitions, states)
-        return serve(grid, settings, data_of(settings, data_root) if data is None else data, folder)
+        return serve(grid, settings, data, folder)
 
 
 @contextlib.contextmanager

@@ -228,6 +228,17 @@ def test_an_empty_name_is_no_node_without_privacy_and_a_ledger_is_where_its_file
         assert read(tmp_path / "node.toml").ledger == tmp_path / "kept"
 
 
+def test_a_server_names_no_folder_of_a_clients_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a client without privacy, too: what it may upload is of the data set that was agreed on, not of whatever lies on its disk."""
+    place = ward(tmp_path / "ward", {"benign": 6, "malignant": 6})
+    small = {"upload__settings": {"iterations": 1, "batch_real": 2}, "privacy": None, "size": 8, "partition__num_partitions": 2}
+    app, text = client_app(), changed(data=place, network="ConvNetD1W32", **small)
+    with pytest.raises(InputError, match="a server names no folder of this machine"):
+        asked(app, text, spec=OWN)
+    monkeypatch.setenv("DISTILL_FOLDERS", "1")
+    assert asked(app, text, spec=OWN).content["facts"]["partition-id"] == 1, "the folder was read"
+
+
 # Images of the node's own
 
 CLASSES = ("benign", "malignant")
