@@ -161,6 +161,8 @@ def test_a_deployment_gives_the_same_uploads_and_bytes_and_names_a_node_that_lea
     up, traffic = sum(line["up"] for line in lines), account["network-traffic"]
     assert up <= traffic["inbound-bytes"] < up + 4000 * 4
     alive, dead = lines[2]["clients"]
+    down = sum(line["down"] for line in lines)  # with the request that the node that left may never have read
+    assert 0.9 * (down - dead["down"]) <= traffic["outbound-bytes"] <= 1.1 * down
     assert alive["status"] == "accepted"
     assert (dead["client"], dead["status"]) in ((1, "missing"), (1, "absent"))
     assert "Flower says" in dead["why"] or "no node of this client" in dead["why"]
