@@ -10,7 +10,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import torch
 
@@ -18,6 +18,7 @@ from distill.errors import CannotWrite as CannotWrite
 from distill.errors import InputError
 
 NO_ROOM = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
+Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None  # what a JSON file holds
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "safetensors", "distill-apps")
 
 

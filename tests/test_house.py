@@ -100,6 +100,56 @@ def test_an_option_that_nobody_reads_is_found() -> None:
     assert unread({"a": config, "b": "import a\na.AConfig().used + getattr(x, 'dead')"}) == []
 
 
+# Signatures
+
+ANY = {"benchmarks": 15, "distill": 134}  # lines with `Any` that a package may have at most
+POSITIONAL = 7
+CHECKED: tuple[str, ...] = ()  # packages whose signatures are checked
+
+
+def positional(tree: ast.Module) -> Iterator[tuple[str, list[ast.arg]]]:
+    """Every function of a module with the parameters that a caller may give by position, `self` and `cls` apart; no typer command."""
+    methods = {id(node) for kind in ast.walk(tree) if isinstance(kind, ast.ClassDef) for node in kind.body}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and "typer." not in ast.unparse(node.args):
+            arguments = [*node.args.posonlyargs, *node.args.args]
+            bound = id(node) in methods and "staticmethod" not in map(ast.unparse, node.decorator_list)
+            yield node.name, arguments[1:] if bound else arguments
+
+
+def unclear(tree: ast.Module) -> list[str]:
+    """Functions with more positional parameters than `POSITIONAL`, or with a flag by position.
+
+    A bool in the first place is what the function is about (``check(condition, message)``), and no flag.
+    """
+    lines = []
+    for name, arguments in positional(tree):
+        flags = [a.arg for a in arguments[1:] if a.annotation and "bool" in ast.unparse(a.annotation).split(" | ")]
+        lines += [f"{name}: {len(arguments)} positional parameters"] if len(arguments) > POSITIONAL else []
+        lines += [f"{name}: {', '.join(flags)} by position"] if flags else []
+    return lines
+
+
+def test_a_call_can_be_read() -> None:
+    found = {str(path.relative_to(ROOT)): unclear(ast.parse(path.read_text())) for path in files(*CHECKED)}
+    assert {name: lines for name, lines in found.items() if lines} == {}
+
+
+def test_an_unclear_signature_is_found() -> None:
+    many = "def many(a, b, c, d, e, f, g, h): ..."
+    assert unclear(ast.parse(many)) == ["many: 8 positional parameters"]
+    assert unclear(ast.parse(many.replace("h)", "*, h)"))) == []
+    assert unclear(ast.parse("class A:\n    def many(self, b, c, d, e, f, g, h): ...")) == []
+    assert unclear(ast.parse("def show(path: str, large: bool | None = None): ...")) == ["show: large by position"]
+    assert unclear(ast.parse("def check(good: bool, marks: list[bool], *, large: bool): ...")) == []
+
+
+@pytest.mark.parametrize("package", ANY)
+def test_types_are_named(package: str) -> None:
+    lines = [line for path in files(package) for line in path.read_text().splitlines() if re.search(r"\bAny\b", line)]
+    assert len(lines) <= ANY[package]
+
+
 # Dependencies
 
 FREE = {
