@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from distill import set_file
+from distill import quantise, set_file
 from distill.augment import strategy
 from distill.errors import InputError, unknown_name
 from distill.joining import check_alike
 from distill.labels import DEFAULT_KIND, LABEL_KINDS
 from distill.randomness import generator
 from distill.records import write_whole
-from distill.set_file import DECODE, MAX_FILE_BYTES, check_size, decode, encode, later_facts, later_parts, later_tensors, loadable, parse
+from distill.set_file import DECODE, MAX_FILE_BYTES, check_size, later_facts, later_parts, later_tensors, loadable, parse
 from distill.set_file import Provenance as Provenance
 from distill.set_parts import Encoded, StartWeights, StepSizes
 from distill.spec import DataSpec
@@ -52,7 +52,7 @@ class CondensedSet:
     lr: float | None = None
     augmentation: str | None = None
     provenance: Provenance = field(default_factory=lambda: Provenance("given"))
-    quantisation: tuple[tuple[float, float], ...] | None = None
+    quantisation: quantise.Grid | None = None
     whitening: Whitening | None = None
     label_kind: str = "probabilities"
     step_sizes: StepSizes | None = None
@@ -245,10 +245,9 @@ class CondensedSet:
 
     def quantised(self) -> "CondensedSet":
         """The same set with each channel rounded to 256 evenly spaced values, stored as uint8: a quarter of the bytes."""
-        low = self.images.amin((0, 2, 3)).double()
-        step = ((self.images.amax((0, 2, 3)).double() - low) / 255).clamp_min(1e-12)
-        grid = tuple(zip(low.tolist(), step.tolist(), strict=True))
-        return dataclasses.replace(self, images=decode(encode(self.images, grid), grid), quantisation=grid, decode=None)
+        grid = quantise.pairs(quantise.grid_of(self.images))
+        images = quantise.decode(quantise.encode(self.images, grid), grid)
+        return dataclasses.replace(self, images=images, quantisation=grid, decode=None)
 
     # The file
 
@@ -260,7 +259,7 @@ class CondensedSet:
 
     def to_bytes(self) -> bytes:
         """The file's content, in the format of `distill.set_file`."""
-        images = encode(self.images, self.quantisation) if self.quantisation else self.images
+        images = quantise.encode(self.images, self.quantisation) if self.quantisation else self.images
         tensors = {"images": images} if self.decode is None else {f"{DECODE}{name}": t for name, t in self.decode.tensors.items()}
         tensors |= {"labels": self.labels} | later_tensors(self)
         if self.decode is not None and not torch.allclose(self.decode.images(self.spec, len(self)), self.images, atol=1e-4):
@@ -309,7 +308,7 @@ class CondensedSet:
         if stored is None and (images.dtype == torch.uint8) != (header.quantisation is not None):
             raise InputError("images are uint8 without a quantisation grid, or float32 with one.")
         if header.quantisation is not None and images.ndim == 4 and len(header.quantisation) == images.shape[1]:
-            images = decode(images, header.quantisation)
+            images = quantise.decode(images, header.quantisation)
         white = Whitening(tensors["whitening_mean"], tensors["whitening_matrix"]) if "whitening_mean" in tensors else None
         facts = (header.lr, header.augmentation, header.provenance, header.quantisation, white, header.label_kind or DEFAULT_KIND)
         return CondensedSet(images, tensors["labels"], header.spec, *facts, steps, weights, stored)

@@ -19,13 +19,11 @@ import dataclasses
 import json
 import math
 import struct
-from collections.abc import Sequence
 from dataclasses import field
 from typing import Annotated, Any, Protocol
 
 import pydantic
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from distill.configure import STRICT
@@ -261,20 +259,3 @@ def loadable(data: bytes) -> bytes:
         if size > most:
             raise InputError(f"the set's {what} takes {size} bytes; allowed: at most {most}.")
     return data
-
-
-def encode(images: Tensor, grid: Sequence[tuple[float, float]]) -> Tensor:
-    """Images (N, C, H, W) as uint8 codes: the nearest of 256 values a channel, low + step * code."""
-    low, step = _grid(images, grid)
-    return ((images.double() - low) / step).round().clamp(0, 255).to(torch.uint8)
-
-
-def decode(codes: Tensor, grid: Sequence[tuple[float, float]]) -> Tensor:
-    """Codes back to images, float32."""
-    low, step = _grid(codes, grid)
-    return (low + step * codes.double()).float()
-
-
-def _grid(like: Tensor, grid: Sequence[tuple[float, float]]) -> tuple[Tensor, Tensor]:
-    pairs = torch.tensor(grid, dtype=torch.float64, device=like.device)
-    return pairs[:, 0].view(1, -1, 1, 1), pairs[:, 1].view(1, -1, 1, 1)

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from distill.errors import InputError
+from distill.quantise import Grid, decode, encode, grid_of, pairs
 
 LABEL_BYTES = 8  # an int64 for each item, as a condensed set's file stores it
 GRID_BYTES = 8  # low and step of each channel, two float32
 
-Grid = tuple[tuple[float, float], ...]
 Key = tuple[int, int]  # (task, label): class 0 of one task is not class 0 of another
 
 
@@ -104,27 +104,8 @@ def stored(images: Tensor, storage: str, mean: tuple[float, ...] | None, std: tu
         codes = encode(own, pixels)
         if bool(((decode(codes, pixels) - own).abs().amax((0, 2, 3)) <= 0.01 * torch.tensor([step for _, step in pixels])).all()):
             return codes, pixels
-    low = own.amin((0, 2, 3)).double()
-    step = ((own.amax((0, 2, 3)).double() - low) / 255).clamp_min(1e-12)
-    grid = tuple((_single(a), _single(b)) for a, b in zip(low.tolist(), step.tolist(), strict=True))
+    grid = pairs(grid_of(own).float())  # four bytes are counted for each number
     return encode(own, grid), grid
-
-
-def encode(images: Tensor, grid: Grid) -> Tensor:
-    """Images (..., C, H, W) as uint8 codes: the nearest of 256 values a channel."""
-    low, step = _columns(grid)
-    return ((images.double() - low) / step).round().clamp(0, 255).to(torch.uint8)
-
-
-def decode(codes: Tensor, grid: Grid) -> Tensor:
-    """Codes (..., C, H, W) back to images, float32."""
-    low, step = _columns(grid)
-    return (low + step * codes.double()).float()
-
-
-def _columns(grid: Grid) -> tuple[Tensor, Tensor]:
-    pairs = torch.tensor(grid, dtype=torch.float64)
-    return pairs[:, 0].view(-1, 1, 1), pairs[:, 1].view(-1, 1, 1)
 
 
 def _single(value: float) -> float:

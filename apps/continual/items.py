@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from apps.continual.engine import avalanche
-from apps.continual.exemplars import Exemplars, Grid, decode
+from apps.continual.exemplars import Exemplars
 from distill.errors import InputError
+from distill.quantise import Grid, decode
 
 _utils = avalanche("avalanche.benchmarks.utils")
 _attributes = avalanche("avalanche.benchmarks.utils.data_attribute")

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from distill import quantise
 from distill.condensed import CondensedSet, Provenance
 from distill.errors import InputError, clipped
 from distill.labels import DEFAULT_KIND, LABEL_KINDS
@@ -80,16 +81,13 @@ def encode(condensed: CondensedSet, pixels: Pixels = "uint8") -> Arrays:
         raise InputError("whitened images cannot be uploaded: their space is this client's own; use data without zca.")
     if condensed.label_kind != DEFAULT_KIND:
         raise InputError(f"labels of kind {condensed.label_kind!r} cannot be uploaded; allowed: class numbers or probabilities.")
-    images = condensed.images.detach().cpu().numpy()
+    images = condensed.images.detach().cpu()
     arrays: Arrays = {}
     if pixels == "uint8":
-        low = images.min((0, 2, 3))
-        step = np.maximum((images.max((0, 2, 3)) - low) / np.float32(255), np.float32(1e-12))
-        columns = (slice(None), None, None)
-        arrays["images"] = np.clip(np.round((images - low[columns]) / step[columns]), 0, 255).astype(np.uint8)
-        arrays["grid"] = np.stack([low, step], 1).astype(np.float32)
+        grid = quantise.grid_of(images, torch.float32)
+        arrays |= {"images": quantise.encode(images, grid).numpy(), "grid": grid.numpy()}
     else:
-        arrays["images"] = images.astype(pixels)
+        arrays["images"] = images.numpy().astype(pixels)
     labels = condensed.labels.cpu().numpy()
     if labels.dtype.kind == "f":
         arrays["labels"] = labels.astype(np.float16)
@@ -115,9 +113,7 @@ def decode(parts: Mapping[str, bytes], limits: Limits) -> CondensedSet:
         grid = parse_npy(parts["grid"], "grid")
         if grid.dtype != np.float32 or grid.shape != (spec.channels, 2) or not np.isfinite(grid).all() or not (grid[:, 1] > 0).all():
             raise InputError(f"grid is {grid.dtype} {clipped(grid.shape)}; allowed: float32 ({spec.channels}, 2), finite, steps above 0.")
-        low, step = grid.astype(np.float64).T[:, :, None, None]
-        with np.errstate(over="ignore"):
-            images = (low + step * raw.astype(np.float64)).astype(np.float32)
+        images = quantise.decode(torch.tensor(raw), torch.tensor(grid)).numpy()
     else:
         images = raw.astype(np.float32)
     if not np.isfinite(images).all():

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apps.continual.condensing import condense_images
-from apps.continual.exemplars import decode, stored
+from apps.continual.exemplars import stored
 from apps.continual.memory import Memory, MemoryConfig
 from apps.continual.memory_file import load, observe, save
 from distill.coresets import CORESETS
 from distill.data import ImageData
 from distill.errors import InputError
+from distill.quantise import decode
 from tests.conftest import toy
 
 QUICK = {
