@@ -1,4 +1,4 @@
-"""The README's few figures of the applications: which rows of the kept files stand there, by what a study asks, not by what it found."""
+"""Which stored results are in the application table of docs/results.md: rows are selected by a study's question, never by its outcome."""
 
 from dataclasses import dataclass
 
@@ -62,7 +62,7 @@ def headlines(kept: dict[str, dict[str, Rows]]) -> str:
         rows = kept.get(line.kind, {}).get(line.scenario)
         if rows:
             cells = "; ".join(f"{label} {_cell(rows, row, line)}" for label, row in line.shown)
-            table.append([f"[{line.kind}](apps/{line.kind}/README.md)", f"`{line.scenario}`", line.asked, cells])
+            table.append([f"[{line.kind}](../apps/{line.kind}/README.md)", f"`{line.scenario}`", line.asked, cells])
     return as_markdown(table)
 
 

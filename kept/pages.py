@@ -3,9 +3,9 @@
 python -m kept.pages RUN_DIR [RUN_DIR ...]     keep finished runs of any kind, then write the pages
 python -m kept.pages                           write the pages only
 
-A run of kind "condense" becomes kept/expected/condense/<scenario>.csv, and a table of README.md or docs/methods.md. A run of another kind
+A run of kind "condense" becomes kept/expected/condense/<scenario>.csv, and a table of docs/results.md or docs/methods.md. A run of another kind
 becomes kept/expected/<kind>/<scenario>.csv, and a table of apps/<kind>/README.md (pipelines: docs/pipelines.md);
-its columns are the kind's own, and the first answers are in README.md, too (headlines.py).
+its columns are the kind's own, and its main results are in docs/results.md, too (headlines.py). README.md has a few rows of these tables.
 """
 
 import argparse
@@ -27,6 +27,8 @@ from scenarios.reporting.text import as_csv, as_markdown
 EXPECTED = Path(__file__).parent / "expected"
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
+README_RUNS, README_SETS = ("quickstart", "mnist-dm-ipc1", "mnist-dm-ipc10"), ("dm", "random")
+RESULTS_PAGE = ROOT / "docs" / "results.md"
 METHODS_PAGE = ROOT / "docs" / "methods.md"
 BEGIN, END = "<!-- table: begin (python -m kept.pages) -->", "<!-- table: end -->"
 
@@ -131,11 +133,12 @@ def with_table(page: str, table: str) -> str:
 
 
 def pages() -> dict[Path, str]:
-    """Each page with a generated table, as it should be. README: shipped condensations and the applications' headlines."""
+    """Each page with a generated table, and the text that it should have."""
     files = shipped()
     rows = [row for part in kept().values() for row in part]
     tables = {
-        README: readme_table([row for row in rows if row["scenario"] in files])
+        README: readme_table([row for row in rows if row["scenario"] in README_RUNS and row["set"] in README_SETS]),
+        RESULTS_PAGE: readme_table([row for row in rows if row["scenario"] in files])
         + "\n\n"
         + headlines({kind: kept(kind) for kind in KEEPERS if kind != "condense"}),
         METHODS_PAGE: methods_tables([row for row in rows if row["scenario"] not in files]),
