@@ -3,8 +3,8 @@
 python -m kept.pages RUN_DIR [RUN_DIR ...]     keep finished runs of any kind, then write the pages
 python -m kept.pages                           write the pages only
 
-A run of kind "condense" becomes kept/expected/condense/<scenario>.csv, and a table of docs/results.md or docs/methods.md. A run of another kind
-becomes kept/expected/<kind>/<scenario>.csv, and a table of apps/<kind>/README.md (pipelines: docs/pipelines.md);
+A run of kind "condense" becomes kept/expected/condense/<scenario>.csv, and a table of docs/results.md or docs/methods.md.
+A run of another kind becomes kept/expected/<kind>/<scenario>.csv, and a table of apps/<kind>/README.md (pipelines: docs/pipelines.md);
 its columns are the kind's own, and its main results are in docs/results.md, too (headlines.py). README.md has a few rows of these tables.
 """
 
