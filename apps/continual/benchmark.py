@@ -99,7 +99,7 @@ def groups_of(stream: Sequence[ImageData], online: Online | None = None) -> int:
     return len(set(every)) if online else len(every)
 
 
-def fill_memories(unit: Unit, stream: Sequence[ImageData], folder: Path, progress: bool | None = None) -> list[Memory]:
+def fill_memories(unit: Unit, stream: Sequence[ImageData], folder: Path, *, progress: bool | None = None) -> list[Memory]:
     """The unit's memory after each experience; what the folder has already is read, and a stopped condensation goes on."""
     config = unit.config(stream[0].spec, groups_of(stream, unit.online))
     paths = [folder / f"memory-{number}.safetensors" for number in range(len(stream))]
@@ -126,7 +126,8 @@ def rows(
     strategy: str,
     unit: Unit | None,
     stream: Sequence[ImageData],
-    held: Sequence[CondensedSet],
+    sets: Sequence[CondensedSet],
+    *,
     folder: Path,
     network: Factory,
     recipe: Recipe,
@@ -138,19 +139,19 @@ def rows(
 ) -> Iterator[tuple[int, list[float]]]:
     """(experience, accuracies on every experience's test images) as the learner goes on.
 
-    ``held`` are the memories' sets after each experience; ``first`` experiences are known already ("scratch" leaves them out; Avalanche's
+    ``sets`` are the memories' sets after each experience; ``first`` experiences are known already ("scratch" leaves them out; Avalanche's
     learners, which carry their weights on, start again). "joint" has one row, its last. With ``mini`` the stream is online.
     """
     if strategy == "joint":
         yield len(stream) - 1, joint(stream, network, recipe, seed, split)
     elif strategy == "scratch":
         for number in range(first, len(stream)):
-            (row,) = scratch([held[number]], stream, network, recipe, derived_seed(seed, number), split)
+            (row,) = scratch([sets[number]], stream, network, recipe, derived_seed(seed, number), split)
             yield number, row
     else:
         buffer, smallest = None, 0
         if unit is not None:
-            buffer, smallest = _buffer(unit, stream, folder), len(held[0])
+            buffer, smallest = _buffer(unit, stream, folder), len(sets[0])
         yield from enumerate(learn(strategy, stream, network, training, seed, buffer=buffer, smallest=smallest, split=split, mini=mini))
 
 

@@ -208,7 +208,7 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
         self._layout, self._tensor_labels = type(dataset), isinstance(dataset.eval()[0][1], Tensor)
 
     def _dataset(self, group: Any) -> Any:
-        return dataset_of(group, self._layout, self._tensor_labels, self.transform)
+        return dataset_of(group, self._layout, tensor_labels=self._tensor_labels, transform=self.transform)
 
     def _attach_logits(self, agent: Any) -> None:
         """DER replays a network's outputs: those of the model as it is now, for every group that has none."""

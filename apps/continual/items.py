@@ -23,7 +23,7 @@ Transform = Callable[[Tensor], Tensor]
 class _Items(Dataset):  # type: ignore[type-arg]
     """(values, label) of one group; the values stay as they are stored, the label is of the stream's kind (a collate mixes no kinds)."""
 
-    def __init__(self, group: Exemplars, tensor_labels: bool) -> None:
+    def __init__(self, group: Exemplars, *, tensor_labels: bool) -> None:
         self.values, self.label = group.values, torch.tensor(group.label) if tensor_labels else group.label
         self.targets = [group.label] * len(group)
 
@@ -45,12 +45,12 @@ class _Restored:
         return images if self.then is None else self.then(images)
 
 
-def dataset_of(group: Exemplars, layout: Any, tensor_labels: bool, transform: Transform | None) -> Any:
+def dataset_of(group: Exemplars, layout: Any, *, tensor_labels: bool, transform: Transform | None) -> Any:
     """A group as a data set of the class ``layout``; ``transform`` acts in the training view."""
     groups = _utils.TransformGroups(
         {"train": _Restored(group.grid, transform), "eval": _Restored(group.grid, None)}  # y is left alone
     )
-    items = _Items(group, tensor_labels)
+    items = _Items(group, tensor_labels=tensor_labels)
     described = [_attributes.DataAttribute(items.targets, "targets")]
     if has_task_labels(layout):
         described.append(_attributes.TaskLabels([group.task] * len(group)))

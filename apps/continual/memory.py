@@ -123,9 +123,9 @@ class Memory:
         wanted = {key: pool for key, pool in found.items() if key not in few}
         part = None if checkpoints is None else checkpoints / f"checkpoint-{number}.safetensors"
         beside = few if len(found) > 1 else self._known()
-        made = self._condense(wanted, counts, beside, ("experience", number), device, part, progress)
+        made = self._condense(wanted, counts, beside, ("experience", number), device=device, checkpoint=part, progress=progress)
         new = [self._group({**made, **few}[key], key, number, len(pool), kept=key in few) for key, pool in found.items()]
-        self.groups = [*self._shrunk(shares, new, number, device, checkpoints, progress), *new]
+        self.groups = [*self._shrunk(shares, new, number, device=device, folder=checkpoints, progress=progress), *new]
         self.experiences, self.history = number + 1, history
 
     def merge(
@@ -166,7 +166,7 @@ class Memory:
                 starts[key] = both[key][: counts[key]]
         pools = {key: pool for key, pool in pools.items() if key not in made}
         counts = {key: min(count, len(both[key])) for key, count in counts.items()}
-        made |= self._condense(pools, counts, both, ("merge", number), device, None, progress, starts)
+        made |= self._condense(pools, counts, both, ("merge", number), device=device, progress=progress, starts=starts)
         self.groups = []
         for key in keys:
             old, more = held.get(key), len(recent.get(key, ()))
@@ -246,7 +246,7 @@ class Memory:
             held[key] = group
         return held
 
-    def _group(self, images: Tensor, key: Key, experience: int, seen: int, kept: bool = False) -> Exemplars:
+    def _group(self, images: Tensor, key: Key, experience: int, seen: int, *, kept: bool = False) -> Exemplars:
         values, grid = stored(images, self.config.storage, self.config.mean, self.config.std)
         return Exemplars(key[1], key[0], experience, seen, values, grid, kept=kept)
 
@@ -256,8 +256,9 @@ class Memory:
         counts: Mapping[Key, int],
         beside: Mapping[Key, Tensor],
         stream: tuple[str | int, ...],
+        *,
         device: torch.device | str,
-        checkpoint: Path | None,
+        checkpoint: Path | None = None,
         progress: bool | None,
         starts: Mapping[Key, Tensor] | None = None,
     ) -> dict[Key, Tensor]:
@@ -288,7 +289,14 @@ class Memory:
         return {key: made.images[made.hard_labels == place] for place, key in enumerate(pools)}
 
     def _shrunk(
-        self, shares: list[int], new: list[Exemplars], number: int, device: torch.device | str, folder: Path | None, progress: bool | None
+        self,
+        shares: list[int],
+        new: list[Exemplars],
+        number: int,
+        *,
+        device: torch.device | str,
+        folder: Path | None,
+        progress: bool | None,
     ) -> list[Exemplars]:
         """The groups within their shares: those above are condensed again, together with the others of their experience.
 
@@ -309,7 +317,7 @@ class Memory:
             part = None if folder is None else folder / f"checkpoint-{number}-{name}.safetensors"
             counts = {key: shares[i] for key, i in keys.items()}
             beside = {**self._known(), **{(group.task, group.label): group.images for group in new}} if len(keys) == 1 else {}
-            made = cut | self._condense(pools, counts, beside, ("shrink", number, name), device, part, progress)
+            made = cut | self._condense(pools, counts, beside, ("shrink", number, name), device=device, checkpoint=part, progress=progress)
             for key, i in keys.items():
                 kept[i] = self._group(made[key], key, kept[i].experience, kept[i].seen)
         return kept

@@ -39,6 +39,7 @@ FOLDERS = "DISTILL_FOLDERS"
 def load_once(
     name: str,
     root: str,
+    *,
     validation: float,
     seed: int,
     size: int | None,
@@ -54,8 +55,17 @@ def load_once(
 
 def data_of(settings: Settings, root: str = "") -> ImageData:
     """The run's whole data set, from ``root`` or $DISTILL_DATA."""
-    given = (settings.mean, settings.std, settings.class_names)
-    return load_once(settings.data, root, settings.validation, settings.seed, settings.size, settings.device, *given)
+    return load_once(
+        settings.data,
+        root,
+        validation=settings.validation,
+        seed=settings.seed,
+        size=settings.size,
+        device=settings.device,
+        mean=settings.mean,
+        std=settings.std,
+        classes=settings.class_names,
+    )
 
 
 @contextlib.contextmanager
@@ -88,7 +98,7 @@ def own_data(
             return NoImages.of(spec).to(settings.device), client
         # A private client's images stay the same ones, whatever the server's seed would hold out of a folder without test images.
         seed = settings.seed if privacy is None else 0
-        own = load_once(name, root, 0.0, seed, size, settings.device, classes=spec.classes)
+        own = load_once(name, root, validation=0.0, seed=seed, size=size, device=settings.device, classes=spec.classes)
         return agreed(own, spec, own=True), client
     if given is None and privacy is None and ":" in settings.data and os.environ.get(FOLDERS) != "1":
         raise InputError(
@@ -135,7 +145,7 @@ def client_app(given: ImageData | None = None, privacy: PrivacyOf = no_privacy) 
             return mine
         if mine is not None:
             number = int(context.node_config.get("partition-id", -1))
-            return silent_answer(message, lambda: _private(message, context, mine, given), mine.folder(number), given is not None)
+            return silent_answer(message, lambda: _private(message, context, mine, given), mine.folder(number), shared=given is not None)
         settings, server_round, spec = _asked(message, context)
         with torch_threads(settings.threads):
             data, client = own_data(context, settings, spec, given)
@@ -157,7 +167,7 @@ def client_app(given: ImageData | None = None, privacy: PrivacyOf = no_privacy) 
 def _private(message: Message, context: Context, privacy: ClientPrivacy, given: ImageData | None) -> Message:
     """A private client's upload. What it says beside the images does not depend on its data."""
     settings, server_round, spec = _asked(message, context)
-    epsilon = check_request(privacy, settings, context, "arrays" in message.content)
+    epsilon = check_request(privacy, settings, context, weights="arrays" in message.content)
     with torch_threads(settings.threads):
         data, client = own_data(context, settings, spec, given, privacy)
         made = private_upload(privacy, epsilon, data, settings, server_round, client, spec)

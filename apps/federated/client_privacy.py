@@ -72,7 +72,7 @@ class ClientPrivacy:
 PrivacyOf = Callable[["Context"], ClientPrivacy | None]
 
 
-def check_request(privacy: ClientPrivacy, settings: Settings, context: "Context", weights: bool) -> float:
+def check_request(privacy: ClientPrivacy, settings: Settings, context: "Context", *, weights: bool) -> float:
     """The epsilon of the upload that is asked for; `InputError` for a request beyond what the client gives.
 
     Args:

@@ -52,7 +52,7 @@ def is_empty(name: str) -> bool:
     return kind == "folder" and path != "" and place.is_dir() and not any(inner.is_file() for inner in place.rglob("*"))
 
 
-def shard(data: ImageData, partition: Partition, client: int, may_be_empty: bool = False) -> ImageData:
+def shard(data: ImageData, partition: Partition, client: int, *, may_be_empty: bool = False) -> ImageData:
     """One client's images, with the whole data's spec (normalisation is public); `NoImages` where there are none and that is allowed."""
     if not 0 <= client < len(partition.parts):
         raise InputError(f"client {client} is not in the partition; allowed: 0..{len(partition.parts) - 1}.")
@@ -61,7 +61,7 @@ def shard(data: ImageData, partition: Partition, client: int, may_be_empty: bool
     return kind(data.spec, train, data.validation, data.test, data.whitening, data.notes)
 
 
-def agreed(data: ImageData, spec: DataSpec, own: bool = False) -> ImageData:
+def agreed(data: ImageData, spec: DataSpec, *, own: bool = False) -> ImageData:
     """A client's data under the federation's spec: the classes and the shape must be the same, the normalisation is the server's.
 
     ``own`` data are the client's alone. The server has never seen them: the numbers and the class list that it sent are public to the

@@ -47,7 +47,7 @@ def serve(
 
         rule = rule_for(settings, data.spec, count, folder)
         sizes = [len(part) for part in partition_of(data, settings).parts]
-        strategy = Federation(settings, rule, data.spec, weights, roster, judge, folder, sizes)
+        strategy = Federation(settings, rule, data.spec, weights, roster, judge=judge, folder=folder, sizes=sizes)
         if strategy.done < settings.rounds:
             strategy.run(Exchange(grid))
         return strategy.lines

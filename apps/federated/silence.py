@@ -18,7 +18,7 @@ MAX_LOG = 1 << 20  # bytes
 FAILED = 2  # Flower's code for a ClientApp that raised
 
 
-def silent_answer(message: Message, work: Callable[[], Message], log: Path, shared: bool) -> Message:
+def silent_answer(message: Message, work: Callable[[], Message], log: Path, *, shared: bool) -> Message:
     """What ``work`` answers; where it fails, an error that says nothing: its text may name files, classes and counts of private data.
 
     Args:

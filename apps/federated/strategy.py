@@ -73,6 +73,7 @@ class Federation(Strategy):
         spec: DataSpec,
         weights: Weights,
         roster: Roster,
+        *,
         judge: Callable[[Weights], float],
         folder: Path | None = None,
         sizes: Sequence[int] | None = None,

@@ -32,7 +32,7 @@ def carrying(home: Path) -> list[int]:
     return found
 
 
-def end_all(home: Path, children: Sequence["subprocess.Popen[bytes]"] = (), gently: bool = True) -> None:
+def end_all(home: Path, children: Sequence["subprocess.Popen[bytes]"] = (), *, gently: bool = True) -> None:
     """End every process that carries this Flower home: what was started with it (``children``), and what that started."""
     deadline = time.monotonic() + (STOP_SECONDS if gently else 0.0)
     number = signal.SIGTERM if gently else signal.SIGKILL

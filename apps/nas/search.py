@@ -97,7 +97,7 @@ def search(
             trial.set_user_attr("id", one.id)
             study.tell(trial, value) if np.isfinite(value) else study.tell(trial, state=optuna.trial.TrialState.FAIL)
         trials = _trials(optuna, study)
-    return _promote(trials, data, ledger, crew, truth, seed, budget, told)
+    return _promote(trials, data, ledger, crew, truth=truth, seed=seed, budget=budget, told=told)
 
 
 def _promote(
@@ -105,6 +105,7 @@ def _promote(
     data: ImageData,
     ledger: Ledger,
     crew: Crew,
+    *,
     truth: Recipe,
     seed: int,
     budget: Budget,

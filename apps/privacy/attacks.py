@@ -50,7 +50,7 @@ def calibrated_scores(loss: np.ndarray, reference_losses: np.ndarray) -> np.ndar
     return found
 
 
-def lira_scores(margin: np.ndarray, shadows: np.ndarray, inside: np.ndarray, online: bool = True) -> np.ndarray:
+def lira_scores(margin: np.ndarray, shadows: np.ndarray, inside: np.ndarray, *, online: bool = True) -> np.ndarray:
     """Likelihood-ratio scores (n,) of a target's margins (n,) from shadow models' margins (shadows, n) and who was in (shadows, n) bool.
 
     Carlini et al. (2022). Online: log density under the in-models minus that under the out-models, Gaussians with means of their own for
@@ -70,7 +70,7 @@ def lira_scores(margin: np.ndarray, shadows: np.ndarray, inside: np.ndarray, onl
     return np.asarray(scipy.stats.norm.logpdf(margin, mean_in, sd_in) - scipy.stats.norm.logpdf(margin, mean_out, sd_out))
 
 
-def lira_by_run(margins: np.ndarray, inside: np.ndarray, online: bool = True) -> list[np.ndarray]:
+def lira_by_run(margins: np.ndarray, inside: np.ndarray, *, online: bool = True) -> list[np.ndarray]:
     """`lira_scores` of each run of several (runs, n) that come in pairs of opposite coins, 2k and 2k + 1: all other pairs are its shadows.
 
     A run's own opposite is left out. With it, a point that is in has fewer in-shadows than a point that is out, and that alone moves the
@@ -83,7 +83,9 @@ def lira_by_run(margins: np.ndarray, inside: np.ndarray, online: bool = True) ->
             f"{len(inside)} runs; LiRA needs an even number from {FEWEST_RUNS}, with exactly the points in run 2k + 1 that run 2k has out."
         )
     pairs = np.arange(len(inside)) // 2
-    return [lira_scores(margins[run], margins[pairs != pairs[run]], inside[pairs != pairs[run]], online) for run in range(len(inside))]
+    return [
+        lira_scores(margins[run], margins[pairs != pairs[run]], inside[pairs != pairs[run]], online=online) for run in range(len(inside))
+    ]
 
 
 def _sides(shadows: np.ndarray, used: np.ndarray) -> tuple[np.ndarray, float]:

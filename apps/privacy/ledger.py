@@ -169,7 +169,7 @@ class Ledger:
     def _name(self, name: str | None) -> str:
         return f"{name or f'release-{sum(step.times for step in self._history):08d}'}.safetensors"
 
-    def _keep(self, key: str, released: Tensor, made: bool = False) -> None:
+    def _keep(self, key: str, released: Tensor, *, made: bool = False) -> None:
         """Remember a release; older ones are dropped, from the disk too by the one that ``made`` it (others would each drop one more)."""
         self._kept[key] = released.cpu()
         self._bytes += 4 * released.numel()

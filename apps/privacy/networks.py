@@ -12,7 +12,7 @@ from distill.randomness import generator
 from distill.spec import DataSpec
 
 
-def drawn_once(name: str, count: int, seed: int = 0, unit: bool = True) -> Callable[[DataSpec], nn.Module]:
+def drawn_once(name: str, count: int, seed: int = 0, *, unit: bool = True) -> Callable[[DataSpec], nn.Module]:
     """A network function for `condense`: one of ``count`` random networks called ``name``, always the same ones, in random order.
 
     Their weights are public (made from ``seed``). ``unit`` gives them features of length 1.

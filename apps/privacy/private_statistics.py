@@ -131,7 +131,7 @@ class PrivateStatistics:
             "epsilon": found.epsilon,
             "delta": self.delta,
             "adjacency": ADJACENCY,
-            "mechanism": mechanism(self._entropy.secure),
+            "mechanism": mechanism(secure=self._entropy.secure),
             "releases": sum(step.times for step in history),
             "accountant": found.accountant,
             "history": [list(step) for step in history],
@@ -267,7 +267,15 @@ class PrivateStatistics:
                 return known.to(self.device)
             self.check_budget(plan)
             released = noised_sums(
-                self._data, self._classes, self.sample(plan.sample_rate), plan.noise_multiplier, norm, rows, length, slots, self._entropy
+                self._data,
+                self._classes,
+                self.sample(plan.sample_rate),
+                plan.noise_multiplier,
+                norm,
+                rows,
+                length=length,
+                slots=slots,
+                entropy=self._entropy,
             )
             self._ledger.record(key, released, plan.noise_multiplier, plan.sample_rate)
             return released

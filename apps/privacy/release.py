@@ -31,7 +31,16 @@ def poisson_mask(labels: Tensor, rate: float, entropy: Entropy) -> Tensor:
 
 
 def noised_sums(
-    data: ImageData, classes: Sequence[int], mask: Tensor, noise: float, norm: float, rows: Rows, length: int, slots: int, entropy: Entropy
+    data: ImageData,
+    classes: Sequence[int],
+    mask: Tensor,
+    noise: float,
+    norm: float,
+    rows: Rows,
+    *,
+    length: int,
+    slots: int,
+    entropy: Entropy,
 ) -> Tensor:
     """(K, slots, D) float32: each class's sums of the masked examples' rows, clipped at ``norm``, with noise of deviation ``noise * norm``.
 

@@ -25,7 +25,7 @@ NOISE, RATE = (0.05, 1e5), (1e-8, 1.0)
 SLACK = 0.01
 
 
-def mechanism(secure: bool) -> str:
+def mechanism(*, secure: bool) -> str:
     """The mechanism of `PrivateStatistics` in words."""
     source = "the operating system's generator" if secure else "a generator with a known seed"
     return f"Gaussian noise of {source} on Poisson-sampled sums of clipped per-example rows"

@@ -215,7 +215,7 @@ def _sizes(unit: Any, stream: list[ImageData], folder: Path, progress: bool | No
         shape = stream[0].spec.shape
         size, grid = item_bytes(shape, unit.storage), group_bytes(shape, unit.storage)
         return [{"items": len(held), "bytes": len(held) * size + grid, "seconds": 0.0} for held in reservoirs(unit, stream)]
-    memories = fill_memories(unit, stream, folder / "memories" / unit.name, progress)
+    memories = fill_memories(unit, stream, folder / "memories" / unit.name, progress=progress)
     return [{"items": len(memory), "bytes": memory.nbytes, "seconds": memory.seconds} for memory in memories]
 
 
@@ -226,7 +226,7 @@ def _held(options: Options, unit: Any, stream: list[ImageData], folder: Path) ->
     if unit.method == RESERVOIR:
         return reservoirs(unit, stream)
     place = folder / "memories" / unit.name
-    return [memory.condensed(stream[0].spec).to(options.device) for memory in fill_memories(unit, stream, place, False)]
+    return [memory.condensed(stream[0].spec).to(options.device) for memory in fill_memories(unit, stream, place, progress=False)]
 
 
 def _learn(study: ContinualStudy, options: Options, part: Part, stream: list[ImageData], strategy: str, folder: Path, book: Book) -> None:
@@ -248,12 +248,12 @@ def _learn(study: ContinualStudy, options: Options, part: Part, stream: list[Ima
             unit,
             stream,
             held,
-            folder / "memories" / (unit.name if unit else ""),
-            table.network,
-            (table.joint or recipe) if strategy == "joint" else recipe,
-            Training(**study.training),
-            derived_seed(options.seed, "learner", part.order, net),
-            table.split,
+            folder=folder / "memories" / (unit.name if unit else ""),
+            network=table.network,
+            recipe=(table.joint or recipe) if strategy == "joint" else recipe,
+            training=Training(**study.training),
+            seed=derived_seed(options.seed, "learner", part.order, net),
+            split=table.split,
             first=len(known),
             mini=study.stream.mini if study.stream.setting == "online" else None,
         )

@@ -95,8 +95,8 @@ def patched(runs: Runs, planted: bool) -> Iterator[None]:
     sums, noised, app = private_statistics.noised_sums, private_experts._NoisedSums.add_noise, inline.client_app
     save = Drawing.save
 
-    def release(data: ImageData, classes: Any, mask: Tensor, noise: float, norm: float, *rest: Any) -> Tensor:
-        return runs.answered("sums of one release", sums(data, classes, mask, noise, norm, *rest), norm)
+    def release(data: ImageData, classes: Any, mask: Tensor, noise: float, norm: float, rows: Any, **sizes: Any) -> Tensor:
+        return runs.answered("sums of one release", sums(data, classes, mask, noise, norm, rows, **sizes), norm)
 
     def expert_step(self: Any) -> None:
         noised(self)

@@ -167,11 +167,11 @@ def leaky(patch: pytest.MonkeyPatch) -> None:
     made_by, private_set, hand_over = private_statistics.noised_sums, privacy_sets.private_set, privacy_sets.hand_over
     write_whole, write_json, covered = ledger.write_whole, ledger.write_json, public_part.covered
 
-    def remembered(data: Any, classes: Any, mask: Any, noise: float, norm: float, rows: Any, length: int, slots: int, entropy: Any) -> Any:
+    def remembered(data: Any, classes: Any, mask: Any, noise: float, norm: float, rows: Any, **sizes: Any) -> Any:
         silent: Any = SimpleNamespace(normal=np.zeros)
-        seen["clean"] = noised_sums(data, classes, mask, noise, norm, rows, length, slots, silent)
+        seen["clean"] = noised_sums(data, classes, mask, noise, norm, rows, **{**sizes, "entropy": silent})
         seen["examples"], seen["image"] = len(data.train), data.normalised("train", torch.tensor([len(data.train) - 1]))
-        return made_by(data, classes, mask, noise, norm, rows, length, slots, entropy)
+        return made_by(data, classes, mask, noise, norm, rows, **sizes)
 
     def with_clean_sums(path: Path, content: bytes) -> None:
         if path.name.startswith("release-"):

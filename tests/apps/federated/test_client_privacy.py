@@ -136,7 +136,7 @@ def test_a_servers_text_lowers_nothing(
     """Each is refused in the same words, by a client with its whole budget and by one with none left; nothing is computed or spent."""
     case = dict(HOSTILE[name])
     computed: list[str] = []
-    monkeypatch.setattr("apps.privacy.private_statistics.noised_sums", lambda *rest: computed.append("sums"))
+    monkeypatch.setattr("apps.privacy.private_statistics.noised_sums", lambda *rest, **sizes: computed.append("sums"))
     limited = {"iterations": 10_000} if case.pop("limited", False) else {}
     used, _ = spent
     fresh = privacy(tmp_path / "kept", settings())

@@ -137,11 +137,11 @@ def _shadow_world(seed: int, effect: float, count: int = 32, points: int = 400) 
 def test_lira_sees_through_difficulty_where_a_threshold_does_not(online: bool) -> None:
     margins, inside, _ = _shadow_world(0, 1.5)
     target, members = margins[0], inside[0]
-    found = attacks.lira_scores(target, margins[1:], inside[1:], online)
+    found = attacks.lira_scores(target, margins[1:], inside[1:], online=online)
     assert auc(found[members], found[~members]) > 0.78
     assert auc(target[members], target[~members]) < 0.68
     none = _shadow_world(1, 0.0)
-    blind = attacks.lira_scores(none[0][0], none[0][1:], none[1][1:], online)
+    blind = attacks.lira_scores(none[0][0], none[0][1:], none[1][1:], online=online)
     assert abs(auc(blind[none[1][0]], blind[~none[1][0]]) - 0.5) < 0.1
 
 
@@ -186,15 +186,15 @@ def test_lira_over_runs_finds_nothing_where_nothing_is_and_what_is_there(seed: i
         low, high = np.quantile(score[~members], [0.01, 0.99])
         return float((score[members] > high).mean()), float((score[members] < low).mean())
 
-    for score, members in zip(attacks.lira_by_run(margins, inside, online), inside, strict=True):
+    for score, members in zip(attacks.lira_by_run(margins, inside, online=online), inside, strict=True):
         # 50,000 members: more than three standard deviations of the rate and of the threshold together.
         assert np.allclose(high_and_low(score, members), 0.01, atol=0.0022)
         assert abs(auc(score[members], score[~members]) - 0.5) < 0.01
     # The run's own opposite among its shadows would have been seen.
-    wrong = attacks.lira_scores(margins[0], margins[1:], inside[1:], online)
+    wrong = attacks.lira_scores(margins[0], margins[1:], inside[1:], online=online)
     assert not np.allclose(high_and_low(wrong, inside[0]), 0.01, atol=0.0022)
     margins, inside = _paired_world(seed, 1.5, 16, 2000)
-    for score, members in zip(attacks.lira_by_run(margins, inside, online), inside, strict=True):
+    for score, members in zip(attacks.lira_by_run(margins, inside, online=online), inside, strict=True):
         assert auc(score[members], score[~members]) > 0.75
 
 

@@ -245,7 +245,7 @@ def sums(bug: str) -> Callable[..., Tensor]:
     """One release written again, with a bug."""
 
     def noised(
-        data: ImageData, classes: Any, mask: Tensor, noise: float, norm: float, rows: Any, length: int, slots: int, entropy: Any
+        data: ImageData, classes: Any, mask: Tensor, noise: float, norm: float, rows: Any, *, length: int, slots: int, entropy: Any
     ) -> Tensor:
         total = torch.zeros(len(classes), slots, length, dtype=torch.float64)
         for position, label in enumerate(classes):
@@ -306,9 +306,9 @@ def plant(bug: str, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(private_statistics, "feature_rows", twice)
     elif bug == "a dropped release leaves the account":
 
-        def forgets(self: Ledger, key: str, released: Tensor, made: bool = False) -> None:
+        def forgets(self: Ledger, key: str, released: Tensor, *, made: bool = False) -> None:
             before = len(self._kept)
-            keep(self, key, released, made)
+            keep(self, key, released, made=made)
             if len(self._kept) <= before and before:
                 *first, last = self._history
                 self._history = [*first, Steps(*last[:2], last.times - 1)]
