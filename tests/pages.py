@@ -159,7 +159,8 @@ def check_distill(words: list[str]) -> None:
     elif words[0] == "condense":
         check_data(given["data"])
         table = override({}, given["settings"] or [])
-        tables = {"kind": "condense", "data": {"name": given["data"]}, "method": {"name": given["method"], "ipc": given["ipc"], **table}}
+        method = {"name": given["method"] or "dm", "ipc": given["ipc"] or 1, **table}
+        tables = {"kind": "condense", "data": {"name": given["data"]}, "method": method}
         study("condense", tables, "distill condense")
     elif words[0] == "evaluate":
         check_data(given["data"])

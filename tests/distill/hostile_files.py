@@ -1,6 +1,6 @@
 """Damaged and hostile condensed-set files for test_condensed.py, and the bounded process that reads them.
 
-Run as ``python -m tests.distill.hostile_files COUNT MARKER``: prints one JSON line with what became of each file.
+Run as ``python -m tests.distill.hostile_files COUNT MARKER SEED...``: prints one JSON line with what became of each file.
 """
 
 import collections
@@ -338,19 +338,22 @@ MUTATORS = (
 )  # fmt: skip
 
 
-def survive(count: int, marker: str) -> dict[str, Any]:
-    """Read ``count`` hostile files; what was neither a sound set nor a one-line refusal is listed under ``faults``."""
-    rng, valid = random.Random(7), valid_files()
+def survive(count: int, marker: str, seeds: list[int]) -> dict[str, Any]:
+    """Read ``count`` hostile files; what was neither a sound set nor a one-line refusal is listed under ``faults``.
+
+    The damage is drawn from each of the seeds in turn: a fault's line names the file's place among them.
+    """
+    draws, valid = [random.Random(seed) for seed in seeds], valid_files()
     files = [("pickle", data) for data in pickles(marker)]
     files += [("classes", class_names(n)) for n in (0, 2, 4, 99_999, 100_000, 100_001, 200_000)] + [
         ("classes", class_names(3, "n" * 1_000_000))
     ]
     files += [("label_kind", data) for data in label_kinds()]
-    files += [("empty", b"")] + [("nested", nested_header(b"", rng)) for _ in range(8)]
+    files += [("empty", b"")] + [("nested", nested_header(b"", draws[0])) for _ in range(8)]
     tally: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     faults: list[str] = []
     for place in range(count):
-        mutate = MUTATORS[place % len(MUTATORS)]
+        mutate, rng = MUTATORS[place % len(MUTATORS)], draws[place // len(MUTATORS) % len(draws)]
         name, data = files[place] if place < len(files) else (mutate.__name__, mutate(rng.choice(valid), rng))
         try:
             made = CondensedSet.from_bytes(data)
@@ -394,7 +397,7 @@ def main() -> None:
         bounded = False
     except RuntimeError:
         bounded = True
-    result = survive(int(sys.argv[1]), sys.argv[2])
+    result = survive(int(sys.argv[1]), sys.argv[2], [int(seed) for seed in sys.argv[3:]])
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     print(json.dumps({**result, "bounded": bounded, "grown_bytes": grown * (1 if sys.platform == "darwin" else 1024)}))
 

@@ -17,6 +17,9 @@ ROOT = Path(__file__).parents[2]
 
 def writer(folder: Path) -> Callable[[str], None]:
     def work(job: str) -> None:
+        if job in ("wrong", "dies", "fails"):  # not before the long job runs, which must end with it
+            while not (folder / "long").exists() or not (folder / "long").read_text():
+                time.sleep(0.01)
         if job == "wrong":
             raise InputError("the job is wrong.")
         if job == "dies":
@@ -66,8 +69,7 @@ def test_a_job_that_goes_wrong_is_named_and_the_others_end(
     assert failed.value.job == job
     assert failed.value.reason.startswith(reason)
     assert ("ZeroDivisionError: by zero" in capfd.readouterr().err) == (job == "fails")
-    if (tmp_path / "long").exists() and (text := (tmp_path / "long").read_text()):
-        assert gone(int(text))
+    assert gone(int((tmp_path / "long").read_text()))
 
 
 def test_a_caller_that_stops_early_leaves_no_worker(tmp_path: Path) -> None:

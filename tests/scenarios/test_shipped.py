@@ -11,8 +11,7 @@ from scenarios.engine.folder import load_data
 from scenarios.engine.scenario import read_scenario, shipped
 from scenarios.engine.study import Options
 
-for engine in ("flwr", "avalanche", "opacus", "optuna"):
-    pytest.importorskip(engine)
+ENGINES = {"federated": ["flwr"], "continual": ["avalanche"], "privacy": ["opacus"], "nas": ["optuna"], "condense": []}
 
 # Side, channels, classes, and training images a class: a tenth of the real ones, where a study does not ask for more.
 LIKE = {"mnist": (28, 1, 10, 2200), "fashion-mnist": (28, 1, 10, 2200), "cifar10": (32, 3, 10, 500), "cifar100": (32, 3, 100, 50)} | {
@@ -38,6 +37,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", shipped())
 def test_a_shipped_study_passes_its_checks(name: str, root: Path, tmp_path: Path) -> None:
     found, tables = read_scenario(name)
+    for kind in [tables["kind"]] if "stages" not in tables else [stage["kind"] for stage in tables["stages"].values()]:
+        for engine in ENGINES[kind]:
+            pytest.importorskip(engine)
     made: Any = study(found, tables, f"{name}.toml")
     data = load_data(made, Options(tmp_path / "runs", data_root=root))
     KINDS[made.kind].check(made, data)

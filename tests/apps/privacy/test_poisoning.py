@@ -85,6 +85,14 @@ class Obedient(nn.Module):
         return nn.functional.one_hot(torch.where(white, 1, 2), 3).float() + 0 * images.sum((1, 2, 3))[:, None]
 
 
+class Lit(nn.Module):
+    """Says 1 the surer the brighter the lower right corner is, 0 the darker; a patch that calls 0 can be learned from its gradient."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        light = images[:, 0, -2:, -2:].mean((1, 2))
+        return torch.stack([-light, light, torch.full_like(light, -9.0)], 1)
+
+
 def test_success_is_counted_on_other_classes_only(toy_data: ImageData) -> None:
     spec, network = toy_data.spec, Obedient()
     assert attack_success(network, toy_data, white_square(spec), 1) == 100.0
@@ -108,7 +116,9 @@ def test_a_class_that_a_patch_reaches_stands_out(toy_data: ImageData) -> None:
     found = {row.target: row for row in patch_reach([Obedient()], toy_data, steps=2)}
     assert found[1].white == 100.0
     assert found[0].white == 0.0
-    assert found[0].learned == 0.0
+    found = {row.target: row for row in patch_reach([Lit()], toy_data)}
+    assert [found[target].white for target in (0, 1, 2)] == [0.0, 100.0, 0.0]
+    assert [found[target].learned for target in (0, 1, 2)] == [100.0, 100.0, 0.0], "a dark patch calls 0, a bright one 1, and none 2"
 
 
 def test_mistakes_are_one_line(toy_data: ImageData) -> None:
