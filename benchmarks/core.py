@@ -21,12 +21,13 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
 from benchmarks import plain
+from benchmarks.page import with_table
 from distill.adjoint import Student, View, matching_gradient
 from distill.augment import DSA, augment, strategy
 from distill.condensed import CondensedSet
@@ -55,7 +56,6 @@ TARGETS = {  # at least this many times the plain loop on an idle 2-core AVX-512
 }
 KEPT = Path(__file__).parent / "expected" / "core.json"
 PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
-BEGIN, END = "<!-- table: begin (python -m benchmarks.core --page) -->", "<!-- table: end -->"
 FORMS: tuple[tuple[Precision, Compile], ...] = (("float32", "off"), ("float32", "on"), ("bf16", "on"))
 Work = Callable[[], Any]
 
@@ -103,8 +103,8 @@ class Setting:
         forms: dict[str, Work] = {
             "dm": lambda: plain.dm(network, self.real, self.images, counts, same),
             "gm": lambda: plain.gm(network, self.real, self.images, counts, same),
-            "datadam": lambda: plain.datadam(network, self.real, self.images, counts, same, 4.0, 1.0, 0.01),
-            "mtt": lambda: plain.mtt(network, *self.segment(), MTT_STEPS),
+            "datadam": lambda: plain.datadam(network, self.real, self.images, counts, same, power=4.0, weight=1.0, feature_weight=0.01),
+            "mtt": lambda: plain.mtt(network, *self.segment(), steps=MTT_STEPS),
             "training": train,
             "test pass": lambda: plain.test_pass(network, test, test_labels),
         }
@@ -129,18 +129,18 @@ class Setting:
         for seed in range(JUDGES):
             train_network(self.tiny, self.name, recipe, seed)
 
-    def adjoint(self, compile: bool) -> Work:
-        student = Student(copy.deepcopy(self.network), compile)
+    def adjoint(self, *, compile: bool) -> Work:
+        student = Student(copy.deepcopy(self.network), compile=compile)
 
         def gradient() -> tuple[Tensor, Tensor]:
-            found = matching_gradient(student, *self.segment(), MTT_STEPS)
+            found = matching_gradient(student, *self.segment(), steps=MTT_STEPS)
             return found.loss, found.images
 
         return gradient
 
     def step(self, part: str, precision: Precision, compile: Compile) -> Work:
         """One step of the method itself from the given images, on the given network and whole classes as batches, no augmentation."""
-        kinds: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+        kinds: dict[str, tuple[Callable[..., object], Callable[..., DM | GM | DataDAM], dict[str, int]]] = {
             "dm": (DMConfig, DM, {}),
             "gm": (GMConfig, GM, {"outer_steps": 1}),
             "datadam": (DataDAMConfig, DataDAM, {}),
@@ -186,7 +186,16 @@ def plain_process(connection: Connection, part: str, device: str, width: int) ->
         connection.send(seconds(form, device))
 
 
-def measure(part: str, setting: Setting, rounds: int) -> dict[str, Any]:
+class Row(TypedDict, total=False):
+    times: list[float]
+    seconds: float
+    ratio: float
+    gflops: float
+    loss: float
+    gradient_error: float
+
+
+def measure(part: str, setting: Setting, rounds: int) -> dict[str, Row]:
     """Median seconds of each form; the first, untimed round warms up and compiles."""
     device = setting.device
     context = multiprocessing.get_context("spawn")
@@ -200,7 +209,7 @@ def measure(part: str, setting: Setting, rounds: int) -> dict[str, Any]:
 
     truth = setting.plain(part)
     forms = setting.ours(part)
-    rows: dict[str, dict[str, Any]] = {name: {"times": []} for name in ("plain", "plain, memory kept", *forms)}
+    rows = {name: Row(times=[]) for name in ("plain", "plain, memory kept", *forms)}
     if part not in ("training", "test pass"):
         loss, expected = truth()[:2]
         rows["plain"]["loss"] = float(loss)
@@ -249,32 +258,10 @@ def segment_alone(form: str, width: int) -> None:
     method, steps = form.split("-")
     setting = Setting("cpu", width)
     if method == "plain":
-        plain.mtt(setting.network, *setting.segment(), int(steps))
+        plain.mtt(setting.network, *setting.segment(), steps=int(steps))
     else:
-        matching_gradient(Student(setting.network), *setting.segment(), int(steps))
+        matching_gradient(Student(setting.network), *setting.segment(), steps=int(steps))
     print(peak_memory_bytes())
-
-
-def with_table(page: str, record: dict[str, Any]) -> str:
-    """The page with its table made anew from a record."""
-    machine, limits = record["environment"], record["limits_gflops"]
-    where = machine["gpu"] or f"{machine['cores']} cores, {machine['processor']}"
-    lines = [
-        f"{where}, torch {machine['packages']['torch']}, {record['rounds']} rounds. "
-        f"Limits in GFLOP/s: {', '.join(f'{name} {value:.0f}' for name, value in limits.items())}.",
-        "",
-        "| part | form | seconds | times plain | GFLOP/s | image gradient off by |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for part, rows in record["results"].items():
-        for form, row in rows.items() if part != "memory" else ():
-            error = f"{row['gradient_error']:.0e}" if "gradient_error" in row else ""
-            lines.append(f"| {part} | {form} | {row['seconds']:.3f} | {row['ratio']:.2f} | {row['gflops']:.0f} | {error} |")
-    if "memory" in record["results"]:
-        peaks = ", ".join(f"{form} {peak / 1e9:.2f} GB" for form, peak in record["results"]["memory"].items())
-        lines += ["", f"Peak memory of a fresh process that computes one MTT gradient (form and student steps): {peaks}."]
-    head, _, rest = page.partition(BEGIN)
-    return head + BEGIN + "\n" + "\n".join(lines) + "\n" + END + rest.partition(END)[2]
 
 
 def main() -> None:
@@ -293,20 +280,22 @@ def main() -> None:
     setting = Setting(given.device, given.width)
     limit = limits(given.device)
     print("limits: " + ", ".join(f"{name} {value:.0f} GFLOP/s" for name, value in limit.items()))
-    results: dict[str, Any] = {}
+    results: dict[str, dict[str, Row]] = {}
+    memory: dict[str, int] = {}
     for name in given.only.replace("evaluation", "training,test pass").split(","):
         if name != "memory":
             results[name] = measure(name, setting, given.rounds)
         elif given.device == "cpu":
-            results[name] = {form: memory_of(form, given.width) for form in ("adjoint-10", "adjoint-50", "plain-10")}
-            print("peak memory: " + ", ".join(f"{form} {value / 1e9:.2f} GB" for form, value in results[name].items()))
+            memory = {form: memory_of(form, given.width) for form in ("adjoint-10", "adjoint-50", "plain-10")}
+            print("peak memory: " + ", ".join(f"{form} {value / 1e9:.2f} GB" for form, value in memory.items()))
     for name, wanted in TARGETS.items():
         for label, ratio in wanted.items():
             best = max((row["ratio"] for form, row in results.get(name, {}).items() if form.startswith(label)), default=None)
             if best is not None:
                 print(f"{name}, {label}: {best:.2f} x, asked {ratio} x: {'reached' if best >= ratio else 'MISSED'}")
     facts = {"width": given.width, "ipc": IPC, "batch_real": BATCH, "classes": CLASSES, "rounds": given.rounds, "limits_gflops": limit}
-    record = {**facts, "results": results, "environment": environment(given.device), "peak_memory_bytes": peak_memory_bytes()}
+    measured = {**results, **({"memory": memory} if memory else {})}
+    record = {**facts, "results": measured, "environment": environment(given.device), "peak_memory_bytes": peak_memory_bytes()}
     if given.json:
         write_json(given.json, record)
 

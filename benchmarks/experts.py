@@ -10,7 +10,6 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import distill
 from distill import experts
@@ -18,7 +17,7 @@ from distill.memory import keep_freed_memory
 from distill.records import environment, write_json
 
 
-def seconds(data: distill.ImageData, config: experts.ExpertConfig, side_by_side: bool) -> float:
+def seconds(data: distill.ImageData, config: experts.ExpertConfig, *, side_by_side: bool) -> float:
     """Seconds for all experts of the configuration, from nothing."""
     experts.WORTH_WORKERS = 0.0 if side_by_side else float("inf")
     with tempfile.TemporaryDirectory() as cache:
@@ -37,19 +36,20 @@ def main() -> None:
     given = parser.parse_args()
     keep_freed_memory()
     data = distill.load("mnist")
-    result: dict[str, Any] = {"environment": environment("cpu"), "experts": given.experts, "epochs": 1, "data": "mnist", "seconds": {}}
+    by_network: dict[str, dict[str, list[float]]] = {}
     for network in given.network:
         config = experts.ExpertConfig(given.experts, 1, network=network)
         taken: dict[str, list[float]] = {"one after the other": [], "side by side": []}
         for _ in range(given.rounds):
             for form, values in taken.items():
-                values.append(seconds(data, config, form == "side by side"))
+                values.append(seconds(data, config, side_by_side=form == "side by side"))
                 print(f"{network}, {given.experts} experts of one epoch, {form}: {values[-1]:.1f} s", flush=True)
         alone, together = (statistics.median(values) for values in taken.values())
         print(f"{network}: side by side {alone / together:.2f} times as fast")
-        result["seconds"][network] = taken
+        by_network[network] = taken
     if given.json:
-        write_json(given.json, result)
+        facts = {"environment": environment("cpu"), "experts": given.experts, "epochs": 1, "data": "mnist"}
+        write_json(given.json, {**facts, "seconds": by_network})
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import argparse
 import statistics
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -73,7 +72,7 @@ def main() -> None:
     asked = f" (asked of two on two idle cores: {AT_LEAST})" if given.workers == 2 else ""
     print(f"{given.workers} workers: {ratio['wall']:.2f} times the throughput of one{asked}, {ratio['steady']:.2f} without the start")
     if given.json:
-        result: dict[str, Any] = {
+        result: dict[str, object] = {
             "environment": environment("cpu"),
             "networks": len(jobs(1)),
             "steps": given.steps,

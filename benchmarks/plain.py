@@ -51,6 +51,7 @@ def datadam(
     images: Tensor,
     counts: Sequence[int],
     augment: Augment,
+    *,
     power: float,
     weight: float,
     feature_weight: float,
@@ -81,6 +82,7 @@ def mtt(
     labels: Tensor,
     lr: Tensor,
     view: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]],
+    *,
     steps: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Cazenavette et al., CVPR 2022, eq. 2, by one graph through all steps: (loss, gradients for images, lr and soft labels)."""

@@ -16,7 +16,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -71,9 +70,9 @@ class Setting:
         statistics.class_gradients(self.network, self.size, None, generator(0, "unused"))
 
 
-def measure(images: int, width: int, rounds: int) -> dict[str, Any]:
+def measure(images: int, width: int, rounds: int) -> dict[str, dict[str, float]]:
     setting = Setting(images, width)
-    forms: dict[str, Callable[[], Any]] = {"plain": setting.plain, "plain, in pieces": setting.pieces, "rows": setting.rows}
+    forms: dict[str, Callable[[], object]] = {"plain": setting.plain, "plain, in pieces": setting.pieces, "rows": setting.rows}
     times: dict[str, list[float]] = {name: [] for name in (*forms, "release")}
     for place in range(rounds + 1):  # the first round warms up
         for name in times:
@@ -112,7 +111,7 @@ def main() -> None:
     results = measure(given.images, given.width, given.rounds)
     verdict = "within" if results["release"]["ratio"] <= AT_MOST else "NOT within"
     print(f"a release costs {results['release']['ratio']:.2f} times the plain batch gradient: {verdict} {AT_MOST:g} times")
-    record: dict[str, Any] = {
+    record: dict[str, object] = {
         "images": given.images,
         "width": given.width,
         "rounds": given.rounds,
@@ -120,8 +119,9 @@ def main() -> None:
         "times": results,
     }
     if not given.no_memory:
-        record["peak_bytes"] = {str(count): memory_of(count, given.width) for count in (given.images, 4 * given.images)}
-        print("peak memory: " + ", ".join(f"{count} images {peak / 1e9:.2f} GB" for count, peak in record["peak_bytes"].items()))
+        peaks = {str(count): memory_of(count, given.width) for count in (given.images, 4 * given.images)}
+        record["peak_bytes"] = peaks
+        print("peak memory: " + ", ".join(f"{count} images {peak / 1e9:.2f} GB" for count, peak in peaks.items()))
     if given.json:
         write_json(given.json, {**record, "environment": environment("cpu")})
 

@@ -64,7 +64,7 @@ class Student:
     Each is a sum over pieces of the batch that stay in a CPU's cache (the whole batch for BatchNorm); ``compile`` see `distill.fast`.
     """
 
-    def __init__(self, network: nn.Module, compile: bool = False) -> None:
+    def __init__(self, network: nn.Module, *, compile: bool = False) -> None:
         with warnings.catch_warnings():
             # torch loads its forward-mode formulas with a function of its own that it calls outdated.
             warnings.simplefilter("ignore", FutureWarning)
@@ -110,7 +110,7 @@ class Student:
 
 
 def matching_gradient(
-    student: Student, start: Tensor, target: Tensor, images: Tensor, labels: Tensor, lr: Tensor, view: View, steps: int
+    student: Student, start: Tensor, target: Tensor, images: Tensor, labels: Tensor, lr: Tensor, view: View, *, steps: int
 ) -> Matched:
     """Loss |w[N] - target|^2 / |start - target|^2 (Cazenavette et al., CVPR 2022, eq. 2) and its exact gradients.
 

@@ -9,7 +9,6 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +35,7 @@ class Network(nn.Module):
         self.body = body
         self.neck = neck
         self.head = head
-        self.made_for: tuple[Any, ...] = ()
+        self.made_for: tuple[str, tuple[int, int, int], int] | None = None  # name, image shape and number of classes
 
     def features(self, images: Tensor) -> Tensor:
         """The last feature map, (N, C', H', W'); for the MLP its last hidden layer, (N, D)."""
@@ -78,7 +77,7 @@ class _GroupNorm(nn.GroupNorm):
 class _ResidualBlock(nn.Module):
     """He et al. (CVPR 2016), basic block; ``average_pool`` halves by pooling instead of by a stride."""
 
-    def __init__(self, inputs: int, width: int, stride: int, norm: str, average_pool: bool) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, norm: str, *, average_pool: bool) -> None:
         super().__init__()
         pools = [nn.AvgPool2d(stride)] if average_pool and stride > 1 else []
         step = 1 if average_pool else stride
@@ -119,18 +118,25 @@ def check_name(name: str) -> None:
 
 
 def _style(name: str) -> _Style:
-    given: dict[str, Any] = {}
+    axes: dict[str, str] = {}
     position = len("ConvNet")
     while position < len(name):
-        found = _SUFFIX.match(name, position)
-        if found is None or found.lastgroup is None:
+        suffix = _SUFFIX.match(name, position)
+        if suffix is None or suffix.lastgroup is None:
             raise unknown_name("network", name, NETWORKS)
-        axis, value = found.lastgroup, found[found.lastgroup]
-        if axis in given:
+        axis, value = suffix.lastgroup, suffix[suffix.lastgroup]
+        if axis in axes:
             raise InputError(f"network {name[:80]!r} gives its {axis} twice; each of depth, width, activation, norm, pooling at most once.")
-        given[axis] = int(value) if axis in ("depth", "width") else value
-        position = found.end()
-    style = _Style(**given)
+        axes[axis] = value
+        position = suffix.end()
+    usual = _Style()
+    style = _Style(
+        int(axes.get("depth", usual.depth)),
+        int(axes.get("width", usual.width)),
+        axes.get("activation", usual.activation),
+        axes.get("norm", usual.norm),
+        axes.get("pooling", usual.pooling),
+    )
     if not 1 <= style.depth <= MAX_DEPTH:
         raise InputError(f"network {name!r} has depth {style.depth}; allowed: 1 to {MAX_DEPTH}.")
     if not 1 <= style.width <= MAX_WIDTH:
@@ -195,16 +201,16 @@ def _lenet(name: str, spec: DataSpec) -> Network:
 
 
 def _resnet18(norm: str, *, average_pool: bool = False) -> Builder:
-    return lambda name, spec: _residual(name, spec, norm, average_pool)
+    return lambda name, spec: _residual(name, spec, norm, average_pool=average_pool)
 
 
-def _residual(name: str, spec: DataSpec, norm: str, average_pool: bool) -> Network:
+def _residual(name: str, spec: DataSpec, norm: str, *, average_pool: bool) -> Network:
     # The last norms must see more than one pixel: a stride rounds the side up, pooling rounds it down.
     _check_size(name, spec, 16 if average_pool else 9)
     layers: list[nn.Module] = [nn.Conv2d(spec.channels, 64, 3, padding=1, bias=False), *_norm(norm, 64), nn.ReLU()]
     inputs = 64
     for width, stride in ((64, 1), (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512, 1)):
-        layers.append(_ResidualBlock(inputs, width, stride, norm, average_pool))
+        layers.append(_ResidualBlock(inputs, width, stride, norm, average_pool=average_pool))
         inputs = width
     if average_pool:
         return Network(nn.Sequential(*layers), nn.Flatten(), nn.Linear(512 * (spec.height // 8) * (spec.width // 8), spec.num_classes))

@@ -1,16 +1,20 @@
 """A user's arrays, checked and copied: images to (N, C, H, W) tensors, labels of any usual form to class numbers."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from distill.errors import InputError, a_kind
 from distill.spec import MAX_CLASSES
 
+Images = Tensor | NDArray[np.generic]
+Labels = Tensor | NDArray[np.generic] | Sequence[object]
 
-def image_tensor(array: Any, what: str) -> Tensor:
+
+def image_tensor(array: object, what: str) -> Tensor:
     """Images as `ImageData.from_arrays` takes them, to uint8 or float32 (N, C, H, W). Raises `InputError`, which calls them ``what``."""
     channels_first = isinstance(array, Tensor)
     if isinstance(array, Tensor):
@@ -42,7 +46,7 @@ def image_tensor(array: Any, what: str) -> Tensor:
     return torch.from_numpy(np.array(array, dtype=np.uint8 if array.dtype == np.uint8 else np.float32, order="C"))
 
 
-def class_numbers(array: Any, what: str) -> Tensor:
+def class_numbers(array: object, what: str) -> Tensor:
     """Labels to int64 (N,): whole numbers of any type (floats too, if whole), a list of them, a column (N, 1), or one-hot rows (N, K).
 
     Raises `InputError`, which calls them ``what``, for anything else: text, probabilities, several labels an image.
@@ -94,13 +98,13 @@ def moments(images: Tensor) -> tuple[list[float], list[float]]:
     return (mean / scale).tolist(), torch.where(std > 1e-4, std, torch.ones_like(std)).tolist()
 
 
-def _kind(array: Any) -> str:
+def _kind(array: object) -> str:
     """For a sentence: ``uint8 (12, 4, 4)`` of an array, ``a list`` of anything without a dtype."""
     shape = getattr(array, "shape", None)
     return str(getattr(array, "dtype", None) or a_kind(array)) + ("" if shape is None else f" {tuple(shape)}")
 
 
-def _image_hint(array: Any) -> str:
+def _image_hint(array: object) -> str:
     if isinstance(array, np.ndarray) and array.ndim == 2:
         return "; give flat rows their shape: x.reshape(len(x), height, width, channels)"
     if isinstance(array, np.ndarray) and array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() <= 255:

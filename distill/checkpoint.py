@@ -4,26 +4,19 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from distill.distiller import load_state
+from distill.distiller import Stateful, load_state
 from distill.errors import Diverged, InputError
-from distill.records import write_whole
+from distill.records import Json, write_whole
 
 # Settings that may change in the middle of a run: how far a step goes, never what it means.
 CHANGEABLE = ("lr_", "momentum", "max_norm")
-
-
-class Stateful(Protocol):
-    """What a checkpoint needs of a method."""
-
-    def state(self) -> dict[str, Tensor]: ...
-    def load_state(self, state: dict[str, Tensor]) -> None: ...
 
 
 class State(NamedTuple):
@@ -40,8 +33,8 @@ class Loaded(NamedTuple):
 
     step: int
     seconds: float
-    continued: list[dict[str, Any]]
-    account: dict[str, Any] | None
+    continued: list[dict[str, Json]]
+    account: dict[str, Json] | None
 
 
 def state_of(state: Mapping[str, Tensor], draws: torch.Generator, step: int) -> State:
@@ -49,13 +42,18 @@ def state_of(state: Mapping[str, Tensor], draws: torch.Generator, step: int) -> 
     return State(step, {name: value.detach().clone() for name, value in state.items()}, draws.get_state().clone())
 
 
-def key_of(run: dict[str, Any]) -> str:
+def key_of(run: Mapping[str, object]) -> str:
     """The same for the same method, settings, data and seed only."""
     return hashlib.sha256(json.dumps(run, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def save_checkpoint(
-    path: Path, run: dict[str, Any], state: State, seconds: float, diverged: str | None = None, account: dict[str, Any] | None = None
+    path: Path,
+    run: Mapping[str, object],
+    state: State,
+    seconds: float,
+    diverged: str | None = None,
+    account: Mapping[str, object] | None = None,
 ) -> None:
     """Write ``state`` of the run that ``run`` describes (plain values), whole or not at all; ``diverged`` says what came after it.
 
@@ -66,7 +64,7 @@ def save_checkpoint(
     write_whole(path, safetensors.torch.save(tensors, {"checkpoint": json.dumps(facts, default=str)}))
 
 
-def load_checkpoint(path: Path, run: dict[str, Any], distiller: Stateful, draws: torch.Generator) -> Loaded:
+def load_checkpoint(path: Path, run: Mapping[str, object], distiller: Stateful, draws: torch.Generator) -> Loaded:
     """Put the saved state back.
 
     Raises `InputError` where the file is damaged or belongs to another run, `Diverged` where this run is known to diverge after it.
@@ -79,7 +77,7 @@ def load_checkpoint(path: Path, run: dict[str, Any], distiller: Stateful, draws:
     return _put_back(path, facts, tensors, distiller, draws)
 
 
-def load_changed(path: Path, run: dict[str, Any], distiller: Stateful, draws: torch.Generator) -> Loaded:
+def load_changed(path: Path, run: Mapping[str, object], distiller: Stateful, draws: torch.Generator) -> Loaded:
     """Put the state of a run with other step sizes back; what was changed is the last entry of ``continued``.
 
     Raises `InputError` where nothing was changed, or something else than a step size.
@@ -104,7 +102,8 @@ def load_changed(path: Path, run: dict[str, Any], distiller: Stateful, draws: to
         was, wanted = changed[other[0]]
         raise InputError(f"{path}: its run had {other[0]} {was}, this one has {wanted}; only step sizes, momentum and max_norm may change.")
     loaded = _put_back(path, facts, tensors, distiller, draws)
-    return loaded._replace(continued=[*loaded.continued, {"step": loaded.step, "changed": changed}])
+    note: dict[str, Json] = {"step": loaded.step, "changed": dict(changed)}
+    return loaded._replace(continued=[*loaded.continued, note])
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from distill.condensed import CondensedSet
 from distill.coresets import CORESETS, available, select
@@ -24,12 +23,12 @@ class Training:
     steps: int
     epochs: float
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, float]:
         """For records."""
         return {"images": self.images, "steps": self.steps, "epochs": round(self.epochs, 4)}
 
 
-def row_label(name: str, row: Mapping[str, Any]) -> str:
+def row_label(name: str, row: Mapping[str, float]) -> str:
     """A row's name for a reader: that of all data says how long its networks were trained, which a protocol for small sets may cut."""
     if name != "whole" or "steps" not in row:
         return name

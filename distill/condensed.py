@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -17,14 +16,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from distill import quantise, set_file
 from distill.augment import strategy
-from distill.errors import InputError, unknown_name
+from distill.errors import InputError
 from distill.joining import check_alike
-from distill.labels import DEFAULT_KIND, LABEL_KINDS
+from distill.labels import DEFAULT_KIND, check_kind
 from distill.randomness import generator
 from distill.records import write_whole
 from distill.set_file import DECODE, MAX_FILE_BYTES, check_size, later_facts, later_parts, later_tensors, loadable, parse
 from distill.set_file import Provenance as Provenance
-from distill.set_parts import Encoded, StartWeights, StepSizes
+from distill.set_parts import Encoded, StartWeights, StepSizes, type_and_shape
 from distill.spec import DataSpec
 from distill.whitening import Whitening
 
@@ -63,18 +62,18 @@ class CondensedSet:
         images, labels, classes = self.images, self.labels, self.spec.num_classes
         if images.dtype != torch.float32 or images.ndim != 4 or tuple(images.shape[1:]) != self.spec.shape or len(images) == 0:
             expected = ", ".join(map(str, self.spec.shape))
-            raise InputError(f"images are {_short(images)}; allowed: float32 of shape (N, {expected}) with N at least 1.")
+            raise InputError(f"images are {type_and_shape(images)}; allowed: float32 of shape (N, {expected}) with N at least 1.")
         if labels.dtype == torch.int64:
             if labels.shape != images.shape[:1]:
-                raise InputError(f"labels are {_short(labels)}; allowed: int64 of shape ({len(images)},) for {len(images)} images.")
+                raise InputError(f"labels are {type_and_shape(labels)}; allowed: int64 of shape ({len(images)},) for {len(images)} images.")
             if bool((labels < 0).any()) or bool((labels >= classes).any()):
                 raise InputError(f"labels lie in {int(labels.min())}..{int(labels.max())}; allowed: 0..{classes - 1}.")
         elif labels.dtype != torch.float32 or labels.shape != (len(images), classes):
-            raise InputError(f"labels are {_short(labels)}; allowed: int64 (N,) or float32 (N, {classes}).")
+            raise InputError(f"labels are {type_and_shape(labels)}; allowed: int64 (N,) or float32 (N, {classes}).")
         for name, tensor in (("images", images), ("labels", labels)):
             if not bool(torch.isfinite(tensor).all()):
                 raise InputError(f"{name} hold values that are not finite; allowed: finite numbers only.")
-        self._check_kind()
+        check_kind(labels, self.label_kind)
         if self.lr is not None and not (isinstance(self.lr, float) and math.isfinite(self.lr) and self.lr > 0):
             raise InputError(f"lr is {self.lr!r}; allowed: a positive finite float, or None.")
         if self.augmentation is not None:
@@ -91,16 +90,6 @@ class CondensedSet:
             raise InputError(
                 f"whitening is for images of {self.whitening.mean.numel()} values; allowed: {math.prod(self.spec.shape)}, as these have."
             )
-
-    def _check_kind(self) -> None:
-        if self.label_kind not in LABEL_KINDS:
-            raise unknown_name("label_kind", self.label_kind, LABEL_KINDS)
-        if not self.labels.is_floating_point():
-            if self.label_kind != DEFAULT_KIND:
-                raise InputError(f"label_kind is {self.label_kind!r} but labels are class numbers; give soft labels, or leave it out.")
-        elif fault := LABEL_KINDS[self.label_kind].fault(self.labels):
-            help = "logits? apply softmax, or name label_kind." if self.label_kind == DEFAULT_KIND else "allowed: numbers of at least 0."
-            raise InputError(f"soft labels are not {self.label_kind}: {fault}; {help}")
 
     # What is in it
 
@@ -179,9 +168,15 @@ class CondensedSet:
 
     def to(self, device: torch.device | str) -> "CondensedSet":
         """The same set with its tensors on ``device``."""
-        parts = {name: getattr(self, name) for name in ("whitening", "step_sizes", "start_weights", "decode")}
-        moved: dict[str, Any] = {name: None if part is None else part.to(device) for name, part in parts.items()}
-        return dataclasses.replace(self, images=self.images.to(device), labels=self.labels.to(device), **moved)
+        return dataclasses.replace(
+            self,
+            images=self.images.to(device),
+            labels=self.labels.to(device),
+            whitening=self.whitening and self.whitening.to(device),
+            step_sizes=self.step_sizes and self.step_sizes.to(device),
+            start_weights=self.start_weights and self.start_weights.to(device),
+            decode=self.decode and self.decode.to(device),
+        )
 
     def subset(self, classes: Iterable[int]) -> "CondensedSet":
         """Only the images of these classes, without ``decode``; label numbers and spec stay.
@@ -284,16 +279,7 @@ class CondensedSet:
         ``max_bytes`` None allows what `save` writes; `from_bytes`, for what arrives in memory, allows less.
         """
         path, max_bytes = Path(path), set_file.MAX_OWN_BYTES if max_bytes is None else max_bytes
-        try:
-            size = path.stat().st_size
-            if not path.is_file():
-                raise InputError(f"{path}: is not a file; give a condensed set's .safetensors file.")
-            if size > max_bytes:
-                raise InputError(f"{path}: {size} bytes; allowed: at most {max_bytes}.")
-            with path.open("rb") as file:
-                data = file.read(max_bytes + 1)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
+        data = set_file.read_bytes(path, max_bytes)
         try:
             return CondensedSet.from_bytes(data, max_bytes)
         except InputError as error:
@@ -312,7 +298,3 @@ class CondensedSet:
         white = Whitening(tensors["whitening_mean"], tensors["whitening_matrix"]) if "whitening_mean" in tensors else None
         facts = (header.lr, header.augmentation, header.provenance, header.quantisation, white, header.label_kind or DEFAULT_KIND)
         return CondensedSet(images, tensors["labels"], header.spec, *facts, steps, weights, stored)
-
-
-def _short(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"

@@ -4,8 +4,8 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import annotated_types
 import pydantic
@@ -20,7 +20,7 @@ T = TypeVar("T")
 LARGEST = 2**53  # of whole numbers: beyond it JSON readers and floats no longer tell neighbours apart
 
 
-def configure(kind: type[T], values: Mapping[str, Any], where: str) -> T:
+def configure(kind: type[T], values: Mapping[str, object], where: str) -> T:
     """An instance of the pydantic dataclass ``kind`` from a (nested) mapping, checked strictly.
 
     ``where`` opens the message, for example ``"study.toml: [method]"``. The fields that ``kind.DIFFERENT`` names are lists without
@@ -41,7 +41,7 @@ def configure(kind: type[T], values: Mapping[str, Any], where: str) -> T:
     return made
 
 
-def _as_json(values: Mapping[str, Any], where: str) -> str:
+def _as_json(values: Mapping[str, object], where: str) -> str:
     parts = {}
     for key, value in values.items():
         try:
@@ -55,7 +55,7 @@ def _refuse(value: object) -> None:
     raise TypeError(f"a value of type {type(value).__name__} ({str(value)[:60]!r}) is not allowed; use numbers, text, true/false or lists.")
 
 
-def _one_line(kind: type[Any], error: pydantic.ValidationError, where: str) -> InputError:
+def _one_line(kind: type, error: pydantic.ValidationError, where: str) -> InputError:
     first = error.errors(include_url=False, include_context=False)[0]
     path = [part for part in first["loc"] if isinstance(part, str | int)]
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
@@ -64,7 +64,7 @@ def _one_line(kind: type[Any], error: pydantic.ValidationError, where: str) -> I
         return unknown_name(f"{where}{': ' + at if at else ''}: key", path[-1], [f.name for f in dataclasses.fields(owner)])
     if not path:  # text that is not Unicode, or nested too deeply
         return InputError(f"{where}: {first['msg'][:200]}; use plain text, numbers, true/false or lists.")
-    names = [part for part in path if _is_field(kind, part)] or path
+    names = [part for part in path if _is_field(part)] or path
     key = ".".join(map(str, names))
     allowed = allowed_values(kind, [str(part) for part in names])
     if first["type"] in ("missing", "missing_argument"):
@@ -95,23 +95,23 @@ def _too_large(value: object, path: tuple[str, ...] = ()) -> tuple[str, ...] | N
     return None
 
 
-def _is_field(kind: type[Any], part: object) -> bool:
+def _is_field(part: object) -> bool:
     return isinstance(part, str) and not part.startswith(("function-", "constrained-", "nullable", "tuple[", "literal["))
 
 
-def _owner(kind: type[Any], path: list[str | int]) -> type[Any]:
+def _owner(kind: type, path: Sequence[str | int]) -> type:
     """The dataclass that a path of field names leads to."""
     for part in path:
         hints = typing.get_type_hints(kind)
         for option in _options(hints.get(str(part))):
             if dataclasses.is_dataclass(option):
-                kind = typing.cast(type[Any], option)
+                kind = typing.cast(type, option)
     return kind
 
 
-def allowed_values(kind: type[Any], path: list[str]) -> str:
+def allowed_values(kind: type, path: list[str]) -> str:
     """A short text of what a field takes: ``a whole number of 1 or more, or nothing``."""
-    owner = _owner(kind, list(path[:-1]))
+    owner = _owner(kind, path[:-1])
     hint = typing.get_type_hints(owner, include_extras=True).get(path[-1]) if path else None
     return (
         " or ".join(dict.fromkeys(_describe(option) for option in _options(hint, extras=True)))
@@ -120,18 +120,24 @@ def allowed_values(kind: type[Any], path: list[str]) -> str:
     )
 
 
-def _options(hint: Any, extras: bool = False) -> list[Any]:
+def _options(hint: object, *, extras: bool = False) -> list[object]:
     if typing.get_origin(hint) is typing.Annotated and not extras:
         hint = typing.get_args(hint)[0]
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return [option for part in typing.get_args(hint) for option in _options(part, extras)]
+        return [option for part in typing.get_args(hint) for option in _options(part, extras=extras)]
     return [hint]
 
 
-_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "nothing (leave it out)"}
+_NAMES: dict[object, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    type(None): "nothing (leave it out)",
+}
 
 
-def _describe(hint: Any) -> str:
+def _describe(hint: object) -> str:
     if typing.get_origin(hint) is typing.Annotated:
         base, *extras = typing.get_args(hint)
         limits = [text for extra in extras for text in _limits(extra)]
@@ -146,7 +152,7 @@ def _describe(hint: Any) -> str:
     return _NAMES.get(hint, getattr(hint, "__name__", str(hint)))
 
 
-def _limits(extra: Any) -> list[str]:
+def _limits(extra: object) -> list[str]:
     parts = list(extra.metadata) if isinstance(extra, pydantic.fields.FieldInfo) else [extra]
     words = {
         (annotated_types.Ge, "ge"): "of at least",

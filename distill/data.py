@@ -4,16 +4,16 @@ import functools
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from distill.arrays import class_numbers, image_tensor, moments
+from distill.arrays import Images, Labels, class_numbers, image_tensor, moments
 from distill.errors import InputError, clipped, unknown_name
 from distill.randomness import generator
 from distill.spec import DataSpec, Origin
-from distill.torch_datasets import class_names, innermost, read
+from distill.splitting import carve, check_fraction
+from distill.torch_datasets import MapDataset, class_names, innermost, read
 from distill.whitening import Whitening
 
 SPLITS = ("train", "validation", "test")
@@ -41,6 +41,10 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def to(self, device: torch.device | str) -> "Split":
+        """The same images and labels on another device."""
+        return Split(self.images.to(device), self.labels.to(device))
 
     def at(self, indices: Tensor) -> "Split":
         """The images and labels at these positions (n,), or where a mask (N,) is true."""
@@ -142,12 +146,12 @@ class ImageData:
         try:
             if torch.device(device) == self.device:
                 return self
-            moved: dict[str, Any] = {n: Split(getattr(self, n).images.to(device), getattr(self, n).labels.to(device)) for n in SPLITS}
+            train, validation, test = (split.to(device) for split in (self.train, self.validation, self.test))
             whitening = None if self.whitening is None else self.whitening.to(device)
         except (RuntimeError, AssertionError) as error:
             reason = (str(error).splitlines() or [""])[0]
             raise InputError(f"data {self.spec.name!r} cannot go to device {str(device)[:40]!r} ({reason[:120]}); try 'cpu'.") from None
-        return replace(self, **moved, whitening=whitening)
+        return replace(self, train=train, validation=validation, test=test, whitening=whitening)
 
     def subset(self, classes: Iterable[int]) -> "ImageData":
         """Only the images of these classes, in all splits; label numbers and spec stay."""
@@ -178,10 +182,17 @@ class ImageData:
             mask[here[torch.randperm(len(here), generator=draws)[:count]]] = True
         return replace(self, train=self.train.at(mask.nonzero().squeeze(1).to(self.device)))
 
-    def with_origins(self, **origins: Origin) -> "ImageData":
-        """The same data, whose spec says where "normalisation", "classes" or "population" come from."""
-        changed: dict[str, Any] = {f"{name}_origin": origin for name, origin in origins.items()}
-        return replace(self, spec=replace(self.spec, **changed))
+    def with_origins(
+        self, *, normalisation: Origin | None = None, classes: Origin | None = None, population: Origin | None = None
+    ) -> "ImageData":
+        """The same data with other origins in its spec (see `DataSpec`); None leaves an origin unchanged."""
+        spec = replace(
+            self.spec,
+            normalisation_origin=normalisation or self.spec.normalisation_origin,
+            classes_origin=classes or self.spec.classes_origin,
+            population_origin=population or self.spec.population_origin,
+        )
+        return replace(self, spec=spec)
 
     def hold_out(self, fraction: float, seed: int = 0) -> "ImageData":
         """Moves a fraction of train to the empty validation split, class by class: at least one image where the class has two.
@@ -193,17 +204,17 @@ class ImageData:
             return self
         if len(self.validation):
             raise InputError(f"data {self.spec.name!r} already has {len(self.validation)} validation images; leave validation at 0.")
-        kept, held = carve(self.train.labels.cpu(), fraction, generator(seed, "validation"))
-        return replace(self, train=self.train.at(kept.to(self.device)), validation=self.train.at(held.to(self.device)))
+        stay, apart = carve(self.train.labels.cpu(), fraction, generator(seed, "validation"))
+        return replace(self, train=self.train.at(stay.to(self.device)), validation=self.train.at(apart.to(self.device)))
 
     @classmethod
     def from_arrays(
         cls,
         name: str,
-        x_train: Any,
-        y_train: Any,
-        x_test: Any,
-        y_test: Any,
+        x_train: Images,
+        y_train: Labels,
+        x_test: Images,
+        y_test: Labels,
         *,
         classes: Sequence[str] | None = None,
         mean: Sequence[float] | None = None,
@@ -246,7 +257,17 @@ class ImageData:
 
     @classmethod
     def from_datasets(
-        cls, train: Any, test: Any, *, name: str | None = None, classes: Sequence[str] | None = None, **more: Any
+        cls,
+        train: MapDataset,
+        test: MapDataset,
+        *,
+        name: str | None = None,
+        classes: Sequence[str] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        validation: float = 0.0,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
     ) -> "ImageData":
         """A data set from two torch `Dataset`s (torchvision's; Hugging Face's through their torch format), each read once and copied.
 
@@ -256,27 +277,12 @@ class ImageData:
         """
         name = type(innermost(train)).__name__.lower() if name is None else name
         own = class_names(train) if classes is None else classes
-        made = cls.from_arrays(name, *read(train, f"{name}: train"), *read(test, f"{name}: test"), classes=own, **more)
+        arrays = (*read(train, f"{name}: train"), *read(test, f"{name}: test"))
+        made = cls.from_arrays(name, *arrays, classes=own, mean=mean, std=std, validation=validation, seed=seed, device=device)
         return made if classes is not None else made.with_origins(classes="computed")  # a dataset's own names are nobody's word
 
 
-def check_fraction(fraction: float) -> None:
-    """Raises `InputError` unless this is a number of at least 0 and below 1."""
-    if not isinstance(fraction, int | float) or not 0 <= fraction < 1:
-        raise InputError(f"validation is {str(fraction)[:40]}; allowed: a fraction from 0 up to, not including, 1.")
-
-
-def carve(labels: Tensor, fraction: float, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(kept, held) positions, rising: a fraction of each class is held, at least one image where the class has two, never all."""
-    mask = torch.zeros(len(labels), dtype=torch.bool)
-    for places in torch.split(torch.argsort(labels, stable=True), torch.bincount(labels).tolist()):
-        if len(places):
-            count = min(max(1, round(fraction * len(places))), len(places) - 1)
-            mask[places[torch.randperm(len(places), generator=draws)[:count]]] = True
-    return (~mask).nonzero().squeeze(1), mask.nonzero().squeeze(1)
-
-
-def to_split(images: Any, labels: Any, name: str, part: str) -> Split:
+def to_split(images: Images, labels: Labels, name: str, part: str) -> Split:
     """A checked copy of arrays in the layouts of `ImageData.from_arrays`; errors call them ``x_part`` and ``y_part`` of data ``name``."""
     x, y = image_tensor(images, f"{name}: x_{part}"), class_numbers(labels, f"{name}: y_{part}")
     if len(x) != len(y):

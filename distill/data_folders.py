@@ -4,17 +4,18 @@ import csv
 import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from distill.data import ImageData, carve, to_split
+from distill.data import ImageData, to_split
 from distill.errors import InputError, clipped, unknown_name
 from distill.folder_layout import read_layout
 from distill.image_files import read_images
 from distill.randomness import generator
 from distill.spec import MAX_NAME
+from distill.splitting import carve
 
 
 def read_folder(path: Path, size: int | None = None, seed: int = 0) -> ImageData:
@@ -88,7 +89,7 @@ def read_mhist(path: Path, size: int | None = None) -> ImageData:
     return data.with_origins(classes="published")
 
 
-def _repeated(parts: dict[str, tuple[list[Path], np.ndarray[Any, Any], np.ndarray[Any, Any]]]) -> list[str]:
+def _repeated(parts: dict[str, tuple[list[Path], NDArray[np.uint8], NDArray[np.int64]]]) -> list[str]:
     """Notes on images (files, pixels, labels by split) of equal pixels in two splits, or of two classes."""
     notes = []
     seen: dict[bytes, tuple[str, Path, int]] = {}

@@ -6,13 +6,14 @@ import re
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
-from distill.data import ImageData, check_fraction
+from distill.data import ImageData
 from distill.data_folders import read_folder, read_mhist
 from distill.data_given import with_given
 from distill.data_sets import DATA_SETS, DIGITS
@@ -20,6 +21,7 @@ from distill.errors import InputError, unknown_name
 from distill.image_files import MAX_ARRAY_BYTES
 from distill.randomness import generator
 from distill.spec import MAX_CLASSES, MAX_SIDE
+from distill.splitting import check_fraction
 
 NAMES = tuple(DATA_SETS)
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
@@ -115,16 +117,16 @@ def _digits(side: int) -> ImageData:
 
 def _npz(name: str, file: Path) -> ImageData:
     try:
-        arrays = _read_npz(file)
+        arrays, classes = _read_npz(file)
     except InputError:
         raise
     except Exception as error:  # damaged bytes make zipfile, zlib, struct, ast and numpy raise a dozen types
         raise InputError(f"{file}: cannot be read as an npz file ({type(error).__name__}: {str(error)[:120]}); make it again.") from None
-    classes, known = arrays.pop("class_names", None), DATA_SETS.get(name)
+    known = DATA_SETS.get(name)
     try:
         data = ImageData.from_arrays(
             name,
-            **arrays,
+            *(arrays[key] for key in _ARRAYS),
             classes=known.classes if known else classes,
             mean=None if known is None or known.computed else known.mean,
             std=None if known is None or known.computed else known.std,
@@ -142,7 +144,8 @@ def _as_published(data: ImageData) -> ImageData:
     return data.with_origins(classes="published", population="published", normalisation="published" if same else "computed")
 
 
-def _read_npz(file: Path) -> dict[str, Any]:
+def _read_npz(file: Path) -> tuple[dict[str, NDArray[np.generic]], tuple[str, ...] | None]:
+    """The arrays of an npz file, and its class names where it has some."""
     with zipfile.ZipFile(file) as archive:
         members = {info.filename: info for info in archive.infolist()}
         missing = [key for key in _ARRAYS if f"{key}.npy" not in members]
@@ -153,14 +156,15 @@ def _read_npz(file: Path) -> dict[str, Any]:
         total = sum(_checked_bytes(archive, members[f"{key}.npy"], key, file) for key in keys)
         if total > MAX_ARRAY_BYTES:
             raise InputError(f"{file}: its arrays would take {total} bytes; allowed: up to {MAX_ARRAY_BYTES}.")
-        arrays: dict[str, Any] = {}
+        arrays: dict[str, NDArray[np.generic]] = {}
         for key in keys:
             with archive.open(members[f"{key}.npy"]) as stream:
                 arrays[key] = np.lib.format.read_array(stream, allow_pickle=False)
-    if "class_names" in arrays:
-        texts = [text.decode() if isinstance(text, bytes) else str(text) for text in arrays["class_names"].tolist()]
-        arrays["class_names"] = tuple(text.encode().decode() for text in texts)  # refuses half characters, which no file could store
-    return arrays
+    names = arrays.pop("class_names", None)
+    if names is None:
+        return arrays, None
+    texts = [text.decode() if isinstance(text, bytes) else str(text) for text in names.tolist()]
+    return arrays, tuple(text.encode().decode() for text in texts)  # refuses half characters, which no file could store
 
 
 def _checked_bytes(archive: zipfile.ZipFile, info: zipfile.ZipInfo, key: str, file: Path) -> int:
@@ -186,6 +190,14 @@ def _checked_bytes(archive: zipfile.ZipFile, info: zipfile.ZipInfo, key: str, fi
     return size
 
 
+class _Downloaded(Protocol):
+    """What torchvision's data sets have; those that are made by split have ``labels``, the others ``targets``."""
+
+    data: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    targets: list[int]
+
+
 def _torchvision(name: str, where: Path) -> ImageData:
     known, folder = DATA_SETS[name], where / "torchvision"
     download = os.environ.get("DISTILL_DOWNLOAD") == "1"  # torchvision asks the network only for files that are missing or damaged
@@ -196,8 +208,8 @@ def _torchvision(name: str, where: Path) -> ImageData:
         )
     from torchvision import datasets
 
-    make: Callable[..., Any] = getattr(datasets, known.torchvision)
-    arrays: list[Any] = []
+    make: Callable[..., _Downloaded] = getattr(datasets, known.torchvision)
+    arrays: list[NDArray[np.generic]] = []
     try:
         for part in ("train", "test"):
             made = make(str(folder), download=download, **({"split": part} if known.by_split else {"train": part == "train"}))

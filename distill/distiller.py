@@ -1,6 +1,6 @@
 """`Distiller`: what a method offers, and checks of what a user's own method returns."""
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,10 +21,17 @@ class Config(Protocol):
     def initial(self) -> str: ...
 
 
-class Distiller(Protocol):
+class Stateful(Protocol):
+    """What a checkpoint needs of a method: its tensors by name."""
+
+    def state(self) -> dict[str, Tensor]: ...
+    def load_state(self, state: dict[str, Tensor]) -> None: ...
+
+
+class Distiller(Stateful, Protocol):
     """What every method offers; there is no base class to inherit from.
 
-    A method may also have ``prepare(statistics, progress)``, which `distill.run.condense` calls once before the first step.
+    A method may also have ``prepare(statistics, progress=None)``, which `distill.run.condense` calls once before the first step.
     """
 
     total_steps: int
@@ -32,32 +39,30 @@ class Distiller(Protocol):
     @property
     def condensed(self) -> CondensedSet: ...
     def step(self, statistics: RealStatistics, generator: torch.Generator) -> dict[str, Tensor]: ...
-    def state(self) -> dict[str, Tensor]: ...
-    def load_state(self, state: dict[str, Tensor]) -> None: ...
 
 
-def check_distiller(distiller: Any) -> None:
+def check_distiller(distiller: Distiller) -> None:
     """`InputError` where ``total_steps``, ``condensed`` or ``state()`` are not what `Distiller` says; once before the first step."""
-    total = distiller.total_steps
+    total: object = distiller.total_steps  # of a user's own class, so perhaps another type
     if isinstance(total, bool) or not isinstance(total, int) or total < 0:
         raise _wrong(distiller, "total_steps", "is", total, "a whole number, 0 or more")
     check_condensed(distiller)
     check_tensors(distiller, "state()", distiller.state())
 
 
-def check_condensed(distiller: Any) -> None:
+def check_condensed(distiller: Distiller) -> None:
     """`InputError` where ``condensed`` is no `CondensedSet`."""
-    found = distiller.condensed
-    if not isinstance(found, CondensedSet):
-        raise _wrong(distiller, "condensed", "is", found, "a CondensedSet" + (" (decorate it with @property)" if callable(found) else ""))
+    value: object = distiller.condensed
+    if not isinstance(value, CondensedSet):
+        raise _wrong(distiller, "condensed", "is", value, "a CondensedSet" + (" (decorate it with @property)" if callable(value) else ""))
 
 
-def check_tensors(distiller: Any, part: str, found: Any, scalars: bool = False) -> None:
+def check_tensors(distiller: object, part: str, returned: object, *, scalars: bool = False) -> None:
     """`InputError` unless what ``part`` of a method returned is a dict of tensors by name, 0-dimensional ones if ``scalars``."""
     allowed = f"a dict from name to {'a 0-dimensional real tensor' if scalars else 'a tensor'}"
-    if not isinstance(found, dict):
-        raise _wrong(distiller, part, "returns", found, allowed)
-    for name, value in found.items():
+    if not isinstance(returned, dict):
+        raise _wrong(distiller, part, "returns", returned, allowed)
+    for name, value in returned.items():
         if not isinstance(name, str):
             raise _wrong(distiller, part, f"has the key {clipped(name, 40)},", name, allowed)
         if scalars and isinstance(value, int | float):
@@ -69,7 +74,7 @@ def check_tensors(distiller: Any, part: str, found: Any, scalars: bool = False) 
             raise InputError(f"method {type(distiller).__name__}: {part} has under {clipped(name, 40)!r} {shown}; allowed: {allowed}.")
 
 
-def load_state(distiller: Any, state: dict[str, Tensor], path: object) -> None:
+def load_state(distiller: Stateful, state: dict[str, Tensor], path: object) -> None:
     """Put a checkpoint's tensors back; where a user's own method raises, `InputError` names the file and the class."""
     try:
         distiller.load_state(state)
@@ -84,7 +89,7 @@ def load_state(distiller: Any, state: dict[str, Tensor], path: object) -> None:
         ) from error
 
 
-def _wrong(distiller: Any, part: str, verb: str, found: Any, allowed: str) -> InputError:
-    value = "" if found is None else f" {clipped(repr(found), 40)}" if isinstance(found, str | int | float) else ""
-    kind = "None" if found is None else a_kind(found)
-    return InputError(f"method {type(distiller).__name__}: {part} {verb} {kind}{value}; allowed: {allowed}.")
+def _wrong(distiller: object, part: str, verb: str, value: object, allowed: str) -> InputError:
+    text = f" {clipped(repr(value), 40)}" if isinstance(value, str | int | float) else ""
+    kind = "None" if value is None else a_kind(value)
+    return InputError(f"method {type(distiller).__name__}: {part} {verb} {kind}{text}; allowed: {allowed}.")

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +25,7 @@ class Watch:
         self.left_out = {name for name, value in state.items() if not bool(torch.isfinite(value).all())}
         self._finite: list[Tensor] = []
 
-    def add(self, values: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    def add(self, values: Mapping[str, Tensor | float], state: Mapping[str, Tensor]) -> None:
         """One step's numbers: what it returned, and the state that it left."""
         kept = [value for name, value in state.items() if value.is_floating_point() and name not in self.left_out]
         numbers = [value for value in values.values() if not isinstance(value, Tensor)]
@@ -43,7 +42,7 @@ class Watch:
         return flags.index(False) + 1 if False in flags else None
 
 
-def step_sizes(distiller: Any) -> tuple[dict[str, float], dict[str, float | None]]:
+def step_sizes(distiller: object) -> tuple[dict[str, float], dict[str, float | None]]:
     """(step sizes that are in use, their defaults), by the names of the config's fields: all that begin with ``lr_``, but where a learned
     one starts."""
     config = getattr(distiller, "config", None)
@@ -61,7 +60,7 @@ def step_sizes(distiller: Any) -> tuple[dict[str, float], dict[str, float | None
     return sizes, usual
 
 
-def diverged_at(what: str, step: int, total: int, distiller: Any, state: Mapping[str, Tensor]) -> Diverged:
+def diverged_at(what: str, step: int, total: int, distiller: object, state: Mapping[str, Tensor]) -> Diverged:
     """The error for ``what`` (a method) at ``step``; ``state`` is the last finite one."""
     learned = f" (learned lr {float(state['lr']):.3g})" if "lr" in state and state["lr"].ndim == 0 else ""
     return diverged(what, f"step {step} of {total}{learned}", *step_sizes(distiller))

@@ -171,6 +171,7 @@ def accuracies(
     network: Factory,
     recipe: Recipe | str,
     seeds: Sequence[int],
+    *,
     split: str = "test",
     whole_epochs: int | None = None,
 ) -> Iterator[Measured]:
@@ -233,7 +234,7 @@ def evaluate(
     console = Console(stderr=True)
     with console.status("evaluating") if progress is not False else contextlib.nullcontext() as status:
         for factory, label, its_recipe in zip(factories, labels, recipes, strict=True):
-            for one in accuracies(condensed, data, names, factory, its_recipe, list_of, split, whole_epochs):
+            for one in accuracies(condensed, data, names, factory, its_recipe, list_of, split=split, whole_epochs=whole_epochs):
                 found[one.name].setdefault(label, []).append(one)
                 if status is not None:
                     status.update(f"evaluating: {label} on {one.name}, seed {one.seed}: {one.value:.1f} %")

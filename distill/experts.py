@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pydantic
 import safetensors
@@ -71,7 +71,7 @@ class Trajectories:
     experts: int
     epochs: int
     read: Callable[[int, int], Tensor]
-    privacy: dict[str, Any] | None = None
+    privacy: dict[str, object] | None = None
 
     def weights(self, expert: int, epoch: int, device: torch.device | str = "cpu") -> Tensor:
         """(P,) float32: all parameters of one expert after ``epoch`` epochs, flat, in the order of ``network.parameters()``."""
@@ -87,7 +87,7 @@ def flat(network: nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in network.parameters() if p.requires_grad]).clone()
 
 
-def train_experts(data: ImageData, config: ExpertConfig, network: Factory | None = None, progress: bool | None = None) -> Trajectories:
+def train_experts(data: ImageData, config: ExpertConfig, network: Factory | None = None, *, progress: bool | None = None) -> Trajectories:
     """Train what the cache does not have yet; stopped at any moment, the next call goes on from there.
 
     A network of one's own (a function) has no name to be kept under: its experts live in memory for this call only.
@@ -97,7 +97,7 @@ def train_experts(data: ImageData, config: ExpertConfig, network: Factory | None
         return Trajectories(config.experts, config.epochs, lambda expert, epoch: made[expert][epoch])
     folder = cache_folder(data, config)
     write_json(folder / "config.json", {"data": data.spec.name, **dataclasses.asdict(config)})
-    with locked(folder / ".lock", -1), _bar(config, progress) as advance:  # another process at the same experts finishes them first
+    with locked(folder / ".lock", -1), _bar(progress, config) as advance:  # another process at the same experts finishes them first
         missing = [expert for expert in range(config.experts) if not _place(folder, expert).exists()]
         done = config.experts - len(missing)
         advance(done * config.epochs)
@@ -250,9 +250,9 @@ def _read(path: Path, epoch: int) -> Tensor:
 
 
 @contextlib.contextmanager
-def _bar(config: ExpertConfig, wanted: bool | None) -> Iterator[Callable[[int], None]]:
+def _bar(progress: bool | None, config: ExpertConfig) -> Iterator[Callable[[int], None]]:
     console = Console(stderr=True)
-    if not shows_progress(console, wanted):
+    if not shows_progress(progress, console):
         yield lambda done: None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"), TimeRemainingColumn())

@@ -8,13 +8,14 @@ derivatives are taken inside of what is compiled (adjoint.py).
 import logging
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 Precision = Literal["float32", "bf16"]
 Compile = Literal["auto", "on", "off"]
+T = TypeVar("T")
 
 # Compiling takes 10 to 35 s a shape and saves about a fifth of the time: worth it from some minutes of work on two cores.
 WORTH_FLOPS = {"cpu": 3e13, "cuda": 3e15}
@@ -49,7 +50,7 @@ def worth(device: torch.device, work: float, compile: Compile) -> bool:
     return compile == "on" or (compile == "auto" and work >= WORTH_FLOPS.get(device.type, float("inf")))
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[..., T]) -> Callable[..., T]:
     """``function`` through `torch.compile`, one form for each shape; as it is, after one warning, where no compiler works."""
     import torch._dynamo as dynamo  # here, because it takes a second to load
 
@@ -58,7 +59,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     quick = torch.compile(function, dynamic=False)
     works = True
 
-    def either(*tensors: Tensor) -> Any:
+    def either(*tensors: Tensor) -> T:
         nonlocal works
         if works:
             try:

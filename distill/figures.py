@@ -1,7 +1,7 @@
 """Figures of sets and runs, as `Drawing` values."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -71,14 +71,26 @@ def loss_curve(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], titl
     return Drawing(figure, f"Matching loss{f': {title}' if title else ''}", "The method's loss at the steps that were logged.")
 
 
-def accuracy_curve(curves: Mapping[str, Mapping[str, Any]]) -> Drawing:
+class AccuracyPoints(TypedDict):
+    """Accuracies (percent) along a run, as a record holds them; ``low`` and ``high`` are None where there is no interval."""
+
+    steps: list[int]
+    accuracy: list[float]
+    low: list[float] | None
+    high: list[float] | None
+    split: str
+
+
+def accuracy_curve(curves: Mapping[str, AccuracyPoints]) -> Drawing:
     """Accuracy of the set along its run, one line for each of ``curves`` (``steps``, ``accuracy``, ``low``, ``high``, ``split``)."""
     figure = Figure(figsize=(5.5, 3.2))
     axis = figure.subplots()
-    for name, one in curves.items():
-        axis.plot(one["steps"], one["accuracy"], marker="o", markersize=4, linewidth=1, label=escaped(f"{name}, {one['split']} images"))
-        if one["low"] is not None:
-            axis.fill_between(one["steps"], one["low"], one["high"], alpha=0.2)
+    for name, curve in curves.items():
+        axis.plot(
+            curve["steps"], curve["accuracy"], marker="o", markersize=4, linewidth=1, label=escaped(f"{name}, {curve['split']} images")
+        )
+        if curve["low"] is not None and curve["high"] is not None:
+            axis.fill_between(curve["steps"], curve["low"], curve["high"], alpha=0.2)
     axis.set_xscale("log", base=2)
     axis.set_xlabel("step")
     axis.set_ylabel("accuracy, %")

@@ -5,9 +5,10 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from distill.errors import InputError, clipped
 from distill.processes import cores
@@ -91,7 +92,7 @@ def named(paths: Sequence[Path]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def read_images(files: Sequence[Path], size: int | None, what: str) -> np.ndarray[Any, Any]:
+def read_images(files: Sequence[Path], size: int | None, what: str) -> NDArray[np.uint8]:
     """uint8 N x H x W when all files are grey, else N x H x W x 3, upright as their EXIF orientation says.
 
     With ``size`` (pixels) the shorter side is resized to it and the centre cut out. The files are read by a thread a core. Raises
@@ -99,7 +100,7 @@ def read_images(files: Sequence[Path], size: int | None, what: str) -> np.ndarra
     """
     if not files:
         raise InputError(f"{what}: holds no images; expected files ending in {', '.join(IMAGE_SUFFIXES[:4])}.")
-    images: np.ndarray[Any, Any] | None = None
+    images: NDArray[np.uint8] | None = None
     for place, (file, pixels) in enumerate(zip(files, _all_pixels(files, size, what), strict=True)):
         if images is None or (images.ndim == 3 and pixels.ndim == 3):
             grey, (height, width) = images, pixels.shape[:2]
@@ -123,11 +124,11 @@ def read_images(files: Sequence[Path], size: int | None, what: str) -> np.ndarra
     return images
 
 
-def _all_pixels(files: Sequence[Path], size: int | None, what: str) -> Iterator[np.ndarray[Any, Any]]:
+def _all_pixels(files: Sequence[Path], size: int | None, what: str) -> Iterator[NDArray[np.uint8]]:
     """The pixels of each file, in order; a few files a thread are read ahead, so that memory holds the result and little more."""
     threads = min(len(cores()), 16)
     with ThreadPoolExecutor(threads) as pool:
-        ahead: deque[Future[np.ndarray[Any, Any]]] = deque()
+        ahead: deque[Future[NDArray[np.uint8]]] = deque()
         try:
             for file in files:
                 ahead.append(pool.submit(_pixels, file, size, what))
@@ -140,7 +141,7 @@ def _all_pixels(files: Sequence[Path], size: int | None, what: str) -> Iterator[
                 future.cancel()
 
 
-def _pixels(file: Path, size: int | None, what: str) -> np.ndarray[Any, Any]:
+def _pixels(file: Path, size: int | None, what: str) -> NDArray[np.uint8]:
     """uint8 H x W of a grey image, H x W x 3 of another."""
     from PIL import Image
     from torchvision.transforms import functional

@@ -124,13 +124,14 @@ def read_table(table: Path, places: Places, what: str) -> list[Row] | None:
         labels = [lines[0][1][at].strip() for at in hot]
     else:
         labels = [_cell(row, label_at) for _, row in body]
-    return _rows(table, body, file_at, labels, split_at, part, places, what)
+    return _rows(table, body, file_at=file_at, labels=labels, split_at=split_at, part=part, places=places, what=what)
 
 
 def read_annotations(table: Path, places: Places, what: str) -> list[Row]:
     """Rows of a file like Tiny-ImageNet's val_annotations.txt: file name, tab, class, tab, a box that is not needed."""
     body = [(number, row) for number, row in _lines(table, what, "\t") if len(row) > 1]
-    return _rows(table, body, 0, [_cell(row, 1) for _, row in body], None, places.part(table), places, what)
+    labels = [_cell(row, 1) for _, row in body]
+    return _rows(table, body, file_at=0, labels=labels, split_at=None, part=places.part(table), places=places, what=what)
 
 
 def sorted_labels(labels: Iterable[str]) -> list[str]:
@@ -142,6 +143,7 @@ def sorted_labels(labels: Iterable[str]) -> list[str]:
 def _rows(
     table: Path,
     body: Sequence[tuple[int, list[str]]],
+    *,
     file_at: int,
     labels: Sequence[str],
     split_at: int | None,

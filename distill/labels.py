@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill.errors import InputError, unknown_name
+
 DEFAULT_KIND = "probabilities"
 TOLERANCE = 1e-3  # of a row's sum; float16 labels that a client sends are rounded by half of it
 
@@ -64,3 +66,15 @@ LABEL_KINDS = {
     # Probabilities times a weight for each image, 1 in the mean: a server's union of clients of different sizes.
     "weighted": LabelKind(_cross_entropy, _no_weights),
 }
+
+
+def check_kind(labels: Tensor, kind: str) -> None:
+    """`InputError` unless ``kind`` is known and these labels, (N,) class numbers or (N, K) soft ones, can be of it."""
+    if kind not in LABEL_KINDS:
+        raise unknown_name("label_kind", kind, LABEL_KINDS)
+    if not labels.is_floating_point():
+        if kind != DEFAULT_KIND:
+            raise InputError(f"label_kind is {kind!r} but labels are class numbers; give soft labels, or leave it out.")
+    elif fault := LABEL_KINDS[kind].fault(labels):
+        advice = "logits? apply softmax, or name label_kind." if kind == DEFAULT_KIND else "allowed: numbers of at least 0."
+        raise InputError(f"soft labels are not {kind}: {fault}; {advice}")

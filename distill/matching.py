@@ -50,6 +50,7 @@ def class_mean_gradients(
     real: Tensor,
     images: Sequence[Tensor],
     augment: Callable[[Tensor, int], Tensor],
+    *,
     joint: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     """`mean_distance` between ``real`` (K, D) and the class means of ``view(augment(images))``, and its gradient for each class's images.

@@ -12,20 +12,22 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Generic, TypeVar
 
 from distill.errors import InputError
 from distill.memory import keep_freed_memory
 
+Job = TypeVar("Job")
 BYTES_A_PROCESS = 2 << 30  # what a small study takes, with a margin
 
 
-class WorkerFailed(Exception):
+class WorkerFailed(Exception, Generic[Job]):
     """``job`` was not done, for the ``reason``, which is one line; ``error`` is the worker's own where it said what was wrong."""
 
-    def __init__(self, job: Any, reason: str, error: InputError | None = None) -> None:
+    def __init__(self, job: Job, reason: str, error: InputError | None = None) -> None:
         super().__init__(reason)
         self.job, self.reason, self.error = job, reason, error
 
@@ -61,8 +63,8 @@ def one_thread() -> Iterator[None]:
 
 
 def side_by_side(
-    prepare: Callable[..., Callable[[Any], None]], arguments: tuple[Any, ...], jobs: Sequence[Any], workers: int
-) -> Iterator[tuple[Any, float]]:
+    prepare: Callable[..., Callable[[Job], None]], arguments: tuple[object, ...], jobs: Sequence[Job], workers: int
+) -> Iterator[tuple[Job, float]]:
     """(job, seconds) of each job as it ends, worked on by so many processes.
 
     A worker calls ``prepare(*arguments)`` once (a function at the top of a module) and what that returns on every job it is given; both
@@ -70,9 +72,9 @@ def side_by_side(
     """
     context = multiprocessing.get_context("spawn")
     todo = list(jobs)
-    team: dict[Connection, tuple[Any, Any, float]] = {}
+    team: dict[Connection, tuple[SpawnProcess, Job, float]] = {}
 
-    def give(pipe: Connection, process: Any) -> None:
+    def give(pipe: Connection, process: SpawnProcess) -> None:
         job = todo.pop(0)
         pipe.send(job)
         team[pipe] = (process, job, time.monotonic())
@@ -131,7 +133,7 @@ def _main_left_out() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _work(pipe: Connection, prepare: Callable[..., Callable[[Any], None]], arguments: tuple[Any, ...]) -> None:
+def _work(pipe: Connection, prepare: Callable[..., Callable[[Job], None]], arguments: tuple[object, ...]) -> None:
     """A worker's life: take a job, do it, send None or what was wrong with the input, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
     keep_freed_memory()

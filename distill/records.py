@@ -8,7 +8,7 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -54,7 +54,7 @@ def write_whole(path: Path, data: bytes | str) -> None:
                 part.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """JSON in the given order (a table's first row is its subject), with null for NaN so that every reader can parse it."""
     write_whole(path, json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
 
@@ -69,7 +69,7 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: is not valid JSON ({error}).") from None
 
 
-def append_line(path: Path, event: dict[str, Any]) -> None:
+def append_line(path: Path, event: Mapping[str, object]) -> None:
     """Append one flat JSON object as a line of its own; the file has one writer. `CannotWrite` as in `write_whole`."""
     line = json.dumps(_plain(event), allow_nan=False) + "\n"
     with writing(path), path.open("ab+") as file:
@@ -104,7 +104,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                     yield value
 
 
-def write_json_lines(path: Path, events: list[dict[str, Any]]) -> None:
+def write_json_lines(path: Path, events: Sequence[Mapping[str, object]]) -> None:
     """Replace a JSON-lines file, whole or not at all."""
     write_whole(path, "".join(json.dumps(_plain(event), allow_nan=False) + "\n" for event in events))
 
@@ -128,7 +128,7 @@ def peak_memory_bytes() -> int:
     return max(workers, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 
 
-def environment(device: str) -> dict[str, Any]:
+def environment(device: str) -> dict[str, Json]:
     """Versions and hardware, so that a figure can be read later."""
     cuda = torch.cuda.get_device_name(0) if device.startswith("cuda") else None
     return {
@@ -139,7 +139,7 @@ def environment(device: str) -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "device": device,
         "gpu": cuda,
-        "packages": versions(),
+        "packages": dict(versions()),
     }
 
 
@@ -160,8 +160,8 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]

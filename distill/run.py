@@ -1,18 +1,14 @@
 """`condense`: run a method step by step, with progress, checkpoints and a clean stop."""
 
-import contextlib
 import dataclasses
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ParamSpec, cast
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 from distill import sharding
 from distill.checkpoint import State, load_changed, load_checkpoint, save_checkpoint, state_of
@@ -26,7 +22,8 @@ from distill.errors import InputError, clipped, unknown_name
 from distill.estimate import check_memory, estimate
 from distill.methods import METHODS
 from distill.networks import OWN, Factory, create, parameter_count
-from distill.progress import shows_progress
+from distill.progress import OnStep as OnStep
+from distill.progress import step_bar
 from distill.randomness import generator
 from distill.records import append_line, read_lines, versions, write_json_lines
 from distill.set_file import check_size
@@ -38,7 +35,7 @@ from distill.synthetic import Initial, check_classes, check_count, initial_set
 CHECKPOINT_SECONDS = 20.0
 QUICK_SECONDS = 0.2  # a GPU's steps that take less are waited for when a stop is asked for, and their states are not copied
 MAX_LOGGED = 500
-OnStep = Callable[[int, Mapping[str, float]], None]
+P = ParamSpec("P")
 
 
 def condense(
@@ -54,11 +51,11 @@ def condense(
     resume: bool = False,
     resume_from: Path | None = None,
     progress: bool | None = None,
-    tags: dict[str, Any] | None = None,
+    tags: Mapping[str, object] | None = None,
     more_images_than_data: bool = False,
     snapshots: Mapping[int, Path] | None = None,
     on_step: OnStep | None = None,
-    **settings: Any,
+    **settings: object,
 ) -> CondensedSet:
     """A data set's knowledge in ``ipc`` images a class: a `CondensedSet` of (ipc x classes, C, H, W) with its provenance.
 
@@ -99,7 +96,7 @@ def condense(
         metrics, progress, on_step = None, False, None  # the first process writes and shows
     name = method if isinstance(method, str) else type(method).__name__.lower()
     draws = generator(seed, "distil", name, _text(sizes), device=device)
-    run: dict[str, Any] = {"method": name, "config": config, "ipc": given, "seed": seed, "fingerprint": statistics.fingerprint}
+    run: dict[str, object] = {"method": name, "config": config, "ipc": given, "seed": seed, "fingerprint": statistics.fingerprint}
 
     done, earlier, account = 0, 0.0, None
     if resume_from is not None and checkpoint is not None and resume_from.resolve() == checkpoint.resolve():
@@ -118,8 +115,22 @@ def condense(
 
     start = time.monotonic() - earlier
     if callable(prepare := getattr(distiller, "prepare", None)):
-        prepare(statistics, progress)  # work of its own before the first step (MTT's experts), which keeps its own progress on disk
-    _all_steps(distiller, statistics, draws, done, checkpoint, run, metrics, tags or {}, progress, start, snapshots or {}, on_step)
+        prepare(statistics, progress=progress)  # MTT's experts, which are kept in files while they are trained
+    _all_steps(
+        distiller,
+        statistics,
+        draws,
+        name=name,
+        run=run,
+        done=done,
+        start=start,
+        checkpoint=checkpoint,
+        metrics=metrics,
+        tags=tags or {},
+        progress=progress,
+        snapshots=snapshots or {},
+        on_step=on_step,
+    )
     # The time tells how many private images there are, and no guarantee covers it.
     seconds = 0.0 if statistics.privacy is not None else time.monotonic() - start
     check_condensed(distiller)
@@ -128,23 +139,31 @@ def condense(
     return dataclasses.replace(distiller.condensed, provenance=provenance).made_for(statistics.classes)
 
 
-def distil(*arguments: Any, **keywords: Any) -> CondensedSet:
-    """Deprecated name of `condense`, with the same arguments."""
-    warnings.warn("distill.distil is deprecated and goes in version 1.0; use distill.condense.", DeprecationWarning, stacklevel=2)
-    return condense(*arguments, **keywords)
+def _as_distil(condense: Callable[P, CondensedSet]) -> Callable[P, CondensedSet]:
+    def distil(*arguments: P.args, **keywords: P.kwargs) -> CondensedSet:
+        """Deprecated name of `condense`, with the same arguments."""
+        warnings.warn("distill.distil is deprecated and goes in version 1.0; use distill.condense.", DeprecationWarning, stacklevel=2)
+        return condense(*arguments, **keywords)
+
+    return distil
+
+
+distil = _as_distil(condense)
 
 
 def _all_steps(
     distiller: Distiller,
     statistics: RealStatistics,
     draws: torch.Generator,
+    *,
+    name: str,
+    run: Mapping[str, object],
     done: int,
-    checkpoint: Path | None,
-    run: dict[str, Any],
-    metrics: Path | None,
-    tags: dict[str, Any],
-    progress: bool | None,
     start: float,
+    checkpoint: Path | None,
+    metrics: Path | None,
+    tags: Mapping[str, object],
+    progress: bool | None,
     snapshots: Mapping[int, Path],
     on_step: OnStep | None,
 ) -> None:
@@ -162,16 +181,16 @@ def _all_steps(
     def look(step: int) -> None:
         """End the run where a step up to this one, the last that was made, was not finite."""
         if (bad := watch.first_bad()) is not None:
-            error = diverged_at(run["method"], finite.step + bad, total, distiller, finite.tensors)
+            error = diverged_at(name, finite.step + bad, total, distiller, finite.tensors)
             # Finite is not enough: from the state before a bad loss no step leads on. From the one kept a finite step has been made.
             keep(finite if bad > 1 else workable, str(error))
             raise error
 
-    title = f"{run['method']} ipc {distiller.condensed.ipc}"
+    title = f"{name} ipc {distiller.condensed.ipc}"
     with (
         stop_signals(checkpoint is not None) as stop,
         last_wish(lambda: keep(before)),
-        _bar(title, total, done, progress) as advance,
+        step_bar(progress, title, total, done) as advance,
     ):
         for step in range(done + 1, total + 1):
             began = time.monotonic()
@@ -208,7 +227,7 @@ def _all_steps(
             if not estimated and progress is not False and (text := estimate(step - done, now - first, total - done, device)) is not None:
                 estimated = True
                 if text:
-                    print(f"{run['method']} ipc {run['ipc']}: {text}", file=sys.stderr)  # above the bar, which stands in for the stream
+                    print(f"{name} ipc {run['ipc']}: {text}", file=sys.stderr)  # above the bar, which stands in for the stream
             if stop or due:
                 keep(finite)
                 last = now
@@ -216,7 +235,7 @@ def _all_steps(
                 raise Interrupted
 
 
-def _of_config(config: object, settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def _of_config(config: object, settings: Mapping[str, object]) -> tuple[str, Mapping[str, object]]:
     """The method of a config and its settings by name: those that are not the default, so that a private form still starts from noise."""
     names = [name for name, (kind, _) in METHODS.items() if type(config) is kind]
     if not names:
@@ -236,8 +255,8 @@ def _make(
     seed: int,
     network: Factory | None,
     initial: Initial | CondensedSet | None,
-    settings: dict[str, Any],
-) -> tuple[Distiller, dict[str, Any]]:
+    settings: Mapping[str, object],
+) -> tuple[Distiller, dict[str, object]]:
     if name not in METHODS:
         raise unknown_name("method", name, METHODS)
     count = sizes * len(statistics.classes) if isinstance(sizes, int) else sum(sizes)
@@ -271,40 +290,5 @@ def _text(sizes: int | tuple[int, ...]) -> str:
     return str(sizes) if isinstance(sizes, int) else " ".join(map(str, sizes))
 
 
-def _tagged(line: dict[str, Any], tags: dict[str, Any] | None) -> bool:
+def _tagged(line: Mapping[str, object], tags: Mapping[str, object] | None) -> bool:
     return line.get("stage") == "distil" and all(line.get(key) == value for key, value in (tags or {}).items())
-
-
-# Showing
-
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        text = "" if not speed else f"{speed:.1f} steps/s" if speed >= 1 else f"{1 / speed:.1f} s/step"
-        return Text(text, style="progress.data.speed")
-
-
-@contextlib.contextmanager
-def _bar(title: str, total: int, done: int, wanted: bool | None) -> Iterator[Any]:
-    console = Console(stderr=True)
-    if not shows_progress(console, wanted):
-        yield lambda step, numbers: None
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(title, total=total, completed=done, note="")
-
-        def advance(step: int, numbers: dict[str, float]) -> None:
-            bar.update(task, completed=step)
-            if numbers:
-                bar.update(task, note="  ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
-
-        yield advance

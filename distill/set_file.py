@@ -20,6 +20,7 @@ import json
 import math
 import struct
 from dataclasses import field
+from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 import pydantic
@@ -146,6 +147,20 @@ def parse(data: bytes, max_bytes: int = MAX_FILE_BYTES) -> tuple[dict[str, Tenso
     return tensors, header
 
 
+def read_bytes(path: Path, max_bytes: int) -> bytes:
+    """A file's content; `InputError` where it is missing, is not a file, or has more than ``max_bytes``."""
+    try:
+        size = path.stat().st_size
+        if not path.is_file():
+            raise InputError(f"{path}: is not a file; give a condensed set's .safetensors file.")
+        if size > max_bytes:
+            raise InputError(f"{path}: {size} bytes; allowed: at most {max_bytes}.")
+        with path.open("rb") as file:
+            return file.read(max_bytes + 1)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
+
+
 def _known_tensors(names: list[str]) -> bool:
     """Whether a file may hold these: images or what decodes to them, labels, a whole whitening, step sizes, start weights."""
     grouped = [name for name in names if name.startswith((DECODE, WEIGHTS))]
@@ -177,9 +192,9 @@ class Stored(Protocol):
     def start_weights(self) -> StartWeights | None: ...
 
 
-def later_facts(made: Stored) -> dict[str, Any]:
+def later_facts(made: Stored) -> dict[str, object]:
     """The header's format, spec, and keys of FORMAT 2, where a set has what they are for."""
-    spec, facts = made.spec.facts, dict[str, Any]()
+    spec, facts = made.spec.facts, dict[str, object]()
     said = {f"{name}_origin": origin for name, origin in made.spec.origins.items()}
     if "given" in said.values() or (made.provenance.dp is not None and set(said.values()) != {"computed"}):
         spec |= said

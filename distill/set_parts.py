@@ -8,12 +8,12 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from distill.errors import InputError, clipped
+from distill.records import Json
 from distill.spec import MAX_NAME, DataSpec
 
 ORDERS = ("sequence", "cycle")
@@ -21,7 +21,7 @@ MAX_STEPS = 1_000_000
 MAX_TENSORS = 2000  # of start weights, or of encoded images
 MAX_WEIGHT_BYTES = 256 << 20
 # (parameters, tensors, spec, number of images) to images (N, C, H, W) float32, or `InputError`; by kind. This version has none yet.
-Decoder = Callable[[Mapping[str, Any], Mapping[str, Tensor], DataSpec, int], Tensor]
+Decoder = Callable[[Mapping[str, Json], Mapping[str, Tensor], DataSpec, int], Tensor]
 DECODERS: dict[str, Decoder] = {}
 
 
@@ -41,7 +41,7 @@ class StepSizes:
     def __post_init__(self) -> None:
         values, batches = self.values, self.batches
         if values.dtype != torch.float32 or values.ndim != 1 or not 1 <= len(values) <= MAX_STEPS:
-            raise InputError(f"step_sizes are {_short(values)}; allowed: float32 of shape (n,), n from 1 to {MAX_STEPS}.")
+            raise InputError(f"step_sizes are {type_and_shape(values)}; allowed: float32 of shape (n,), n from 1 to {MAX_STEPS}.")
         if not bool((torch.isfinite(values) & (values > 0)).all()):
             raise InputError("step_sizes hold values that are not positive finite numbers; allowed: such numbers only.")
         if self.order not in ORDERS:
@@ -49,7 +49,7 @@ class StepSizes:
         if batches is None:
             return
         if batches.dtype != torch.int64 or batches.ndim != 2 or len(batches) != len(values) or not batches.numel():
-            raise InputError(f"step_batches are {_short(batches)}; allowed: int64 of shape ({len(values)}, b), b at least 1.")
+            raise InputError(f"step_batches are {type_and_shape(batches)}; allowed: int64 of shape ({len(values)}, b), b at least 1.")
 
     def check(self, images: int) -> None:
         """`InputError` where a batch names an image that a set of so many images does not have."""
@@ -109,7 +109,7 @@ class Encoded:
     """
 
     kind: str
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, Json] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -131,7 +131,7 @@ class Encoded:
         """(N, C, H, W) float32: the images that a set of ``count`` images holds."""
         made = DECODERS[self.kind](self.parameters, self.tensors, spec, count)
         if made.dtype != torch.float32 or tuple(made.shape) != (count, *spec.shape):
-            raise InputError(f"decoding ({self.kind}) gives {_short(made)}; allowed: float32 of shape {(count, *spec.shape)}.")
+            raise InputError(f"decoding ({self.kind}) gives {type_and_shape(made)}; allowed: float32 of shape {(count, *spec.shape)}.")
         return made
 
     @property
@@ -150,7 +150,7 @@ def _check_named(tensors: Mapping[str, Tensor], what: str, dtypes: tuple[torch.d
             raise InputError(f"{what} have a tensor named {clipped(name)!r}; allowed: 1 to {MAX_NAME} characters.")
         if value.dtype not in dtypes or value.ndim > 4:
             kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-            raise InputError(f"{what}: {clipped(name)} is {_short(value)}; allowed: {kinds} of at most 4 dimensions.")
+            raise InputError(f"{what}: {clipped(name)} is {type_and_shape(value)}; allowed: {kinds} of at most 4 dimensions.")
         if not bool(torch.isfinite(value).all()):
             raise InputError(f"{what}: {clipped(name)} holds values that are not finite; allowed: finite numbers only.")
 
@@ -167,5 +167,6 @@ def _alike(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
     return set(ours) == set(theirs) and all(torch.equal(value.cpu(), theirs[name].cpu()) for name, value in ours.items())
 
 
-def _short(tensor: Tensor) -> str:
+def type_and_shape(tensor: Tensor) -> str:
+    """For a message: ``float32 of shape (2, 3)``."""
     return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"

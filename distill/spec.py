@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, TypedDict, get_args
 
 import torch
 from torch import Tensor
@@ -16,6 +16,14 @@ MAX_CLASSES = 100_000
 MAX_NAME = 200
 Origin = Literal["published", "given", "computed"]
 ORIGINS: tuple[Origin, ...] = get_args(Origin)
+
+
+class GivenFacts(TypedDict, total=False):
+    """Facts about the data that its user gave, in place of computed ones."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ class DataSpec:
             check(getattr(self, name) in ORIGINS, name, ", ".join(ORIGINS))
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """The fields that make two specs equal, as plain values: all but the origins."""
         return {name: value for name, value in vars(self).items() if name not in ORIGIN_FIELDS}
 
@@ -71,10 +79,10 @@ class DataSpec:
         return {name.removesuffix("_origin"): getattr(self, name) for name in ORIGIN_FIELDS}
 
     @property
-    def given(self) -> dict[str, Any]:
+    def given(self) -> "GivenFacts":
         """What was given of mean, std and classes, as `distill.load` takes it."""
-        numbers = {"mean": self.mean, "std": self.std} if self.normalisation_origin == "given" else {}
-        return numbers | ({"classes": self.classes} if self.classes_origin == "given" else {})
+        facts: GivenFacts = {"mean": self.mean, "std": self.std} if self.normalisation_origin == "given" else {}
+        return {**facts, "classes": self.classes} if self.classes_origin == "given" else facts
 
     @property
     def num_classes(self) -> int:

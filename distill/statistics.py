@@ -1,7 +1,7 @@
 """`RealStatistics`: the only window through which a matching method sees real data, and its exact form."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -36,12 +36,12 @@ class RealStatistics(Protocol):
     @property
     def fingerprint(self) -> str | None: ...
     @property
-    def privacy(self) -> dict[str, Any] | None: ...
+    def privacy(self) -> dict[str, object] | None: ...
     @property
     def whitening(self) -> Whitening | None: ...
 
     def class_means(
-        self, embed: Embed, batch_size: int, augment: Augment | None, generator: torch.Generator, joint: bool = False
+        self, embed: Embed, batch_size: int, augment: Augment | None, generator: torch.Generator, *, joint: bool = False
     ) -> Tensor:
         """(number of classes, D): the mean feature of a random batch of each class.
 
@@ -59,7 +59,7 @@ class RealStatistics(Protocol):
         """Set a network's BatchNorm running statistics from a small real batch, then put its BatchNorm layers in evaluation mode."""
         ...
 
-    def trajectories(self, config: ExpertConfig, network: Factory, progress: bool | None = None) -> Trajectories:
+    def trajectories(self, config: ExpertConfig, network: Factory, *, progress: bool | None = None) -> Trajectories:
         """Weights of networks trained on the real data, epoch by epoch: all that MTT sees of them."""
         ...
 
@@ -73,7 +73,7 @@ class ExactStatistics:
 
     def __init__(self, data: ImageData) -> None:
         self.data = data
-        self.privacy: dict[str, Any] | None = None
+        self.privacy: dict[str, object] | None = None
 
     @property
     def spec(self) -> DataSpec:
@@ -110,7 +110,7 @@ class ExactStatistics:
         return indices[order.to(indices.device)]
 
     def class_means(
-        self, embed: Embed, batch_size: int, augment: Augment | None, generator: torch.Generator, joint: bool = False
+        self, embed: Embed, batch_size: int, augment: Augment | None, generator: torch.Generator, *, joint: bool = False
     ) -> Tensor:
         """(number of classes, D) without gradients, in chunks that fit the cache; see `RealStatistics.class_means`."""
         with torch.no_grad():
@@ -160,9 +160,9 @@ class ExactStatistics:
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
 
-    def trajectories(self, config: ExpertConfig, network: Factory, progress: bool | None = None) -> Trajectories:
+    def trajectories(self, config: ExpertConfig, network: Factory, *, progress: bool | None = None) -> Trajectories:
         """Experts trained now, or found in the cache (`distill.experts.train_experts`)."""
-        return train_experts(self.data, config, network, progress)
+        return train_experts(self.data, config, network, progress=progress)
 
     def initial_images(self, kind: str, ipc: int | Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Up to ``ipc`` images a class, chosen by a coreset; `InputError` for a name that is none."""

@@ -1,6 +1,7 @@
 """A torch `Dataset` read in one pass, checked, as the arrays that `ImageData.from_arrays` takes."""
 
-from typing import Any
+from collections.abc import Sized
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,13 +14,19 @@ IMAGE_KEYS, LABEL_KEYS = ("image", "img"), ("label", "labels")
 _GREY, _COLOUR = ("1", "L", "LA"), ("RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB")
 
 
-def read(dataset: Any, what: str) -> tuple[Tensor, Tensor]:
+class MapDataset(Protocol):
+    """A torch `Dataset` with numbered items, (image, label) pairs or dicts. It also needs a length, which torch's type does not have."""
+
+    def __getitem__(self, index: int, /) -> object: ...
+
+
+def read(dataset: MapDataset, what: str) -> tuple[Tensor, Tensor]:
     """Images (N, C, H, W), uint8 or float32, and labels (N,) int64 of a map-style dataset.
 
     An item is a pair (image, label) or a dict with one of `IMAGE_KEYS` and one of `LABEL_KEYS`. An image is of PIL, a tensor (C, H, W) or
     (H, W), or a numpy array (H, W, C) or (H, W): uint8, or float in [0, 1]. Raises `InputError`, which calls the dataset ``what``.
     """
-    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+    if not (isinstance(dataset, Sized) and hasattr(dataset, "__getitem__")):
         raise InputError(f"{what} is {a_kind(dataset)}; allowed: a dataset with a length and items, Dataset[i] of (image, label).")
     images: Tensor | None = None
     labels = torch.zeros(len(dataset), dtype=torch.int64)
@@ -46,7 +53,7 @@ def read(dataset: Any, what: str) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-def class_names(dataset: Any) -> tuple[str, ...] | None:
+def class_names(dataset: object) -> tuple[str, ...] | None:
     """The class names of torchvision (``classes``) or Hugging Face (``features["label"].names``) datasets; None where there are none."""
     dataset = innermost(dataset)
     names = getattr(dataset, "classes", None)
@@ -57,14 +64,14 @@ def class_names(dataset: Any) -> tuple[str, ...] | None:
     return tuple(names) if good and names else None
 
 
-def innermost(dataset: Any) -> Any:
+def innermost(dataset: object) -> object:
     """The dataset inside of torch's `Subset`."""
     while isinstance(dataset, torch.utils.data.Subset):
         dataset = dataset.dataset
     return dataset
 
 
-def _pair(item: Any, where: str) -> tuple[Any, Any]:
+def _pair(item: object, where: str) -> tuple[object, object]:
     if isinstance(item, dict):
         keys = [next((key for key in known if key in item), None) for known in (IMAGE_KEYS, LABEL_KEYS)]
         if None in keys:
@@ -79,7 +86,7 @@ def _pair(item: Any, where: str) -> tuple[Any, Any]:
     return item[0], item[1]
 
 
-def _pixels(image: Any, where: str) -> Tensor:
+def _pixels(image: object, where: str) -> Tensor:
     mode = getattr(image, "mode", None)
     if isinstance(mode, str) and hasattr(image, "convert"):
         if mode not in (*_GREY, *_COLOUR):
@@ -91,7 +98,9 @@ def _pixels(image: Any, where: str) -> Tensor:
     if isinstance(image, np.ndarray) and (image.dtype == np.uint8 or image.dtype.kind == "f"):
         image = torch.from_numpy(np.ascontiguousarray(image))
     if not isinstance(image, Tensor) or image.ndim not in (2, 3) or not (image.dtype == torch.uint8 or image.is_floating_point()):
-        kind = f"{str(image.dtype).removeprefix('torch.')} {tuple(image.shape)}" if hasattr(image, "dtype") else a_kind(image)
+        kind = (
+            f"{str(image.dtype).removeprefix('torch.')} {tuple(image.shape)}" if isinstance(image, Tensor | np.ndarray) else a_kind(image)
+        )
         raise InputError(
             f"{where}: its image is {kind}; allowed: a PIL image, or uint8 or float of shape (C, H, W) as tensor, (H, W, C) as numpy array."
         )
@@ -108,9 +117,10 @@ def _pixels(image: Any, where: str) -> Tensor:
     return pixels
 
 
-def _label(label: Any, where: str) -> int:
-    one = (isinstance(label, Tensor) and label.numel() == 1) or (isinstance(label, np.generic | np.ndarray) and label.size == 1)
-    value = label.item() if one else label
+def _label(label: object, where: str) -> int:
+    value = label
+    if isinstance(label, Tensor | np.generic | np.ndarray) and (label.numel() if isinstance(label, Tensor) else label.size) == 1:
+        value = label.item()
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
         raise InputError(f"{where}: its label is {a_kind(label)}, {clipped(label, 40)}; allowed: one class number from 0.")
     return value

@@ -160,7 +160,7 @@ def train_network(
         if transform.transforms:
             images = augment(images, transform, draws)
         optimiser.zero_grad()
-        for part, target in chunks(images, labels, whole):
+        for part, target in chunks(images, labels, whole=whole):
             (loss(run(part), target) / len(images)).backward()
         optimiser.step()
     return model.eval()

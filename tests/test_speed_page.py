@@ -2,7 +2,8 @@
 
 import statistics
 
-from benchmarks.core import KEPT, PAGE, TARGETS, with_table
+from benchmarks.core import KEPT, PAGE, TARGETS
+from benchmarks.page import with_table
 from distill.records import read_json
 
 

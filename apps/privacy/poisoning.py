@@ -104,10 +104,10 @@ class PoisonedStatistics(ExactStatistics):
         self._plant(optimised(self.trigger, images, self.spec, lambda stamped: miss(embed(stamped)), self.steps))
 
     def class_means(
-        self, embed: Embed, batch_size: int, augment: Augment | None, generator: torch.Generator, joint: bool = False
+        self, embed: Embed, batch_size: int, augment: Augment | None, generator: torch.Generator, *, joint: bool = False
     ) -> Tensor:
         self._learn(embed)
-        return super().class_means(embed, batch_size, augment, generator, joint)
+        return super().class_means(embed, batch_size, augment, generator, joint=joint)
 
     def class_gradients(
         self, network: nn.Module, batch_size: int, augment: Augment | None, generator: torch.Generator

@@ -202,7 +202,7 @@ class PrivateStatistics:
         self._centre = centre.to(self.device)
 
     def class_means(
-        self, embed: Embed, batch_size: int, augment: Augment | None, generator: torch.Generator, joint: bool = False
+        self, embed: Embed, batch_size: int, augment: Augment | None, generator: torch.Generator, *, joint: bool = False
     ) -> Tensor:
         """(K, D): noised sums of clipped features, over the publicly expected number of examples of a class."""
         if joint:
@@ -308,7 +308,7 @@ class PrivateStatistics:
         """Standard normal float64 of this shape, from where all noise of this object comes."""
         return torch.from_numpy(self._entropy.normal(shape))
 
-    def trajectories(self, config: "ExpertConfig", network: Factory, progress: bool | None = None) -> "Trajectories":
+    def trajectories(self, config: "ExpertConfig", network: Factory, *, progress: bool | None = None) -> "Trajectories":
         """Experts trained by DP-SGD; matching them is post-processing."""
         from apps.privacy.private_experts import train_private_experts  # here, because it needs Opacus' optimiser
 

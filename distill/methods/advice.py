@@ -1,10 +1,9 @@
 """What the authors have not tried: one line each where a run leaves the range that they published."""
 
-from typing import Any
-
 import torch
 from torch import nn
 
+from distill.distiller import Config
 from distill.methods import METHODS
 from distill.methods.presets import matched_by, presets_of
 from distill.networks import Factory, create, has_batchnorm
@@ -13,7 +12,7 @@ from distill.spec import DataSpec
 _DEEP = 8  # convolutions; the authors match ConvNets of 3 to 6
 
 
-def advice(name: str, config: Any, spec: DataSpec, ipc: int, network: Factory | None = None) -> list[str]:
+def advice(name: str, config: Config, spec: DataSpec, ipc: int, network: Factory | None = None) -> list[str]:
     """Lines for a method at this IPC; none where the authors have published the like, or the method's presets name no range.
 
     The published ranges are ``published_ipc`` of each method's presets, by data set. ``config`` is the method's config;

@@ -99,9 +99,9 @@ class DM:
         network = self._network(statistics, generator)
         augment = shared_draws(self.strategy, statistics, generator)
         joint = has_batchnorm(network)
-        real = statistics.class_means(self.real_view, self.config.batch_real, augment, generator, joint)
+        real = statistics.class_means(self.real_view, self.config.batch_real, augment, generator, joint=joint)
         images = [part for part, _ in self.synthetic.per_class()]
-        loss, gradients = class_mean_gradients(self.view, real, images, augment, joint)
+        loss, gradients = class_mean_gradients(self.view, real, images, augment, joint=joint)
         self.synthetic.descend(gradients, self.lr_img, self.config.momentum)
         return {"loss": loss}
 

@@ -196,7 +196,7 @@ class MTT:
             self.synthetic.labels = self.logits.softmax(1)
         return self.synthetic.to_set(self.augmentation, lr=float(self.lr))
 
-    def prepare(self, statistics: RealStatistics, progress: bool | None = None) -> None:
+    def prepare(self, statistics: RealStatistics, *, progress: bool | None = None) -> None:
         """Train the experts, or find them in the cache; `step` does it where nobody called this."""
         if sharding.count() > 1:
             raise InputError("mtt has no classes to share out between processes; run it without torchrun.")
@@ -216,14 +216,14 @@ class MTT:
             c.expert_snapshots,
             c.expert_seed,
         )
-        self.trajectories = statistics.trajectories(wanted, self.factory, progress)
+        self.trajectories = statistics.trajectories(wanted, self.factory, progress=progress)
         # Any network of this shape: its weights are given anew in every step.
         device = self.synthetic.images.device
         network = create(self.factory, statistics.spec, stream(0, "mtt", "shape"), device)
         work = 12.0 * flops(network, statistics.spec) * min(c.batch_syn or 10**9, len(self.synthetic.images)) * c.syn_steps * c.iterations
         # A student on few images waits for Python more than for arithmetic: compiled, a step is 9 ms shorter (10 images, width 32).
         many = c.compile == "auto" and c.syn_steps * c.iterations >= WORTH_STUDENT_STEPS
-        self.student = Student(network, many or worth(device, work, c.compile))
+        self.student = Student(network, compile=many or worth(device, work, c.compile))
         if c.soft_labels and self.logits is None:
             with torch.no_grad():
                 weights = self.trajectories.weights(0, self.trajectories.epochs, device)
@@ -251,7 +251,7 @@ class MTT:
             return apply(images[batches[step]], draws[step]), labels[batches[step]]
 
         labels = self.synthetic.labels if self.logits is None else self.logits.softmax(1)
-        found = matching_gradient(self.student, start, target, images, labels, self.lr, view, c.syn_steps)
+        found = matching_gradient(self.student, start, target, images, labels, self.lr, view, steps=c.syn_steps)
         if c.max_norm is not None:
             found = shortened(found, c.max_norm)
         self.synthetic.descend([found.images], c.lr_img, c.momentum)

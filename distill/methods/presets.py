@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from distill.errors import InputError, clipped
 
 MATCHES = ("features", "gradients", "trajectories", "")
 
-Settings = Mapping[str, Any]
+Settings = Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Presets:
     batchnorm_at_50: bool = False
 
 
-def presets_of(method: type[Any]) -> Presets:
+def presets_of(method: type) -> Presets:
     """``method.presets``; a method without them has the defaults of `Presets`. Raises `InputError` where they are something else."""
     found = getattr(method, "presets", None)
     if found is None:
@@ -71,7 +70,7 @@ def presets_of(method: type[Any]) -> Presets:
     return found
 
 
-def matched_by(method: type[Any]) -> str:
+def matched_by(method: type) -> str:
     """``method.matches``: what the method compares between real and synthetic images.
 
     "features" are mean features of each class by itself, so that a class can be condensed alone and released as a difference from a private

@@ -49,7 +49,7 @@ def evaluate(
     where = torch_device(device)
     tiny = CondensedSet.load(condensed).to(where)
     chosen = data_table(data, size or _resized(tiny, data), classes, validation, imbalance)
-    given = {"class_names" if key == "classes" else key: list(value) for key, value in tiny.spec.given.items()}
+    given = {"class_names" if key == "classes" else key: list(value) for key, value in tiny.spec.given.items() if isinstance(value, tuple)}
     table = configure(DataTable, given | chosen, "distill evaluate")
     # The set's own seed, so that what was held out when it was made (a folder's test images) is held out now.
     images = data_of(table, Options(data_root=data_root, device=where, seed=tiny.provenance.seed or 0))

@@ -54,7 +54,7 @@ def measured(
             continue
         if missing:
             held = condensed if step == total else CondensedSet.load(files[step]).to(condensed.images.device)
-            for one in accuracies(held, part, ["condensed"], network, recipe, missing, "validation"):
+            for one in accuracies(held, part, ["condensed"], network, recipe, missing, split="validation"):
                 done[one.seed] = one.line()
                 append_line(metrics, {**mark, **one.line()})
         values[step] = [Measured.read("condensed", {"seed": one, **done[one]}).value for one in seeds]

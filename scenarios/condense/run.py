@@ -139,7 +139,9 @@ def _judge(
             missing = [seed for seed in seeds if seed not in done]
             title = f"{network} on {key['set']}"
             with console.status(f"training {title}, {len(missing)} networks") as status:
-                for one in accuracies(condensed, data, [label], network, recipe, missing, table.split, table.whole_epochs):
+                for one in accuracies(
+                    condensed, data, [label], network, recipe, missing, split=table.split, whole_epochs=table.whole_epochs
+                ):
                     done[one.seed] = one
                     append_line(metrics, {**key, **one.line()})
                     status.update(f"training {title}: {len(done)} of {len(seeds)} networks, the last at {one.value:.1f} %")

@@ -196,7 +196,7 @@ def _one(study: SweepStudy, options: Options, data: ImageData, folder: Path, val
     lines = [line for line in read_lines(metrics) if all(line.get(key) == given for key, given in mark.items())]
     done = {line["seed"]: Measured.read(name, line) for line in lines}
     missing = [seed for seed in seeds if seed not in done]
-    for one in accuracies(condensed, data, ["condensed"], network, recipe, missing, "validation"):
+    for one in accuracies(condensed, data, ["condensed"], network, recipe, missing, split="validation"):
         done[one.seed] = one
         append_line(metrics, {**mark, **one.line()})
     accuracy = summed_up([done[seed] for seed in seeds])

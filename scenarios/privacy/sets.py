@@ -172,7 +172,9 @@ def judge(
         done = {line["seed"]: Measured.read(label, line) for line in lines}
         missing = [seed for seed in seeds if seed not in done]
         kind = "condensed" if label in sets else label
-        for one in accuracies(sets.get(label, some), data, [kind], table.networks[0], recipe, missing, table.split, table.whole_epochs):
+        for one in accuracies(
+            sets.get(label, some), data, [kind], table.networks[0], recipe, missing, split=table.split, whole_epochs=table.whole_epochs
+        ):
             done[one.seed] = one
             append_line(metrics, {**key, **one.line()})
         trained = training_of(kind, sets.get(label, some), data, recipe, table.whole_epochs)

@@ -311,7 +311,7 @@ def test_mtt_step(seed: int, soft: bool) -> None:
     raw = logits.clone().requires_grad_(True) if soft else None
     labels = raw.softmax(1) if soft else initial.labels
     loss, images, lr, label = plain.mtt(
-        network, begin, end, initial.images, labels, torch.tensor(0.05), lambda i, x, y: (x[batches[i]], y[batches[i]]), 4
+        network, begin, end, initial.images, labels, torch.tensor(0.05), lambda i, x, y: (x[batches[i]], y[batches[i]]), steps=4
     )
     assert float(values["loss"]) == pytest.approx(float(loss), rel=1e-4)
     assert torch.allclose((initial.images - method.condensed.images) / 0.3, images, atol=1e-3 * float(images.abs().max()))

@@ -42,8 +42,8 @@ def test_progress_shows_on_a_terminal_and_in_jupyter(monkeypatch: pytest.MonkeyP
         Console(file=io.StringIO(), force_terminal=t, force_jupyter=j) for t, j in ((False, False), (True, False), (False, True))
     )
     monkeypatch.setattr(progress, "find_spec", lambda name: object())
-    assert [shows_progress(console, None) for console in (log, terminal, jupyter)] == [False, True, True]
+    assert [shows_progress(None, console) for console in (log, terminal, jupyter)] == [False, True, True]
     monkeypatch.setattr(progress, "find_spec", lambda name: None)
-    assert not shows_progress(jupyter, None), "rich would warn in place of a bar"
-    assert shows_progress(log, True)
-    assert not shows_progress(terminal, False)
+    assert not shows_progress(None, jupyter), "rich would warn in place of a bar"
+    assert shows_progress(True, log)
+    assert not shows_progress(False, terminal)

@@ -208,7 +208,7 @@ def leaky(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(public_part, "covered", with_time)
     patch.setattr(public_part, "image_grid", with_real_image)
     patch.setattr("scenarios.privacy.run.mark", lambda *arguments: None)
-    patch.setattr(privacy_sets, "accuracies", lambda *arguments: accuracies(*arguments[:6], "train", *arguments[7:]))
+    patch.setattr(privacy_sets, "accuracies", lambda *arguments, split, **more: accuracies(*arguments, split="train", **more))
 
 
 def test_one_planted_leak_of_each_kind_of_file_is_found(tmp_path: Path) -> None:

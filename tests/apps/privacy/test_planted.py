@@ -208,7 +208,7 @@ def experts_are_noised() -> None:
     changes = []
     for _ in range(2):
         statistics = private(sample_rate=1.0, releases=None)
-        found = statistics.trajectories(config, None, False)
+        found = statistics.trajectories(config, None, progress=False)
         weights = [[found.weights(expert, epoch).double() for epoch in range(3)] for expert in range(2)]
         changes += [after - before for row in weights for before, after in itertools.pairwise(row)]
         (steps,) = statistics.history
