@@ -1,12 +1,13 @@
 # make demo: a virtual environment with the core, and ten synthetic digits.   make test: everything installed, linted, typed, tested.
 # make run SCENARIO=NAME: one study, without activating .venv.
 # make reproduce: run what kept/expected has no figures for, eight minutes at a time (REPRODUCE="--minutes 60 short-dm-cifar10-ipc10").
+# make docs: the pages and the API reference as a site in build/site, with warnings as errors.
 PYTHON ?= python3
 BIN = .venv/bin
 
 SCENARIO ?= quickstart
 
-.PHONY: demo run test lint reproduce clean
+.PHONY: demo run test lint docs reproduce clean
 
 demo: .venv/core
 	$(BIN)/distill run quickstart
@@ -26,6 +27,9 @@ lint: .venv/all
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 .venv/core: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 demo") if sys.version_info < (3, 11) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -35,6 +39,10 @@ lint: .venv/all
 
 .venv/all: .venv/core
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all,dev]"
+	touch $@
+
+.venv/docs: .venv/core
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	touch $@
 
 clean:

@@ -16,7 +16,8 @@ def with_given(
     """The same images with this normalisation and this class list; what is None stays as it was read.
 
     Args:
-        mean, std: one number a channel, of pixels in [0, 1]; both or neither, because one of the two would stay computed.
+        mean: one number per channel, of pixels in [0, 1]; given with `std` or not at all, because the other one would stay computed.
+        std: likewise.
         classes: class names in the order of the labels. Each class that has images in any split must be in the list; it may have more.
 
     Raises `InputError` for numbers that do not fit the channels, are not finite, or a std that is not positive; for names that are no

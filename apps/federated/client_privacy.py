@@ -38,13 +38,16 @@ class ClientPrivacy:
 
     Args:
         statistics: makes what the condensing method sees of the data; see `Statistics`. It is an object, never a name from a message.
-        epsilon, delta: what all uploads from this client's data may cost together.
+        epsilon: the budget of all uploads from this client's data together.
+        delta: likewise.
         ledger: the folder of everything that was released, and of this client's log; it holds the sums, over restarts too.
         uploads: how many uploads share both equally; each is answered once, and free of charge when the same is asked again.
         start: (statistics, images a class, seed) -> private first images; None: noise.
         networks: network's name -> networks that come back; None: new ones, which the client draws itself.
         classes: labels that are sent, whether the client has images of them or not; None: all of the data set.
-        methods, ipc, iterations: methods that may be asked for, most images a class, most of each number of steps.
+        methods: the methods that a server may ask for.
+        ipc: the largest number of images per class.
+        iterations: the largest value of each number of steps.
         data: the run's data settings (`data_settings`) that the node agreed to; None: the node's config names the data.
         data_root: where the run's data set lies.
     """

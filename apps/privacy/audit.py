@@ -1,6 +1,6 @@
 """What epsilon is at least, from how well a mechanism's own output tells canaries in from canaries out.
 
-python -m apps.privacy.audit scores.npz [--one-run] [--delta 1e-5] [--claimed EPSILON]
+    python -m apps.privacy.audit scores.npz [--one-run] [--delta 1e-5] [--claimed EPSILON]
 
 takes arrays ``in_scores`` and ``out_scores`` from anywhere and prints lower bounds; it exits with 1 when one is above the claimed epsilon.
 Scores are read as independent runs, one each; with --one-run as points of one model, each in or out by a fair coin. A bound far below the

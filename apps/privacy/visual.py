@@ -1,6 +1,6 @@
 """Visual privacy: is an image of a set nearer to its training images than to as many images that it never saw?
 
-python -m apps.privacy.visual SET.safetensors --data NAME [--holdout test] [--limit N] [--out pairs.png]
+    python -m apps.privacy.visual SET.safetensors --data NAME [--holdout test] [--limit N] [--out pairs.png]
 
 Three distances: pixels (root mean square), structure (1 - SSIM) and features of a network trained on the set itself, to which training and
 holdout images are equally strange. A small distance alone says little: some data sets are full of images that look alike. What counts is
