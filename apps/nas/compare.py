@@ -3,20 +3,28 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from apps.nas import ranking
+from distill.records import Json
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Scores:
-    """A proxy's score of each network (n,), higher is better, and what it cost: seconds once, seconds for all networks together, bytes
-    that must be stored or sent to score with it. ``kind`` is "condensed", "coreset", "early", "zero-cost", "regression" or "whole"."""
+    """The scores of one proxy and its cost.
+
+    Args:
+        kind: "condensed", "coreset", "early", "zero-cost", "regression" or "whole".
+        values: scores (n networks,), higher is better; NaN where the proxy failed.
+        one_off: seconds that are paid once, for example for distillation.
+        seconds: for all networks together.
+        bytes: of the images and labels that the proxy needs.
+        failed: number of failed runs.
+    """
 
     kind: str
     values: Array
@@ -27,7 +35,7 @@ class Scores:
 
     @property
     def total(self) -> float:
-        """Seconds in all: what is paid once, and all networks."""
+        """Total seconds: ``one_off`` plus all networks."""
         return self.one_off + self.seconds
 
 
@@ -38,28 +46,37 @@ def compared(
     generator: np.random.Generator,
     resamples: int = ranking.RESAMPLES,
     ks: Sequence[int] = (1, 5),
-) -> dict[str, Any]:
-    """``truth`` (n, S) are test accuracies of S fully trained networks each, NaN where one failed; ``truth_seconds`` what they cost in all.
+) -> dict[str, Json]:
+    """All statistics of a study.
 
-    Returns plain numbers: ``ceiling``, ``proxies.<name>`` and ``differences.<name>.<baseline>`` (Spearman, first minus second).
+    Args:
+        truth: test accuracies (n networks, S seeds) in percent; NaN where a network failed.
+        proxies: scores by name.
+        truth_seconds: total cost of the truth.
+        generator: of the bootstrap.
+        resamples: of the bootstrap.
+        ks: values of k for regret@k and overlap@k.
+
+    Returns:
+        Plain numbers: ``ceiling``, ``proxies.<name>`` and ``differences.<name>.<baseline>`` (Spearman's rho, first minus second).
     """
     mean = means(truth)
     known = int(np.isfinite(mean).sum())
     top = {"top5pct": ranking.top_count(known), "top10": min(10, known)}
     ceiling = ranking.noise_ceiling(truth, generator)
-    rows: dict[str, Any] = {}
+    rows: dict[str, Json] = {}
     for name, scores in proxies.items():
 
-        def interval(statistic: ranking.Rows, values: Array = scores.values) -> dict[str, float]:
+        def interval(statistic: ranking.Rows, values: Array = scores.values) -> dict[str, Json]:
             return ranking.bootstrap(values, mean, statistic, generator, resamples).as_dict()
 
-        row: dict[str, Any] = {"kind": scores.kind, "scored": int(np.isfinite(scores.values).sum()), "failed_runs": scores.failed}
+        row: dict[str, Json] = {"kind": scores.kind, "scored": int(np.isfinite(scores.values).sum()), "failed_runs": scores.failed}
         row |= {"spearman": interval(ranking.spearman_rows), "kendall": interval(ranking.kendall_rows)}
         # The best few are chosen by the truth, so the interval is over those few networks.
         for label, k in top.items():
             best = _best(mean, k)
-            found = ranking.bootstrap(scores.values[best], mean[best], ranking.spearman_rows, generator, resamples)
-            row[f"spearman_{label}"] = {**found.as_dict(), "networks": len(best)}
+            estimate = ranking.bootstrap(scores.values[best], mean[best], ranking.spearman_rows, generator, resamples)
+            row[f"spearman_{label}"] = {**estimate.as_dict(), "networks": len(best)}
         for k in ks:
             row[f"regret@{k}"] = interval(ranking.regret_rows(k))
             row[f"overlap@{k}"] = {**interval(ranking.overlap_rows(k)), "chance": min(k, known) / known if known else math.nan}
@@ -78,34 +95,34 @@ def compared(
 
 
 def means(values: Array) -> Array:
-    """Row means of what is there, NaN for a row with nothing."""
+    """Mean of the finite values of each row (n,); NaN for a row without one."""
     count = np.isfinite(values).sum(1)
     total = np.where(np.isfinite(values), values, 0.0).sum(1)
-    found: Array = np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
-    return found
+    averages: Array = np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
+    return averages
 
 
 def _best(mean: Array, k: int) -> NDArray[np.int64]:
-    """Positions of the k truly best networks and of those that tie with the k-th."""
+    """Positions of the k networks with the highest true accuracy, and of those that tie with the k-th."""
     if not np.isfinite(mean).any():
         return np.zeros(0, dtype=np.int64)
     edge = np.sort(mean[np.isfinite(mean)])[-k]
     return np.flatnonzero(np.where(np.isfinite(mean), mean, -np.inf) >= edge)
 
 
-def _differences(proxies: Mapping[str, Scores], mean: Array, generator: np.random.Generator, resamples: int) -> dict[str, Any]:
-    """Each condensed proxy against random images, early stopping and the number of parameters."""
-    found: dict[str, Any] = {}
+def _differences(proxies: Mapping[str, Scores], mean: Array, generator: np.random.Generator, resamples: int) -> dict[str, Json]:
+    """Spearman's rho of each condensed proxy minus that of each baseline."""
+    differences: dict[str, Json] = {}
     for name, scores in proxies.items():
         if scores.kind != "condensed":
             continue
         baselines = [
             baseline for baseline in ("random", "early-steps", f"early-cost-{name}", "parameters", "regression") if baseline in proxies
         ]
-        found[name] = {
+        differences[name] = {
             baseline: ranking.paired_bootstrap(
                 scores.values, proxies[baseline].values, mean, ranking.spearman_rows, generator, resamples
             ).as_dict()
             for baseline in baselines
         }
-    return found
+    return differences

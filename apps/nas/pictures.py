@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import TypeGuard
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,6 +12,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from distill.drawing import Drawing
+from distill.records import Json
 
 Array = NDArray[np.float64]
 COLOURS = {
@@ -27,17 +29,22 @@ MAX_PANELS = 9
 
 
 def scatter(truth: Array, scores: Mapping[str, tuple[str, Array]], top: int) -> Drawing:
-    """A panel a proxy (name -> (kind, scores (n,))) that is an accuracy: its accuracy against the truth (n,), the true top ``top`` marked,
-    the proxy's own first choice ringed."""
-    shown = [(name, kind, values) for name, (kind, values) in scores.items() if kind in _ACCURACIES][:MAX_PANELS]
-    across = min(3, max(1, len(shown)))
-    down = max(1, math.ceil(len(shown) / across))
+    """Proxy accuracy against true accuracy, one panel per proxy whose score is an accuracy.
+
+    Args:
+        truth: test accuracies (n,) in percent.
+        scores: name -> (kind, scores (n,)).
+        top: number of networks with the highest true accuracy that are marked.
+    """
+    accuracies = [(name, kind, values) for name, (kind, values) in scores.items() if kind in _ACCURACIES][:MAX_PANELS]
+    across = min(3, max(1, len(accuracies)))
+    down = max(1, math.ceil(len(accuracies) / across))
     figure = Figure(figsize=(3.2 * across, 3.0 * down))
     panels = np.asarray(figure.subplots(down, across, squeeze=False, sharey=True)).flat
     known = np.isfinite(truth)
     up = _axis_range(truth[known])
     edge = np.sort(truth[known])[-min(top, int(known.sum()))] if known.any() else math.inf
-    for axis, (name, kind, values) in zip(panels, shown, strict=False):
+    for axis, (name, kind, values) in zip(panels, accuracies, strict=False):
         both = known & np.isfinite(values)
         best = both & (truth >= edge)
         across_range = _axis_range(values[both])
@@ -61,7 +68,7 @@ def scatter(truth: Array, scores: Mapping[str, tuple[str, Array]], top: int) -> 
         axis.set_xlabel("proxy accuracy, %", fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=7)
-    for axis in list(panels)[len(shown) :]:
+    for axis in list(panels)[len(accuracies) :]:
         axis.set_axis_off()
     figure.axes[0].set_ylabel("true test accuracy, %", fontsize=8)
     figure.axes[0].legend(frameon=False, fontsize=7)
@@ -70,10 +77,10 @@ def scatter(truth: Array, scores: Mapping[str, tuple[str, Array]], top: int) -> 
     return Drawing(figure, "Proxy accuracy against true test accuracy", words)
 
 
-def correlation_by_cost(summary: Mapping[str, Any]) -> Drawing:
-    """Spearman's rho with its interval beside total seconds; the dashed line is what an equally noisy second truth would reach."""
+def correlation_by_cost(summary: Mapping[str, Json]) -> Drawing:
+    """Spearman's rho with its interval next to total seconds; a dashed line marks the noise ceiling."""
     figure, axis = _by_cost(summary["proxies"], "spearman")
-    ceiling = summary["ceiling"]["reliability"]
+    ceiling = _at(summary, "ceiling", "reliability")
     if _finite(ceiling):
         axis.axvline(ceiling, linestyle="--", color="black", linewidth=0.8)
         axis.text(ceiling, 1.0, "noise ceiling", fontsize=7, ha="center", va="bottom", transform=axis.get_xaxis_transform())
@@ -82,27 +89,56 @@ def correlation_by_cost(summary: Mapping[str, Any]) -> Drawing:
     return Drawing(figure, "Rank correlation by cost", words)
 
 
-def regret_by_cost(summary: Mapping[str, Any], k: int = 1) -> Drawing:
-    """Accuracy points lost by training only the proxy's top ``k``, beside total seconds."""
+def regret_by_cost(summary: Mapping[str, Json], k: int = 1) -> Drawing:
+    """Accuracy points lost by training only the proxy's top ``k``, next to total seconds."""
     figure, axis = _by_cost(summary["proxies"], f"regret@{k}")
     axis.set_xlabel(f"regret@{k}, accuracy points, 95 % interval")
     words = "Accuracy points lost when only the networks that a proxy ranks first are trained; lower is better."
     return Drawing(figure, "Regret by cost", words)
 
 
-def _by_cost(proxies: Mapping[str, Any], statistic: str) -> tuple[Figure, Axes]:
+@dataclass(frozen=True)
+class _Row:
+    """One proxy: a statistic, its interval if there is one, and the total seconds."""
+
+    name: str
+    kind: str
+    value: float
+    interval: tuple[float, float] | None
+    seconds: float
+
+
+def _row(name: str, proxy: Json, statistic: str) -> _Row | None:
+    """The proxy's row of a summary; None if the statistic is not defined."""
+    value, low, high = (_at(proxy, statistic, part) for part in ("value", "low", "high"))
+    seconds = _at(proxy, "seconds", "total")
+    if not _finite(value) or not _finite(seconds):
+        return None
+    return _Row(name, str(_at(proxy, "kind")), value, (low, high) if _finite(low) and _finite(high) else None, seconds)
+
+
+def _at(value: Json | Mapping[str, Json], *names: str) -> Json:
+    """What a nested object of a record holds under these names; None if it has no such entry."""
+    place: Json | Mapping[str, Json] = value
+    for name in names:
+        place = place.get(name) if isinstance(place, Mapping) else None
+    return dict(place) if isinstance(place, Mapping) else place
+
+
+def _by_cost(proxies: Json, statistic: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(8.0, 4.2))
-    rows = [(name, row) for name, row in proxies.items() if _finite(row[statistic]["value"])]
-    rows.sort(key=lambda pair: pair[1][statistic]["value"], reverse=statistic.startswith("regret"))  # the best on top
+    assert isinstance(proxies, dict)
+    rows = [row for name, proxy in proxies.items() if (row := _row(name, proxy, statistic))]
+    rows.sort(key=lambda row: row.value, reverse=statistic.startswith("regret"))  # the best on top
     figure.set_figheight(1.2 + 0.22 * len(rows))
     axis, cost = figure.subplots(1, 2, sharey=True, gridspec_kw={"width_ratios": (3, 2), "wspace": 0.06})
-    for place, (_, row) in enumerate(rows):
-        found, colour = row[statistic], COLOURS.get(row["kind"], "#222222")
-        if _finite(found["low"]):
-            axis.plot([found["low"], found["high"]], [place, place], color=colour, linewidth=1.2)
-        axis.plot(found["value"], place, MARKERS.get(row["kind"], "o"), color=colour, markersize=5.5)
-        cost.plot(max(row["seconds"]["total"], 1e-3), place, MARKERS.get(row["kind"], "o"), color=colour, markersize=5.5)
-    axis.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8)
+    for place, row in enumerate(rows):
+        colour, marker = COLOURS.get(row.kind, "#222222"), MARKERS.get(row.kind, "o")
+        if row.interval is not None:
+            axis.plot(row.interval, [place, place], color=colour, linewidth=1.2)
+        axis.plot(row.value, place, marker, color=colour, markersize=5.5)
+        cost.plot(max(row.seconds, 1e-3), place, marker, color=colour, markersize=5.5)
+    axis.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=8)
     axis.axvline(0, color="black", linewidth=0.8)
     cost.set_xscale("log")
     cost.set_xlabel("total seconds (log)")
@@ -111,7 +147,7 @@ def _by_cost(proxies: Mapping[str, Any], statistic: str) -> tuple[Figure, Axes]:
         part.set_axisbelow(True)
         part.spines[["top", "right"]].set_visible(False)
     cost.tick_params(left=False)
-    kinds = dict.fromkeys(row["kind"] for _, row in reversed(rows))
+    kinds = dict.fromkeys(row.kind for row in reversed(rows))
     marks = [Line2D([], [], color=COLOURS.get(kind, "#222222"), marker=MARKERS.get(kind, "o"), linewidth=1.2, label=kind) for kind in kinds]
     if marks:
         cost.legend(handles=marks, frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -133,5 +169,5 @@ def _with_margin(edges: tuple[float, float]) -> tuple[float, float]:
     return edges[0] - margin, edges[1] + margin
 
 
-def _finite(value: Any) -> bool:
+def _finite(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and math.isfinite(value)

@@ -1,7 +1,7 @@
 """Statistics of a ranking: how well a proxy's scores order networks by their true accuracy, and how far that can be trusted.
 
-Pure functions. Scores and truths are arrays (n,), higher is better, position by network. One rule for what is missing (`usable`): a network
-without a truth (NaN) is left out; a network that the proxy could not score (NaN) ranks last, tied with others of its kind.
+Pure functions. Scores and truths are arrays (n,), higher is better, position by network. Missing values (`usable`): a network
+without a truth (NaN) is left out; networks that the proxy could not score (NaN) rank last, tied with each other.
 Ties never help: whatever depends on picking the k best is the expectation over the order of tied networks, drawn evenly.
 
 Functions whose names end in ``_rows`` take many resamples at once, (resamples, n), and return one value each; the bootstrap uses them.
@@ -11,13 +11,13 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import scipy.stats
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from distill.errors import InputError
+from distill.records import Json
 
 Array = NDArray[np.float64]
 Rows = Callable[[Array, Array], Array]
@@ -27,19 +27,19 @@ _CHUNK = 4_000_000  # elements of a temporary array
 
 @dataclass(frozen=True)
 class Estimate:
-    """A statistic and its 95 % bootstrap interval over networks; all NaN where it is not defined (a constant score, too few networks)."""
+    """A statistic and its 95 % bootstrap interval over networks; all NaN if it is not defined (a constant score, fewer than 2 networks)."""
 
     value: float
     low: float
     high: float
 
-    def as_dict(self) -> dict[str, float]:
-        """For records."""
+    def as_dict(self) -> dict[str, Json]:
+        """The three numbers by name, for records."""
         return {"value": self.value, "low": self.low, "high": self.high}
 
 
-def usable(proxy: Any, truth: Any) -> tuple[Array, Array]:
-    """The two arrays after the rule for missing values: rows with a truth only, missing scores last (minus infinity)."""
+def usable(proxy: ArrayLike, truth: ArrayLike) -> tuple[Array, Array]:
+    """Scores and truths (m,) of the networks that have a truth; missing scores become minus infinity."""
     scores, values = np.asarray(proxy, dtype=np.float64), np.asarray(truth, dtype=np.float64)
     if scores.shape != values.shape or scores.ndim != 1:
         raise InputError(f"proxy scores have shape {scores.shape} and truths {values.shape}; allowed: two lists of one length.")
@@ -51,7 +51,7 @@ def usable(proxy: Any, truth: Any) -> tuple[Array, Array]:
 # Correlations (scipy's, and the same for many resamples at once)
 
 
-def spearman(proxy: Any, truth: Any) -> float:
+def spearman(proxy: ArrayLike, truth: ArrayLike) -> float:
     """Spearman's rho (tied values share their mean rank); NaN for a constant list or fewer than two networks."""
     scores, values = usable(proxy, truth)
     if len(scores) < 2 or _constant(scores) or _constant(values):
@@ -59,7 +59,7 @@ def spearman(proxy: Any, truth: Any) -> float:
     return float(scipy.stats.spearmanr(scipy.stats.rankdata(scores), values).statistic)
 
 
-def kendall(proxy: Any, truth: Any) -> float:
+def kendall(proxy: ArrayLike, truth: ArrayLike) -> float:
     """Kendall's tau-b, which takes ties into account; NaN for a constant list or fewer than two networks."""
     scores, values = usable(proxy, truth)
     if len(scores) < 2 or _constant(scores) or _constant(values):
@@ -67,8 +67,8 @@ def kendall(proxy: Any, truth: Any) -> float:
     return float(scipy.stats.kendalltau(scipy.stats.rankdata(scores), values, variant="b").statistic)
 
 
-def spearman_top(proxy: Any, truth: Any, k: int) -> float:
-    """Spearman's rho over the ``k`` networks that are truly best (and those that tie with the k-th)."""
+def spearman_top(proxy: ArrayLike, truth: ArrayLike, k: int) -> float:
+    """Spearman's rho over the ``k`` networks with the highest true accuracy (and those that tie with the k-th)."""
     scores, values = usable(proxy, truth)
     if not len(values):
         return math.nan
@@ -109,14 +109,14 @@ def spearman_top_rows(k: int) -> Rows:
 # Picking the best
 
 
-def regret(proxy: Any, truth: Any, k: int = 1) -> float:
-    """Accuracy points between the truly best network and the best of the proxy's top ``k``."""
+def regret(proxy: ArrayLike, truth: ArrayLike, k: int = 1) -> float:
+    """True accuracy of the best network minus that of the best among the proxy's top ``k``, in percentage points."""
     scores, values = usable(proxy, truth)
     return float(regret_rows(k)(scores[None], values[None])[0]) if len(values) else math.nan
 
 
-def overlap(proxy: Any, truth: Any, k: int) -> float:
-    """The share of the truly best ``k`` networks among the proxy's top ``k``; by chance it is ``min(k, n) / n``."""
+def overlap(proxy: ArrayLike, truth: ArrayLike, k: int) -> float:
+    """The share of the ``k`` networks with the highest true accuracy among the proxy's top ``k``; ``min(k, n) / n`` by chance."""
     scores, values = usable(proxy, truth)
     return float(overlap_rows(k)(scores[None], values[None])[0]) if len(values) else math.nan
 
@@ -126,11 +126,11 @@ def regret_rows(k: int) -> Rows:
     C(t - j, m - 1) / C(t, m), here as a product of conditional probabilities."""
 
     def rows(proxy: Array, truth: Array) -> Array:
-        above, tied, wanted = _picked(proxy, k)
+        above, tied, places = _picked(proxy, k)
         sure = np.where(above, truth, -np.inf).max(1)
         group = -np.sort(-np.where(tied, truth, -np.inf), axis=1)
         left = tied.sum(1)[:, None] - np.arange(truth.shape[1])  # tied networks not better than the j-th
-        chance = np.clip(wanted[:, None] / np.maximum(left, 1), 0, 1) * (left > 0)
+        chance = np.clip(places[:, None] / np.maximum(left, 1), 0, 1) * (left > 0)
         before = np.concatenate([np.ones((len(truth), 1)), np.cumprod(1 - chance, 1)[:, :-1]], 1)
         best = np.maximum(sure[:, None], np.where(left > 0, group, sure[:, None]))
         share = chance * before
@@ -150,7 +150,7 @@ def overlap_rows(k: int) -> Rows:
 
 
 def _picked(values: Array, k: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.int64]]:
-    """Per row: what is picked for sure, what ties for the last places, and how many of those places there are."""
+    """Per row: the values that are certainly picked, those that tie for the last places, and the number of these places."""
     k = min(k, values.shape[1])
     edge = np.sort(values, axis=1)[:, -k][:, None]
     above = values > edge
@@ -158,8 +158,8 @@ def _picked(values: Array, k: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]
 
 
 def _chances(values: Array, k: int) -> Array:
-    above, tied, wanted = _picked(values, k)
-    return np.where(above, 1.0, np.where(tied, (wanted / tied.sum(1))[:, None], 0.0))
+    above, tied, places = _picked(values, k)
+    return np.where(above, 1.0, np.where(tied, (places / tied.sum(1))[:, None], 0.0))
 
 
 # Noise
@@ -167,17 +167,21 @@ def _chances(values: Array, k: int) -> Array:
 
 @dataclass(frozen=True)
 class Ceiling:
-    """The noise ceiling. ``halves``: Spearman between disjoint halves of the truth's seeds, averaged over all ways to halve;
-    ``reliability``: the same stepped up to all seeds (Spearman-Brown), what an equally noisy second measurement of the truth would reach;
-    ``perfect``: its root, what a proxy without any noise would reach."""
+    """The noise ceiling of a truth.
+
+    Args:
+        halves: Spearman's rho between disjoint halves of the seeds, averaged over the ways to halve them.
+        reliability: ``halves`` extrapolated to all seeds (Spearman-Brown): the rho of a second, equally noisy measurement of the truth.
+        perfect: the square root of ``reliability``: the rho of a proxy without noise.
+    """
 
     halves: float
     reliability: float
     perfect: float
 
 
-def noise_ceiling(truth: Any, generator: np.random.Generator, splits: int = 200) -> Ceiling:
-    """From truths (n networks, S seeds); NaN with one seed. With an odd number of seeds each half leaves one out."""
+def noise_ceiling(truth: ArrayLike, generator: np.random.Generator, splits: int = 200) -> Ceiling:
+    """The noise ceiling of ``truth`` (n networks, S seeds); NaN with one seed. With an odd number of seeds one is left out each time."""
     values = np.asarray(truth, dtype=np.float64)
     values = values[np.isfinite(values).all(1)]
     seeds = values.shape[1]
@@ -185,11 +189,11 @@ def noise_ceiling(truth: Any, generator: np.random.Generator, splits: int = 200)
         return Ceiling(math.nan, math.nan, math.nan)
     half = seeds // 2
     pairs = halvings(seeds, half) if seeds <= 8 else _random_halvings(seeds, half, splits, generator)
-    found = np.array([spearman(values[:, list(a)].mean(1), values[:, list(b)].mean(1)) for a, b in pairs])
-    found = found[np.isfinite(found)]
-    if not len(found):
+    correlations = np.array([spearman(values[:, list(a)].mean(1), values[:, list(b)].mean(1)) for a, b in pairs])
+    correlations = correlations[np.isfinite(correlations)]
+    if not len(correlations):
         return Ceiling(math.nan, math.nan, math.nan)
-    rho = float(found.mean())
+    rho = float(correlations.mean())
     reliability = spearman_brown(rho, seeds / half)
     return Ceiling(rho, reliability, math.sqrt(reliability) if reliability > 0 else 0.0)
 
@@ -205,7 +209,7 @@ def halvings(seeds: int, half: int) -> list[tuple[tuple[int, ...], tuple[int, ..
     return [(a, b) for a, b in itertools.combinations(sets, 2) if not set(a) & set(b)]
 
 
-def _random_halvings(seeds: int, half: int, splits: int, generator: np.random.Generator) -> list[tuple[Any, Any]]:
+def _random_halvings(seeds: int, half: int, splits: int, generator: np.random.Generator) -> list[tuple[list[int], list[int]]]:
     orders = [generator.permutation(seeds).tolist() for _ in range(splits)]
     return [(order[:half], order[half : 2 * half]) for order in orders]
 
@@ -218,8 +222,16 @@ def resamples(n: int, count: int, generator: np.random.Generator) -> NDArray[np.
     return generator.integers(0, n, (count, n))
 
 
-def bootstrap(proxy: Any, truth: Any, statistic: Rows, generator: np.random.Generator, count: int = RESAMPLES) -> Estimate:
-    """A statistic with its 95 % percentile interval over networks drawn with replacement."""
+def bootstrap(proxy: ArrayLike, truth: ArrayLike, statistic: Rows, generator: np.random.Generator, count: int = RESAMPLES) -> Estimate:
+    """A statistic with its 95 % percentile bootstrap interval.
+
+    Args:
+        proxy: scores (n,).
+        truth: true accuracies (n,).
+        statistic: one of the functions for rows.
+        generator: draws the resamples.
+        count: number of resamples.
+    """
     scores, values = usable(proxy, truth)
     if len(values) < 2:
         return Estimate(math.nan, math.nan, math.nan)
@@ -227,10 +239,17 @@ def bootstrap(proxy: Any, truth: Any, statistic: Rows, generator: np.random.Gene
     return _estimate(float(statistic(scores[None], values[None])[0]), statistic(scores[at], values[at]))
 
 
-def paired_bootstrap(one: Any, other: Any, truth: Any, statistic: Rows, generator: np.random.Generator, count: int = RESAMPLES) -> Estimate:
-    """The difference of a statistic between two proxies, both seen on the same resampled networks."""
-    first, values = usable(one, truth)
-    second, _ = usable(other, truth)
+def paired_bootstrap(
+    first_proxy: ArrayLike,
+    second_proxy: ArrayLike,
+    truth: ArrayLike,
+    statistic: Rows,
+    generator: np.random.Generator,
+    count: int = RESAMPLES,
+) -> Estimate:
+    """The difference of a statistic between two proxies (first minus second) on the same resamples; see `bootstrap`."""
+    first, values = usable(first_proxy, truth)
+    second, _ = usable(second_proxy, truth)
     if len(values) < 2:
         return Estimate(math.nan, math.nan, math.nan)
     at = resamples(len(values), count, generator)
@@ -238,11 +257,11 @@ def paired_bootstrap(one: Any, other: Any, truth: Any, statistic: Rows, generato
     return _estimate(value, statistic(first[at], values[at]) - statistic(second[at], values[at]))
 
 
-def _estimate(value: float, found: Array) -> Estimate:
-    found = found[np.isfinite(found)]
-    if not math.isfinite(value) or not len(found):
+def _estimate(value: float, values: Array) -> Estimate:
+    values = values[np.isfinite(values)]
+    if not math.isfinite(value) or not len(values):
         return Estimate(value, math.nan, math.nan)
-    low, high = np.percentile(found, (2.5, 97.5))
+    low, high = np.percentile(values, (2.5, 97.5))
     return Estimate(value, float(low), float(high))
 
 
@@ -250,8 +269,19 @@ def _estimate(value: float, found: Array) -> Estimate:
 
 
 def break_even(one_off: float, proxy_each: float, truth_each: float, finalists: int = 1) -> float:
-    """The smallest number of candidates from which a proxy saves time: what is paid once, plus a proxy run for each candidate, plus full
-    training of the finalists is less than full training of all. Infinity when a proxy run costs as much as the truth."""
+    """The smallest number of candidates from which a proxy saves time.
+
+    That is, the one-off cost, a proxy run for each candidate and full training of the finalists take less than full training of all.
+
+    Args:
+        one_off: seconds paid once.
+        proxy_each: seconds of a proxy run.
+        truth_each: seconds of full training.
+        finalists: networks that are trained fully after the proxy.
+
+    Returns:
+        The number; infinity if a proxy run costs as much as full training.
+    """
     saved = truth_each - proxy_each
     if not saved > 0:
         return math.inf
@@ -260,7 +290,7 @@ def break_even(one_off: float, proxy_each: float, truth_each: float, finalists: 
 
 
 def top_count(n: int, share: float = 0.05) -> int:
-    """How many networks are the top 5 %, at least one."""
+    """The number of networks in the top ``share`` of ``n``, at least 1."""
     return max(1, math.ceil(share * n - 1e-9))
 
 
@@ -269,5 +299,5 @@ def _constant(values: Array) -> bool:
 
 
 def _ratio(above: Array, below: Array) -> Array:
-    """NaN where nothing varies; rounding leaves traces of a constant row that are not a spread."""
+    """The quotient; NaN if the denominator is zero up to rounding, as for a constant row."""
     return np.divide(above, below, out=np.full_like(above, np.nan), where=below > 1e-9)

@@ -1,8 +1,8 @@
-"""The same rows from a Ray pool on several machines, which somebody else has started (``ray start --head``); Ray is never started here.
+"""The same rows from a running Ray pool of several machines (``ray start --head``); Ray is never started here.
 
-Every machine of the pool needs this package installed. One processor (and, on GPUs, a quarter of a GPU) a worker. A worker is a Ray actor
-that is given one job at a time once it is up, so a job's seconds begin when it begins: waiting for a processor of a pool that others use
-too, and the start of the worker, are not counted against the limit.
+Every machine of the pool needs this package installed. A worker takes one processor and, on GPUs, a quarter of a GPU. It is a Ray actor
+that gets one job at a time once it has started, so neither its start nor waiting for a processor in a shared pool counts against a job's
+time limit.
 """
 
 import importlib.util
@@ -13,21 +13,26 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
-from apps.nas.training import Shelf, Task, failed, given_up, warm
+from apps.nas.training import Row, Shelf, Task, failed, given_up, warm
 from distill.errors import InputError, clipped
 from distill.memory import keep_freed_memory
 
 GPU_SHARE = 0.25
+Handle: TypeAlias = Any  # an actor, reference or module of Ray: Ray adds its methods at run time
 KNOCK_SECONDS = 5.0
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # HTTP/2's first bytes and an empty SETTINGS frame
 
 
 def knock(address: str) -> None:
-    """`InputError` within seconds when Ray is not installed, the address is none, or no pool answers there. (Ray itself waits minutes.)"""
+    """Check within seconds that a pool answers at ``address`` (Ray itself waits for minutes).
+
+    Raises:
+        InputError: Ray is not installed, the address is malformed, or no pool answers.
+    """
     host, port = _host_and_port(address)
     if importlib.util.find_spec("ray") is None:
         raise InputError("a Ray pool needs Ray, which is not installed here: pip install ray.")
@@ -57,29 +62,40 @@ def _host_and_port(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def ray_rows(jobs: Sequence[Task], shelf: Shelf, address: str, device: str, limit: float | None) -> Iterator[dict[str, Any]]:
-    """A row for each job as they finish. `InputError` when Ray is missing or nothing answers at ``address``."""
+def ray_rows(jobs: Sequence[Task], shelf: Shelf, address: str, device: str, limit: float | None) -> Iterator[Row]:
+    """Yield a row for each job as they finish.
+
+    Args:
+        jobs: the work.
+        shelf: data and sets, sent to the pool once.
+        address: of the pool, host:port.
+        device: the device of the pool's machines that networks are trained on.
+        limit: wall seconds for one job, or None.
+
+    Raises:
+        InputError: Ray is missing or no pool answers at ``address``.
+    """
     ray = _connected(address)
     try:
         yield from _Team(ray, shelf, device, limit).rows(jobs)
     finally:
-        ray.shutdown()  # leaves the pool, which ends our workers; the pool itself goes on
+        ray.shutdown()  # leaves the pool, which ends our workers; the pool continues to run
 
 
 class _Team:
-    """Workers by what they are waited for: ``starting`` by the reference of their readiness, ``busy`` by that of a row."""
+    """The workers in the pool: ``starting`` by the reference of their readiness, ``busy`` by the reference of the row they work on."""
 
-    def __init__(self, ray: Any, shelf: Shelf, device: str, limit: float | None) -> None:
+    def __init__(self, ray: Handle, shelf: Shelf, device: str, limit: float | None) -> None:
         self.ray, self.device, self.limit = ray, device, limit
         share, owned = (GPU_SHARE, "GPU") if device.startswith("cuda") else (0.0, "CPU")
         self.width = max(1, int(ray.cluster_resources().get(owned, 1) / (share or 1)))
         self.kind = ray.remote(num_cpus=1, num_gpus=share, max_restarts=0, max_task_retries=0)(_Worker)
         self.shelf = ray.put(shelf.to("cpu"))
-        self.starting: dict[Any, Any] = {}
-        self.idle: list[Any] = []
-        self.busy: dict[Any, tuple[Any, Task, float]] = {}
+        self.starting: dict[Handle, Handle] = {}
+        self.idle: list[Handle] = []
+        self.busy: dict[Handle, tuple[Handle, Task, float]] = {}
 
-    def rows(self, jobs: Sequence[Task]) -> Iterator[dict[str, Any]]:
+    def rows(self, jobs: Sequence[Task]) -> Iterator[Row]:
         waiting = deque(jobs)
         while waiting or self.busy:
             while waiting and self.idle:
@@ -95,11 +111,11 @@ class _Team:
                     yield self._finished(done)
             yield from self._given_up()
 
-    def _done(self, references: list[Any], seconds: float) -> list[Any]:
-        found: list[Any] = self.ray.wait(references, num_returns=1, timeout=seconds)[0]
-        return found
+    def _done(self, references: list[Handle], seconds: float) -> list[Handle]:
+        ready: list[Handle] = self.ray.wait(references, num_returns=1, timeout=seconds)[0]
+        return ready
 
-    def _came_up(self, reference: Any) -> None:
+    def _came_up(self, reference: Handle) -> None:
         worker = self.starting.pop(reference)
         try:
             self.ray.get(reference)
@@ -108,18 +124,18 @@ class _Team:
             raise InputError(f"a worker of the Ray pool cannot start; is this package installed on its machines? ({text})") from None
         self.idle.append(worker)
 
-    def _finished(self, reference: Any) -> dict[str, Any]:
+    def _finished(self, reference: Handle) -> Row:
         worker, job, _ = self.busy.pop(reference)
         try:
-            row: dict[str, Any] = self.ray.get(reference)
+            row: Row = self.ray.get(reference)
         except self.ray.exceptions.RayError as error:
             self.ray.kill(worker)  # an error in the worker itself; one that died is not harmed
             return failed(job, f"its Ray worker failed ({type(error).__name__})")
         self.idle.append(worker)
         return row
 
-    def _given_up(self) -> Iterator[dict[str, Any]]:
-        """Jobs past the limit. Each is asked once more: it may have finished while another's row was being written down."""
+    def _given_up(self) -> Iterator[Row]:
+        """Jobs past the limit. Each is checked once more: it may have finished while another's row was being written."""
         for reference, (worker, job, since) in list(self.busy.items()):
             if self.limit is not None and time.monotonic() - since > self.limit and not self._done([reference], 0):
                 del self.busy[reference]
@@ -128,7 +144,7 @@ class _Team:
 
 
 class _Worker:
-    """What runs in the pool: the shelf in memory, one job after the other."""
+    """The actor that runs in the pool: it holds the shelf and works on one job at a time."""
 
     def __init__(self, shelf: Shelf, device: str) -> None:
         torch.set_num_threads(1)
@@ -139,11 +155,11 @@ class _Worker:
     def ready(self) -> None:
         """Returns when the worker is up."""
 
-    def row(self, job: Task) -> dict[str, Any]:
+    def row(self, job: Task) -> Row:
         return job.row(self.shelf)
 
 
-def _connected(address: str) -> Any:
+def _connected(address: str) -> Handle:
     knock(address)
     import ray
 

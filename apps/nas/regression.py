@@ -1,4 +1,4 @@
-"""A cheap baseline that is rarely run: train a few networks fully, fit what each choice adds, predict the rest."""
+"""Main effects, a cheap baseline: train a few networks fully, fit the effect of each choice, predict the other networks."""
 
 from collections.abc import Sequence
 
@@ -19,15 +19,23 @@ def one_hot(axes: Sequence[tuple[str, ...]]) -> Array:
 
 
 def main_effects(axes: Sequence[tuple[str, ...]], known: Sequence[int], values: Sequence[float]) -> Array:
-    """Predicted values (n,) of all networks from those at positions ``known``, by an additive model fitted with least squares.
+    """Predict all networks by an additive model fitted with least squares.
 
-    Where the known networks do not decide an effect (a value that none of them has), the smallest solution is taken: like the average.
+    An effect that the known networks do not determine (a value that none of them has) is 0, by the smallest solution.
+
+    Args:
+        axes: the choices of each network (n rows).
+        known: positions of the trained networks.
+        values: their accuracies; NaN for a failed one.
+
+    Returns:
+        Predicted values (n,); all NaN if no known value is finite.
     """
     design = one_hot(axes)
-    at, found = np.asarray(known, dtype=np.int64), np.asarray(values, dtype=np.float64)
-    kept = np.isfinite(found)
+    at, measured = np.asarray(known, dtype=np.int64), np.asarray(values, dtype=np.float64)
+    kept = np.isfinite(measured)
     if not kept.any():
         return np.full(len(axes), np.nan)
-    centre = found[kept].mean()
-    weights, *_ = np.linalg.lstsq(design[at[kept]], found[kept] - centre, rcond=None)
+    centre = measured[kept].mean()
+    weights, *_ = np.linalg.lstsq(design[at[kept]], measured[kept] - centre, rcond=None)
     return np.asarray(design @ weights + centre)

@@ -56,19 +56,19 @@ class Grid:
         return len(self.width) * len(self.depth) * len(self.norm) * len(self.activation) * len(self.pooling)
 
     def candidates(self) -> list[Candidate]:
-        """Every combination, the last axis fastest: always the same order. `InputError` when a list names a value twice."""
+        """Every combination, the last axis fastest; `InputError` if a list names a value twice."""
         choices = itertools.product(self.width, self.depth, self.norm, self.activation, self.pooling)
-        made = (candidate(f"w{width}-d{depth}-{norm}-{activation}-{pooling}") for width, depth, norm, activation, pooling in choices)
-        return check_candidates(made)
+        networks = (candidate(f"w{width}-d{depth}-{norm}-{activation}-{pooling}") for width, depth, norm, activation, pooling in choices)
+        return check_candidates(networks)
 
 
 def candidate(id: str) -> Candidate:
-    """The ConvNet with this id; `InputError` when the text is none."""
-    found = _ID.fullmatch(id) if isinstance(id, str) else None
-    if found is None:
+    """The ConvNet with this id; `InputError` if the text is no id."""
+    match = _ID.fullmatch(id) if isinstance(id, str) else None
+    if match is None:
         allowed = f"w<width>-d<depth>-<{'|'.join(NORMS)}>-<{'|'.join(ACTIVATIONS)}>-<{'|'.join(POOLINGS)}>"
         raise InputError(f"network id {clipped(id)!r} is not known; allowed: {allowed}, for example w128-d3-instance-relu-avg.")
-    width, depth, norm, activation, pooling = found.groups()
+    width, depth, norm, activation, pooling = match.groups()
     name = f"ConvNetW{int(width)}D{int(depth)}{NORMS[norm]}{ACTIVATIONS[activation]}{POOLINGS[pooling]}"
     check_name(name)
     axes = (str(int(width)), str(int(depth)), norm, activation, pooling)
@@ -77,18 +77,24 @@ def candidate(id: str) -> Candidate:
 
 def named(names: Iterable[str]) -> list[Candidate]:
     """Networks by their names in `distill.networks` ("LeNet", "ResNet18", ...), under that name as id."""
-    made = []
+    candidates = []
     for name in names:
         check_name(name)
-        made.append(Candidate(name, name))
-    return made
+        candidates.append(Candidate(name, name))
+    return candidates
 
 
 def own(factories: Mapping[str, Factory]) -> list[Candidate]:
-    """A user's own networks: id -> function of the `DataSpec` that returns a module.
+    """A user's own networks.
 
-    Worker processes find a function by its module and name, so it must stand at the top of an importable file (no lambda), unless the
-    study runs in its own process (``workers=0``) or on a Ray pool.
+    Worker processes find a function by its module and name, so it must be defined at the top level of an importable file (no lambda),
+    unless the study runs in its own process (``workers=0``) or on a Ray pool.
+
+    Args:
+        factories: id -> function of the `DataSpec` that returns a module, or the name of a network.
+
+    Raises:
+        InputError: an id has other characters than letters, digits and ``_.+-``, or a value is neither a name nor a function.
     """
     for id, network in factories.items():
         if not isinstance(id, str) or not _OWN_ID.fullmatch(id):
@@ -101,15 +107,16 @@ def own(factories: Mapping[str, Factory]) -> list[Candidate]:
 
 
 def drawn(candidates: Iterable[Candidate]) -> Callable[[DataSpec], nn.Module]:
-    """A network function for `condense`: a new network of the space each time one is asked for, with features of length 1.
+    """A network function for `condense` that returns a random network of the space at each call, with features of length 1.
 
-    A set that one architecture made favours its kind; one that all of them made in turn is fairer to rank them with. For methods that draw
-    many networks, above all DM, whose steps are larger where features have length 1 (``lr_img`` 30 to 100 at 10 images a class).
+    A set condensed with one architecture favours that architecture; a set condensed with all of them ranks them more fairly. Meant for
+    methods that draw many networks, above all DM, which needs a larger ``lr_img`` with features of length 1 (30 to 100 at 10 images per
+    class).
     """
     listed = check_candidates(candidates)
 
     def factory(spec: DataSpec) -> nn.Module:
-        # `distill.networks.create` seeds the global generator for this call only, from the run's own stream: a resumed run draws the same.
+        # `distill.networks.create` seeds the global generator for this call only, from the run's stream, so a resumed run draws the same.
         network = listed[int(torch.randint(len(listed), ()))].network
         if not isinstance(network, str):
             return UnitFeatures(network(spec))
@@ -120,13 +127,13 @@ def drawn(candidates: Iterable[Candidate]) -> Callable[[DataSpec], nn.Module]:
 
 
 def check_candidates(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """The list, with ids that differ; `InputError` otherwise or when it is empty."""
+    """The candidates as a list; `InputError` if it is empty or two have the same id."""
     listed = list(candidates)
     if not listed:
         raise InputError("there is no network to rank; allowed: at least two.")
     seen: set[str] = set()
-    for one in listed:
-        if one.id in seen:
-            raise InputError(f"network id {one.id!r} is in the list twice; name each once.")
-        seen.add(one.id)
+    for network in listed:
+        if network.id in seen:
+            raise InputError(f"network id {network.id!r} is in the list twice; name each once.")
+        seen.add(network.id)
     return listed

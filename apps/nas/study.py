@@ -1,14 +1,14 @@
 """The study: networks trained fully, scored by every proxy under one recipe, and compared.
 
-`rank` is what a user calls with sets of their own. Two things keep it honest. A proxy's score is an accuracy on the validation split; the
-truth is the test accuracy of fully trained networks, and nothing is chosen by it. And proxies draw other initial weights than the truth:
-with the same ones they would share its noise.
+`rank` is the function for a user's own sets. A proxy's score is an accuracy on the validation split; the truth is the test accuracy of
+fully trained networks, and nothing is chosen by it. Proxies draw other initial weights than the truth, because with the same weights they
+would share its noise.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import numpy as np
 import pydantic
@@ -16,12 +16,12 @@ import torch
 from pydantic import Field
 
 from apps.nas.compare import Scores, compared, means
-from apps.nas.ledger import Ledger, data_key, set_key
+from apps.nas.ledger import Ledger, OnRow, data_key, set_key
 from apps.nas.ranking import RESAMPLES
 from apps.nas.regression import main_effects
 from apps.nas.space import Candidate, check_candidates
-from apps.nas.training import WHOLE, Job, Shelf, Task, score
-from apps.nas.workers import Crew, Row, check_crew
+from apps.nas.training import WHOLE, Job, Row, Shelf, Task, score
+from apps.nas.workers import Crew, check_crew
 from apps.nas.zero_cost import DATA_FREE, ON_A_BATCH, SCORES, SIZES, ScoreJob
 from distill.condensed import CondensedSet
 from distill.configure import STRICT
@@ -29,15 +29,15 @@ from distill.data import ImageData
 from distill.errors import InputError, unknown_name
 from distill.evaluation import fitted
 from distill.randomness import derived_seed, generator
+from distill.records import Json
 from distill.train import Recipe
 
-Told = Callable[[int, int, Row], None]
 MAX_SEEDS = 100  # streams of the truth, the proxies and the scores lie this far apart
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class Truth:
-    """``[truth]``: full training of every network. Compiling hundreds of small networks costs more than it saves, so it is off."""
+    """Table ``[truth]``: full training of every network. Compiling hundreds of small networks costs more than it saves, so it is off."""
 
     seeds: Annotated[int, Field(ge=1, le=MAX_SEEDS)] = 3
     recipe: Recipe = dataclasses.field(default_factory=lambda: Recipe(epochs=20, compile="off"))
@@ -45,10 +45,18 @@ class Truth:
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class Proxies:
-    """``[proxy]``: the one recipe of every condensed set, coreset and early-stopped run, over ``seeds`` runs each.
+    """Table ``[proxy]``: one recipe for every condensed set, coreset and early-stopped run.
 
-    ``equal_cost`` names the sets whose total cost, distillation included, an early-stopped run on the whole set gets as well.
-    ``regression`` is the number of fully trained networks for the main effects (0: none); ``batch`` the real images for zero-cost scores.
+    Args:
+        seeds: runs of each proxy.
+        recipe: of each run.
+        early: also stop training on the whole set after as many steps as a proxy makes.
+        equal_cost: names of sets; for each, training on the whole set also stops at that set's total cost, distillation included.
+        zero_cost: names of zero-cost scores.
+        regression: number of fully trained networks that main effects are fitted to; 0: no regression.
+        batch: number of real images for the zero-cost scores.
+        resamples: bootstrap resamples.
+        top: values of k for regret@k and overlap@k.
     """
 
     seeds: Annotated[int, Field(ge=1, le=MAX_SEEDS)] = 3
@@ -64,7 +72,13 @@ class Proxies:
 
 @dataclasses.dataclass(frozen=True)
 class SetProxy:
-    """A set (several independently made ones, used in turn) that stands for the data, and the seconds that making them took."""
+    """A set that stands for the data.
+
+    Args:
+        sets: independently made copies, used in turn by the seeds.
+        seconds: total time to make them.
+        kind: "condensed" or "coreset".
+    """
 
     sets: tuple[CondensedSet, ...]
     seconds: float = 0.0
@@ -73,10 +87,18 @@ class SetProxy:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """``summary``: see `compare.compared`, plain numbers. ``truth`` (n, S) test accuracies; ``scores`` by proxy; ``rows`` of the truth."""
+    """What `rank` returns.
+
+    Args:
+        candidates: the networks, in the order of all arrays.
+        summary: plain numbers, see `compare.compared`.
+        truth: test accuracies (n networks, S seeds) in percent.
+        scores: by proxy.
+        rows: of the truth.
+    """
 
     candidates: list[Candidate]
-    summary: dict[str, Any]
+    summary: dict[str, Json]
     truth: np.ndarray
     scores: dict[str, Scores]
     rows: list[Row]
@@ -92,44 +114,66 @@ def rank(
     seed: int = 0,
     crew: Crew | None = None,
     ledger: Ledger | None = None,
-    told: Told | None = None,
+    on_row: OnRow | None = None,
 ) -> Result:
-    """Train, score, compare. With a `Ledger` on disk a stopped study goes on where it was."""
+    """Train every network fully, score it by every proxy, and compare the rankings.
+
+    Args:
+        data: real images with validation and test splits.
+        candidates: the networks.
+        sets: the condensed sets and coresets by name.
+        truth: seeds and recipe of the full training.
+        proxies: seeds and recipe of the proxies, and which other scores are computed.
+        seed: of the study; all others are derived from it.
+        crew: the workers.
+        ledger: keeps the rows; with one on disk a stopped study continues where it was.
+        on_row: called as ``on_row(done, total, row)`` after each row.
+
+    Returns:
+        The summary, the scores and the rows of the truth.
+
+    Raises:
+        InputError: the data, networks, sets or settings do not fit together.
+    """
     truth, proxies, crew, ledger = truth or Truth(), proxies or Proxies(), crew or Crew(), ledger or Ledger()
     listed = check_candidates(candidates)
     check(data, listed, sets, proxies)
-    check_crew(crew, {one.id: one.network for one in listed})
-    work = _Work(data, listed, sets, proxies, truth, seed, crew, ledger, told or (lambda done, of, row: None))
+    check_crew(crew, {candidate.id: candidate.network for candidate in listed})
+    work = _Work(data, listed, sets, proxies, truth, seed, crew, ledger, on_row)
     stages: dict[str, list[Task]] = {"truth": work.truth_jobs(), **{name: work.set_jobs(name) for name in sets}}
     stages |= work.score_jobs()
     if proxies.early:
         stages["early-steps"] = work.early_jobs("early-steps", work.steps)
     rows = work.do(stages)
-    found = {name: work.on_set(name, rows[name]) for name in sets}
+    scores = {name: work.on_set(name, rows[name]) for name in sets}
     if proxies.early:
-        found["early-steps"] = work.on_whole("early", rows["early-steps"])
-        again = {f"early-cost-{name}": work.early_jobs(f"early-cost-{name}", work.equal_steps(name, found)) for name in proxies.equal_cost}
-        found |= {name: work.on_whole("early", done) for name, done in work.do(again).items()}
-    found |= {name: work.zero_cost(name, rows[name]) for name in work.score_names}
+        scores["early-steps"] = work.on_whole("early", rows["early-steps"])
+        again = {f"early-cost-{name}": work.early_jobs(f"early-cost-{name}", work.equal_steps(name, scores)) for name in proxies.equal_cost}
+        scores |= {name: work.on_whole("early", done) for name, done in work.do(again).items()}
+    scores |= {name: work.zero_cost(name, rows[name]) for name in work.score_names}
     if proxies.regression:
-        found["regression"] = work.regression(rows["truth"])
-    found["whole"] = work.on_whole("whole", rows["truth"])
+        scores["regression"] = work.regression(rows["truth"])
+    scores["whole"] = work.on_whole("whole", rows["truth"])
     tested = np.array([score(row, "test") for row in rows["truth"]]).reshape(len(listed), truth.seeds)
     cost = sum(map(work.cost, rows["truth"]))
     draws = np.random.default_rng(derived_seed(seed, "bootstrap"))
-    return Result(listed, compared(tested, found, cost, draws, proxies.resamples, proxies.top), tested, found, rows["truth"])
+    return Result(listed, compared(tested, scores, cost, draws, proxies.resamples, proxies.top), tested, scores, rows["truth"])
 
 
 def check(data: ImageData, candidates: Sequence[Candidate], sets: Mapping[str, SetProxy], proxies: Proxies) -> None:
-    """Everything about the input that would fail after minutes fails now."""
+    """Check the input of `rank` before any network is trained.
+
+    Raises:
+        InputError: a split is missing, a name is taken or unknown, a set does not fit the data, or the regression is not possible.
+    """
     if not len(data.validation) or not len(data.test):
         raise InputError(f"data {data.spec.name!r} needs a validation and a test split here; load it with validation=0.1.")
     for name, proxy in sets.items():
         if name in (*SCORES, "early-steps", "regression", WHOLE) or name.startswith("early-cost-"):
             raise InputError(f"a set may not be called {name!r}: a proxy of the study has that name.")
-        for one in proxy.sets:
-            fitted(one, data)
-            if one.whitening is not None and not one.whitening.same_as(data.whitening):
+        for condensed in proxy.sets:
+            fitted(condensed, data)
+            if condensed.whitening is not None and not condensed.whitening.same_as(data.whitening):
                 raise InputError(f"set {name!r} is white; give the data white by its transform: data.whitened(the_set.whitening).")
     for name in proxies.equal_cost:
         if name not in sets:
@@ -138,7 +182,7 @@ def check(data: ImageData, candidates: Sequence[Candidate], sets: Mapping[str, S
         if name not in SCORES:
             raise unknown_name("zero-cost score", name, SCORES)
     if proxies.regression:
-        if any(not one.axes for one in candidates):
+        if any(not network.axes for network in candidates):
             raise InputError("main effects need networks of one grid; set proxy.regression = 0 for networks of your own.")
         if proxies.regression > len(candidates):
             raise InputError(f"proxy.regression is {proxies.regression}; allowed: at most the {len(candidates)} networks, or 0.")
@@ -154,13 +198,13 @@ class _Work:
     seed: int
     crew: Crew
     ledger: Ledger
-    told: Told
+    on_row: OnRow | None
 
     @property
     def steps(self) -> int:
         """Optimiser steps of a run on the largest set; without sets, on the recipe's own terms."""
         recipe = self.proxies.recipe
-        images = max((len(one) for proxy in self.sets.values() for one in proxy.sets), default=recipe.batch_size)
+        images = max((len(condensed) for proxy in self.sets.values() for condensed in proxy.sets), default=recipe.batch_size)
         steps = recipe.epochs * -(-images // recipe.batch_size)
         return min(steps, recipe.max_steps or steps)
 
@@ -170,7 +214,7 @@ class _Work:
 
     def cost(self, row: Row) -> float:
         """Core seconds on a CPU, wall seconds on a GPU."""
-        return float(row.get("cpu_seconds" if self.crew.device == "cpu" else "seconds", 0.0))
+        return row.get("cpu_seconds", 0.0) if self.crew.device == "cpu" else row.get("seconds", 0.0)
 
     def numbers(self, block: int, count: int) -> list[int]:
         return [(self.seed * 10 + block) * MAX_SEEDS + k for k in range(count)]
@@ -180,11 +224,13 @@ class _Work:
         order = torch.randperm(len(self.data.train), generator=generator(self.seed, "zero-cost batch"))
         images = torch.arange(len(self.data.train))[order[: self.proxies.batch]]
         batch = self.data.normalised("train", images).cpu(), self.data.train.labels[images.to(self.data.device)].cpu()
-        return Shelf(self.data, {f"{name}-{i}": one for name, proxy in self.sets.items() for i, one in enumerate(proxy.sets)}, batch)
+        return Shelf(
+            self.data, {f"{name}-{i}": condensed for name, proxy in self.sets.items() for i, condensed in enumerate(proxy.sets)}, batch
+        )
 
     def do(self, stages: Mapping[str, Sequence[Task]]) -> dict[str, list[Row]]:
-        """Rows by stage: all stages in one go, so that workers start once."""
-        rows = self.ledger.do([job for jobs in stages.values() for job in jobs], self.shelf, self.crew, self.told)
+        """Rows by stage. All stages are one list of jobs, so that workers start once."""
+        rows = self.ledger.do([job for jobs in stages.values() for job in jobs], self.shelf, self.crew, self.on_row)
         place = iter(rows)
         return {stage: [next(place) for _ in jobs] for stage, jobs in stages.items()}
 
@@ -194,7 +240,7 @@ class _Work:
 
     def set_jobs(self, name: str) -> list[Task]:
         count, recipe = len(self.sets[name].sets), self.proxies.recipe
-        keys = [set_key(one, self.data, recipe) for one in self.sets[name].sets]
+        keys = [set_key(condensed, self.data, recipe) for condensed in self.sets[name].sets]
         runs = [(f"{name}-{r % count}", k, keys[r % count]) for r, k in enumerate(self.numbers(5, self.proxies.seeds))]
         return self._jobs(name, runs, recipe)
 
@@ -205,11 +251,15 @@ class _Work:
         return self._jobs(name, [(WHOLE, k, key) for k in self.numbers(5, self.proxies.seeds)], recipe)
 
     def _jobs(self, stage: str, runs: list[tuple[str, int, str]], recipe: Recipe, splits: tuple[str, ...] = ("validation",)) -> list[Task]:
-        return [Job(stage, one.id, one.network, source, k, recipe, key, splits) for one in self.candidates for source, k, key in runs]
+        return [
+            Job(stage, network.id, network.network, source, k, recipe, key, splits)
+            for network in self.candidates
+            for source, k, key in runs
+        ]
 
     def on_set(self, name: str, rows: list[Row]) -> Scores:
         proxy = self.sets[name]
-        size = sum(one.nbytes for one in proxy.sets[: self.proxies.seeds])
+        size = sum(condensed.nbytes for condensed in proxy.sets[: self.proxies.seeds])
         return dataclasses.replace(self._scores(proxy.kind, rows), one_off=proxy.seconds, bytes=size)
 
     def on_whole(self, kind: str, rows: list[Row]) -> Scores:
@@ -220,27 +270,29 @@ class _Work:
         failed = sum(row["status"] != "ok" for row in rows)
         return Scores(kind, means(values), 0.0, sum(map(self.cost, rows)), failed=failed)
 
-    def equal_steps(self, name: str, found: Mapping[str, Scores]) -> int:
-        """Steps for which early stopping costs as much as this set's proxy with its distillation; from measured seconds, so decided once
-        and kept in the ledger."""
+    def equal_steps(self, name: str, scores: Mapping[str, Scores]) -> int:
+        """Steps for which early stopping costs as much as this set's proxy, distillation included.
+
+        The number follows from measured seconds, so it is decided once and kept in the ledger.
+        """
         key = data_key(self.data, self.proxies.recipe)
         plan = self.ledger.rows.get(("plan", name, self.seed, key))
         if plan is None:
-            ratio = found[name].total / max(found["early-steps"].total, 1e-9)
+            ratio = scores[name].total / max(scores["early-steps"].total, 1e-9)
             plan = {"stage": "plan", "id": name, "seed": self.seed, "key": key, "steps": max(1, round(self.steps * ratio))}
             self.ledger.add(plan)
         return int(plan["steps"])
 
     @functools.cached_property
     def score_names(self) -> dict[str, tuple[str, str | None]]:
-        """Label of each zero-cost score -> (the score, its batch): on real images, and on each condensed set if it needs a batch."""
-        wanted = self.proxies.zero_cost
-        found: dict[str, tuple[str, str | None]] = {name: (name, None if name in (*SIZES, *DATA_FREE) else WHOLE) for name in wanted}
+        """Label of each zero-cost score -> (score, source of its batch): real images, and each condensed set if the score needs a batch."""
+        names = self.proxies.zero_cost
+        labels: dict[str, tuple[str, str | None]] = {name: (name, None if name in (*SIZES, *DATA_FREE) else WHOLE) for name in names}
         condensed = [label for label, proxy in self.sets.items() if proxy.kind == "condensed"]
-        return found | {f"{name}-on-{label}": (name, label) for label in condensed for name in wanted if name in ON_A_BATCH}
+        return labels | {f"{name}-on-{label}": (name, label) for label in condensed for name in names if name in ON_A_BATCH}
 
     def score_jobs(self) -> dict[str, list[Task]]:
-        """Untrained networks are foreign code as much as trained ones: the same workers score them, with the same limit."""
+        """Jobs for the zero-cost scores. Untrained networks are foreign code too, so the same workers score them, with the same limit."""
         return {label: self._score_jobs(label, name, source) for label, (name, source) in self.score_names.items()}
 
     def _score_jobs(self, label: str, name: str, source: str | None) -> list[Task]:
@@ -248,7 +300,7 @@ class _Work:
         if source is not None and source != WHOLE:
             source, key = f"{source}-0", set_key(self.sets[source].sets[0], self.data, recipe)
         seeds = self.numbers(9, 1 if name in SIZES else self.proxies.seeds)
-        return [ScoreJob(label, one.id, one.network, name, source, k, key) for one in self.candidates for k in seeds]
+        return [ScoreJob(label, network.id, network.network, name, source, k, key) for network in self.candidates for k in seeds]
 
     def zero_cost(self, label: str, rows: list[Row]) -> Scores:
         _, source = self.score_names[label]
@@ -265,10 +317,10 @@ class _Work:
         return Scores("zero-cost", means(values.reshape(len(self.candidates), -1)), once, sum(map(self.cost, rows)), size, failed)
 
     def regression(self, rows: list[Row]) -> Scores:
-        """Main effects from the first seed of a few networks that the truth has trained anyway; their cost is counted."""
+        """Main effects fitted to the first seed of a few fully trained networks, whose cost is counted."""
         first = rows[:: self.truth.seeds]
         order = torch.randperm(len(first), generator=generator(self.seed, "regression")).tolist()
         known = sorted(order[: self.proxies.regression])
         values = [score(first[i], "validation") for i in known]
-        predicted = main_effects([one.axes for one in self.candidates], known, values)
+        predicted = main_effects([network.axes for network in self.candidates], known, values)
         return Scores("regression", predicted, sum(self.cost(first[i]) for i in known), 0.0, self.whole_bytes)

@@ -3,7 +3,7 @@
 import math
 import time
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Literal, Protocol, TypedDict
 
 import torch
 
@@ -15,12 +15,44 @@ from distill.networks import Factory, flops, parameter_count
 from distill.train import Recipe, train_network
 
 WHOLE = "whole"
+RowName = tuple[str, str, int, str]  # stage, id, seed, key
+
+
+class Row(TypedDict, total=False):
+    """One line of a study's file: which network, trained or scored how, and what came of it.
+
+    ``stage``, ``id``, ``seed`` and ``key`` name the row. ``status`` is "ok", or "failed" with a ``reason``. Accuracies are in percent,
+    ``seconds`` wall time and ``cpu_seconds`` processor time. ``limit`` is the time limit in seconds that the network exceeded,
+    ``left_seconds`` an estimate for the whole study (in progress reports only), ``steps`` belongs to rows of the stage "plan".
+    """
+
+    stage: str
+    id: str
+    seed: int
+    key: str
+    status: str
+    reason: str
+    validation: float
+    test: float
+    seconds: float
+    cpu_seconds: float
+    parameters: int
+    flops: int
+    score: float | None
+    steps: int
+    limit: float
+    left_seconds: float
 
 
 @dataclass(frozen=True)
 class Shelf:
-    """What networks are trained and measured on: the data, condensed sets by name, and one batch of real images (normalised, on the CPU)
-    with its labels for the zero-cost scores. Workers get a copy once."""
+    """The data that networks are trained and measured on; each worker gets one copy.
+
+    Args:
+        data: real images with validation and test splits.
+        sets: condensed sets by name.
+        batch: real images (n, C, H, W), normalised, on the CPU, and their labels (n,), for the zero-cost scores.
+    """
 
     data: ImageData
     sets: dict[str, CondensedSet]
@@ -32,11 +64,11 @@ class Shelf:
 
     def to(self, device: torch.device | str) -> "Shelf":
         """The same on ``device``."""
-        return Shelf(self.data.to(device), {name: one.to(device) for name, one in self.sets.items()}, self.batch)
+        return Shelf(self.data.to(device), {name: condensed.to(device) for name, condensed in self.sets.items()}, self.batch)
 
 
 class Task(Protocol):
-    """What a worker does for one network. ``stage``, ``id``, ``seed`` and ``key`` name the row in the ledger."""
+    """The work of a worker for one network. ``stage``, ``id``, ``seed`` and ``key`` name the row in the ledger."""
 
     @property
     def stage(self) -> str: ...
@@ -47,22 +79,30 @@ class Task(Protocol):
     @property
     def key(self) -> str: ...
     @property
-    def name(self) -> tuple[str, str, int, str]: ...
+    def name(self) -> RowName: ...
 
-    def row(self, shelf: Shelf) -> dict[str, Any]:
-        """The work itself. It runs foreign code (the network), so only a worker calls it."""
+    def row(self, shelf: Shelf) -> Row:
+        """Do the work. It runs foreign code (the network), so only a worker calls it."""
         ...
 
     def images(self, shelf: Shelf) -> int:
-        """How many images pass through the network: what the time left is estimated by."""
+        """The number of images that pass through the network; the remaining time is estimated from it."""
         ...
 
 
 @dataclass(frozen=True)
 class Job:
-    """Train ``network`` on ``source`` (a set's name on the shelf, or "whole") and measure it.
+    """Train one network and measure it.
 
-    ``stage`` and ``key`` say for which proxy and under which data and recipe; with ``id`` and ``seed`` they name the row in the ledger.
+    Args:
+        stage: the proxy (or "truth") that the result belongs to.
+        id: the network's id.
+        network: its name, or a function of the `DataSpec` that returns a module.
+        source: the name of a set on the shelf, or "whole" for the training split.
+        seed: of weights and batches.
+        recipe: how it is trained.
+        key: hash of data and recipe; with ``stage``, ``id`` and ``seed`` it names the row in the ledger.
+        splits: the splits that are measured.
     """
 
     stage: str
@@ -75,16 +115,16 @@ class Job:
     splits: tuple[str, ...] = ("validation",)
 
     @property
-    def name(self) -> tuple[str, str, int, str]:
-        """What a ledger finds its row by."""
+    def name(self) -> RowName:
+        """The key of the row in the ledger."""
         return self.stage, self.id, self.seed, self.key
 
-    def row(self, shelf: Shelf) -> dict[str, Any]:
+    def row(self, shelf: Shelf) -> Row:
         """See `measure`."""
         return measure(self, shelf)
 
     def images(self, shelf: Shelf) -> int:
-        """Training images, one for each time it is seen."""
+        """The number of training images, counted once per pass."""
         source = shelf.source(self.source)
         count = len(source.train) if isinstance(source, ImageData) else len(source)
         epoch = -(-count // self.recipe.batch_size)
@@ -92,51 +132,60 @@ class Job:
         return steps * min(self.recipe.batch_size, count)
 
 
-def measure(job: Job, shelf: Shelf) -> dict[str, Any]:
-    """The job's row: accuracies in percent by split, wall and processor seconds, parameters, FLOPs; ``status`` "ok", or "failed" with a
-    ``reason``: an error, weights that are no longer finite. Wrong input of the study itself is the caller's to check before."""
+def measure(job: Job, shelf: Shelf) -> Row:
+    """Train and measure one network. An error of the network, or weights that are not finite, give a row with ``status`` "failed".
+
+    Args:
+        job: the network, its training set, recipe and seed. The caller has checked the input of the study itself.
+        shelf: the data and condensed sets.
+
+    Returns:
+        The row: accuracies in percent by split, seconds, number of parameters, FLOPs per image.
+    """
     wall, processor = time.perf_counter(), time.process_time()
     try:
         network = train_network(shelf.source(job.source), job.network, job.recipe, job.seed)
-        sizes = {"parameters": parameter_count(network), "flops": flops(network, shelf.data.spec)}
+        sizes: Row = {"parameters": parameter_count(network), "flops": flops(network, shelf.data.spec)}
         if not all(bool(torch.isfinite(tensor).all()) for tensor in network.state_dict().values()):
             return {**failed(job, "diverged: weights are not finite"), **sizes, **_seconds(wall, processor)}
-        found = {split: accuracy(network, shelf.data, split) for split in job.splits}
-        return {**_name(job), "status": "ok", **found, **sizes, **_seconds(wall, processor)}
+        row: Row = {**_name(job), "status": "ok"}
+        for split in job.splits:
+            row["validation" if split == "validation" else "test"] = accuracy(network, shelf.data, split)
+        return {**row, **sizes, **_seconds(wall, processor)}
     except Exception as error:  # one network that cannot be built, or is too large, must not end the study
         return {**failed(job, reason_of(error)), **_seconds(wall, processor)}
 
 
 def warm(shelf: Shelf) -> None:
-    """Do once what a process does once (loading kernels and optimisers), so that it is not counted as the first network's cost."""
+    """Train one small network, so that the time for loading kernels and optimisers is not counted as the first network's cost."""
     measure(Job("warm", "warm", "ConvNetW4D1NP", WHOLE, 0, Recipe(max_steps=1, batch_size=8, compile="off"), ""), shelf)
 
 
 def reason_of(error: Exception) -> str:
-    """An exception as the reason of a row; `InputError` speaks for itself."""
+    """The text of an exception for a row, with its type unless it is an `InputError`."""
     return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
 
 
-def failed(job: Task, reason: str) -> dict[str, Any]:
-    """The row of a network that has no accuracy, with the reason in one line."""
+def failed(job: Task, reason: str) -> Row:
+    """The row of a network without a result; ``reason`` is cut to one line of 200 characters."""
     return {**_name(job), "status": "failed", "reason": clipped(" ".join(reason.split()), 200)}
 
 
-def given_up(job: Task, limit: float) -> dict[str, Any]:
-    """The row of a network that took longer than ``limit`` seconds; with a larger limit the ledger asks for it again."""
+def given_up(job: Task, limit: float) -> Row:
+    """The row of a network that took longer than ``limit`` seconds; with a larger limit the ledger trains it again."""
     return {**failed(job, f"took longer than {limit:g} s"), "limit": limit}
 
 
-def _name(job: Task) -> dict[str, Any]:
+def _name(job: Task) -> Row:
     return {"stage": job.stage, "id": job.id, "seed": job.seed, "key": job.key}
 
 
-def _seconds(wall: float, processor: float) -> dict[str, float]:
+def _seconds(wall: float, processor: float) -> Row:
     # On a busy machine only processor time says what a network costs; on a GPU only wall time does.
     return {"seconds": round(time.perf_counter() - wall, 4), "cpu_seconds": round(time.process_time() - processor, 4)}
 
 
-def score(row: dict[str, Any], split: str) -> float:
-    """The row's accuracy, NaN where the network failed or was not measured on that split."""
+def score(row: Row, split: Literal["validation", "test"]) -> float:
+    """The accuracy of a row on ``split`` in percent; NaN if the network failed or was not measured there."""
     value = row.get(split)
     return float(value) if row.get("status") == "ok" and isinstance(value, int | float) else math.nan

@@ -1,7 +1,7 @@
 """Many small networks at once: worker processes of one thread each, which take one job at a time; or a Ray pool (ray_pool.py).
 
 A candidate network is foreign code, so only a worker builds and runs it, for training and for zero-cost scores alike. A worker that dies
-takes only its own network with it: that becomes a row with the reason, and a new worker starts. The number of workers never changes a
+loses only its own network, which gets a row with the reason, and a new worker starts. The number of workers never changes a
 result: every network is trained by one thread with its own streams of random numbers.
 """
 
@@ -15,31 +15,31 @@ from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
+from multiprocessing.context import SpawnProcess
 
 import torch
 
+from apps.nas.training import Row as Row
 from apps.nas.training import Shelf, Task, failed, given_up, reason_of, warm
 from distill.errors import InputError
 from distill.memory import keep_freed_memory
 from distill.networks import Factory
 from distill.processes import end_with_parent, first_to_be_killed, one_thread, without_ctrl_c
 
-Row = dict[str, Any]
 LIMIT = 6 * 3600.0  # seconds; a network that hangs must not hold up a study for ever
 
 
 @dataclass(frozen=True)
 class Crew:
-    """Who does the work.
+    """The workers of a study.
 
     Args:
-        workers: processes. None is one a core (four on a GPU). 0 is this process: nothing is guarded then, a network that ends its process
-            ends the study, and there is no limit.
-        ray: the address of a Ray pool that already runs ("10.0.0.5:6379"), used instead of processes.
-        limit: wall seconds after which a network is given up, for one training or one score, counted where it runs: neither the start
-            of a worker nor time in a queue is in them. None is no limit.
-        device: what networks are trained on.
+        workers: number of processes. None: one per core (four on a GPU). 0: this process; then a network that ends its process ends the
+            study, and there is no time limit.
+        ray: address of a running Ray pool ("10.0.0.5:6379"), used instead of processes.
+        limit: wall seconds for one training or one score, after which the network is given up. Starting a worker and waiting in a queue
+            do not count. None: no limit.
+        device: the device that networks are trained on.
     """
 
     workers: int | None = None
@@ -49,7 +49,7 @@ class Crew:
 
     @property
     def size(self) -> int:
-        """Networks at a time."""
+        """The number of networks trained at the same time."""
         if self.workers is not None:
             return self.workers
         return (
@@ -62,7 +62,11 @@ class Crew:
 
 
 def check_crew(crew: Crew, networks: Mapping[str, Factory]) -> None:
-    """What would fail after minutes of work fails now: `InputError` where no Ray pool answers, or a network (by id) cannot be sent."""
+    """Check before the work begins that it can be distributed.
+
+    Raises:
+        InputError: no Ray pool answers, or one of ``networks`` (by id) cannot be sent to a process.
+    """
     if crew.ray is not None:
         from apps.nas.ray_pool import knock
 
@@ -77,7 +81,7 @@ def check_crew(crew: Crew, networks: Mapping[str, Factory]) -> None:
 
 
 def rows(jobs: Sequence[Task], shelf: Shelf, crew: Crew) -> Generator[Row, None, None]:
-    """A row for each job, in the order in which they finish."""
+    """Yield a row for each job, in the order in which they finish."""
     if not jobs:
         return
     if crew.ray is not None:
@@ -99,7 +103,7 @@ def _here(jobs: Sequence[Task], shelf: Shelf) -> Iterator[Row]:
 
 @dataclass
 class _Worker:
-    process: Any
+    process: SpawnProcess
     pipe: Connection
     job: Task | None = None
     since: float = 0.0
@@ -147,7 +151,7 @@ def _processes(jobs: Sequence[Task], shelf: Shelf, crew: Crew) -> Iterator[Row]:
 
 
 def packed(shelf: Shelf) -> bytes:
-    """The shelf as bytes for a worker of ours. (Files from elsewhere are never read this way.)"""
+    """The shelf as bytes for this study's own workers. (Files from elsewhere are never unpickled.)"""
     return pickle.dumps(shelf.to("cpu"))
 
 
@@ -187,7 +191,7 @@ def _not_sent(id: str, error: Exception) -> InputError:
 
 
 def _death(code: int | None) -> str:
-    """The reason of a row whose worker is gone, from the exit code of its process."""
+    """The reason for a row whose worker died, from the exit code of its process."""
     if code is None or code >= 0:
         return f"its worker process died (exit code {code})"
     name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
@@ -196,9 +200,9 @@ def _death(code: int | None) -> str:
 
 def _row_of(worker: _Worker) -> Row | None:
     try:
-        row: Row = worker.pipe.recv()
+        answer: Row | str = worker.pipe.recv()
         assert worker.job is not None
-        return failed(worker.job, row["unread"]) if "unread" in row else row
+        return failed(worker.job, answer) if isinstance(answer, str) else answer
     except (EOFError, OSError):
         worker.process.join(5)
         return None
@@ -214,7 +218,7 @@ def _end(worker: _Worker) -> None:
 
 
 def serve(pipe: Connection, content: bytes, device: str) -> None:
-    """A worker's life: take a job, send its row, until the pipe closes."""
+    """Main function of a worker process: receive a job, send its row, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
     end_with_parent()
     first_to_be_killed()
@@ -230,10 +234,11 @@ def serve(pipe: Connection, content: bytes, device: str) -> None:
         return
 
 
-def _next_row(pipe: Connection, shelf: Shelf) -> Row:
+def _next_row(pipe: Connection, shelf: Shelf) -> Row | str:
+    """The row of the next job, or the reason why the job could not be read."""
     content = pipe.recv_bytes()
     try:
         job: Task = pickle.loads(content)
     except Exception as error:  # the file of the network's function cannot be imported here
-        return {"unread": reason_of(error)}
+        return reason_of(error)
     return job.row(shelf)

@@ -7,14 +7,13 @@ without Training", ICML 2021 (naswot). More parameters and more FLOPs are scores
 import math
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apps.nas.space import Candidate
-from apps.nas.training import WHOLE, Shelf, failed, reason_of
+from apps.nas.training import WHOLE, Row, RowName, Shelf, failed, reason_of
 from distill.errors import unknown_name
 from distill.labels import DEFAULT_KIND
 from distill.networks import Factory, create, flops, parameter_count
@@ -43,27 +42,29 @@ class ScoreJob:
     key: str
 
     @property
-    def name(self) -> tuple[str, str, int, str]:
-        """What a ledger finds its row by."""
+    def name(self) -> RowName:
+        """The key of the row in the ledger."""
         return self.stage, self.id, self.seed, self.key
 
-    def row(self, shelf: Shelf) -> dict[str, Any]:
-        """``score`` and its wall and processor seconds; ``status`` "failed" and a ``reason`` where there is no finite score. On the CPU,
-        so that the score does not depend on the device."""
+    def row(self, shelf: Shelf) -> Row:
+        """The score with its wall and processor seconds; ``status`` is "failed", with a ``reason``, if there is no finite score.
+
+        Computed on the CPU, so that the score does not depend on the device.
+        """
         start = time.perf_counter()
         try:
             images, labels = self._batch(shelf)
             value, processor = zero_cost(self.score, Candidate(self.id, self.network), shelf.data.spec, self.seed, images, labels)
         except Exception as error:  # as in training: a network that cannot be built does not end the study
             return {**failed(self, reason_of(error)), "score": None, "seconds": time.perf_counter() - start}
-        seconds = {"cpu_seconds": processor, "seconds": time.perf_counter() - start}
+        seconds: Row = {"cpu_seconds": processor, "seconds": time.perf_counter() - start}
         if math.isnan(value):
             reason = f"{self.score} is not defined for this network, or not finite"
             return {**failed(self, reason), "score": None, **seconds}
         return {"stage": self.stage, "id": self.id, "seed": self.seed, "key": self.key, "status": "ok", "score": value, **seconds}
 
     def images(self, shelf: Shelf) -> int:
-        """Those of the batch; a score without one counts as one image."""
+        """The number of images in the batch; 1 for a score that needs none."""
         images, _ = self._batch(shelf)
         return 1 if images is None else len(images)
 
@@ -73,8 +74,8 @@ class ScoreJob:
         if self.source == WHOLE:
             assert shelf.batch is not None
             return shelf.batch
-        one = shelf.sets[self.source].to("cpu")
-        return one.images, one.labels if one.label_kind == DEFAULT_KIND else one.hard_labels
+        condensed = shelf.sets[self.source].to("cpu")
+        return condensed.images, condensed.labels if condensed.label_kind == DEFAULT_KIND else condensed.hard_labels
 
 
 def zero_cost(

@@ -68,7 +68,7 @@ def fill(study: NasStudy, run: Run) -> None:
     say(console, f"{len(study.candidates)} networks; sets: {', '.join(sets)}; {'Ray' if crew.ray else crew.size} workers")
     with console.status("starting the workers") as status:
         clock.show = status.update
-        found = rank(data, study.candidates, sets, study.truth, study.proxy, seed=options.seed, crew=crew, ledger=ledger, told=clock.told)
+        found = rank(data, study.candidates, sets, study.truth, study.proxy, seed=options.seed, crew=crew, ledger=ledger, on_row=clock.told)
     results.update(found.summary)
     write_table(folder / "truth.csv", found.rows)
     write_whole(folder / "scores.csv", _scores(found))
@@ -158,8 +158,16 @@ def _condensed(study: NasStudy, options: Options, data: ImageData, folder: Path,
                     **(settings | {"network": _network(study, settings["network"])}),
                 )
                 cores = (time.process_time() - cpu) / max(time.monotonic() - wall, 1e-9)
-                paid = {"seconds": made.provenance.seconds, "cpu_seconds": made.provenance.seconds * cores}
-                ledger.add({"stage": "condensed", "id": method, "seed": i, "key": "", **paid})
+                ledger.add(
+                    {
+                        "stage": "condensed",
+                        "id": method,
+                        "seed": i,
+                        "key": "",
+                        "seconds": made.provenance.seconds,
+                        "cpu_seconds": made.provenance.seconds * cores,
+                    }
+                )
                 made.save(path)
                 checkpoint.unlink(missing_ok=True)
             sets.append(CondensedSet.load(path).to(options.device))

@@ -33,9 +33,9 @@ def run(storage: Path | str, **changes):
 def test_a_search_promotes_its_best_and_resumes(tmp_path: Path) -> None:
     storage, rows = tmp_path / "search.db", []
     budget = Budget(trials=5, at_once=3, finalists=2, final_seeds=2)
-    short = run(storage, budget=budget, told=lambda *told: rows.append(told))
+    short = run(storage, budget=budget, on_row=lambda *told: rows.append(told))
     assert len(short.trials) == 5
-    found = run(storage, told=lambda *told: rows.append(told))
+    found = run(storage, on_row=lambda *told: rows.append(told))
     assert len(found.trials) == 12
     assert [one.id for one, _ in found.trials[:5]] == [one.id for one, _ in short.trials]
     trained = [(row["stage"], row["id"], row["seed"]) for _, _, row in rows]
@@ -49,7 +49,7 @@ def test_a_search_promotes_its_best_and_resumes(tmp_path: Path) -> None:
         assert (validation, test) == (np.mean([score(r, "validation") for r in group]), np.mean([score(r, "test") for r in group]))
     assert found.finalists[0][2] == max(row[2] for row in found.finalists)
     assert (found.best, found.accuracy) == (found.finalists[0][0], found.finalists[0][3])
-    again = run(storage, told=lambda *told: pytest.fail("trained something twice"))
+    again = run(storage, on_row=lambda *told: pytest.fail("trained something twice"))
     assert [one.id for one, *_ in again.finalists] == [one.id for one, *_ in found.finalists]
 
 
@@ -58,7 +58,7 @@ def test_a_search_stopped_in_training_goes_on(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "search.db", told=stop)
+        run(tmp_path / "search.db", on_row=stop)
     assert len(run(tmp_path / "search.db").trials) == 12
 
 
@@ -97,7 +97,7 @@ def test_the_file_is_the_one_that_was_named(tmp_path: Path, name: str) -> None:
     first = run(str(tmp_path / name), budget=ONE)
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert files == {name, name.removesuffix(".db") + ".jsonl"}
-    again = run(tmp_path / name, budget=ONE, told=lambda *told: pytest.fail("trained something twice"))
+    again = run(tmp_path / name, budget=ONE, on_row=lambda *told: pytest.fail("trained something twice"))
     assert again == first
 
 

@@ -55,14 +55,14 @@ def test_a_study_in_pieces_equals_one_in_a_run(tmp_path: Path) -> None:
                 raise KeyboardInterrupt
 
         try:
-            pieces = rank(real, GRID.candidates(), sets(real), TRUTH, PROXIES, crew=Crew(0), ledger=Ledger(path), told=stop)
+            pieces = rank(real, GRID.candidates(), sets(real), TRUTH, PROXIES, crew=Crew(0), ledger=Ledger(path), on_row=stop)
             break
         except KeyboardInterrupt:
             stops += 1
     assert stops >= 3
     assert numbers(pieces) == numbers(whole)
     told: list = []
-    again = rank(real, GRID.candidates(), sets(real), TRUTH, PROXIES, ledger=Ledger(path), told=lambda *row: told.append(row))
+    again = rank(real, GRID.candidates(), sets(real), TRUTH, PROXIES, ledger=Ledger(path), on_row=lambda *row: told.append(row))
     assert told == []
     assert json.dumps(again.summary) == json.dumps(pieces.summary)
 
