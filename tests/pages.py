@@ -4,6 +4,7 @@ import argparse
 import ast
 import builtins
 import dataclasses
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -220,12 +221,17 @@ def check_make(words: list[str]) -> None:
             check_module("kept.reproduce", shlex.split(value))
 
 
+@functools.cache
+def help_of(*command: str) -> str:
+    environment = {"COLUMNS": "200", "PATH": str(Path(command[0]).parent)}
+    return subprocess.run([*command, "--help"], capture_output=True, text=True, check=True, env=environment).stdout
+
+
 def check_flower(name: str, words: list[str]) -> None:
     """Flower's own commands: the options must be in their help."""
     tool = shutil.which(name, path=str(Path(sys.executable).parent))
     assert tool, f"{name} is not installed"
-    called = [tool, *([words[0]] if name == "flwr" else []), "--help"]
-    told = subprocess.run(called, capture_output=True, text=True, check=True, env={"COLUMNS": "200", "PATH": str(Path(tool).parent)}).stdout
+    told = help_of(tool, *([words[0]] if name == "flwr" else []))
     for option in [word for word in words if word.startswith("--")]:
         assert option in told, f"{name} {option}: no such option"
 

@@ -1,5 +1,6 @@
 """Every code block of the pages is run, or, where it says that it needs more than a test has, checked; and the check can fail."""
 
+import dataclasses
 import re
 import subprocess
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from distill import networks
 from distill.errors import InputError
 from distill.methods import METHODS
+from distill.train import PROTOCOLS
 from tests import test_examples
 from tests.pages import COMMANDS, LANGUAGES, PAGES, ROOT, Block, blocks, check_command, check_python, check_toml, commands, inline_commands
 
@@ -63,10 +65,17 @@ def test_python_blocks_run_one_after_the_other(page: str, tmp_path: Path, monkey
             exec(compile("\n" * block.line + block.text, str(ROOT / page), "exec"), names)
 
 
-def test_the_readmes_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("smaller", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_the_readmes_example(smaller: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """As printed, under the slow marker; with a small network, few steps and the rest as printed, always."""
     monkeypatch.chdir(tmp_path)
-    (block,) = [block for block in PYTHON if block.page == "README.md"]
-    exec(compile(block.text, "README.md", "exec"), {"__name__": "page"})
+    (code,) = [block.text for block in PYTHON if block.page == "README.md"]
+    if smaller:
+        monkeypatch.setitem(PROTOCOLS, "laptop", dataclasses.replace(PROTOCOLS["laptop"], max_steps=20))
+        for printed, small in (("ConvNetW64", "ConvNetD1W16"), ("iterations=50", "iterations=3")):
+            assert printed in code
+            code = code.replace(printed, small)
+    exec(compile(code, "README.md", "exec"), {"__name__": "page"})
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("condensed", "random", "whole", "±"))
     assert (tmp_path / "digits.safetensors").is_file()

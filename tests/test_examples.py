@@ -1,5 +1,6 @@
 """The examples of docs/extend.md run as they stand, in at most 30 lines each."""
 
+import dataclasses
 import re
 import runpy
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 from distill import networks
 from distill.methods import METHODS
+from distill.train import PROTOCOLS
 from scenarios import cli
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -24,6 +26,12 @@ SCRIPTS = {
 }
 STUDIES = {"own-method.toml": r"mymethod:MyMethod +(\d+\.\d) ±", "own-network.toml": r"dm +(\d+\.\d) ± \d+\.\d +(\d+\.\d) ±"}
 NEEDS = {"own_strategy.py": "flwr", "own_avalanche.py": "avalanche", "own_attack.py": "opacus"}
+
+
+@pytest.fixture(autouse=True)
+def _short_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the examples leave at its default: 50 larger steps in place of 200."""
+    monkeypatch.setitem(PROTOCOLS, "laptop", dataclasses.replace(PROTOCOLS["laptop"], max_steps=50, lr=0.005))
 
 
 @pytest.fixture(autouse=True)

@@ -30,11 +30,11 @@ ALSO: dict[str, dict[str, object]] = {
 FOUR_STEPS = {name: {"iterations": 2, "outer_steps": 2, "inner_epochs": 2} for name in ("gm", "dsa")}
 # Steps are cheap or dear by method; each entry is what the tests below need on a laptop. Digits: enough to beat random images.
 DIGITS = {
-    "dm": {"iterations": 60, "lr_img": 5.0},
-    "gm": {"iterations": 60, "initial": "real"},
-    "dsa": {"iterations": 60},
-    "datadam": {"iterations": 60, "lr_img": 10.0},
-    "mtt": {"iterations": 60, "lr_img": 100.0, "syn_steps": 10, "experts": 4, "max_start_epoch": 4, "expert_lr": 0.02},
+    "dm": {"iterations": 25, "lr_img": 5.0},
+    "gm": {"iterations": 25, "initial": "real"},
+    "dsa": {"iterations": 50},
+    "datadam": {"iterations": 25, "lr_img": 10.0},
+    "mtt": {"iterations": 20, "lr_img": 100.0, "syn_steps": 10, "experts": 2, "max_start_epoch": 3, "expert_lr": 0.02},
 }
 
 
@@ -77,7 +77,7 @@ def test_real_data_are_untouched(method: str, toy_data: ImageData) -> None:
 
 
 @METHOD
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_the_loss_falls(method: str, seed: int) -> None:
     """From noise, without augmentation: the mean loss of the last steps is below that of the first."""
     distiller, statistics = make(method, toy(), ipc=1, seed=seed, iterations=40, initial="noise", augmentation="none")
@@ -192,12 +192,12 @@ def test_wrong_settings_are_one_line(method: str, toy_data: ImageData) -> None:
 
 @METHOD
 def test_beats_random_images_on_digits(method: str, digits: ImageData) -> None:
-    """IPC 1, three networks each; the condensed set's interval lies above that of random images."""
-    tiny = condense(digits, method, ipc=1, network="ConvNetD2W32", batch_real=64, **DIGITS[method])
-    recipe = Recipe(max_steps=80, batch_size=16, lr=0.02, schedule="cosine")
+    """IPC 1, three networks each; the condensed set's interval lies above the mean of random images."""
+    tiny = condense(digits, method, ipc=1, network="ConvNetD1W32", batch_real=32, **DIGITS[method])
+    recipe = Recipe(max_steps=40, batch_size=16, lr=0.02, schedule="cosine")
 
     def judge(source) -> Accuracy:
-        return Accuracy(tuple(accuracy(train_network(source(s), "ConvNetD2W32", recipe, s), digits) for s in range(3)))
+        return Accuracy(tuple(accuracy(train_network(source(s), "ConvNetD1W32", recipe, s), digits) for s in range(3)))
 
     ours, random = judge(lambda s: tiny), judge(lambda s: select(digits, "random", 1, generator(s, "rival")))
     assert ours.low > random.mean + 3
