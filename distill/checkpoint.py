@@ -1,4 +1,4 @@
-"""The state of a run between two steps: in memory, and in one file from which a run goes on to the same bits."""
+"""The state of a run between two steps, in memory or in a file from which the run continues to the same bits."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from distill.distiller import Stateful, load_state
 from distill.errors import Diverged, InputError
 from distill.records import Json, write_whole
 
-# Settings that may change in the middle of a run: how far a step goes, never what it means.
+# Settings that may change during a run: those of the step size.
 CHANGEABLE = ("lr_", "momentum", "max_norm")
 
 
@@ -28,8 +28,14 @@ class State(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """What a checkpoint says of itself: steps done, seconds spent, where its run was continued from others (oldest first), and the account
-    of private statistics when it was written."""
+    """Facts in a checkpoint.
+
+    Attributes:
+        step: number of steps done.
+        seconds: time spent.
+        continued: where other settings were continued with, oldest first.
+        account: of private statistics, when the checkpoint was written.
+    """
 
     step: int
     seconds: float
@@ -43,7 +49,7 @@ def state_of(state: Mapping[str, Tensor], draws: torch.Generator, step: int) -> 
 
 
 def key_of(run: Mapping[str, object]) -> str:
-    """The same for the same method, settings, data and seed only."""
+    """A digest of method, settings, data and seed."""
     return hashlib.sha256(json.dumps(run, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -55,9 +61,16 @@ def save_checkpoint(
     diverged: str | None = None,
     account: Mapping[str, object] | None = None,
 ) -> None:
-    """Write ``state`` of the run that ``run`` describes (plain values), whole or not at all; ``diverged`` says what came after it.
+    """Write a checkpoint, completely or not at all.
 
-    ``account`` is what private statistics must find again in their ledger before the run goes on (`RealStatistics`)."""
+    Args:
+        path: the file.
+        run: the run's method, settings, data and seed.
+        state: the state to save.
+        seconds: time spent so far.
+        diverged: how the run diverged after this state, if it did.
+        account: of private statistics; it must agree with their ledger before the run may continue.
+    """
     tensors = {f"state.{name}": value.cpu().contiguous() for name, value in state.tensors.items()}
     tensors["generator"] = state.generator.cpu()
     facts = {"key": key_of(run), "run": run, "step": state.step, "seconds": seconds, "diverged": diverged, "account": account}
@@ -65,9 +78,9 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path, run: Mapping[str, object], distiller: Stateful, draws: torch.Generator) -> Loaded:
-    """Put the saved state back.
+    """Restore the saved state.
 
-    Raises `InputError` where the file is damaged or belongs to another run, `Diverged` where this run is known to diverge after it.
+    Raises `InputError` if the file is damaged or belongs to another run, `Diverged` if this run is known to diverge after it.
     """
     facts, tensors = _read(path)
     if facts["key"] != key_of(run):
@@ -78,9 +91,9 @@ def load_checkpoint(path: Path, run: Mapping[str, object], distiller: Stateful, 
 
 
 def load_changed(path: Path, run: Mapping[str, object], distiller: Stateful, draws: torch.Generator) -> Loaded:
-    """Put the state of a run with other step sizes back; what was changed is the last entry of ``continued``.
+    """Restore the state of a run with other step sizes; the last entry of ``continued`` has the changes.
 
-    Raises `InputError` where nothing was changed, or something else than a step size.
+    Raises `InputError` if nothing was changed, or more than step sizes.
     """
     facts, tensors = _read(path)
     earlier = facts.get("run")
@@ -97,10 +110,12 @@ def load_changed(path: Path, run: Mapping[str, object], distiller: Stateful, dra
     changed = {name: [earlier["config"].get(name), now.get(name)] for name in dict.fromkeys(names)}
     if not changed:
         raise InputError(f"{path}: its run had the same settings; change one (lr_img, for example), or continue with resume.")
-    # lr_init is where a learned step size began: the checkpoint has what became of it.
+    # lr_init is the initial value of a learned step size, whose current value is in the checkpoint.
     if other := [name for name in changed if name == "lr_init" or not name.startswith(CHANGEABLE)]:
-        was, wanted = changed[other[0]]
-        raise InputError(f"{path}: its run had {other[0]} {was}, this one has {wanted}; only step sizes, momentum and max_norm may change.")
+        before, after = changed[other[0]]
+        raise InputError(
+            f"{path}: its run had {other[0]} {before}, this one has {after}; only step sizes, momentum and max_norm may change."
+        )
     loaded = _put_back(path, facts, tensors, distiller, draws)
     note: dict[str, Json] = {"step": loaded.step, "changed": dict(changed)}
     return loaded._replace(continued=[*loaded.continued, note])

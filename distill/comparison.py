@@ -1,4 +1,4 @@
-"""What makes a comparison fair: baselines with the set's own counts, one recipe for all rows, and words for what rows do not share."""
+"""Fair comparisons: baselines with the set's own counts, one recipe for all rows, and notes on differences between rows."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,13 @@ BASELINES = (*CORESETS, "whole")
 
 @dataclass(frozen=True)
 class Training:
-    """How networks of one row are trained: on so many images, for so many optimiser ``steps`` or ``epochs`` (passes over them)."""
+    """How the networks of one row are trained.
+
+    Attributes:
+        images: number of training images.
+        steps: optimiser steps.
+        epochs: passes over the images.
+    """
 
     images: int
     steps: int
@@ -29,15 +35,14 @@ class Training:
 
 
 def row_label(name: str, row: Mapping[str, float]) -> str:
-    """A row's name for a reader: that of all data says how long its networks were trained, which a protocol for small sets may cut."""
+    """A row's name for a table; "whole" states how long its networks were trained, which a protocol for small sets may limit."""
     if name != "whole" or "steps" not in row:
         return name
     return f"whole ({row['steps']} steps, {row['epochs']:.3g} epochs)"
 
 
 def learner_set(name: str, condensed: CondensedSet, data: ImageData, seed: int) -> CondensedSet | ImageData:
-    """What a baseline called ``name`` trains on: a coreset with the set's own `CondensedSet.counts`, class by class (a new draw for each
-    seed), or the whole training split."""
+    """The training set of a baseline: a coreset with the set's own `CondensedSet.counts` (another draw for each seed), or all data."""
     if name == "whole":
         return data
     if name not in CORESETS:
@@ -46,15 +51,14 @@ def learner_set(name: str, condensed: CondensedSet, data: ImageData, seed: int) 
 
 
 def compared(recipe: Recipe | str, condensed: CondensedSet, data: ImageData, network: Factory = "ConvNet") -> Recipe:
-    """The one recipe of a comparison between sets, for this network: augmentation "auto" becomes what the set names, else DSA's strategy
-    for the data."""
+    """The recipe of a comparison for this network; the augmentation "auto" becomes the set's own, else DSA's strategy for the data."""
     recipe = protocol(recipe, data.spec, network) if isinstance(recipe, str) else recipe
     return resolved(resolved(recipe, condensed) if condensed.augmentation else recipe, data)
 
 
 def recipe_of(name: str, recipe: Recipe, whole_epochs: int | None) -> Recipe:
-    """The recipe of one row: that of all data runs for ``whole_epochs`` where they are given, without the limit in steps, and a step
-    schedule drops half way through them."""
+    """The recipe of one row: "whole" is trained for ``whole_epochs`` if they are given, with no limit on steps and the "step" schedule
+    dropping at half of them."""
     if name != "whole" or whole_epochs is None:
         return recipe
     return dataclasses.replace(recipe, epochs=whole_epochs, max_steps=None, drop_epochs=None)
@@ -69,18 +73,18 @@ def training_of(name: str, condensed: CondensedSet, data: ImageData, recipe: Rec
 
 
 def notes_on(condensed: CondensedSet, data: ImageData, recipe: Recipe, baselines: Sequence[str]) -> list[str]:
-    """Sentences about what the rows do not share: their sizes, where the data have too few images, and a learned step size."""
-    found = []
+    """Notes on differences between rows: sizes, if the data have too few images, and a learned step size."""
+    notes = []
     few = [label for label, count in enumerate(condensed.counts) if count > data.counts[label]]
     small = [name for name in baselines if name != "whole"]
     if few and small:
         images = training_of("random", condensed, data, recipe).images
-        found.append(
+        notes.append(
             f"sizes differ: the set has {len(condensed)} images and {' and '.join(small)} {images}, because the data have fewer in "
             f"{'class' if len(few) == 1 else 'classes'} {', '.join(map(str, few[:10]))}{', ...' if len(few) > 10 else ''}"
         )
     if condensed.lr is not None:
         sgd = recipe.optimiser == "sgd"
         used = f"is used for the set in place of {recipe.lr:g}" if sgd else "is not used by AdamW"
-        found.append(f"the set's learned lr {condensed.lr:.3g} {used}")
-    return found
+        notes.append(f"the set's learned lr {condensed.lr:.3g} {used}")
+    return notes

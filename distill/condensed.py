@@ -1,4 +1,4 @@
-"""`CondensedSet`: the one value that travels between all rooms and between parties. Its file's format is set_file.py's."""
+"""`CondensedSet`: the value that all packages exchange, and that parties exchange as a file (its format is in set_file.py)."""
 
 import base64
 import dataclasses
@@ -30,19 +30,22 @@ from distill.whitening import Whitening
 
 @dataclass(frozen=True, eq=False)
 class CondensedSet:
-    """A handful of images that stand for a data set.
+    """A small set of images that stands for a data set. Checked on construction: raises `InputError`.
 
-    Shapes: ``images`` (N, C, H, W) float32 in normalised space; ``labels`` (N,) int64, or (N, K) float32 soft labels (K classes).
-    ``label_kind`` says what soft labels are (`distill.labels.LABEL_KINDS`), and so which loss a learner uses: "probabilities", "logits"
-    (cross-entropy against their softmax), "scores" (mean squared error), "weighted" (probabilities times a weight for each image).
-    ``lr`` is a learned step size for training on the set (MTT) or None; ``augmentation`` names the strategy a learner should use (see
-    `distill.augment.strategy`) or is None; ``quantisation`` is one (low, step) pair per channel when the images lie on a grid of 256
-    values, in which case the file holds uint8; ``whitening`` is the ZCA transform in whose white space the images live, or None (they are
-    normalised by the spec's mean and std).
-
-    ``step_sizes`` (one a step, in place of ``lr``) and ``start_weights`` say how a learner should be trained on the set, ``decode`` how
-    its images are stored; see `distill.set_parts`. Learners of this version read ``lr`` only. Raises `InputError` on construction when
-    anything does not fit.
+    Attributes:
+        images: (N, C, H, W) float32, normalised.
+        labels: (N,) int64, or (N, K) float32 soft labels of K classes.
+        spec: shape, class names and normalisation of the data.
+        lr: learned step size for training on the set (MTT), or None.
+        augmentation: strategy for training on the set (`distill.augment.strategy`), or None.
+        provenance: method, settings, seed, versions and privacy statement.
+        quantisation: (low, step) per channel if the images lie on a grid of 256 values: the file then holds uint8.
+        whitening: ZCA transform of the images, or None if they are normalised by the spec's mean and std.
+        label_kind: what soft labels are (`distill.labels.LABEL_KINDS`), which decides the loss: "probabilities", "logits" (cross-entropy
+            against their softmax), "scores" (mean squared error), "weighted" (probabilities times a weight for each image).
+        step_sizes: one learned step size per step, in place of ``lr`` (`distill.set_parts`; not used in training yet).
+        start_weights: weights to start training from (`distill.set_parts`; not used in training yet).
+        decode: how the images are encoded in the file (`distill.set_parts`), or None.
     """
 
     images: Tensor
@@ -114,15 +117,15 @@ class CondensedSet:
 
     @property
     def hard_labels(self) -> Tensor:
-        """(N,) int64: the labels, or the most likely class of soft labels (the highest one, whatever their kind)."""
+        """(N,) int64: the labels, or the class with the highest soft label."""
         return self.labels if self.labels.dtype == torch.int64 else self.labels.argmax(1)
 
     @property
     def counts(self) -> tuple[int, ...]:
         """Images per class (K,).
 
-        An image with soft labels belongs to no one class: such a set's images are dealt out evenly over the classes it was made for, since
-        that is what a set of the same storage has.
+        An image with soft labels belongs to no single class: the images of such a set are counted as if spread evenly over `classes`, so
+        that a baseline with these counts takes the same storage.
         """
         if not self.labels.is_floating_point():
             return tuple(torch.bincount(self.labels, minlength=self.spec.num_classes).tolist())
@@ -132,7 +135,7 @@ class CondensedSet:
 
     @property
     def classes(self) -> tuple[int, ...]:
-        """The classes it was made for: those of its labels; with soft labels those that its provenance names, else all."""
+        """The classes of the set: those of its labels; for soft labels those in its provenance, else all."""
         if not self.labels.is_floating_point():
             return tuple(self.labels.unique(sorted=True).tolist())
         named = self.provenance.config.get("classes")
@@ -153,15 +156,15 @@ class CondensedSet:
         return images + self.labels.numel() * self.labels.element_size() + (self.whitening.nbytes if self.whitening else 0) + more
 
     def pixels(self) -> Tensor:
-        """Images (N, C, H, W) in [0, 1], clipped: for eyes, not for training."""
+        """Images (N, C, H, W) in [0, 1], clipped: to look at, not to train on."""
         return self.spec.denormalise(self.images) if self.whitening is None else self.whitening.undo(self.images).clamp(0.0, 1.0)
 
     def dataset(self) -> TensorDataset:
-        """For a `DataLoader`: pairs of a normalised image (C, H, W), as a learner sees it, and its label (a number, or K soft ones)."""
+        """A `TensorDataset` of normalised images (C, H, W) with their labels (a number, or K soft labels)."""
         return TensorDataset(self.images, self.labels)
 
     def loader(self, batch_size: int = 256, seed: int = 0) -> DataLoader[tuple[Tensor, ...]]:
-        """Batches (images, labels) of `dataset`, shuffled anew in each epoch, in an order that ``seed`` decides."""
+        """A `DataLoader` of batches (images, labels), reshuffled in each epoch from ``seed``."""
         return DataLoader(self.dataset(), batch_size, shuffle=True, generator=generator(seed, "loader"))
 
     # New sets from this one
@@ -179,25 +182,25 @@ class CondensedSet:
         )
 
     def subset(self, classes: Iterable[int]) -> "CondensedSet":
-        """Only the images of these classes, without ``decode``; label numbers and spec stay.
+        """Only the images of these classes; label numbers and spec are unchanged, ``decode`` is dropped.
 
-        `InputError` when nothing is left, or where step sizes name the images of each step.
+        Raises `InputError` if no image is left, or if step sizes name the images of each step.
         """
         if self.step_sizes is not None and self.step_sizes.batches is not None:
             raise InputError("subset: step_sizes name the images of each step; leave them out: dataclasses.replace(set, step_sizes=None).")
-        wanted = sorted(set(classes))
-        keep = torch.isin(self.hard_labels, torch.tensor(wanted, dtype=torch.int64, device=self.labels.device))
+        chosen = sorted(set(classes))
+        keep = torch.isin(self.hard_labels, torch.tensor(chosen, dtype=torch.int64, device=self.labels.device))
         if not bool(keep.any()):
             present = [c for c, count in enumerate(self.counts) if count]
-            raise InputError(f"subset of classes {wanted} is empty; allowed: some of {present}.")
+            raise InputError(f"subset of classes {chosen} is empty; allowed: some of {present}.")
         labels = self.labels[keep]
         if self.label_kind == "weighted" and float(labels.sum()) > 0:
             labels = labels / labels.sum(1).mean()  # 1 in the mean again
         part = dataclasses.replace(self, images=self.images[keep], labels=labels, decode=None)
-        return part.made_for(label for label in self.classes if label in wanted)
+        return part.made_for(label for label in self.classes if label in chosen)
 
     def made_for(self, classes: Iterable[int]) -> "CondensedSet":
-        """The same set; where its labels are soft, its provenance says that it was made for these classes only (see `classes`)."""
+        """The same set; if its labels are soft, its provenance records these classes (see `classes`)."""
         named = sorted(set(classes)) or list(range(self.spec.num_classes))
         if not self.labels.is_floating_point() or tuple(named) == self.classes:
             return self
@@ -206,10 +209,11 @@ class CondensedSet:
 
     @staticmethod
     def concat(sets: Sequence["CondensedSet"]) -> "CondensedSet":
-        """The union, in order. Shape, classes, normalisation and label kind must agree; hard labels become one-hot where any set has
-        soft ones, which must be probabilities then. Step sizes and start weights must be the same in all sets (or in none).
+        """Join sets, in order.
 
-        The provenance names its parts. A privacy statement is not merged: how releases compose is for the accountant to say.
+        Shape, classes, normalisation, label kind, step sizes and start weights must agree (else `InputError`). If any set has soft labels,
+        which must then be probabilities, hard labels become one-hot. The provenance lists the parts. Privacy statements are not merged:
+        the composition of releases is computed by an accountant.
         """
         if not sets:
             raise InputError("concat was given no sets; allowed: one or more.")
@@ -236,10 +240,10 @@ class CondensedSet:
             step_sizes=first.step_sizes,
             start_weights=first.start_weights,
         )
-        return joined.made_for(label for one in sets for label in one.classes)
+        return joined.made_for(label for part in sets for label in part.classes)
 
     def quantised(self) -> "CondensedSet":
-        """The same set with each channel rounded to 256 evenly spaced values, stored as uint8: a quarter of the bytes."""
+        """The same set with each channel rounded to 256 evenly spaced values: its file holds uint8, a quarter of the bytes."""
         grid = quantise.pairs(quantise.grid_of(self.images))
         images = quantise.decode(quantise.encode(self.images, grid), grid)
         return dataclasses.replace(self, images=images, quantisation=grid, decode=None)
@@ -247,7 +251,7 @@ class CondensedSet:
     # The file
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file (never pickle), whole or not at all. `InputError` for a set that `load` would refuse for its size."""
+        """Write one safetensors file (no pickle), completely or not at all. Raises `InputError` for a set too large for `load`."""
         label_values = self.labels.shape[1] if self.labels.ndim == 2 else 1
         check_size(len(self), self.spec, label_values, 1 if self.quantisation else 4)
         write_whole(Path(path), loadable(self.to_bytes()))
@@ -274,9 +278,14 @@ class CondensedSet:
 
     @staticmethod
     def load(path: str | Path, max_bytes: int | None = None) -> "CondensedSet":
-        """Read a file that may come from anybody. `InputError`, one line, names the file and what is wrong with it.
+        """Read a file, which is not trusted.
 
-        ``max_bytes`` None allows what `save` writes; `from_bytes`, for what arrives in memory, allows less.
+        Args:
+            path: the file.
+            max_bytes: largest size that is read; None: the largest that `save` writes.
+
+        Raises:
+            InputError: names the file and what is wrong with it.
         """
         path, max_bytes = Path(path), set_file.MAX_OWN_BYTES if max_bytes is None else max_bytes
         data = set_file.read_bytes(path, max_bytes)
@@ -287,7 +296,7 @@ class CondensedSet:
 
     @staticmethod
     def from_bytes(data: bytes, max_bytes: int = MAX_FILE_BYTES) -> "CondensedSet":
-        """The set in ``data``, checked before anything of the claimed size is allocated."""
+        """The set in the bytes of a file, which are checked before memory of the stated size is allocated."""
         tensors, header = parse(data, max_bytes)
         steps, weights, stored = later_parts(tensors, header, max_bytes)
         images = tensors["images"] if stored is None else stored.images(header.spec, len(tensors["labels"]))

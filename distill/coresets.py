@@ -1,7 +1,6 @@
-"""Coresets: real images (or their means) chosen without learning; every app's baselines.
+"""Coresets: real images, or means of them, chosen without learning; the baselines of every application.
 
-All work class by class on normalised pixels, or on features when ``embed`` is given, and return a `CondensedSet`. A class with fewer
-images than are asked for gives what it has. Memory is one class at a time; random images are picked before they are normalised.
+Each works class by class, on normalised pixels or on features, and returns a `CondensedSet`. Only one class is in memory at a time.
 """
 
 from collections.abc import Sequence
@@ -18,16 +17,26 @@ CORESETS = ("random", "herding", "kcenter", "kmeans", "class_mean")
 
 
 def select(data: ImageData, name: str, ipc: int | Sequence[int], generator: torch.Generator, embed: Embed | None = None) -> CondensedSet:
-    """The coreset called ``name``: at most ``ipc`` images of each class that the training split has; `InputError` for an unknown name.
+    """Choose a coreset of the training split.
 
-    ``ipc`` may be counts by class (K,), such as another set's `CondensedSet.counts`; a class with count 0 is left out.
-    ``embed`` maps normalised images (n, C, H, W) to the features (n, D) by which images are compared; without it their pixels are.
+    Args:
+        data: the data.
+        name: a name in `CORESETS`.
+        ipc: images per class (a class with fewer gives all it has), or counts by class (K,), such as another set's `CondensedSet.counts`.
+        generator: source of the random choices.
+        embed: maps normalised images (n, C, H, W) to the features (n, D) by which they are compared; None: their pixels.
+
+    Returns:
+        The chosen images (for "class_mean" averages of images), in order of their classes.
+
+    Raises:
+        InputError: for an unknown name, or counts that do not fit the classes.
     """
     if name not in CORESETS:
         raise unknown_name("coreset", name, CORESETS)
     counts = available(data, ipc)
     labels = torch.arange(len(counts), device=data.device).repeat_interleave(torch.tensor(counts, device=data.device))
-    # Made first, so that the small results do not lie between the large pools, which then could not be given back to the system.
+    # Allocated first: small results between the large pools would keep their memory from being returned to the system.
     images = torch.empty((len(labels), *data.spec.shape), device=data.device)
     for label in (label for label, count in enumerate(counts) if count):
         images[labels == label] = _chosen(data, label, name, counts[label], generator, embed)
@@ -37,16 +46,16 @@ def select(data: ImageData, name: str, ipc: int | Sequence[int], generator: torc
 
 
 def available(data: ImageData, ipc: int | Sequence[int]) -> list[int]:
-    """Counts by class (K,) of a coreset of ``ipc`` images a class, or of these counts: never more than a class has."""
-    wanted = [ipc] * data.spec.num_classes if isinstance(ipc, int) else list(ipc)
+    """Counts by class (K,) of a coreset with ``ipc`` images per class, or with these counts, limited to what each class has."""
+    requested = [ipc] * data.spec.num_classes if isinstance(ipc, int) else list(ipc)
     if isinstance(ipc, int) and ipc < 1:
         raise InputError(f"ipc is {ipc}; allowed: 1 or more.")
-    if len(wanted) != data.spec.num_classes or not all(type(count) is int and count >= 0 for count in wanted):
+    if len(requested) != data.spec.num_classes or not all(type(count) is int and count >= 0 for count in requested):
         allowed = f"{data.spec.num_classes} whole numbers of 0 or more, one a class"
-        raise InputError(f"counts by class are {clipped(wanted)}; allowed: {allowed}.")
-    counts = [min(count, held) for count, held in zip(wanted, data.counts, strict=True)]
+        raise InputError(f"counts by class are {clipped(requested)}; allowed: {allowed}.")
+    counts = [min(count, present) for count, present in zip(requested, data.counts, strict=True)]
     if not any(counts):
-        raise InputError(f"counts by class are {clipped(wanted)}; data {data.spec.name!r} has no training images of these classes.")
+        raise InputError(f"counts by class are {clipped(requested)}; data {data.spec.name!r} has no training images of these classes.")
     return counts
 
 
@@ -102,7 +111,7 @@ def _kcenter(features: Tensor, count: int, generator: torch.Generator) -> Tensor
 
 def _kmeans(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """The real image nearest to each of ``count`` cluster centres (Lloyd from k-means++); no image twice."""
-    from sklearn.cluster import KMeans  # takes seconds to import, and everything imports this file
+    from sklearn.cluster import KMeans  # slow to import
 
     rows = features.double().cpu().numpy()
     state = int(torch.randint(2**31 - 1, (1,), generator=generator, device=generator.device))

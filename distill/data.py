@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from distill.arrays import Images, Labels, class_numbers, image_tensor, moments
+from distill.data_notes import class_notes, one_class_note
 from distill.errors import InputError, clipped, unknown_name
 from distill.randomness import generator
 from distill.spec import DataSpec, Origin
@@ -53,10 +54,15 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """A data set. Only statistics, coresets, training and expert trajectories look at its pixels; the rest sees `spec`.
+    """A data set. Only statistics, coresets, training and expert trajectories read its pixels; everything else uses `spec`.
 
-    With ``whitening`` its images are used white (ZCA) instead of with the spec's mean and std; see `whitened`. ``notes`` are sentences
-    that its user should read (a class without images, test images that are training images too); commands print them, records keep them.
+    Attributes:
+        spec: shape, class names and normalisation.
+        train: training images.
+        validation: held-out training images, see `hold_out`.
+        test: test images.
+        whitening: ZCA transform that replaces the spec's mean and std, see `whitened`; or None.
+        notes: sentences for the user (a class without images, a test image that is in train, too); commands print and records keep them.
     """
 
     spec: DataSpec
@@ -133,7 +139,7 @@ class ImageData:
         return self.spec.normalise(chosen) if self.whitening is None else self.whitening.apply(chosen)
 
     def whitened(self, whitening: Whitening | None = None) -> "ImageData":
-        """The same data, used white: by the given transform (a condensed set's own, say) or by one fitted on the training split."""
+        """The same data with ZCA whitening: by this transform (a condensed set's, for example) or one fitted on the training split."""
         if whitening is None:
             whitening = Whitening.fit(self.train.images)
         fits, own = whitening.mean.numel(), self.train.images[0].numel()
@@ -154,16 +160,16 @@ class ImageData:
         return replace(self, train=train, validation=validation, test=test, whitening=whitening)
 
     def subset(self, classes: Iterable[int]) -> "ImageData":
-        """Only the images of these classes, in all splits; label numbers and spec stay."""
-        wanted = sorted({int(label) for label in classes})
-        if not wanted or wanted[0] < 0 or wanted[-1] >= self.spec.num_classes:
-            raise InputError(f"classes {str(wanted)[:80]} were asked for; allowed: at least one of 0..{self.spec.num_classes - 1}.")
-        if not any(self.counts[label] for label in wanted):
-            raise InputError(f"classes {str(wanted)[:80]} have no training images; allowed: some of {str(list(self.classes))[:80]}.")
+        """Only the images of these classes, in all splits; label numbers and spec are unchanged."""
+        labels = sorted({int(label) for label in classes})
+        if not labels or labels[0] < 0 or labels[-1] >= self.spec.num_classes:
+            raise InputError(f"classes {str(labels)[:80]} were asked for; allowed: at least one of 0..{self.spec.num_classes - 1}.")
+        if not any(self.counts[label] for label in labels):
+            raise InputError(f"classes {str(labels)[:80]} have no training images; allowed: some of {str(list(self.classes))[:80]}.")
         keep = torch.zeros(self.spec.num_classes, dtype=torch.bool, device=self.device)
-        keep[torch.tensor(wanted, device=self.device)] = True
+        keep[torch.tensor(labels, device=self.device)] = True
         chosen = replace(self, **{n: getattr(self, n).at(keep[getattr(self, n).labels]) for n in SPLITS})
-        return replace(chosen, notes=(*self.notes, *_one_class(chosen)))
+        return replace(chosen, notes=(*self.notes, *one_class_note(chosen.spec.classes, chosen.classes)))
 
     def long_tailed(self, ratio: float, seed: int = 0) -> "ImageData":
         """Fewer training images from class to class, exponentially (Cui et al., CVPR 2019, section 5.1); other splits stay.
@@ -182,6 +188,10 @@ class ImageData:
             mask[here[torch.randperm(len(here), generator=draws)[:count]]] = True
         return replace(self, train=self.train.at(mask.nonzero().squeeze(1).to(self.device)))
 
+    def class_notes(self) -> tuple[str, ...]:
+        """Sentences about the classes that suggest a mistake in the data (see `distill.data_notes`)."""
+        return class_notes(self.spec.classes, self.counts, set(self.test.labels.tolist()))
+
     def with_origins(
         self, *, normalisation: Origin | None = None, classes: Origin | None = None, population: Origin | None = None
     ) -> "ImageData":
@@ -195,9 +205,9 @@ class ImageData:
         return replace(self, spec=spec)
 
     def hold_out(self, fraction: float, seed: int = 0) -> "ImageData":
-        """Moves a fraction of train to the empty validation split, class by class: at least one image where the class has two.
+        """Move a fraction of the training images to the empty validation split, class by class (see `distill.splitting.carve`).
 
-        A fraction of 0 changes nothing. Train and validation keep their order and together are exactly the old train.
+        Both parts keep the order of their images. A fraction of 0 changes nothing.
         """
         check_fraction(fraction)
         if not fraction:
@@ -223,15 +233,25 @@ class ImageData:
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> "ImageData":
-        """A data set from arrays, which are copied.
+        """Create a data set from arrays, which are copied.
 
-        Images: numpy arrays N x H x W or N x H x W x C, or torch tensors N x H x W or N x C x H x W (channels first only for tensors);
-        uint8, or float in [0, 1]. Labels: whole numbers (N,) from 0, or one-hot rows (N, K). ``classes`` are "0" up to the highest label
-        when not given; a class without images is named in ``notes``. ``mean`` and
-        ``std`` (per channel, of pixels in [0, 1]) are computed from all of x_train when not given, so they do not depend on ``seed``.
-        The spec remembers what was given and what was computed (`distill.spec.DataSpec`); private runs need both given.
-        ``validation`` is the fraction of train that becomes the validation split (see `hold_out`). Raises `InputError` when an array
-        does not fit.
+        Args:
+            name: of the data set.
+            x_train: numpy arrays N x H x W or N x H x W x C, or torch tensors N x H x W or N x C x H x W (channels first only for
+                tensors); uint8, or float in [0, 1].
+            y_train: whole numbers (N,) from 0, or one-hot rows (N, K).
+            x_test: as ``x_train``.
+            y_test: as ``y_train``.
+            classes: class names; None: "0" up to the highest label.
+            mean: per channel, of pixels in [0, 1]; None: computed from all of ``x_train``, whatever ``seed`` is. The spec records which
+                (`DataSpec`); private runs need both ``mean`` and ``std``.
+            std: as ``mean``.
+            validation: fraction of the training images to hold out, see `hold_out`.
+            seed: see ``validation``.
+            device: where the images are placed.
+
+        Raises:
+            InputError: for an array that does not fit.
         """
         check_fraction(validation)
         train, test = to_split(x_train, y_train, name, "train"), to_split(x_test, y_test, name, "test")
@@ -252,8 +272,8 @@ class ImageData:
         listed: Origin = "computed" if classes is None else "given"
         spec = DataSpec(name, channels, height, width, names, tuple(mean), tuple(std), origin, listed)
         nothing = train.at(torch.zeros(0, dtype=torch.int64))
-        made = cls(spec, train, nothing, test)
-        return replace(made, notes=class_notes(made)).hold_out(validation, seed).to(device)
+        data = cls(spec, train, nothing, test)
+        return replace(data, notes=data.class_notes()).hold_out(validation, seed).to(device)
 
     @classmethod
     def from_datasets(
@@ -269,17 +289,17 @@ class ImageData:
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> "ImageData":
-        """A data set from two torch `Dataset`s (torchvision's; Hugging Face's through their torch format), each read once and copied.
+        """Create a data set from two torch `Dataset`s (torchvision's; Hugging Face's in their torch format), each read once and copied.
 
-        Items are (image, label) or dicts, see `distill.torch_datasets.read`; random transforms are drawn once. ``name`` is the dataset's
-        class in lower case ("cifar10") and ``classes`` are its own names when not given; ``more``: mean, std, validation, seed and device
-        of `from_arrays`. Raises `InputError`, which names the item that does not fit.
+        Items are (image, label) or dicts, see `distill.torch_datasets.read`; random transforms are applied once. ``name`` defaults to the
+        dataset's class in lower case ("cifar10") and ``classes`` to the dataset's own names; for the other arguments see `from_arrays`.
+        Raises `InputError`, which names the item that does not fit.
         """
         name = type(innermost(train)).__name__.lower() if name is None else name
-        own = class_names(train) if classes is None else classes
+        names = class_names(train) if classes is None else classes
         arrays = (*read(train, f"{name}: train"), *read(test, f"{name}: test"))
-        made = cls.from_arrays(name, *arrays, classes=own, mean=mean, std=std, validation=validation, seed=seed, device=device)
-        return made if classes is not None else made.with_origins(classes="computed")  # a dataset's own names are nobody's word
+        data = cls.from_arrays(name, *arrays, classes=names, mean=mean, std=std, validation=validation, seed=seed, device=device)
+        return data if classes is not None else data.with_origins(classes="computed")  # names from a dataset are not stated by the user
 
 
 def to_split(images: Images, labels: Labels, name: str, part: str) -> Split:
@@ -288,29 +308,3 @@ def to_split(images: Images, labels: Labels, name: str, part: str) -> Split:
     if len(x) != len(y):
         raise InputError(f"{name}: x_{part} has {len(x)} images and y_{part} {len(y)} labels; they must be as many.")
     return Split(x, y)
-
-
-def _one_class(data: ImageData) -> tuple[str, ...]:
-    """The note on data of a single class, whose accuracy says nothing."""
-    if len(data.classes) > 1:
-        return ()
-    name = clipped(data.spec.classes[data.classes[0]])
-    return (f"all training images are of one class, {name!r}: every network is right about them, so an accuracy says nothing.",)
-
-
-def class_notes(data: ImageData) -> tuple[str, ...]:
-    """One sentence for each thing about the classes that is allowed and seldom meant."""
-    notes = list(_one_class(data))
-    names, tested = data.spec.classes, set(data.test.labels.tolist())
-    empty = [label for label, count in enumerate(data.counts) if not count]
-    if empty and len(names) > 1:
-        do = "subtract 1 from labels that start at 1" if empty == [0] else "number the classes without gaps"
-        notes.append(f"{len(empty)} of {len(names)} classes have no training images ({_named(names, empty)}); {do}, or leave them out.")
-    untested = [label for label in data.classes if label not in tested]
-    if tested and untested:
-        notes.append(f"{len(untested)} of {len(names)} classes have no test images ({_named(names, untested)}).")
-    return tuple(notes)
-
-
-def _named(names: Sequence[str], labels: Sequence[int]) -> str:
-    return ", ".join(clipped(names[label], 40) for label in labels[:5]) + (", ..." if len(labels) > 5 else "")

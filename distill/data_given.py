@@ -1,4 +1,4 @@
-"""What the user says about data that were read from files: the normalisation and the class list, in place of what the files give."""
+"""Normalisation and class names that the user gives for data read from files, in place of those in the files."""
 
 import math
 from collections.abc import Sequence
@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import torch
 
-from distill.data import SPLITS, ImageData, Split, class_notes
+from distill.data import SPLITS, ImageData, Split
 from distill.errors import InputError, clipped
 
 
 def with_given(
     data: ImageData, mean: Sequence[float] | None = None, std: Sequence[float] | None = None, classes: Sequence[str] | None = None
 ) -> ImageData:
-    """The same images with this normalisation and this class list; what is None stays as it was read.
+    """The same images with this normalisation and these class names; None leaves what was read unchanged.
 
     Args:
         mean: one number per channel, of pixels in [0, 1]; given with `std` or not at all, because the other one would stay computed.
@@ -56,8 +56,8 @@ def _renamed(data: ImageData, classes: Sequence[str] | None) -> ImageData:
     if len(set(classes)) != len(classes):
         raise InputError(f"classes is {clipped(list(classes))}; allowed: different names, each once.")
     place, names = {name: number for number, name in enumerate(classes)}, data.spec.classes
-    found = sorted({label for part in SPLITS for label in getattr(data, part).labels.unique().tolist()})
-    missing = [names[label] for label in found if names[label] not in place]
+    present = sorted({label for part in SPLITS for label in getattr(data, part).labels.unique().tolist()})
+    missing = [names[label] for label in present if names[label] not in place]
     if missing:
         raise InputError(
             f"data {data.spec.name!r} have images of the class {clipped(missing[0], 80)!r}, which is not in classes = "
@@ -66,6 +66,6 @@ def _renamed(data: ImageData, classes: Sequence[str] | None) -> ImageData:
     number = torch.tensor([place.get(name, 0) for name in names], device=data.device)
     train, validation, test = (Split(split.images, number[split.labels]) for split in (data.train, data.validation, data.test))
     spec = replace(data.spec, classes=tuple(classes), classes_origin="given")
-    made = replace(data, spec=spec, train=train, validation=validation, test=test, notes=())
-    before = class_notes(data)
-    return replace(made, notes=(*class_notes(made), *(note for note in data.notes if note not in before)))
+    renamed = replace(data, spec=spec, train=train, validation=validation, test=test, notes=())
+    before = data.class_notes()
+    return replace(renamed, notes=(*renamed.class_notes(), *(note for note in data.notes if note not in before)))

@@ -1,4 +1,4 @@
-"""Where data sets come from: built-in digits, npz files, torchvision's files, image folders, MHIST. `load` is the one way in."""
+"""Where data sets come from: built-in digits, npz files, torchvision's files, image folders, MHIST. `load` reads all of them."""
 
 import math
 import os
@@ -44,13 +44,22 @@ def load(
     std: Sequence[float] | None = None,
     classes: Sequence[str] | None = None,
 ) -> ImageData:
-    """A data set by name: one of `NAMES`, the name of any ``<root>/<name>.npz``, ``folder:PATH`` or ``mhist:PATH``.
+    """Load a data set by name.
 
-    ``validation`` is the fraction of the training images kept apart, drawn with ``seed``; the test images are never touched. ``size``
-    (pixels) resizes the images of folders, MHIST and the built-in digits. ``mean`` and ``std`` (a number a channel, of pixels in [0, 1])
-    and ``classes`` (names in the order of the labels, at least those that have images) replace what the files give: a private run over
-    one's own images needs numbers and names that do not come from them. Raises `InputError` when the name is unknown, the files are
-    missing or damaged, or what is given does not fit.
+    Args:
+        name: one of `NAMES`; the name of any ``<root>/<name>.npz``; ``folder:PATH``, a folder of images; or ``mhist:PATH``.
+        root: folder of data sets; None: the variable DISTILL_DATA, else ~/.cache/distill-data.
+        validation: fraction of the training images to hold out, drawn with ``seed``; test images are never used.
+        seed: see ``validation``.
+        device: where the images are placed.
+        size: pixels to which the images of folders, MHIST and the built-in digits are resized.
+        mean: per channel, of pixels in [0, 1]; replaces the computed one. Private runs on a user's own images need ``mean``, ``std`` and
+            ``classes`` that do not come from the images.
+        std: per channel, as ``mean``.
+        classes: class names in the order of the labels, at least those that have images; replaces the names in the files.
+
+    Raises:
+        InputError: for an unknown name, missing or damaged files, or arguments that do not fit them.
     """
     check_fraction(validation)
     kind, _, path = str(name).partition(":")
@@ -111,7 +120,7 @@ def _digits(side: int) -> ImageData:
     for label in range(10):
         test[order[labels[order] == label][:50]] = True
     data = ImageData.from_arrays("digits", images[~test], labels[~test], images[test], labels[test], classes=DIGITS)
-    # Its mean and std are computed, of a file that everybody has.
+    # Mean and std are computed, from a file that is public.
     return data.with_origins(normalisation="published", classes="published", population="published")
 
 
@@ -212,9 +221,9 @@ def _torchvision(name: str, where: Path) -> ImageData:
     arrays: list[NDArray[np.generic]] = []
     try:
         for part in ("train", "test"):
-            made = make(str(folder), download=download, **({"split": part} if known.by_split else {"train": part == "train"}))
-            images = np.asarray(made.data)
-            arrays += [images.transpose(0, 2, 3, 1), made.labels] if known.by_split else [images, np.asarray(made.targets)]
+            dataset = make(str(folder), download=download, **({"split": part} if known.by_split else {"train": part == "train"}))
+            images = np.asarray(dataset.data)
+            arrays += [images.transpose(0, 2, 3, 1), dataset.labels] if known.by_split else [images, np.asarray(dataset.targets)]
     except Exception as error:  # damaged files and failed downloads raise many types
         doing = "download" if download else "read"
         reason = f"{type(error).__name__}: {str(error)[:120]}"

@@ -1,4 +1,4 @@
-"""`Distiller`: what a method offers, and checks of what a user's own method returns."""
+"""`Distiller`: the interface of a method, and checks of what a user's own method returns."""
 
 from typing import Protocol
 
@@ -11,7 +11,7 @@ from distill.statistics import RealStatistics
 
 
 class Config(Protocol):
-    """What every method's config, a frozen dataclass with defaults, has beside settings that are the method's own."""
+    """Fields that the config of every method, a frozen dataclass with defaults, has."""
 
     @property
     def network(self) -> str: ...
@@ -29,20 +29,26 @@ class Stateful(Protocol):
 
 
 class Distiller(Stateful, Protocol):
-    """What every method offers; there is no base class to inherit from.
+    """Interface of a method; there is no base class.
 
     A method may also have ``prepare(statistics, progress=None)``, which `distill.run.condense` calls once before the first step.
+
+    Attributes:
+        total_steps: number of steps of a run.
+        condensed: the set in its current state.
     """
 
     total_steps: int
 
     @property
     def condensed(self) -> CondensedSet: ...
-    def step(self, statistics: RealStatistics, generator: torch.Generator) -> dict[str, Tensor]: ...
+    def step(self, statistics: RealStatistics, generator: torch.Generator) -> dict[str, Tensor]:
+        """Update the images once; returns losses (0-dimensional) by name."""
+        ...
 
 
 def check_distiller(distiller: Distiller) -> None:
-    """`InputError` where ``total_steps``, ``condensed`` or ``state()`` are not what `Distiller` says; once before the first step."""
+    """Check ``total_steps``, ``condensed`` and ``state()`` before the first step; raises `InputError`."""
     total: object = distiller.total_steps  # of a user's own class, so perhaps another type
     if isinstance(total, bool) or not isinstance(total, int) or total < 0:
         raise _wrong(distiller, "total_steps", "is", total, "a whole number, 0 or more")
@@ -51,14 +57,14 @@ def check_distiller(distiller: Distiller) -> None:
 
 
 def check_condensed(distiller: Distiller) -> None:
-    """`InputError` where ``condensed`` is no `CondensedSet`."""
+    """Raises `InputError` if ``condensed`` is no `CondensedSet`."""
     value: object = distiller.condensed
     if not isinstance(value, CondensedSet):
         raise _wrong(distiller, "condensed", "is", value, "a CondensedSet" + (" (decorate it with @property)" if callable(value) else ""))
 
 
 def check_tensors(distiller: object, part: str, returned: object, *, scalars: bool = False) -> None:
-    """`InputError` unless what ``part`` of a method returned is a dict of tensors by name, 0-dimensional ones if ``scalars``."""
+    """Raises `InputError` unless the value that ``part`` returned is a dict of tensors by name, 0-dimensional if ``scalars``."""
     allowed = f"a dict from name to {'a 0-dimensional real tensor' if scalars else 'a tensor'}"
     if not isinstance(returned, dict):
         raise _wrong(distiller, part, "returns", returned, allowed)
@@ -66,16 +72,16 @@ def check_tensors(distiller: object, part: str, returned: object, *, scalars: bo
         if not isinstance(name, str):
             raise _wrong(distiller, part, f"has the key {clipped(name, 40)},", name, allowed)
         if scalars and isinstance(value, int | float):
-            continue  # a number is as good as a tensor, where no GPU waits for it
+            continue  # numbers are accepted as well
         if not isinstance(value, Tensor):
             raise _wrong(distiller, part, f"has under {clipped(name, 40)!r}", value, allowed)
         if scalars and (value.ndim or value.is_complex()):
-            shown = f"a tensor of shape {tuple(value.shape)} and type {value.dtype}"
-            raise InputError(f"method {type(distiller).__name__}: {part} has under {clipped(name, 40)!r} {shown}; allowed: {allowed}.")
+            form = f"a tensor of shape {tuple(value.shape)} and type {value.dtype}"
+            raise InputError(f"method {type(distiller).__name__}: {part} has under {clipped(name, 40)!r} {form}; allowed: {allowed}.")
 
 
 def load_state(distiller: Stateful, state: dict[str, Tensor], path: object) -> None:
-    """Put a checkpoint's tensors back; where a user's own method raises, `InputError` names the file and the class."""
+    """Restore a checkpoint's tensors. Where a user's own method raises, `InputError` names the file and the class."""
     try:
         distiller.load_state(state)
     except Exception as error:

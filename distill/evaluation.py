@@ -175,9 +175,17 @@ def accuracies(
     split: str = "test",
     whole_epochs: int | None = None,
 ) -> Iterator[Measured]:
-    """Accuracies one by one as networks finish; the name "condensed" is the set itself, the others are baselines.
+    """Yield each network's accuracy when it is trained.
 
-    All are trained by `compared`'s recipe, "whole" for ``whole_epochs`` where they are given.
+    Args:
+        condensed: the set.
+        data: the data it was made from.
+        names: rows to train for: "condensed" (the set itself) or names of baselines.
+        network: evaluation network.
+        recipe: see `compared`.
+        seeds: seeds of the networks, one network each.
+        split: the split that is tested.
+        whole_epochs: epochs of the baseline "whole"; None: the recipe's.
     """
     same = compared(recipe, condensed, data, network)
     for name in names:
@@ -203,17 +211,30 @@ def evaluate(
     whole_epochs: int | None = None,
     progress: bool | None = None,
 ) -> Evaluation:
-    """Accuracy of networks trained on a condensed set, beside the same networks trained on baselines under the same recipe.
+    """Compare a condensed set with baselines: accuracy of networks trained on each under the same recipe.
 
-    A coreset has the set's own counts, class by class; "whole" is all training images, for as many steps as the recipe has (its row says
-    how many epochs that is) or for ``whole_epochs``.
+    Every accuracy is that of the last step; none is selected by its value.
 
-    ``network`` may be a list (cross-architecture). Every number is that of the last step: nothing is ever picked by its accuracy.
-    ``seeds`` is how many networks, or their seeds; accuracies are percent of ``split``. `InputError` when the set does not fit the data.
+    Args:
+        condensed: the set.
+        data: the data it was made from.
+        network: evaluation network: a name, a function of the data spec, or a list of these (cross-architecture).
+        recipe: a `Recipe`, or a name in `PROTOCOLS`.
+        seeds: number of networks for each row, or their seeds.
+        baselines: names of coresets, which get the set's own counts by class, and "whole", all training images.
+        split: the split whose accuracy is reported.
+        whole_epochs: epochs for "whole"; None: as many steps as the recipe has.
+        progress: False hides the status line.
+
+    Returns:
+        Accuracies in percent with 95 % intervals. A row whose networks diverged has the reason instead.
+
+    Raises:
+        InputError: if the set does not fit the data, or a name is unknown.
     """
     data = fitted(condensed, data)
-    list_of = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    if not list_of:
+    numbers = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    if not numbers:
         raise InputError("seeds is empty; allowed: one or more.")
     if not network:
         raise InputError("network is empty; allowed: one or more.")
@@ -224,30 +245,30 @@ def evaluate(
     for name in baselines:
         if name not in BASELINES:
             raise unknown_name("baseline", name, BASELINES)
-    # A protocol may train one network otherwise than another.
+    # A protocol may depend on the network.
     recipes = [compared(recipe, condensed, data, factory) for factory in factories]
     labels = [factory if isinstance(factory, str) else getattr(factory, "__name__", "own network") for factory in factories]
-    for what, listed in (("network", labels), ("baselines", list(baselines)), ("seeds", list_of)):
-        if len(set(listed)) < len(listed):  # counted twice, the same networks would narrow the interval
+    for what, listed in (("network", labels), ("baselines", list(baselines)), ("seeds", numbers)):
+        if len(set(listed)) < len(listed):  # repeated networks would narrow the interval
             raise InputError(f"{what} is {clipped(listed)}; allowed: different ones, each once (own networks by their __name__).")
-    found: dict[str, dict[str, list[Measured]]] = {name: {} for name in names}
+    measured: dict[str, dict[str, list[Measured]]] = {name: {} for name in names}
     console = Console(stderr=True)
     with console.status("evaluating") if progress is not False else contextlib.nullcontext() as status:
         for factory, label, its_recipe in zip(factories, labels, recipes, strict=True):
-            for one in accuracies(condensed, data, names, factory, its_recipe, list_of, split=split, whole_epochs=whole_epochs):
-                found[one.name].setdefault(label, []).append(one)
+            for network_row in accuracies(condensed, data, names, factory, its_recipe, numbers, split=split, whole_epochs=whole_epochs):
+                measured[network_row.name].setdefault(label, []).append(network_row)
                 if status is not None:
-                    status.update(f"evaluating: {label} on {one.name}, seed {one.seed}: {one.value:.1f} %")
-    rows = {n: {k: summed_up(v) for k, v in row.items()} for n, row in found.items()}
+                    status.update(f"evaluating: {label} on {network_row.name}, seed {network_row.seed}: {network_row.value:.1f} %")
+    rows = {n: {k: summed_up(v) for k, v in row.items()} for n, row in measured.items()}
     training = {name: training_of(name, condensed, data, recipes[0], whole_epochs) for name in names}
     notes = notes_on(condensed, data, recipes[0], baselines)
-    notes += [f"{name} has a recipe of its own: {one}" for name, one in zip(labels, recipes, strict=True) if one != recipes[0]]
+    notes += [f"{name} has another recipe: {other}" for name, other in zip(labels, recipes, strict=True) if other != recipes[0]]
     return Evaluation(rows, split, recipes[0], training, tuple(notes))
 
 
 def summed_up(networks: Sequence[Measured]) -> Accuracy:
     """The accuracy over several networks, with the first failure's reason."""
-    return Accuracy(tuple(one.value for one in networks), next((one.reason for one in networks if one.reason), None))
+    return Accuracy(tuple(row.value for row in networks), next((row.reason for row in networks if row.reason), None))
 
 
 def fitted(condensed: CondensedSet, data: ImageData) -> ImageData:

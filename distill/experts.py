@@ -63,9 +63,13 @@ class ExpertConfig:
 
 @dataclass(frozen=True, eq=False)
 class Trajectories:
-    """``experts`` trajectories of ``epochs`` epochs each. `weights` reads one snapshot; nothing else is held in memory.
+    """Weights of experts by epoch, read from files one snapshot at a time.
 
-    ``privacy`` is None or the statement of a mechanism that trained the experts on private data.
+    Attributes:
+        experts: number of experts.
+        epochs: number of epochs of each.
+        read: (expert, epoch) to flat weights (P,).
+        privacy: statement of the mechanism that trained the experts on private data, or None.
     """
 
     experts: int
@@ -88,22 +92,22 @@ def flat(network: nn.Module) -> Tensor:
 
 
 def train_experts(data: ImageData, config: ExpertConfig, network: Factory | None = None, *, progress: bool | None = None) -> Trajectories:
-    """Train what the cache does not have yet; stopped at any moment, the next call goes on from there.
+    """Train the experts that are not in the cache; an interrupted training is continued by the next call.
 
-    A network of one's own (a function) has no name to be kept under: its experts live in memory for this call only.
+    Experts of a network given as a function, which has no name for the cache, are kept in memory only.
     """
     if network is not None and not isinstance(network, str):
-        made = [torch.stack(list(_epochs(data, config, network, k))) for k in range(config.experts)]
-        return Trajectories(config.experts, config.epochs, lambda expert, epoch: made[expert][epoch])
+        weights = [torch.stack(list(_epochs(data, config, network, k))) for k in range(config.experts)]
+        return Trajectories(config.experts, config.epochs, lambda expert, epoch: weights[expert][epoch])
     folder = cache_folder(data, config)
     write_json(folder / "config.json", {"data": data.spec.name, **dataclasses.asdict(config)})
-    with locked(folder / ".lock", -1), _bar(progress, config) as advance:  # another process at the same experts finishes them first
+    with locked(folder / ".lock", -1), _bar(progress, config) as advance:  # another process may be training the same experts
         missing = [expert for expert in range(config.experts) if not _place(folder, expert).exists()]
         done = config.experts - len(missing)
         advance(done * config.epochs)
         if missing and _side_by_side(data, config):
             try:
-                # Plain bytes: tensors would go through shared memory, which containers keep small.
+                # As bytes: tensors would be sent through shared memory, which is small in containers.
                 for number, _ in enumerate(side_by_side(_trainer, (pickle.dumps(data), config, folder), missing, at_once(len(missing)))):
                     advance((done + number + 1) * config.epochs)
             except WorkerFailed as failed:
@@ -117,20 +121,20 @@ def train_experts(data: ImageData, config: ExpertConfig, network: Factory | None
 
 
 def _side_by_side(data: ImageData, config: ExpertConfig) -> bool:
-    """Whether each expert gets one core of a CPU for itself, which wastes less than all cores on one; not where that is soon done.
+    """Whether to train experts in parallel, one CPU core each, which is more efficient than all cores on one expert; not if it is short.
 
-    It looks at what is asked for and not at what is missing, so that a stopped training goes on to the same bits.
+    It depends on the configuration and not on which experts are missing, so that an interrupted training continues to the same bits.
     """
-    if data.device.type != "cpu" or config.experts < 2 or config.network in OWN:  # a process of its own knows no network of the user's
+    if data.device.type != "cpu" or config.experts < 2 or config.network in OWN:  # a worker process does not know the user's networks
         return False
     network = create(config.network, data.spec, generator(config.seed, "expert", 0, "weights"))
     return 3.0 * flops(network, data.spec) * len(data.train) * config.epochs * config.experts >= WORTH_WORKERS
 
 
 def _trainer(content: bytes, config: ExpertConfig, folder: Path) -> Callable[[int], None]:
-    """What a worker process does with an expert's number."""
+    """The function that a worker process calls with an expert's number."""
     torch.set_num_threads(1)
-    data: ImageData = pickle.loads(content)  # made by the process that started this one
+    data: ImageData = pickle.loads(content)  # from the parent process
     return lambda expert: _train_one(data, config, expert, folder, lambda epoch: None)
 
 
@@ -145,7 +149,7 @@ def cache_root() -> Path:
 
 def cache_folder(data: ImageData, config: ExpertConfig) -> Path:
     """Where experts with this configuration on these data are kept."""
-    # Each expert is one of its own: asking for more of them finds the first ones here.
+    # Experts are independent: a larger number of them reuses those that are here.
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name != "experts"}
     facts = [settings, data.fingerprint, data.spec.facts]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
@@ -156,7 +160,7 @@ def cache_folder(data: ImageData, config: ExpertConfig) -> Path:
 def _epochs(
     data: ImageData, config: ExpertConfig, network: Factory, expert: int, done: dict[str, Tensor] | None = None
 ) -> Iterator[Tensor]:
-    """Flat weights after 0, 1, 2, ... epochs. ``done`` is what an earlier call saved to go on from; it is kept up to date."""
+    """Flat weights after 0, 1, 2, ... epochs. ``done`` is the saved state to continue from; it is updated."""
     done = {} if done is None else done
     model = create(network, data.spec, generator(config.seed, "expert", expert, "weights"), data.device).train()
     draws = generator(config.seed, "expert", expert, "training", device=data.device)
@@ -171,7 +175,7 @@ def _epochs(
         yield from done["weights"]
     else:
         yield flat(model).cpu()
-    # On a GPU a look at a number waits for all before it: ten steps are waited for together.
+    # Reading a number from a GPU waits for all work before it: the check is made every ten steps.
     every, steps, finite = 1 if data.device.type == "cpu" else LATEST, 0, torch.ones((), dtype=torch.bool, device=data.device)
     for epoch in range(start + 1, config.epochs + 1):
         order = torch.randperm(len(data.train), generator=draws, device=draws.device).to(data.device)
@@ -219,7 +223,7 @@ def _train_one(data: ImageData, config: ExpertConfig, expert: int, folder: Path,
                 keep()
                 last = time.monotonic()
     except KeyboardInterrupt:
-        if len(weights) - 1 in generators:  # the epochs that are whole
+        if len(weights) - 1 in generators:  # complete epochs only
             keep()
         raise
     tensors = {"weights": torch.stack(weights)}
@@ -241,8 +245,8 @@ def _read(path: Path, epoch: int) -> Tensor:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             if "weights" in file.keys():  # noqa: SIM118  (it is no mapping)
-                found: Tensor = file.get_slice("weights")[epoch]
-                return found
+                weights: Tensor = file.get_slice("weights")[epoch]
+                return weights
             first: Tensor = file.get_tensor("first")
             return first + file.get_slice("changes")[epoch - 1].float() if epoch else first
     except (safetensors.SafetensorError, OSError, IndexError) as error:

@@ -1,4 +1,4 @@
-"""Making networks: by name or from a user's own function, freshly drawn, without touching a global random generator."""
+"""Create networks, by name or from a user's function, from a given random generator and no global one."""
 
 import copy
 import math
@@ -34,26 +34,36 @@ def check_name(name: str) -> None:
 
 
 def create(network: Factory, spec: DataSpec, generator: torch.Generator, device: torch.device | str = "cpu") -> nn.Module:
-    """A freshly initialised network for ``spec``, on ``device``, in training mode.
+    """Create a freshly initialised network.
 
-    ``network`` is a name (see `check_name`) or a function of the `DataSpec` that returns a module. Such a function runs with the global CPU
-    generator seeded from ``generator`` and put back afterwards, so its own initialisation is kept and repeats; what it draws on a GPU is
-    not covered, so let it build on the CPU. Raises `InputError` for an unknown name, images that are too small, or a wrong result.
+    Args:
+        network: a name (see `check_name`), or a function of the data spec that returns a module. Such a function runs with torch's global
+            CPU generator seeded from ``generator`` and restored afterwards, so its initialisation is reproducible; what it draws on a GPU
+            is not.
+        spec: image shape and number of classes.
+        generator: source of the initial weights.
+        device: where the network is placed.
+
+    Returns:
+        The network in training mode; it maps normalised images (N, C, H, W) to logits (N, K).
+
+    Raises:
+        InputError: for an unknown name, images that are too small for the network, or a function that returns no module.
     """
     if isinstance(network, str) and network in OWN:
         network = OWN[network]
     if isinstance(network, str):
         with torch.device("meta"):
-            made = build(network, spec)
-        if parameter_count(made) > MAX_PARAMETERS:
+            built = build(network, spec)
+        if parameter_count(built) > MAX_PARAMETERS:
             raise InputError(
-                f"network {network!r} on {spec.channels}x{spec.height}x{spec.width} images would have {parameter_count(made):,} parameters;"
-                f" at most {MAX_PARAMETERS:,} are allowed; use a smaller network or smaller images."
+                f"network {network!r} on {spec.channels}x{spec.height}x{spec.width} images would have {parameter_count(built):,} "
+                f"parameters; at most {MAX_PARAMETERS:,} are allowed; use a smaller network or smaller images."
             )
-        made.to_empty(device=device)
-        initialise(made, generator)
-        made.made_for = (network, spec.shape, spec.num_classes)
-        return made
+        built.to_empty(device=device)
+        initialise(built, generator)
+        built.made_for = (network, spec.shape, spec.num_classes)
+        return built
     if isinstance(network, nn.Module) or not callable(network):
         raise InputError(f"network is {a_kind(network)}; give a name or a function of the data spec: lambda spec: MyNet(...).")
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device).item())
@@ -74,9 +84,9 @@ def create(network: Factory, spec: DataSpec, generator: torch.Generator, device:
 def renew(
     network: Factory, current: nn.Module | None, spec: DataSpec, generator: torch.Generator, device: torch.device | str = "cpu"
 ) -> nn.Module:
-    """The same as `create`, bit for bit, but a named network that ``current`` already is gets new weights in place: no allocation.
+    """As `create`, bit for bit; if ``current`` is the named network already, its weights are redrawn in place.
 
-    Like a new network it is in training mode, has no gradients, and all its parameters are trainable.
+    The result is in training mode, has no gradients, and all its parameters are trainable.
     """
     if isinstance(network, str) and isinstance(current, Network) and current.made_for == (network, spec.shape, spec.num_classes):
         current.to(device)
@@ -87,10 +97,10 @@ def renew(
 
 
 def initialise(network: nn.Module, generator: torch.Generator) -> None:
-    """Redraws all weights in place from PyTorch's default distributions, on the generator's device.
+    """Redraw all weights in place from PyTorch's default distributions.
 
     Convolutions and linear layers: weights and biases U(-1/sqrt(fan_in), 1/sqrt(fan_in)); norms: ones and zeros, statistics reset.
-    Raises `InputError` for a layer of another kind that has parameters of its own.
+    Raises `InputError` for a layer of another type that has parameters.
     """
     for layer in network.modules():
         if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
@@ -115,12 +125,20 @@ def _uniform_(parameter: Tensor, bound: float, generator: torch.Generator) -> No
 
 
 def embed(network: nn.Module, images: Tensor) -> Tensor:
-    """The flattened input of the network's last linear layer, (N, D): the features that distribution matching compares.
+    """Features that distribution matching compares: the flattened input of the last linear layer.
 
-    Uses ``network.embed`` where there is one, else watches the `nn.Linear` layer that runs last. Raises `InputError` when none runs.
+    Args:
+        network: a module; its method ``embed(images)`` is used if it has one, else the `nn.Linear` layer that runs last is observed.
+        images: normalised, (N, C, H, W).
+
+    Returns:
+        (N, D).
+
+    Raises:
+        InputError: if no linear layer runs.
     """
-    if callable(own := getattr(network, "embed", None)):
-        return own(images)  # type: ignore[no-any-return]
+    if callable(method := getattr(network, "embed", None)):
+        return method(images)  # type: ignore[no-any-return]
     seen: list[Tensor] = []
     _watching(network, seen, images)
     return seen[-1]
@@ -175,10 +193,10 @@ def embed_and_logits(network: nn.Module, images: Tensor) -> Tensor:
 def activations(network: nn.Module, images: Tensor) -> list[Tensor]:
     """Outputs of the network's activation layers in the order they run, then `embed`: what DataDAM matches.
 
-    Uses ``network.activations`` where there is one, else watches the activation modules of torch.nn.
+    Uses the network's method ``activations(images)`` if it has one, else observes the activation modules of torch.nn.
     """
-    if callable(own := getattr(network, "activations", None)):
-        return own(images)  # type: ignore[no-any-return]
+    if callable(method := getattr(network, "activations", None)):
+        return method(images)  # type: ignore[no-any-return]
     seen: list[Tensor] = []
     handles = [
         m.register_forward_hook(lambda _, args, output: seen.append(output))
@@ -196,7 +214,7 @@ def activations(network: nn.Module, images: Tensor) -> list[Tensor]:
 def around(network: nn.Module, centre: Tensor, radius: float, generator: torch.Generator) -> None:
     """Put the network's parameters on the sphere of this radius around ``centre`` (P,), in a random direction.
 
-    Gaussian noise over all weights, scaled to Euclidean length ``radius``: where FedDM (Xiong et al., CVPR 2023) looks for its networks.
+    Gaussian noise over all weights, scaled to Euclidean length ``radius``, as FedDM (Xiong et al., CVPR 2023) samples its networks.
     """
     noise = torch.randn(centre.shape, generator=generator, device=generator.device).to(centre.device)
     torch.nn.utils.vector_to_parameters(centre + noise * (radius / noise.norm()), network.parameters())

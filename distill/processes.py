@@ -1,4 +1,4 @@
-"""Worker processes: independent jobs side by side, and no worker that outlives the process that started it."""
+"""Worker processes for independent jobs; no worker outlives the process that started it."""
 
 import contextlib
 import multiprocessing
@@ -21,11 +21,17 @@ from distill.errors import InputError
 from distill.memory import keep_freed_memory
 
 Job = TypeVar("Job")
-BYTES_A_PROCESS = 2 << 30  # what a small study takes, with a margin
+BYTES_A_PROCESS = 2 << 30  # memory of a small study, with a margin
 
 
 class WorkerFailed(Exception, Generic[Job]):
-    """``job`` was not done, for the ``reason``, which is one line; ``error`` is the worker's own where it said what was wrong."""
+    """A job failed.
+
+    Attributes:
+        job: the job.
+        reason: one line.
+        error: the worker's `InputError`, if it raised one.
+    """
 
     def __init__(self, job: Job, reason: str, error: InputError | None = None) -> None:
         super().__init__(reason)
@@ -33,26 +39,26 @@ class WorkerFailed(Exception, Generic[Job]):
 
 
 def cores() -> list[int]:
-    """The cores that this process may use, as the system numbers them."""
+    """Numbers of the cores that this process may use."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def free_bytes() -> int:
-    """Memory that new processes can take."""
+    """Available memory in bytes."""
     import psutil
 
     return int(psutil.virtual_memory().available)
 
 
 def at_once(jobs: int, threads: int = 1) -> int:
-    """How many processes of so many threads each to start for so many jobs: at least one, as far as cores and free memory go."""
+    """Number of worker processes to start for ``jobs`` jobs of ``threads`` threads each, limited by cores and free memory (at least 1)."""
     return max(1, min(jobs, len(cores()) // threads, free_bytes() // BYTES_A_PROCESS))
 
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch on one thread inside the block, as in a worker: the sums are then the same in both."""
-    import torch  # here: a sweep needs no torch of its own
+    """Limit torch to one thread inside the block, as in a worker, so that sums are equal to the bit."""
+    import torch  # here, because a sweep does not need torch
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -65,16 +71,26 @@ def one_thread() -> Iterator[None]:
 def side_by_side(
     prepare: Callable[..., Callable[[Job], None]], arguments: tuple[object, ...], jobs: Sequence[Job], workers: int
 ) -> Iterator[tuple[Job, float]]:
-    """(job, seconds) of each job as it ends, worked on by so many processes.
+    """Do jobs in worker processes; all workers are ended when a job fails or the caller stops early.
 
-    A worker calls ``prepare(*arguments)`` once (a function at the top of a module) and what that returns on every job it is given; both
-    say themselves how many threads they take. Raises `WorkerFailed`; then, and when the caller stops early, all workers are ended.
+    Args:
+        prepare: a function at the top of a module that each worker calls once, with ``arguments``; the function that it returns is
+            called with each job. Both set their number of threads themselves.
+        arguments: see ``prepare``.
+        jobs: the jobs.
+        workers: number of processes.
+
+    Yields:
+        (job, seconds) of each job when it ends.
+
+    Raises:
+        WorkerFailed: for the first job that fails.
     """
     context = multiprocessing.get_context("spawn")
     todo = list(jobs)
     team: dict[Connection, tuple[SpawnProcess, Job, float]] = {}
 
-    def give(pipe: Connection, process: SpawnProcess) -> None:
+    def send_job(pipe: Connection, process: SpawnProcess) -> None:
         job = todo.pop(0)
         pipe.send(job)
         team[pipe] = (process, job, time.monotonic())
@@ -86,7 +102,7 @@ def side_by_side(
             with _main_left_out(), without_ctrl_c():
                 process.start()
             theirs.close()
-            give(ours, process)
+            send_job(ours, process)
         while team:
             for pipe in multiprocessing.connection.wait(list(team)):
                 assert isinstance(pipe, Connection)
@@ -100,7 +116,7 @@ def side_by_side(
                     raise WorkerFailed(job, str(trouble), trouble if isinstance(trouble, InputError) else None)
                 yield job, time.monotonic() - start
                 if todo:
-                    give(pipe, process)
+                    send_job(pipe, process)
                 else:
                     del team[pipe]
                     pipe.close()
@@ -113,8 +129,8 @@ def side_by_side(
 
 @contextlib.contextmanager
 def without_ctrl_c() -> Iterator[None]:
-    """A process started here never sees Ctrl-C, which a terminal sends to the whole group: the parent decides, and nothing is printed."""
-    resource_tracker.ensure_running()  # its start, which otherwise is part of the process's, would let the signal through again
+    """Processes started inside the block ignore Ctrl-C, which a terminal sends to the whole group: the parent handles it."""
+    resource_tracker.ensure_running()  # started later, it would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
@@ -124,7 +140,7 @@ def without_ctrl_c() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _main_left_out() -> Iterator[None]:
-    """A process started here does not import the caller's script, which without a guard for ``__main__`` would run a second time in it."""
+    """Processes started inside the block do not import the caller's script, which without a ``__main__`` guard would run again."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
@@ -134,8 +150,8 @@ def _main_left_out() -> Iterator[None]:
 
 
 def _work(pipe: Connection, prepare: Callable[..., Callable[[Job], None]], arguments: tuple[object, ...]) -> None:
-    """A worker's life: take a job, do it, send None or what was wrong with the input, until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
+    """Loop of a worker until the pipe closes: receive a job, do it, send None or the `InputError`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # handled by the parent
     keep_freed_memory()
     end_with_parent()
     try:
@@ -156,15 +172,15 @@ def _work(pipe: Connection, prepare: Callable[..., Callable[[Job], None]], argum
 
 
 def first_to_be_killed() -> None:
-    """In a worker: when memory runs out, the system (Linux) ends this process rather than the one that started it."""
+    """In a worker: let the system (Linux) end this process first when memory runs out."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def end_with_parent() -> None:
-    """In a worker of `multiprocessing`: when the process that started it is gone, however it went, this one ends at once.
+    """In a worker of `multiprocessing`: end this process as soon as its parent has ended.
 
-    A worker whose parent was killed would go on with its job, and might write beside the run that continues it.
+    A worker whose parent was killed would continue its job, and might write to the files of the run that is resumed.
     """
     parent = multiprocessing.parent_process()
     if parent is None:

@@ -1,4 +1,4 @@
-"""One random stream per purpose, made from a seed and the stream's name; nothing here or elsewhere uses a global generator."""
+"""One random stream per purpose, derived from a seed and the stream's name; no code uses a global generator."""
 
 import hashlib
 
@@ -12,10 +12,14 @@ def derived_seed(seed: int, *stream: str | int) -> int:
 
 
 def generator(seed: int, *stream: str | int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator for the named stream, for example ``generator(0, "dm", "ipc", 10)``.
+    """A random generator for one named purpose.
 
-    Two streams with different names are independent; the same name gives the same numbers. The numbers are drawn on ``device``.
+    Args:
+        seed: the run's seed.
+        stream: parts of the stream's name, for example ``generator(0, "dm", "ipc", 10)``. Streams of different names are independent; the
+            same name gives the same numbers.
+        device: where the numbers are drawn.
     """
-    made = torch.Generator(device=device)
-    made.manual_seed(derived_seed(seed, *stream))
-    return made
+    stream_generator = torch.Generator(device=device)
+    stream_generator.manual_seed(derived_seed(seed, *stream))
+    return stream_generator

@@ -1,4 +1,4 @@
-"""What a run leaves on disk: whole files or none, one JSON line per event, and the facts of the machine."""
+"""Files of a run: complete or absent, JSON lines, and facts about the machine."""
 
 import contextlib
 import errno
@@ -24,7 +24,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "safetenso
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Whatever the system refuses inside the block becomes one line (`CannotWrite`) with the path and what to do."""
+    """Turn an `OSError` inside the block into `CannotWrite`, one line with the path and what to do."""
     try:
         yield
     except OSError as error:
@@ -33,10 +33,10 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, data: bytes | str) -> None:
-    """Write to a temporary file beside ``path``, flush it to the disk, rename: a reader sees the old file or the new one, never a part.
+    """Write a file completely or not at all: to a temporary file, flushed to the disk, then renamed.
 
-    Missing parent folders are made. `CannotWrite` when the disk is full, the place cannot be written, or ``path`` is a folder; the old
-    file, where there was one, stays.
+    Missing parent folders are created. Raises `CannotWrite` if the disk is full, the path cannot be written, or it is a folder; an existing
+    file is then unchanged.
     """
     if not path.name or path.is_dir():  # "." and "/" have no name
         raise CannotWrite(f"{path}: is a folder; give a file's name.")
@@ -50,17 +50,17 @@ def write_whole(path: Path, data: bytes | str) -> None:
                 os.fsync(file.fileno())
             part.replace(path)
         finally:
-            with contextlib.suppress(OSError):  # where it could not be made it cannot be there
+            with contextlib.suppress(OSError):  # it may never have been created
                 part.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: object) -> None:
-    """JSON in the given order (a table's first row is its subject), with null for NaN so that every reader can parse it."""
+    """Write JSON with keys in the given order, and null for numbers that are not finite."""
     write_whole(path, json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """The parsed file; `InputError` when it is missing or damaged."""
+    """The parsed file. Raises `InputError` if it is missing or damaged."""
     try:
         return json.loads(path.read_text())
     except OSError as error:
@@ -70,7 +70,7 @@ def read_json(path: Path) -> Any:
 
 
 def append_line(path: Path, event: Mapping[str, object]) -> None:
-    """Append one flat JSON object as a line of its own; the file has one writer. `CannotWrite` as in `write_whole`."""
+    """Append one JSON object as a line; the file must have a single writer. Raises `CannotWrite` as `write_whole` does."""
     line = json.dumps(_plain(event), allow_nan=False) + "\n"
     with writing(path), path.open("ab+") as file:
         _cut_to_whole_lines(file)
@@ -78,7 +78,7 @@ def append_line(path: Path, event: Mapping[str, object]) -> None:
 
 
 def _cut_to_whole_lines(file: BinaryIO) -> None:
-    """A last line that a kill or a full disk cut off would swallow the next one; readers do not see it anyway."""
+    """Remove an incomplete last line (the process was killed, or the disk full), which the next line would be joined to."""
     end = file.seek(0, os.SEEK_END)
     while end:
         start = max(0, end - 65536)
@@ -93,7 +93,7 @@ def _cut_to_whole_lines(file: BinaryIO) -> None:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file; a last line that was cut off by a kill is left out."""
+    """The objects of a JSON-lines file, without an incomplete last line."""
     if not path.exists():
         return
     with path.open() as file:
@@ -105,21 +105,21 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def write_json_lines(path: Path, events: Sequence[Mapping[str, object]]) -> None:
-    """Replace a JSON-lines file, whole or not at all."""
+    """Replace a JSON-lines file, completely or not at all."""
     write_whole(path, "".join(json.dumps(_plain(event), allow_nan=False) + "\n" for event in events))
 
 
 def peak_memory_bytes() -> int:
-    """The largest resident size that this process, or one of its workers that have ended, has had, in bytes."""
+    """Largest resident size of this process, or of one of its worker processes that have ended, in bytes."""
     try:
         import resource
-    except ImportError:  # Windows, which does not keep the sizes of workers that have ended
+    except ImportError:  # Windows, where the sizes of ended workers are unknown
         import psutil
 
         memory = psutil.Process().memory_info()
         return int(getattr(memory, "peak_wset", memory.rss))
     unit = 1 if sys.platform == "darwin" else 1024
-    # getrusage also counts what a parent held when it started a process: too much for this one, never for its workers beside it.
+    # getrusage includes what the parent held when it started a process, which is too much for this one but right for workers.
     workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -129,7 +129,7 @@ def peak_memory_bytes() -> int:
 
 
 def environment(device: str) -> dict[str, Json]:
-    """Versions and hardware, so that a figure can be read later."""
+    """Versions and hardware, to interpret results later."""
     cuda = torch.cuda.get_device_name(0) if device.startswith("cuda") else None
     return {
         "python": platform.python_version(),
@@ -145,11 +145,11 @@ def environment(device: str) -> dict[str, Json]:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that numbers depend on."""
-    found = {}
+    installed = {}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            installed[name] = importlib.metadata.version(name)
+    return installed
 
 
 def _processor() -> str:

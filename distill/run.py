@@ -1,4 +1,4 @@
-"""`condense`: run a method step by step, with progress, checkpoints and a clean stop."""
+"""`condense`: the loop over a method's steps, with progress, checkpoints and interruption."""
 
 import dataclasses
 import sys
@@ -33,7 +33,7 @@ from distill.stopping import Cut, Interrupted, last_wish, stop_signals
 from distill.synthetic import Initial, check_classes, check_count, initial_set
 
 CHECKPOINT_SECONDS = 20.0
-QUICK_SECONDS = 0.2  # a GPU's steps that take less are waited for when a stop is asked for, and their states are not copied
+QUICK_SECONDS = 0.2  # an interruption waits for a GPU's steps shorter than this, and their states are not copied
 MAX_LOGGED = 500
 P = ParamSpec("P")
 
@@ -57,29 +57,44 @@ def condense(
     on_step: OnStep | None = None,
     **settings: object,
 ) -> CondensedSet:
-    """A data set's knowledge in ``ipc`` images a class: a `CondensedSet` of (ipc x classes, C, H, W) with its provenance.
+    """Condense a data set into ``ipc`` images per class.
 
-    Classes may get unequal numbers: ``ipc={3: 5, "rest": 1}`` by class number, or ``"proportional:10"`` to their sizes, 10 in the mean.
-    ``method`` is a name in `METHODS`, whose config fields may be given as further keywords (``iterations=300``), a config
-    (``DMConfig(iterations=300)``), or a ready distiller. ``on_step(step, losses)`` is called at the steps whose losses ``metrics`` gets:
-    at most 500, evenly spaced, and the last; in the first process only.
-    ``network`` replaces the config's network by another name or by a function of the data spec; ``initial`` replaces its initialisation.
-    With ``checkpoint`` (a file) the run can be stopped at any moment and continued with ``resume=True`` to the same bits; ``metrics`` is a
-    JSON-lines file that gets the losses, each line with ``tags``. Progress shows on terminals, in Jupyter, or as ``progress`` says.
-    Ctrl-C is answered in the middle of a step: the state before it is the checkpoint. A loss or state that is not finite ends the run
-    (on a GPU at most ten steps later) and leaves the last finite state as the checkpoint; ``resume_from`` goes on from such a file with
-    other step sizes, and the provenance says so. More images a class than the largest class has are refused unless
-    ``more_images_than_data``. ``snapshots`` saves the set after these steps (step -> file); the run's bits do not depend on it.
-    Under torchrun (after `distill.sharding.start`) processes share the classes out and all return the same set. Raises `InputError` for an
-    unknown method or setting, first images that do not fit the data, and a checkpoint of another run; `Diverged` (an `InputError`) for
-    numbers that are not finite; `Interrupted` when it was stopped.
+    Example: ``condense(data, "dm", ipc=10)``, or with a config, ``condense(data, DMConfig(iterations=300))``.
+
+    Args:
+        source: the data, or statistics of it (private ones, for example).
+        method: a name in `METHODS`, a method's config, or a distiller.
+        ipc: number of images per class; counts by class (``{3: 5, "rest": 1}``); or ``"proportional:10"``, proportional to the number of
+            training images, 10 on average.
+        seed: of the initial images and of every random draw.
+        network: replaces the config's network: another name, or a function of the data spec that returns a module.
+        initial: replaces the config's initialisation: its name, or a set to start from.
+        checkpoint: file to which the state is saved every 20 seconds and when the run is interrupted.
+        metrics: JSON-lines file to which losses are appended, at most 500 evenly spaced steps and the last one.
+        resume: continue from ``checkpoint`` where it exists; the result is the same to the bit.
+        resume_from: checkpoint of another run to continue with other step sizes; the provenance records both.
+        progress: whether to show a progress bar; None: on terminals and in Jupyter.
+        tags: added to each line of ``metrics``.
+        more_images_than_data: allow more images per class than the largest class has.
+        snapshots: files to which the set is saved, by number of steps; they do not change the result.
+        on_step: called with the number of steps and the losses at the steps that ``metrics`` gets, in the first process only.
+        settings: fields of the config of a method given by name (``iterations=300``).
+
+    Returns:
+        The set, with images (N, C, H, W), N the sum of the counts, and its provenance. Under torchrun (see `distill.sharding.start`)
+        every process returns the same set.
+
+    Raises:
+        InputError: for an unknown method or setting, initial images that do not fit the data, or a checkpoint of another run.
+        Diverged: for a loss or state that is not finite (on a GPU at most ten steps later); the last finite state is the checkpoint.
+        Interrupted: on Ctrl-C or SIGTERM, in the middle of a step; the state before that step is the checkpoint.
     """
     statistics = ExactStatistics(source) if isinstance(source, ImageData) else source
     if dataclasses.is_dataclass(method) and not hasattr(method, "step"):
         method, settings = _of_config(method, settings)
     device, sizes = statistics.device, counts_of(ipc, statistics)
-    # One number where all classes have it; what names streams and checkpoints must not depend on how it was given.
-    given: int | dict[str, int] = sizes if isinstance(sizes, int) else {str(label): sizes[label] for label in statistics.classes}
+    # One number if all classes have the same: random streams and checkpoints must not depend on how the counts were written.
+    counts: int | dict[str, int] = sizes if isinstance(sizes, int) else {str(label): sizes[label] for label in statistics.classes}
     if isinstance(source, ImageData) and isinstance(method, str) and not isinstance(initial, CondensedSet) and not more_images_than_data:
         check_count(source.counts, sizes if isinstance(sizes, int) else max(sizes))
     if isinstance(method, str):
@@ -96,17 +111,17 @@ def condense(
         metrics, progress, on_step = None, False, None  # the first process writes and shows
     name = method if isinstance(method, str) else type(method).__name__.lower()
     draws = generator(seed, "distil", name, _text(sizes), device=device)
-    run: dict[str, object] = {"method": name, "config": config, "ipc": given, "seed": seed, "fingerprint": statistics.fingerprint}
+    run: dict[str, object] = {"method": name, "config": config, "ipc": counts, "seed": seed, "fingerprint": statistics.fingerprint}
 
     done, earlier, account = 0, 0.0, None
     if resume_from is not None and checkpoint is not None and resume_from.resolve() == checkpoint.resolve():
-        raise InputError(f"{checkpoint}: is given as checkpoint and as resume_from; give the continued run a file of its own.")
+        raise InputError(f"{checkpoint}: is given as checkpoint and as resume_from; give the continued run another file.")
     if resume_from is not None:
         done, earlier, run["continued"], account = load_changed(resume_from, run, distiller, draws)
     if checkpoint is not None and resume and checkpoint.exists():
         done, earlier, _, account = load_checkpoint(checkpoint, run, distiller, draws)
     if callable(begin := getattr(statistics, "begin", None)):
-        # A private form plans its releases and checks the first images.
+        # Private statistics plan their releases and check the initial images.
         begin(distiller.condensed, distiller.total_steps, done, checkpoint, account)
     if metrics is not None:
         # Lines after the checkpoint will be written again.
@@ -131,10 +146,10 @@ def condense(
         snapshots=snapshots or {},
         on_step=on_step,
     )
-    # The time tells how many private images there are, and no guarantee covers it.
+    # The running time depends on the number of private images, which no guarantee covers.
     seconds = 0.0 if statistics.privacy is not None else time.monotonic() - start
     check_condensed(distiller)
-    stated = {"ipc": given, **config} | ({"continued": run["continued"]} if "continued" in run else {})
+    stated = {"ipc": counts, **config} | ({"continued": run["continued"]} if "continued" in run else {})
     provenance = Provenance(name, stated, seed, statistics.fingerprint, versions(), seconds, statistics.privacy)
     return dataclasses.replace(distiller.condensed, provenance=provenance).made_for(statistics.classes)
 
@@ -167,7 +182,7 @@ def _all_steps(
     snapshots: Mapping[int, Path],
     on_step: OnStep | None,
 ) -> None:
-    """Steps ``done`` + 1 to the last. Every way out (the end, a stop, numbers that are not finite) leaves a checkpoint that is finite."""
+    """Make steps ``done`` + 1 to the last. However they end (completion, interruption, divergence), the checkpoint is a finite state."""
     device, total, alone = statistics.device, distiller.total_steps, sharding.count() == 1
     every = max(1, total // MAX_LOGGED)
     workable = finite = before = state_of(distiller.state(), draws, done)
@@ -179,10 +194,10 @@ def _all_steps(
             save_checkpoint(checkpoint, run, state, time.monotonic() - start, diverged, getattr(statistics, "account", None))
 
     def look(step: int) -> None:
-        """End the run where a step up to this one, the last that was made, was not finite."""
+        """Raise `Diverged` if a step up to this one, the latest, was not finite."""
         if (bad := watch.first_bad()) is not None:
             error = diverged_at(name, finite.step + bad, total, distiller, finite.tensors)
-            # Finite is not enough: from the state before a bad loss no step leads on. From the one kept a finite step has been made.
+            # The state just before a bad loss is finite, but the next step from it diverges again: save one that a finite step followed.
             keep(finite if bad > 1 else workable, str(error))
             raise error
 
@@ -244,8 +259,8 @@ def _of_config(config: object, settings: Mapping[str, object]) -> tuple[str, Map
     if settings:
         raise InputError(f"setting {next(iter(settings))!r} was given beside a {type(config).__name__}; give it to the config.")
     default = type(config)()
-    given = {field.name: getattr(config, field.name) for field in dataclasses.fields(cast(Any, config))}
-    return names[0], {name: value for name, value in given.items() if value != getattr(default, name)}
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(cast(Any, config))}
+    return names[0], {name: value for name, value in fields.items() if value != getattr(default, name)}
 
 
 def _make(
@@ -267,7 +282,7 @@ def _make(
     if isinstance(initial, str):
         settings = {**settings, "initial": initial}
     elif initial is None and "initial" not in settings and statistics.privacy is not None:
-        settings = {**settings, "initial": "noise"}  # the usual start is real images, which a private form never shows
+        settings = {**settings, "initial": "noise"}  # the default is real images, which private statistics never give
     config = configure(kind, settings, f"method {name!r}")
     gradients = 0
     if getattr(distiller, "holds_class_gradients", False) and config.network not in OWN and not callable(network):

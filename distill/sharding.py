@@ -1,8 +1,7 @@
-"""Several processes, one condensation: `torchrun --standalone --nproc-per-node N -m scenarios.cli run ...` shares the classes out.
+"""One condensation in several processes: `torchrun --standalone --nproc-per-node N -m scenarios.cli run ...` divides the classes.
 
-Classes do not meet in DM's, DataDAM's and gradient matching's losses. Every process holds all images and draws the same random numbers;
-each computes its own classes' statistics and gradients, and sums over processes put them together. Without torchrun nothing here does
-anything.
+The losses of DM, DataDAM and gradient matching are sums over classes. Every process holds all images and draws the same random numbers;
+each computes the statistics and gradients of some classes, which are summed over processes. Without torchrun these functions do nothing.
 """
 
 import os
@@ -15,13 +14,13 @@ from distill.errors import InputError
 
 
 def start(device: torch.device | str) -> None:
-    """Join the processes that torchrun launched with this one; at once when there are none."""
+    """Join the processes that torchrun launched; returns at once without torchrun."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and dist.is_available() and not dist.is_initialized():
         dist.init_process_group("nccl" if torch.device(device).type == "cuda" else "gloo")
 
 
 def end() -> None:
-    """Leave the group; the others need not wait for what this process does next."""
+    """Leave the group of processes."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
@@ -37,12 +36,12 @@ def rank() -> int:
 
 
 def mine(position: int) -> bool:
-    """Whether the class at this position is this process's to compute."""
+    """Whether this process computes the class at this position."""
     return position % count() == rank()
 
 
 def check_classes(classes: int) -> None:
-    """Raises `InputError` when there are more processes than classes to share out."""
+    """Raises `InputError` if there are more processes than classes."""
     if count() > classes:
         raise InputError(f"{count()} processes were launched for {classes} classes; at most one process a class is of use.")
 
@@ -56,8 +55,8 @@ def summed(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def any_of(flag: bool, device: torch.device) -> bool:
-    """Whether any process says so: all of them stop after the same step."""
+    """Whether ``flag`` is true in any process."""
     if count() == 1:
         return flag
-    (found,) = summed([torch.tensor(float(flag), device=device)])
-    return bool(found > 0)
+    (total,) = summed([torch.tensor(float(flag), device=device)])
+    return bool(total > 0)

@@ -1,4 +1,4 @@
-"""`DataSpec`: what every room must know about a data set without seeing its pixels."""
+"""`DataSpec`: the facts about a data set that every package needs, without its pixels."""
 
 import math
 from dataclasses import dataclass, field
@@ -28,15 +28,24 @@ class GivenFacts(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Shape, class names and normalisation of a data set.
+    """Shape, class names and normalisation of a data set. Raises `InputError` if a field is out of range.
 
-    ``mean`` and ``std`` are per channel, for pixels scaled to [0, 1]. Raises `InputError` when a field is out of range.
+    The origins state where facts come from: "published" (known of a public data set), "given" (by the user, who states that they are
+    public) or "computed" (from the images, their labels or their folders' names). Computed facts may not leave a private run
+    (apps/privacy/public.py). Two specs are equal, and have one hash, whatever their origins. The origins in a spec from another party
+    are that party's statement.
 
-    The origins say where mean and std, the class list and the number of examples come from: "published" (facts of a public data set),
-    "given" (by the user, who says that they are public) or "computed" (from the images, their labels or the names of their folders).
-    What is computed may not leave a private run (apps/privacy/public.py). An origin goes with the spec through `dataclasses.replace` and
-    so through every part of the data; two specs are equal, and have one hash, whatever their origins. A spec from another party brings
-    that party's word for them.
+    Attributes:
+        name: of the data set.
+        channels: of an image.
+        height: of an image, pixels.
+        width: of an image, pixels.
+        classes: class names, in the order of the labels.
+        mean: per channel, of pixels in [0, 1].
+        std: per channel, of pixels in [0, 1].
+        normalisation_origin: of mean and std.
+        classes_origin: of the class names.
+        population_origin: of the number of training images.
     """
 
     name: str
@@ -70,7 +79,7 @@ class DataSpec:
 
     @property
     def facts(self) -> dict[str, object]:
-        """The fields that make two specs equal, as plain values: all but the origins."""
+        """The fields that make two specs equal: all but the origins."""
         return {name: value for name, value in vars(self).items() if name not in ORIGIN_FIELDS}
 
     @property
@@ -95,7 +104,7 @@ class DataSpec:
         return self.channels, self.height, self.width
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 (0 to 255) or float (0 to 1) images (N, C, H, W) to normalised float32."""
+        """Normalise images (N, C, H, W), uint8 (0 to 255) or float (0 to 1), to float32."""
         scaled = images.to(torch.float32) / 255.0 if images.dtype == torch.uint8 else images.to(torch.float32)
         mean, std = self._columns(scaled)
         return (scaled - mean) / std
@@ -123,7 +132,7 @@ def _finite(value: object) -> bool:
 
 
 def _text(value: object) -> bool:
-    """Half characters, which a file name that is not UTF-8 becomes in Python, could be written to no file."""
+    """Whether this is a text that can be written to a file: lone surrogates, from file names that are not UTF-8, cannot."""
     if not isinstance(value, str) or len(value) > MAX_NAME:
         return False
     try:

@@ -1,4 +1,4 @@
-"""`RealStatistics`: the only window through which a matching method sees real data, and its exact form."""
+"""`RealStatistics`: the only interface between a matching method and real data, and its exact implementation."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -19,12 +19,17 @@ from distill.whitening import Whitening
 
 
 class RealStatistics(Protocol):
-    """What a matching method may ask about real data. A method that asks nothing else can be made private from outside.
+    """What a matching method may compute from real data. A method that uses nothing else works with private statistics unchanged.
 
-    ``spec`` is the data's, ``device`` where tensors are given, ``fingerprint`` tells data sets apart (None where it would tell too much),
-    ``whitening`` the transform in whose space images are shown, or None.
-    ``classes`` are the class ids that have images; lists and first dimensions below follow their order. ``privacy`` is None or the
-    statement that goes into the provenance of a set made from these statistics.
+    Attributes:
+        spec: of the data.
+        classes: class ids that have images; lists and first dimensions below follow their order.
+        device: where returned tensors are.
+        fingerprint: identifies the data; None if it would reveal too much.
+        privacy: statement for the provenance of sets made from these statistics, or None.
+        whitening: transform of the images, or None.
+
+    In the methods ``augment`` is a function of (images (n, C, H, W), position of the class in ``classes``), or None.
     """
 
     @property
@@ -43,16 +48,24 @@ class RealStatistics(Protocol):
     def class_means(
         self, embed: Embed, batch_size: int, augment: Augment | None, generator: torch.Generator, *, joint: bool = False
     ) -> Tensor:
-        """(number of classes, D): the mean feature of a random batch of each class.
+        """Mean feature of a random batch of each class.
 
-        ``joint`` embeds all classes as one batch, as BatchNorm needs it.
+        Args:
+            embed: maps images (n, C, H, W) to features (n, D).
+            batch_size: images per class.
+            augment: applied to each class's batch.
+            generator: source of the random choices.
+            joint: embed all classes as one batch, as BatchNorm requires.
+
+        Returns:
+            (number of classes, D).
         """
         ...
 
     def class_gradients(
         self, network: nn.Module, batch_size: int, augment: Augment | None, generator: torch.Generator
     ) -> list[list[Tensor]]:
-        """For each class, the gradient of the mean cross-entropy of a random batch, one tensor per trainable parameter, in its shape."""
+        """For each class, the gradient of the mean cross-entropy of a random batch: one tensor per trainable parameter."""
         ...
 
     def warm_batchnorm(self, network: nn.Module, per_class: int, generator: torch.Generator) -> None:
@@ -60,11 +73,11 @@ class RealStatistics(Protocol):
         ...
 
     def trajectories(self, config: ExpertConfig, network: Factory, *, progress: bool | None = None) -> Trajectories:
-        """Weights of networks trained on the real data, epoch by epoch: all that MTT sees of them."""
+        """Weights of networks trained on the real data, by epoch, which MTT matches."""
         ...
 
     def initial_images(self, kind: str, ipc: int | Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Normalised real images (n, C, H, W) and labels (n,) to start from; ``kind`` is a coreset's name, ``ipc`` may be counts (K,)."""
+        """Normalised real images (n, C, H, W) and labels (n,) of the coreset ``kind``; ``ipc`` may be counts by class (K,)."""
         ...
 
 
@@ -97,7 +110,7 @@ class ExactStatistics:
 
     @property
     def class_sizes(self) -> tuple[int, ...]:
-        """Real images of each class, in the order of `classes`; a private form has no such thing."""
+        """Number of real images of each class, in the order of `classes`; private statistics do not have it."""
         return tuple(self.data.counts[label] for label in self.classes)
 
     def batch(self, position: int, size: int, generator: torch.Generator) -> Tensor:
@@ -112,7 +125,7 @@ class ExactStatistics:
     def class_means(
         self, embed: Embed, batch_size: int, augment: Augment | None, generator: torch.Generator, *, joint: bool = False
     ) -> Tensor:
-        """(number of classes, D) without gradients, in chunks that fit the cache; see `RealStatistics.class_means`."""
+        """(number of classes, D), without gradients, in chunks that fit the cache; see `RealStatistics.class_means`."""
         with torch.no_grad():
             batches = []
             means: dict[int, Tensor] = {}
@@ -129,10 +142,11 @@ class ExactStatistics:
             if joint:
                 features = embed(torch.cat(batches))
                 return torch.stack([part.mean(0) for part in features.split([len(b) for b in batches])])
-            found = next(iter(means.values())).new_zeros((len(self.classes), next(iter(means.values())).shape[0]))
+            first = next(iter(means.values()))
+            stacked = first.new_zeros((len(self.classes), len(first)))
             for position, mean in means.items():
-                found[position] = mean
-            return sharding.summed([found])[0]
+                stacked[position] = mean
+            return sharding.summed([stacked])[0]
 
     def class_gradients(
         self, network: nn.Module, batch_size: int, augment: Augment | None, generator: torch.Generator
@@ -147,7 +161,7 @@ class ExactStatistics:
                 labels = torch.full((len(images),), label, device=images.device)
                 gradients.append(mean_gradient(network, images, labels))
             else:
-                gradients.append([])  # nobody looks at another process's classes
+                gradients.append([])  # computed by another process
         return gradients
 
     def warm_batchnorm(self, network: nn.Module, per_class: int, generator: torch.Generator) -> None:
@@ -165,6 +179,6 @@ class ExactStatistics:
         return train_experts(self.data, config, network, progress=progress)
 
     def initial_images(self, kind: str, ipc: int | Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Up to ``ipc`` images a class, chosen by a coreset; `InputError` for a name that is none."""
+        """Up to ``ipc`` images a class, chosen by a coreset; `InputError` for an unknown name."""
         chosen = select(self.data, kind, ipc, generator)
         return chosen.images, chosen.labels

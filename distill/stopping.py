@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while a step runs: the step is cut short where the state before it was kept, else the stop comes after it."""
+"""Ctrl-C and SIGTERM during a step: the step is interrupted if the state before it was kept, else the run stops after it."""
 
 import contextlib
 import math
@@ -15,23 +15,23 @@ STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user asked to stop and everything was saved; ``resume`` goes on from there."""
+    """The user interrupted the run and its state was saved; ``resume`` continues it."""
 
 
 class Cut(KeyboardInterrupt):
-    """The step that was running was left in the middle: what it has changed so far is worthless."""
+    """The current step was interrupted: its changes are incomplete."""
 
 
 _noticed = [-math.inf]  # when a handler ran last; a list, because a signal handler takes no lock
 
 
 def noticed_since(moment: float) -> bool:
-    """Whether the main thread has run one of these handlers since ``moment`` (`time.monotonic`), or for the same stop a little before."""
+    """Whether one of these handlers has run since ``moment`` (`time.monotonic`), or just before it for the same key press."""
     return _noticed[0] > moment - SAME_STOP_SECONDS
 
 
 def at_once(number: int, frame: FrameType | None) -> None:
-    """A signal handler: `KeyboardInterrupt`, as Python's own, and noted for `noticed_since`."""
+    """A signal handler: raises `KeyboardInterrupt`, as Python's own does, and records the time for `noticed_since`."""
     _noticed[0] = time.monotonic()
     raise KeyboardInterrupt
 
@@ -41,7 +41,7 @@ _wishes: list[Callable[[], None]] = []
 
 @contextlib.contextmanager
 def last_wish(keep: Callable[[], None]) -> Iterator[None]:
-    """What to do inside the block before a process is ended that does not answer, from another thread (see `before_the_end`)."""
+    """Register ``keep`` inside the block, to be called by `before_the_end`."""
     _wishes.append(keep)
     try:
         yield
@@ -50,7 +50,7 @@ def last_wish(keep: Callable[[], None]) -> Iterator[None]:
 
 
 def before_the_end() -> None:
-    """Fulfil the last wishes; an error in one keeps nobody from the end."""
+    """Call all functions registered by `last_wish`, before a process that does not respond is ended; errors are ignored."""
     for keep in [*_wishes]:
         with contextlib.suppress(Exception):
             keep()
@@ -68,7 +68,7 @@ class Stop:
 
     @contextlib.contextmanager
     def cutting(self, allowed: bool) -> Iterator[None]:
-        """Inside the block a request raises `Cut` at once, where ``allowed``."""
+        """Inside the block a request raises `Cut` immediately if ``allowed``."""
         self._may_cut = allowed
         if allowed and self:
             raise Cut
@@ -78,7 +78,7 @@ class Stop:
             self._may_cut = False
 
     def request(self) -> None:
-        """Note the time. A signal handler may interrupt itself or a print: nothing here takes a lock, and the plain system call is safe."""
+        """Record the time. Safe in a signal handler, which may interrupt itself or a print: takes no lock, writes by a system call."""
         self.asked = time.monotonic()
         cut, self._may_cut = self._may_cut, False
         if cut:
@@ -88,10 +88,14 @@ class Stop:
 
 
 @contextlib.contextmanager
-def stop_signals(wanted: bool) -> Iterator[Stop]:
-    """The first Ctrl-C or SIGTERM inside the block is a request (`Stop`); a second one acts as it would have without the block."""
+def stop_signals(handled: bool) -> Iterator[Stop]:
+    """Turn the first Ctrl-C or SIGTERM inside the block into a request (`Stop`); a second one acts as without the block.
+
+    Args:
+        handled: False leaves the signals unchanged.
+    """
     stop = Stop()
-    if not wanted or threading.current_thread() is not threading.main_thread():
+    if not handled or threading.current_thread() is not threading.main_thread():
         yield stop
         return
     before = {number: signal.getsignal(number) for number in STOPS}
@@ -115,7 +119,7 @@ def stop_signals(wanted: bool) -> Iterator[Stop]:
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """A stop that arrives inside the block acts at its end: for a few writes that belong together."""
+    """Delay Ctrl-C and SIGTERM to the end of the block, for writes that belong together."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

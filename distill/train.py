@@ -1,4 +1,4 @@
-"""`Recipe` and `train_on`: the only loop that trains a learner on a set, used by evaluation and by every app."""
+"""`Recipe` and `train_on`: the only training loop, used by evaluation and by every application."""
 
 import dataclasses
 import math
@@ -26,13 +26,22 @@ from distill.spec import DataSpec
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class Recipe:
-    """How a learner is trained on any set: the same object for condensed sets, coresets and the whole data.
+    """How a network is trained on any set: the same object for condensed sets, coresets and the full data.
 
-    Training ends after ``epochs`` passes or ``max_steps`` optimiser steps, whichever comes first. ``schedule`` "step" multiplies lr by 0.1
-    after ``drop_epochs`` epochs (None: half way) and forgets the momentum, as the published code does. ``augmentation`` "auto" is what
-    the set names (`CondensedSet.augmentation`), else DSA's strategy for the data.
-    ``precision`` and ``compile`` (see `distill.fast`) hold for training and for testing.
-    A set's own learned step size (`CondensedSet.lr`, learned for SGD) takes the place of ``lr`` when the optimiser is SGD.
+    Attributes:
+        epochs: passes over the images.
+        max_steps: limit on optimiser steps; training ends at whichever comes first.
+        batch_size: images per step.
+        optimiser: "sgd" or "adamw".
+        lr: step size. With SGD a set's learned step size (`CondensedSet.lr`) replaces it.
+        momentum: of SGD.
+        weight_decay: of both optimisers.
+        schedule: "step" multiplies lr by 0.1 after ``drop_epochs`` and resets the momentum, as the published code does; or "cosine",
+            "constant".
+        drop_epochs: see ``schedule``; None: half of the training.
+        augmentation: a strategy (`distill.augment.strategy`); "auto": the set's own (`CondensedSet.augmentation`), else DSA's for the data.
+        precision: "float32" or "bf16", in training and testing.
+        compile: "auto", "on" or "off", see `distill.fast`.
     """
 
     epochs: Annotated[int, Field(ge=1)] = 1001
@@ -49,12 +58,12 @@ class Recipe:
     compile: Compile = "auto"
 
     def steps(self, images: int) -> int:
-        """Optimiser steps of training on so many images."""
+        """Number of optimiser steps when training on ``images`` images."""
         everything = self.epochs * -(-images // self.batch_size)
         return min(everything, self.max_steps or everything)
 
     def passes(self, images: int) -> float:
-        """The same in epochs: 0.13 where ``max_steps`` ends training after an eighth of the images."""
+        """The same as a number of epochs: 0.125 if ``max_steps`` ends training after an eighth of the images."""
         return self.steps(images) / -(-images // self.batch_size)
 
     def __str__(self) -> str:
@@ -95,8 +104,8 @@ def protocol(name: str, spec: DataSpec, network: Factory = "ConvNet") -> Recipe:
     """A named recipe of `PROTOCOLS`, as its authors use it for this data set and evaluation network.
 
     Only ``dc`` depends on them: MNIST is augmented and a ConvNetBN gets crops and noise, both for 1,000 epochs; every other data set,
-    SVHN and FashionMNIST among them, is used as it is for 300 (`get_daparam` of the authors' utils.py). Raises `InputError` for an
-    unknown name.
+    SVHN and FashionMNIST included, is used without augmentation for 300 (`get_daparam` of the authors' utils.py). Raises `InputError`
+    for an unknown name.
     """
     if name not in PROTOCOLS:
         raise unknown_name("protocol", name, PROTOCOLS)
@@ -113,20 +122,32 @@ def train_on(
     seeds: int | Iterable[int] = 5,
     device: torch.device | str | None = None,
 ) -> list[nn.Module]:
-    """Networks trained on a set (of `ImageData`, on its training split), one for each seed, in evaluation mode on ``device``.
+    """Train networks on a set.
 
-    ``recipe`` is a `Recipe` or a name in `PROTOCOLS`; None as ``device`` trains where the set is. Raises `InputError` for unknown names.
+    Args:
+        source: a condensed set, or data, of which the training split is used.
+        network: a name, or a function of the data spec that returns a module.
+        recipe: a `Recipe`, or a name in `PROTOCOLS`.
+        seeds: number of networks, or their seeds.
+        device: where to train; None: where ``source`` is.
+
+    Returns:
+        One network per seed, in evaluation mode, on that device.
+
+    Raises:
+        InputError: for an unknown name.
     """
-    numbers = range(seeds) if isinstance(seeds, int) else seeds
-    return [train_network(source, network, recipe, seed, device) for seed in numbers]
+    seeds = range(seeds) if isinstance(seeds, int) else seeds
+    return [train_network(source, network, recipe, seed, device) for seed in seeds]
 
 
 def train_network(
     source: CondensedSet | ImageData, network: Factory, recipe: Recipe | str, seed: int, device: torch.device | str | None = None
 ) -> nn.Module:
-    """One trained network; the seed decides its initial weights, the order of images and their augmentation.
+    """Train one network; see `train_on`.
 
-    The loss is that of the set's `CondensedSet.label_kind`: cross-entropy, or mean squared error for scores.
+    The seed decides its initial weights, the order of the images and their augmentation. The loss is that of the set's
+    `CondensedSet.label_kind`: cross-entropy, or mean squared error for scores.
     """
     recipe = protocol(recipe, source.spec, network) if isinstance(recipe, str) else recipe
     source = source if device is None else source.to(device)
@@ -167,7 +188,7 @@ def train_network(
 
 
 def resolved(recipe: Recipe, source: CondensedSet | ImageData) -> Recipe:
-    """The recipe with augmentation "auto" replaced by what it means for this set or data."""
+    """The recipe with the augmentation "auto" replaced by that of this set or data."""
     if recipe.augmentation != "auto":
         return recipe
     named = source.augmentation if isinstance(source, CondensedSet) else None
