@@ -52,8 +52,8 @@ def stateless(network: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
     def logits(weights: Tensor, images: Tensor) -> Tensor:
         parts = weights.split(sizes)
         parameters = {name: part.view(shape) for (name, shape, _), part in zip(named, parts, strict=True)}
-        found: Tensor = torch.func.functional_call(network, parameters, (images,))
-        return found
+        outputs: Tensor = torch.func.functional_call(network, parameters, (images,))
+        return outputs
 
     return logits
 
@@ -66,7 +66,7 @@ class Student:
 
     def __init__(self, network: nn.Module, *, compile: bool = False) -> None:
         with warnings.catch_warnings():
-            # torch loads its forward-mode formulas with a function of its own that it calls outdated.
+            # torch loads its forward-mode formulas with a deprecated function.
             warnings.simplefilter("ignore", FutureWarning)
             import torch._decomp.decompositions_for_jvp
         self.logits = logits = stateless(network)
@@ -77,8 +77,8 @@ class Student:
 
         def along(weights: Tensor, v: Tensor, x: Tensor, y: Tensor, share: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
             gradients = torch.func.grad(loss, argnums=(0, 1, 2) if y.is_floating_point() else (0, 1))
-            found = torch.func.jvp(lambda w: gradients(w, x, y, share), (weights,), (v,))
-            return found[0], found[1]
+            outputs = torch.func.jvp(lambda w: gradients(w, x, y, share), (weights,), (v,))
+            return outputs[0], outputs[1]
 
         gradient = torch.func.grad(loss)
         self._gradient = compiled(gradient) if compile else gradient
@@ -133,7 +133,7 @@ def matching_gradient(
         gradient, curved, inputs = student.along(weights.pop(), adjoint, x.detach(), y.detach())
         lr_gradient -= (adjoint * gradient).sum()
         adjoint = adjoint - lr * curved
-        found = torch.autograd.grad([x, y] if soft else [x], leaves, [-lr * part for part in inputs])
-        for total, part in zip(totals, found, strict=True):
+        part_gradients = torch.autograd.grad([x, y] if soft else [x], leaves, [-lr * part for part in inputs])
+        for total, part in zip(totals, part_gradients, strict=True):
             total += part
     return Matched(value, totals[0], totals[1] if soft else None, lr_gradient)

@@ -1,4 +1,4 @@
-"""A user's arrays, checked and copied: images to (N, C, H, W) tensors, labels of any usual form to class numbers."""
+"""A user's arrays, checked and copied: images to (N, C, H, W) tensors, labels of any common form to class numbers."""
 
 from collections.abc import Sequence
 
@@ -38,7 +38,7 @@ def image_tensor(array: object, what: str) -> Tensor:
         array = array if channels_first else np.moveaxis(array, 3, 1)
     if 0 in array.shape[1:]:
         raise InputError(f"{what} has the shape {shape}; allowed: images of at least one pixel and one channel.")
-    # Not-a-number fails both comparisons.
+    # NaN fails both comparisons.
     if array.dtype != np.uint8 and array.size and not (array.min() >= 0 and array.max() <= 1):
         bytes_as_floats = array.min() >= 0 and 1 < array.max() <= 255
         do = "divide them by 255" if bytes_as_floats else "scale them"
@@ -51,29 +51,29 @@ def class_numbers(array: object, what: str) -> Tensor:
 
     Raises `InputError`, which calls them ``what``, for anything else: text, probabilities, several labels an image.
     """
-    given = (array.detach().float() if array.is_floating_point() else array.detach()).cpu().numpy() if isinstance(array, Tensor) else array
-    if isinstance(given, list | tuple):
+    values = (array.detach().float() if array.is_floating_point() else array.detach()).cpu().numpy() if isinstance(array, Tensor) else array
+    if isinstance(values, list | tuple):
         try:
-            given = np.asarray(given)
+            values = np.asarray(values)
         except ValueError:
-            given = array
-    if not isinstance(given, np.ndarray) or given.dtype.kind not in "biuf" or given.ndim not in (1, 2):
-        text = isinstance(given, np.ndarray) and given.dtype.kind in "USO"
+            values = array
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf" or values.ndim not in (1, 2):
+        text = isinstance(values, np.ndarray) and values.dtype.kind in "USO"
         do = "; number the classes: classes, y = np.unique(y, return_inverse=True)" if text else ""
-        uneven = " with rows of unequal length" if isinstance(given, list | tuple) else ""
-        raise InputError(f"{what} is {_kind(given)}{uneven}; allowed: an array, tensor or list of whole numbers of shape (N,){do}.")
-    labels = given[:, 0] if given.ndim == 2 and given.shape[1] == 1 else given
+        uneven = " with rows of unequal length" if isinstance(values, list | tuple) else ""
+        raise InputError(f"{what} is {_kind(values)}{uneven}; allowed: an array, tensor or list of whole numbers of shape (N,){do}.")
+    labels = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
     if labels.ndim == 2:
         if not (labels.shape[1] and bool(((labels == 0) | (labels == 1)).all()) and bool((labels.sum(1) == 1).all())):
             raise InputError(
-                f"{what} is {_kind(given)}; allowed: one whole number an image, (N,), or one-hot rows; of probabilities give y.argmax(1). "
+                f"{what} is {_kind(values)}; allowed: one whole number an image, (N,), or one-hot rows; of probabilities give y.argmax(1). "
                 "Multi-label targets, several classes an image, are not supported."
             )
         labels = labels.argmax(1)
     if labels.dtype.kind == "f":
         broken = labels[~(np.isfinite(labels) & (labels == np.floor(labels)))]
         if len(broken):
-            raise InputError(f"{what} is {_kind(given)} and holds {broken[0]:g}; allowed: whole numbers of shape (N,), the class of each.")
+            raise InputError(f"{what} is {_kind(values)} and holds {broken[0]:g}; allowed: whole numbers of shape (N,), the class of each.")
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < MAX_CLASSES:
         raise InputError(f"{what} lies in {labels.min()}..{labels.max()}; allowed: class numbers 0..{MAX_CLASSES - 1}.")
     return torch.from_numpy(labels.astype(np.int64))
@@ -94,12 +94,12 @@ def moments(images: Tensor) -> tuple[list[float], list[float]]:
     count, scale = images.numel() / images.shape[1], 255.0 if whole else 1.0
     mean = total.double() / count
     std = (squares.double() / count - mean.square()).clamp_min(0).sqrt() / scale
-    # A constant channel has no spread; 1 leaves it as it is.
+    # A constant channel has no spread; it is divided by 1.
     return (mean / scale).tolist(), torch.where(std > 1e-4, std, torch.ones_like(std)).tolist()
 
 
 def _kind(array: object) -> str:
-    """For a sentence: ``uint8 (12, 4, 4)`` of an array, ``a list`` of anything without a dtype."""
+    """For a message: ``uint8 (12, 4, 4)`` for an array, ``a list`` for a value without a dtype."""
     shape = getattr(array, "shape", None)
     return str(getattr(array, "dtype", None) or a_kind(array)) + ("" if shape is None else f" {tuple(shape)}")
 

@@ -1,4 +1,4 @@
-"""Batches in pieces: gradients and features of a batch whose activations stay in the processor's cache."""
+"""Gradients and features of a batch, computed in pieces whose activations fit the processor's cache."""
 
 from collections.abc import Callable, Iterator
 
@@ -15,22 +15,22 @@ Embed = Callable[[Tensor], Tensor]
 
 
 def mean_gradient(network: nn.Module, images: Tensor, labels: Tensor) -> list[Tensor]:
-    """Gradient of the mean cross-entropy, one tensor per trainable parameter; summed over chunks that stay in the processor's cache.
+    """Gradient of the mean cross-entropy, one tensor per trainable parameter.
 
-    Exact, because gradients add up; networks with BatchNorm in training mode see the batch whole.
+    A sum over chunks that fit the processor's cache, which is exact; networks with BatchNorm in training mode get the whole batch.
     """
     parameters = [p for p in network.parameters() if p.requires_grad]
     total: list[Tensor] | None = None
     for part, target in chunks(images, labels, whole=network.training and has_batchnorm(network)):
         loss = F.cross_entropy(network(part), target, reduction="sum") / len(images)
-        found = torch.autograd.grad(loss, parameters)
-        total = list(found) if total is None else [a.add_(b) for a, b in zip(total, found, strict=True)]
+        gradients = torch.autograd.grad(loss, parameters)
+        total = list(gradients) if total is None else [a.add_(b) for a, b in zip(total, gradients, strict=True)]
     assert total is not None
     return total
 
 
 def chunks(images: Tensor, labels: Tensor, *, whole: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-    """Split a batch into pieces whose activations stay in a CPU's cache (2.0 x measured on a ConvNet-3 of width 128); whole on a GPU."""
+    """Split a batch into pieces whose activations fit a CPU's cache (2.0 times as fast for ConvNet-3, width 128); not split on a GPU."""
     pieces = 1 if whole else piece_count(len(images), chunk_size(images))
     yield from zip(images.tensor_split(pieces), labels.tensor_split(pieces), strict=True)
 
@@ -43,17 +43,17 @@ def chunk_size(images: Tensor) -> int:
 
 
 def piece_count(count: int, size: int) -> int:
-    """How many pieces of about ``size`` to cut ``count`` images into; equal ones where possible, because a compiler works by shape."""
+    """Number of pieces of about ``size`` for ``count`` images; equal ones if possible, because each shape is compiled separately."""
     nearest = max(1, round(count / size))
     even = [pieces for pieces in range(1, count + 1) if count % pieces == 0 and 0.6 * size <= count / pieces <= 1.5 * size]
     return min(even, key=lambda pieces: abs(pieces - nearest), default=nearest)
 
 
 def chunked_sum(embed: Embed, images: Tensor) -> Tensor:
-    """The sum over a batch of ``embed`` (D,), a piece at a time; see `chunk_size`."""
+    """Sum of ``embed`` over a batch (D,), computed in pieces (see `chunk_size`)."""
     total: Tensor | None = None
     for part in images.tensor_split(piece_count(len(images), chunk_size(images))):
-        found = embed(part).sum(0)
-        total = found if total is None else total + found
+        features = embed(part).sum(0)
+        total = features if total is None else total + features
     assert total is not None
     return total

@@ -1,4 +1,4 @@
-"""Plain values in, a frozen config dataclass out; each mistake is one line that names the key, what was given and what is allowed."""
+"""Creates frozen config dataclasses from plain values; each error is one line with the key, its value and what is allowed."""
 
 import dataclasses
 import json
@@ -12,33 +12,38 @@ import pydantic
 
 from distill.errors import InputError, unknown_name
 
-# Of every config dataclass: no unknown field, no conversion of types, no infinity and no not-a-number.
+# For every config dataclass: no unknown field, no type conversion, no infinity or NaN.
 STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 T = TypeVar("T")
 
-LARGEST = 2**53  # of whole numbers: beyond it JSON readers and floats no longer tell neighbours apart
+LARGEST = 2**53  # above it whole numbers are not exact as floats and in JSON readers
 
 
 def configure(kind: type[T], values: Mapping[str, object], where: str) -> T:
-    """An instance of the pydantic dataclass ``kind`` from a (nested) mapping, checked strictly.
+    """Create a config from a (nested) mapping, checked strictly.
 
-    ``where`` opens the message, for example ``"study.toml: [method]"``. The fields that ``kind.DIFFERENT`` names are lists without
-    repetitions. Raises `InputError`.
+    Args:
+        kind: a pydantic dataclass. The list fields that ``kind.DIFFERENT`` names may have no repeated values.
+        values: fields by name.
+        where: begins the message of an error, for example ``"study.toml: [method]"``.
+
+    Raises:
+        InputError: for an unknown key, a wrong type or a value out of range.
     """
     text = _as_json(values, where)
     if path := _too_large(values):
         raise InputError(f"{where}: key {'.'.join(path)[:80]!r} is a whole number too large; allowed: at most {LARGEST}.")
     try:
-        # Through JSON: there strict mode takes a list for a tuple, which is all that TOML has, and still no "3" for 3.
-        made = pydantic.TypeAdapter(kind).validate_json(text)
+        # Through JSON, where strict mode accepts a list for a tuple (TOML has only lists) but still not "3" for 3.
+        config = pydantic.TypeAdapter(kind).validate_json(text)
     except pydantic.ValidationError as error:
         raise _one_line(kind, error, where) from None
     for name in getattr(kind, "DIFFERENT", ()):
-        listed = getattr(made, name)
+        listed = getattr(config, name)
         if listed is not None and len(set(listed)) < len(listed):
             raise InputError(f"{where}: key {name!r} is {quoted(list(listed))}; allowed: different ones, each once.")
-    return made
+    return config
 
 
 def _as_json(values: Mapping[str, object], where: str) -> str:
@@ -69,11 +74,11 @@ def _one_line(kind: type, error: pydantic.ValidationError, where: str) -> InputE
     allowed = allowed_values(kind, [str(part) for part in names])
     if first["type"] in ("missing", "missing_argument"):
         return InputError(f"{where}: key {key!r} is missing; allowed: {allowed}.")
-    given = quoted(first["input"])
+    value = quoted(first["input"])
     if first["type"] == "literal_error" and isinstance(first["input"], str):
         options = [part.strip().strip("'") for part in allowed.split(",")]
         return unknown_name(f"{where}: key {key!r}: value", first["input"], options)
-    return InputError(f"{where}: key {key!r} is {given}; allowed: {allowed}.")
+    return InputError(f"{where}: key {key!r} is {value}; allowed: {allowed}.")
 
 
 def quoted(value: object) -> str:
@@ -89,9 +94,9 @@ def _too_large(value: object, path: tuple[str, ...] = ()) -> tuple[str, ...] | N
     if isinstance(value, int) and abs(value) > LARGEST:
         return path
     if isinstance(value, Mapping):
-        return next((found for key, inner in value.items() if (found := _too_large(inner, (*path, str(key))))), None)
+        return next((place for key, inner in value.items() if (place := _too_large(inner, (*path, str(key))))), None)
     if isinstance(value, list | tuple):
-        return next((found for inner in value if (found := _too_large(inner, path))), None)
+        return next((place for inner in value if (place := _too_large(inner, path))), None)
     return None
 
 
@@ -160,11 +165,11 @@ def _limits(extra: object) -> list[str]:
         (annotated_types.Le, "le"): "of at most",
         (annotated_types.Lt, "lt"): "below",
     }
-    found = []
+    texts = []
     for part in parts:
         for (constraint, limit), word in words.items():
             if isinstance(part, constraint):
-                found.append(f"{word} {getattr(part, limit)}")
+                texts.append(f"{word} {getattr(part, limit)}")
         if isinstance(part, annotated_types.MinLen):
-            found.append(f"with at least {part.min_length}")
-    return found
+            texts.append(f"with at least {part.min_length}")
+    return texts

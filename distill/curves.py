@@ -1,4 +1,4 @@
-"""A set's accuracy along its run: at which steps to look, and from which step on the curve is flat."""
+"""Accuracy of a set along its run: the steps at which it is measured, and the step from which the curve is flat."""
 
 import statistics as numbers
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ DIVISORS = (32, 16, 8, 4, 2, 1)
 
 
 def curve_steps(total: int) -> tuple[int, ...]:
-    """T/32, T/16, T/8, T/4, T/2 and T of a run of ``total`` steps, rounded and distinct; none where they are fewer than three."""
+    """T/32, T/16, T/8, T/4, T/2 and T of a run of ``total`` steps, rounded and distinct; none if they are fewer than three."""
     steps = sorted({step for divisor in DIVISORS if (step := round(total / divisor))})
     return tuple(steps) if len(steps) >= FEWEST else ()
 
 
 def networks_within(total: int, points: int, steps: int, most: int = 3) -> int:
-    """How many networks to train at each point: at most ``most``, and at most three training steps for each step of the run.
+    """Number of networks to train at each point: at most ``most``, with at most three training steps per step of the run.
 
     Args:
         total: steps of the run.
@@ -31,9 +31,12 @@ def networks_within(total: int, points: int, steps: int, most: int = 3) -> int:
 
 @dataclass(frozen=True)
 class Curve:
-    """Accuracies (percent) of equally many networks at rising steps: means, and their 95 % intervals of one pooled spread.
+    """Mean accuracies (percent) of the same number of networks at each step, with 95 % intervals of one pooled spread.
 
-    ``half_width`` is half the interval's length; None for single networks, which have no spread.
+    Attributes:
+        steps: rising.
+        means: at these steps.
+        half_width: half the length of the intervals; None for single networks.
     """
 
     steps: tuple[int, ...]
@@ -44,7 +47,7 @@ class Curve:
     def flat_at(self) -> int | None:
         """The first step from which every later mean lies within the half-width of the last one.
 
-        None where only the last step does, so that the curve still rises or falls, and where there is no interval.
+        None if only the last step does, so that the curve still rises or falls, or if there is no interval.
         """
         if self.half_width is None:
             return None
@@ -58,36 +61,36 @@ def curve(steps: Sequence[int], values: Sequence[Sequence[float]]) -> Curve:
     """The curve of ``values[i]``, the networks' accuracies at ``steps[i]``.
 
     The spread over networks is pooled over the second half of the points (Student's t with the pooled degrees of freedom): single points
-    have too few networks for one of their own, and early points spread more than late ones. `InputError` for fewer than three points, steps
+    have too few networks for an estimate, and early points spread more than late ones. `InputError` for fewer than three points, steps
     that do not rise, and unequal numbers of networks.
     """
-    counts = {len(found) for found in values}
+    counts = {len(accuracies) for accuracies in values}
     if len(steps) != len(values) or len(steps) < FEWEST or list(steps) != sorted(set(steps)) or len(counts) != 1 or counts == {0}:
-        given = f"{len(steps)} steps with {sorted(counts)} accuracies each"
-        raise InputError(f"{given}; allowed: three or more rising steps, equally many accuracies each.")
+        description = f"{len(steps)} steps with {sorted(counts)} accuracies each"
+        raise InputError(f"{description}; allowed: three or more rising steps, equally many accuracies each.")
     count = counts.pop()
     half = None
     if count > 1:
         late = values[len(values) // 2 :]
-        spread = numbers.fmean(numbers.variance(found) for found in late) ** 0.5
+        spread = numbers.fmean(numbers.variance(accuracies) for accuracies in late) ** 0.5
         half = float(scipy.stats.t.ppf(0.975, len(late) * (count - 1))) * spread / count**0.5
     return Curve(tuple(steps), tuple(map(numbers.fmean, values)), half)
 
 
-def flat_early(found: Curve, steps_each: int = 1) -> str | None:
-    """ "flat from step 1,200 of 20,000: iterations = 1500 would do", a quarter more than needed; None where it does not flatten early.
+def flat_early(points: Curve, steps_each: int = 1) -> str | None:
+    """ "flat from step 1,200 of 20,000: iterations = 1500 would do", a quarter more than needed; None if it does not flatten early.
 
-    ``steps_each`` are the steps of one iteration (GM and DSA make several), so that what is advised is the setting's unit.
+    ``steps_each`` is the number of steps per iteration (several for GM and DSA), to advise in the unit of the setting.
     Early is a quarter of the run: then at least three points agree. With two, a curve that rises slowly passes for flat (tests).
     """
-    total, at = found.steps[-1], found.flat_at
+    total, at = points.steps[-1], points.flat_at
     if at is None or 4 * at > total:
         return None
     enough = rounded_up(-(-(at + -(-at // 4)) // steps_each))
-    return f"flat from step {at:,} of {total:,} (within {found.half_width:.1f} points): iterations = {enough} would do"
+    return f"flat from step {at:,} of {total:,} (within {points.half_width:.1f} points): iterations = {enough} would do"
 
 
 def rounded_up(number: int) -> int:
-    """The next number of two digits and zeros that is not smaller: 1,563 is 1,600."""
+    """Rounded up to two significant digits: 1,563 to 1,600."""
     unit = int(10 ** max(0, len(str(number)) - 2))
     return -(-number // unit) * unit

@@ -36,8 +36,8 @@ def read_folder(path: Path, size: int | None = None, seed: int = 0) -> ImageData
     parts = {part: (files, np.array(labels, dtype=np.int64)) for part, (files, labels) in layout.parts.items()}
     if set(parts) == {"train"}:
         files, labels = parts["train"]
-        kept, held = carve(torch.from_numpy(labels), 0.2, generator(seed, "folder", "test split"))
-        parts = {part: ([files[i] for i in at.tolist()], labels[at.numpy()]) for part, at in (("train", kept), ("test", held))}
+        stay, apart = carve(torch.from_numpy(labels), 0.2, generator(seed, "folder", "test split"))
+        parts = {part: ([files[i] for i in at.tolist()], labels[at.numpy()]) for part, at in (("train", stay), ("test", apart))}
     # One reading for all parts, because they must agree on size and on grey or colour.
     images = read_images([file for files, _ in parts.values() for file in files], size, what)
     ends = np.cumsum([len(files) for files, _ in parts.values()])[:-1]

@@ -73,8 +73,8 @@ def format_of(path: Path) -> str:
     """The format that a file's suffix names; `InputError` for another suffix or none."""
     form = path.suffix.lower().removeprefix(".")
     if form not in FORMATS:
-        given = f"ends in {path.suffix!r}" if path.suffix else "is a folder" if path.is_dir() else "has no suffix"
-        raise InputError(f"{path}: {given}; a figure's file ends in {', '.join(f'.{one}' for one in FORMATS)}.")
+        state = f"ends in {path.suffix!r}" if path.suffix else "is a folder" if path.is_dir() else "has no suffix"
+        raise InputError(f"{path}: {state}; a figure's file ends in {', '.join(f'.{one}' for one in FORMATS)}.")
     return form
 
 
@@ -124,7 +124,7 @@ def class_labels(names: Mapping[int, str], width: int, lines: int) -> tuple[dict
     wrapped = {label: textwrap.wrap(name, width) for label, name in names.items()}
     alike = {unicodedata.normalize("NFKC", " ".join(name.split())) for name in names.values()}
     if all(can_show(name) for name in names.values()) and len(alike) == len(names) and all(len(w) <= lines for w in wrapped.values()):
-        return {label: escaped("\n".join(found)) for label, found in wrapped.items()}, ()
+        return {label: escaped("\n".join(lines_of_name)) for label, lines_of_name in wrapped.items()}, ()
     return {label: str(label) for label in names}, tuple(f"{label}: {name or '(no name)'}" for label, name in names.items())
 
 

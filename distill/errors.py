@@ -7,9 +7,9 @@ LONGEST_LIST = 400  # characters of a list of names in a message
 
 
 class InputError(ValueError):
-    """What the user (or another party) gave is wrong.
+    """Input from the user (or another party) is wrong.
 
-    The message is one line: what was given, what is allowed, what to do. The command line prints it and exits with 2.
+    The message is one line: the value, what is allowed, what to do. The command line prints it and exits with code 2.
     """
 
     def __init__(self, message: str) -> None:
@@ -17,11 +17,11 @@ class InputError(ValueError):
 
 
 class CannotWrite(InputError):
-    """The system does not let a file be written: no room, no right, no such place. What was written before is whole."""
+    """The system refuses to write a file (disk full, no permission, no such folder). Files written before are complete."""
 
 
 class Diverged(InputError):
-    """A loss, weights or outputs are not finite: the run cannot succeed with these settings, and repeating it ends the same way."""
+    """A loss, weights or outputs are not finite; the same settings diverge again."""
 
 
 def diverged(what: str, where: str, sizes: Mapping[str, float], usual: Mapping[str, float | None] | None = None) -> Diverged:
@@ -43,28 +43,32 @@ def diverged(what: str, where: str, sizes: Mapping[str, float], usual: Mapping[s
 
 
 def a_kind(value: object) -> str:
-    """What a value is, for a sentence: "an int", "a list"."""
+    """Type of a value for a message: "an int", "a list"."""
     name = type(value).__name__
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 
-def clipped(given: object, length: int = 80) -> str:
-    """A value's text, at most ``length`` characters, printable, whatever it is."""
+def clipped(value: object, length: int = 80) -> str:
+    """Text of any value: printable, at most ``length`` characters."""
     try:
-        text = str(given)
+        text = str(value)
     except (ValueError, RecursionError):  # a whole number of thousands of digits, a list inside itself
-        text = f"{a_kind(given)} too long to print"
+        text = f"{a_kind(value)} too long to print"
     text = "".join(char if char.isprintable() else "?" for char in text[: length + 1])
     return text if len(text) <= length else f"{text[:length]}..."
 
 
-def unknown_name(what: str, given: object, allowed: Iterable[str], listed_by: str = "") -> InputError:
-    """The error for a name that is not in a list: the nearest entry, and the list.
+def unknown_name(what: str, value: object, allowed: Iterable[str], listed_by: str = "") -> InputError:
+    """The error for an unknown name, with the nearest allowed name and the allowed names.
 
-    Of a list longer than `LONGEST_LIST` characters only the nearest entries are named, and ``listed_by``, the command that prints it.
+    Args:
+        what: what the name is of, for example "network".
+        value: the unknown name.
+        allowed: the allowed names; if they take more than `LONGEST_LIST` characters, only the nearest are listed.
+        listed_by: a command that lists them all.
     """
     names = sorted(allowed)
-    text = clipped(given)
+    text = clipped(value)
     near = difflib.get_close_matches(text, names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else "."
     if not names:

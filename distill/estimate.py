@@ -1,4 +1,4 @@
-"""What a run will take: memory that cannot be there is refused before its first step, time and memory are said after a few steps."""
+"""Memory and time of a run: too little memory is an error before the first step, an estimate is printed after a few steps."""
 
 import math
 
@@ -9,30 +9,30 @@ from distill.processes import free_bytes
 from distill.records import peak_memory_bytes
 from distill.spec import DataSpec
 
-# The first step compiles and warms up; one that takes this long is the estimate, because the next would keep the user waiting.
+# The first step includes compilation; a step longer than this is used for the estimate all the same, without waiting for more.
 SLOW_STEP = 10.0
 STEPS, SECONDS = 3, 2.0
 WORTH_SAYING = 60.0
 
 
-# Tensors of the set's size that every run holds: images, momentum, gradients, and the two states that a stop or a bad step goes back to.
+# Tensors of the set's size in every run: images, momentum, gradients, and two earlier states (for interruption and divergence).
 COPIES = 7
 
 
 def check_memory(count: int, spec: DataSpec, gradients: int, device: torch.device) -> None:
-    """`InputError` where a run surely does not fit: its set and what it must hold beside it take more than the free memory.
+    """Raises `InputError` if a run certainly does not fit into the free memory.
 
-    A lower bound: activations come on top of it, in chunks, and are not counted.
+    A lower bound: activations, which are computed in chunks, are not included.
 
     Args:
-        count: synthetic images in all.
+        count: number of synthetic images.
         spec: their shape.
-        gradients: numbers of the real gradients that are held at once (classes x parameters for methods that hold all classes').
-        device: where the run works; its free memory is what counts.
+        gradients: number of values of the real gradients that are in memory at once (classes x parameters for gradient matching).
+        device: whose free memory is compared.
     """
     images = COPIES * 4 * count * math.prod(spec.shape)
     needed = images + 4 * gradients
-    if device.type == "cuda":  # what torch keeps for later can be used, too
+    if device.type == "cuda":  # memory that torch has reserved is usable
         free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     else:
         free = free_bytes()
@@ -50,8 +50,16 @@ def duration(seconds: float) -> str:
 
 
 def estimate(steps: int, seconds: float, total: int, device: torch.device) -> str | None:
-    """One sentence for a run of ``total`` steps of which ``steps`` took ``seconds``: empty where it is soon done, None where it is too
-    early to say. Peak memory is that of the process so far, which later steps of the same kind do not exceed; on a GPU that of torch there.
+    """One sentence on the duration and memory of a run.
+
+    Args:
+        steps: number of steps done.
+        seconds: their time.
+        total: number of steps of the run.
+        device: if a GPU, the memory is torch's peak there; else the process's peak so far.
+
+    Returns:
+        The sentence; empty if the run is short; None if it is too early for an estimate.
     """
     if (steps < STEPS or seconds < SECONDS) and seconds < SLOW_STEP:
         return None

@@ -1,8 +1,8 @@
-"""Faster forms of a network's forward: compiled where the work repays it, bfloat16 where it is asked for. Same parameters, same values.
+"""Faster forms of a network's forward pass: compiled if the work repays it, bfloat16 on request. Same parameters, same values.
 
-What is gained on a CPU is memory traffic: norm, activation and pooling run as one loop instead of three passes over large tensors. A
-compiled function cannot be differentiated twice, so gradient matching's synthetic side never comes here; MTT's students do, because their
-derivatives are taken inside of what is compiled (adjoint.py).
+On a CPU this saves memory traffic: norm, activation and pooling run as one loop instead of three passes over large tensors. A compiled
+function cannot be differentiated twice, so the synthetic side of gradient matching is never compiled; MTT's students are, because their
+derivatives are computed inside the compiled function (adjoint.py).
 """
 
 import logging
@@ -26,10 +26,14 @@ _warned = False
 def accelerated(
     function: Callable[[Tensor], Tensor], device: torch.device, work: float, precision: Precision = "float32", compile: Compile = "auto"
 ) -> Callable[[Tensor], Tensor]:
-    """``function`` (images (n, C, H, W) -> a tensor whose rows are the images'), with the same result to rounding.
+    """A faster form of a function, with the same result up to rounding.
 
-    ``work`` is the number of floating-point operations that the caller expects to spend in it; "auto" compiles when it repays the wait.
-    Where no compiler works, a warning says so once and the function runs as it is.
+    Args:
+        function: maps images (n, C, H, W) to a tensor with a row for each image.
+        device: of the images.
+        work: floating-point operations that are expected in all calls; "auto" compiles if it saves more time than compiling takes.
+        precision: "bf16" runs under autocast and returns float32.
+        compile: "auto", "on" or "off". Without a working compiler the function is not compiled, and a warning is given once.
     """
 
     def reduced(images: Tensor) -> Tensor:
@@ -46,15 +50,15 @@ def accelerated(
 
 
 def worth(device: torch.device, work: float, compile: Compile) -> bool:
-    """Whether to compile what will take ``work`` floating-point operations in all."""
+    """Whether to compile a function in which ``work`` floating-point operations are expected."""
     return compile == "on" or (compile == "auto" and work >= WORTH_FLOPS.get(device.type, float("inf")))
 
 
 def compiled(function: Callable[..., T]) -> Callable[..., T]:
-    """``function`` through `torch.compile`, one form for each shape; as it is, after one warning, where no compiler works."""
-    import torch._dynamo as dynamo  # here, because it takes a second to load
+    """``function`` through `torch.compile`, once for each shape; unchanged, after one warning, if no compiler works."""
+    import torch._dynamo as dynamo  # slow to import
 
-    # The compiler says on every CPU-only machine that it found no CUDA; nobody asked.
+    # Without CUDA the compiler warns that it is missing.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     quick = torch.compile(function, dynamic=False)
     works = True
@@ -63,10 +67,10 @@ def compiled(function: Callable[..., T]) -> Callable[..., T]:
         nonlocal works
         if works:
             try:
-                # Each network, precision and shape is a form of its own; the compiler's limit of 8 is for accidents.
+                # Each network, precision and shape is compiled separately, more often than the default limit of 8.
                 with dynamo.config.patch(recompile_limit=64):
                     return quick(*tensors)
-            except Exception as error:  # whatever a compiler's absence looks like on this system
+            except Exception as error:  # a missing compiler raises many types
                 works = False
                 _warn(error)
         return function(*tensors)

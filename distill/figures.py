@@ -23,16 +23,16 @@ def image_grid(condensed: CondensedSet, heading: str = "Images of a condensed se
 def method_rows(sets: Mapping[str, CondensedSet], heading: str = "The first image of each class") -> Drawing:
     """One row a set, one column a class: the first image of each class, to compare what methods make of the same data."""
     first = next(iter(sets.values()))
-    there = [label for label, count in enumerate(first.counts) if count]
-    shown = there[:MAX_IMAGES]
+    present = [label for label, count in enumerate(first.counts) if count]
+    labels = present[:MAX_IMAGES]
     rows = []
     for condensed in sets.values():
         colours, owners = as_colours(condensed.pixels()), condensed.hard_labels.cpu().numpy()
         blank = np.ones_like(colours[0])
-        rows.append(np.stack([next(iter(colours[owners == label]), blank) for label in shown]))
+        rows.append(np.stack([next(iter(colours[owners == label]), blank) for label in labels]))
     names, legend = class_labels(dict(enumerate(sets)), *ROW)
     figure = image_rows(rows, list(names.values()))
-    above(figure, joined(left_out(len(shown), len(there), "classes")))
+    above(figure, joined(left_out(len(labels), len(present), "classes")))
     return Drawing(figure, heading, "One row a set, one column a class.", legend)
 
 
@@ -40,11 +40,11 @@ def accuracy_bars(rows: Mapping[str, Accuracy], title: str) -> Drawing:
     """Mean accuracy of each set with its 95 % interval."""
     figure = Figure(figsize=(5.5, 0.45 * len(rows) + 1.0))
     axis = figure.subplots()
-    for place, found in enumerate(rows.values()):
-        error = found.half_width if len(found.values) > 1 and not found.failed else 0
-        mean = 0.0 if found.failed else found.mean
+    for place, accuracy in enumerate(rows.values()):
+        error = accuracy.half_width if len(accuracy.values) > 1 and not accuracy.failed else 0
+        mean = 0.0 if accuracy.failed else accuracy.mean
         axis.barh(place, mean, xerr=error, color="#4878a8" if place == 0 else "#b8c4d0", capsize=3)
-        axis.text(min(100.0, mean + error) + 2, place, f"{found}", va="center", fontsize=8)
+        axis.text(min(100.0, mean + error) + 2, place, f"{accuracy}", va="center", fontsize=8)
     names, legend = class_labels(dict(enumerate(rows)), *ROW)
     axis.set_yticks(range(len(rows)), list(names.values()))
     axis.invert_yaxis()

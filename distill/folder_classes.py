@@ -23,14 +23,14 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def numbered(top: Path, found: dict[str, list[tuple[Path, str]]], what: str, notes: list[str]) -> Layout:
+def numbered(top: Path, labelled: dict[str, list[tuple[Path, str]]], what: str, notes: list[str]) -> Layout:
     """The layout of (file, class name) pairs by split. Classes are those of the training split.
 
     Raises `InputError`, opened by ``what``, for a name that is not UTF-8, a class that training has not, and a file of two classes.
     """
     # Class folders keep the order of torchvision's ImageFolder, in which "10" comes before "2".
-    by_folder = all(name in file.parts for file, name in found["train"])
-    names = sorted({name for _, name in found["train"]}) if by_folder else sorted_labels(name for _, name in found["train"])
+    by_folder = all(name in file.parts for file, name in labelled["train"])
+    names = sorted({name for _, name in labelled["train"]}) if by_folder else sorted_labels(name for _, name in labelled["train"])
     for name in names:
         try:
             name.encode()
@@ -47,11 +47,11 @@ def numbered(top: Path, found: dict[str, list[tuple[Path, str]]], what: str, not
         notes.append(f"classes that differ in capitals only are different classes: {clipped(', '.join(alike[0]))}.")
     parts: dict[str, tuple[list[Path], list[int]]] = {}
     seen: dict[tuple[int, int], tuple[Path, int, str]] = {}
-    twice: list[Path] = []
+    repeated: list[Path] = []
     for part in SPLITS:
         kept: tuple[list[Path], list[int]] = ([], [])
         renamed: set[str] = set()
-        for file, name in found.get(part, ()):
+        for file, name in labelled.get(part, ()):
             near = folded.get(_folded(name), [])
             if name not in number and len(near) != 1:
                 raise unknown_name(f"{what}: {part} class", name, names)
@@ -65,16 +65,16 @@ def numbered(top: Path, found: dict[str, list[tuple[Path, str]]], what: str, not
                     f"{clipped(name)!r}; take one away."
                 )
             if before[0] != file and before[2] == part:
-                twice.append(file)
+                repeated.append(file)
                 continue
             kept[0].append(file)
             kept[1].append(label)
         if renamed:
             notes.append(f"{part}: classes spelt differently than in train: {clipped(', '.join(sorted(renamed)))}.")
-        if part in found:
+        if part in labelled:
             parts[part] = kept
-    if twice:
-        notes.append(f"{len(twice)} files are links to others of their class and are read once, {twice[0]} for example.")
+    if repeated:
+        notes.append(f"{len(repeated)} files are links to others of their class and are read once, {repeated[0]} for example.")
     return Layout(_titles(top, names), parts, tuple(map(_line, notes)))
 
 

@@ -30,22 +30,22 @@ def read_layout(path: Path, what: str) -> Layout:
     if top != path:
         notes.append(f"the images are in {top}.")
     if splits := _splits(top, what):
-        found = _split_folders(top, splits, what, notes)
+        labelled = _split_folders(top, splits, what, notes)
     elif _tables(top) and (rows := _labelled(top, [top], what, notes)):
-        found = _by_part(rows, what)
-        if "train" not in found:
+        labelled = _by_part(rows, what)
+        if "train" not in labelled:
             raise InputError(
-                f"{what}: {named(_tables(top))} has labels for {', '.join(found)} only and none for train; name the table labels.csv, or "
-                "write train in its split column."
+                f"{what}: {named(_tables(top))} has labels for {', '.join(labelled)} only and none for train; name the table labels.csv, "
+                "or write train in its split column."
             )
-        _note_unlisted(top, found, notes)
+        _note_unlisted(top, labelled, notes)
         folders = [folder for folder in _holders(top) if folder.name.casefold() not in _CONTAINERS]
         if len(folders) > 1:
             notes.append(f"labels are those of {named(_tables(top))}, whatever the folders are called ({named(folders)}).")
     else:
         _check_class_folders(top, what)
-        found = {"train": _class_files(top, notes)}
-    return numbered(top, found, what, notes)
+        labelled = {"train": _class_files(top, notes)}
+    return numbered(top, labelled, what, notes)
 
 
 def _inside(path: Path) -> Path:
@@ -104,33 +104,33 @@ def _split_folders(top: Path, splits: dict[str, Path], what: str, notes: list[st
     others = [folder for folder in _holders(top) if folder not in splits.values()]
     if others:
         notes.append(f"{named(others)} beside {named(list(splits.values()))}: not read.")
-    found: dict[str, list[tuple[Path, str]]] = {}
+    labelled: dict[str, list[tuple[Path, str]]] = {}
     flat: dict[str, Path] = {}
     for part, folder in splits.items():
         classes = _class_level(folder)
         if classes is None:
             flat[part] = folder
         else:
-            found[part] = _class_files(classes, notes)
+            labelled[part] = _class_files(classes, notes)
     if flat:
         # Where the training split has class folders its own table, if any, says nothing new.
         rows = [row for row in _labelled(top, [top, *flat.values()], what, notes) if "train" in flat or row.part in flat]
-        found |= _by_part(rows, what) if rows else {}
+        labelled |= _by_part(rows, what) if rows else {}
         for part, folder in flat.items():
-            if part in found:
-                _note_unlisted(folder, found, notes)
-    bare = [folder for part, folder in flat.items() if part not in found]
-    if "train" not in found:
+            if part in labelled:
+                _note_unlisted(folder, labelled, notes)
+    bare = [folder for part, folder in flat.items() if part not in labelled]
+    if "train" not in labelled:
         raise InputError(f"{what}: {splits['train']} holds images but no class folders, and no table of labels is there; {_WRITE}.")
     if bare:
         notes.append(f"{named(bare)}: images without labels, not read.")
-    if len(found) == 1 and "train" not in flat:
+    if len(labelled) == 1 and "train" not in flat:
         state = f" with labels ({named(bare)} holds images alone)" if bare else ""
         raise InputError(
             f"{what}: has {splits['train'].name}/ but no test/ or val/{state}; add one, or give folder:{splits['train']} "
             "to have a fifth kept as test."
         )
-    return found
+    return labelled
 
 
 def _class_level(folder: Path) -> Path | None:
@@ -173,12 +173,12 @@ def _check_class_folders(top: Path, what: str) -> None:
 
 def _class_files(top: Path, notes: list[str]) -> list[tuple[Path, str]]:
     """(image file, class name) of all class folders in ``top``."""
-    found: list[tuple[Path, str]] = []
+    pairs: list[tuple[Path, str]] = []
     empty, nested, links = [], [], [path for path in sorted(top.iterdir()) if path.is_symlink() and not path.exists()]
     for folder in subfolders(top):
         files, broken = images_under(folder)
         links += broken
-        found += [(file, folder.name) for file in files]
+        pairs += [(file, folder.name) for file in files]
         if not files:
             empty.append(folder)
         elif any(file.parent.parent != top and file.parent.name.casefold() not in _CONTAINERS for file in files):
@@ -192,7 +192,7 @@ def _class_files(top: Path, notes: list[str]) -> list[tuple[Path, str]]:
         notes.append(f"{top}: {len(links)} links lead nowhere, or back to a folder above, and are left out: {named(links)}.")
     if loose:
         notes.append(f"{top}: {loose} images lie beside the class folders, have no class and are left out.")
-    return found
+    return pairs
 
 
 def _labelled(top: Path, folders: Sequence[Path], what: str, notes: list[str]) -> list[Row]:
@@ -205,35 +205,35 @@ def _labelled(top: Path, folders: Sequence[Path], what: str, notes: list[str]) -
     inner = [inside for folder in folders for inside in subfolders(folder) if inside.name.casefold() in _CONTAINERS]
     for folder in dict.fromkeys([*folders, *inner]):
         for table in _tables(folder):
-            if (made := read_table(table, places, what)) is not None:
-                rows[table] = made
+            if (table_rows := read_table(table, places, what)) is not None:
+                rows[table] = table_rows
         for table in sorted(folder.glob("*annotations.txt")):
             rows[table] = read_annotations(table, places, what)
     taken: dict[Path, Path] = {}
-    for table, made in rows.items():
-        for row in made:
+    for table, table_rows in rows.items():
+        for row in table_rows:
             if taken.setdefault(row.file, table) != table:
                 raise InputError(
                     f"{what}: both {named([taken[row.file], table])} have a label for {clipped(row.file.name)}; move one of them elsewhere."
                 )
-    return [row for made in rows.values() for row in made]
+    return [row for table_rows in rows.values() for row in table_rows]
 
 
-def _note_unlisted(folder: Path, found: dict[str, list[tuple[Path, str]]], notes: list[str]) -> None:
-    listed = {file for files in found.values() for file, _ in files}
+def _note_unlisted(folder: Path, labelled: dict[str, list[tuple[Path, str]]], notes: list[str]) -> None:
+    listed = {file for files in labelled.values() for file, _ in files}
     files, _ = images_under(folder)
     if unlisted := len([file for file in files if file not in listed]):
         notes.append(f"{folder}: {unlisted} of {len(files)} images are in no table of labels and are left out.")
 
 
 def _by_part(rows: Sequence[Row], what: str) -> dict[str, list[tuple[Path, str]]]:
-    found: dict[str | None, list[tuple[Path, str]]] = {}
+    by_part: dict[str | None, list[tuple[Path, str]]] = {}
     for row in rows:
-        found.setdefault(row.part, []).append((row.file, row.label))
-    if None in found and len(found) > 1:
-        others = ", ".join(sorted(part for part in found if part))
+        by_part.setdefault(row.part, []).append((row.file, row.label))
+    if None in by_part and len(by_part) > 1:
+        others = ", ".join(sorted(part for part in by_part if part))
         raise InputError(
-            f"{what}: {len(found[None])} labelled images are in no split and others are in {others}; give all of them a split (a column "
+            f"{what}: {len(by_part[None])} labelled images are in no split and others are in {others}; give all of them a split (a column "
             "split with train, test or val), or none."
         )
-    return {part or "train": sorted(files) for part, files in found.items()}
+    return {part or "train": sorted(files) for part, files in by_part.items()}

@@ -1,11 +1,11 @@
-"""What must agree in condensed sets that are joined."""
+"""Checks of condensed sets that are joined."""
 
 from distill.errors import InputError
 from distill.set_file import Stored
 
 
 def check_alike(first: Stored, other: Stored) -> None:
-    """`InputError` unless the sets agree on their spec, whitening, step sizes and start weights."""
+    """Raises `InputError` unless the sets agree on their spec, whitening, step sizes and start weights."""
     for name in ("channels", "height", "width", "classes", "mean", "std"):
         ours, theirs = getattr(first.spec, name), getattr(other.spec, name)
         if ours != theirs:

@@ -10,7 +10,7 @@ from distill.errors import InputError, clipped
 
 MAX_TABLE_BYTES = 1 << 30
 SPLITS = ("train", "test", "val")
-# Names of columns as people write them, without case, spaces and signs; the first that a table has is taken.
+# Common column names, in lower case without spaces and punctuation; the first one in a table is used.
 _FILE_COLUMNS = (
     *(
         "filename",
@@ -43,7 +43,7 @@ _NEUTRAL = ("set", "data", "dataset", "split", "images", "image", "imgs", "img",
 
 
 class Row(NamedTuple):
-    """One labelled image; ``part`` is "train", "test" or "val", or None where the table does not say."""
+    """One labelled image; ``part`` is "train", "test" or "val", or None if the table does not state it."""
 
     file: Path
     label: str
@@ -53,19 +53,19 @@ class Row(NamedTuple):
 def split_of(name: str) -> tuple[str, tuple[str, ...]] | None:
     """("train", "test" or "val"; the other words) of a name like Training, val_images or seg_test; None where it names no split."""
     words = [word for word in re.split(r"[\W_]+", name.casefold()) if word]
-    found: list[str] = []
+    splits: list[str] = []
     rest: list[str] = []
     for word in words:
         short = next((word.removesuffix(end) for end in _NEUTRAL if word.endswith(end) and word.removesuffix(end) in _WORDS), word)
         if short in _WORDS:
-            found.append(_WORDS[short])
+            splits.append(_WORDS[short])
         elif word not in _NEUTRAL:
             rest.append(word)
-    return (found[0], tuple(rest)) if len(found) == 1 else None
+    return (splits[0], tuple(rest)) if len(splits) == 1 else None
 
 
 class Places:
-    """Finds image files by what a table calls them: a path or the end of one, with or without its suffix."""
+    """Finds image files by the names in a table: a path or the end of one, with or without its suffix."""
 
     def __init__(self, top: Path, files: Iterable[Path]) -> None:
         self.top = top
@@ -78,16 +78,16 @@ class Places:
                 self._by_tail.setdefault((*tail[:-1], file.stem), []).append(file)
 
     def find(self, text: str, part: str | None) -> list[Path]:
-        """The files that ``text`` may mean; those in a folder named for the split ``part`` first. More than one is ambiguous."""
+        """The files that ``text`` may name, those in a folder named after the split ``part`` if there are any. Several are ambiguous."""
         steps = tuple(step for step in text.replace("\\", "/").split("/") if step not in ("", "."))
-        for start in range(len(steps)):  # a path of another machine still ends in the file's own name
-            if found := self._by_tail.get(steps[start:]):
-                inside = [file for file in found if part is not None and self.part(file) == part]
-                return inside or found
+        for start in range(len(steps)):  # a path of another machine ends in the same file name
+            if matches := self._by_tail.get(steps[start:]):
+                inside = [file for file in matches if part is not None and self.part(file) == part]
+                return inside or matches
         return []
 
     def part(self, file: Path) -> str | None:
-        """The split that the nearest folder above a file, below the top, is named for."""
+        """The split after which the nearest folder above the file is named; None without one."""
         for folder in file.relative_to(self.top).parents:
             if named := split_of(folder.name):
                 return named[0]
@@ -95,10 +95,20 @@ class Places:
 
 
 def read_table(table: Path, places: Places, what: str) -> list[Row] | None:
-    """The rows of a CSV file of labels; None when it is none (no column of files that are there, or no labels).
+    """Read a CSV file of labels.
 
-    Columns are found by their names, or, in a table of two columns, by which of them names files. One-hot columns after the file's are
-    labels too. Raises `InputError`, with the line, for an image that is not there or listed with two labels.
+    Columns are recognised by their names or, in a table of two columns, by which of them names files. Labels may be one-hot columns.
+
+    Args:
+        table: the file.
+        places: finds the images.
+        what: begins the messages of errors.
+
+    Returns:
+        The rows; None if the file has no column that names existing images, or no labels.
+
+    Raises:
+        InputError: with the line, for an image that is missing or has two labels.
     """
     lines = _lines(table, what)
     if not lines:
@@ -135,7 +145,7 @@ def read_annotations(table: Path, places: Places, what: str) -> list[Row]:
 
 
 def sorted_labels(labels: Iterable[str]) -> list[str]:
-    """Different labels in the order of their numbers where all are whole numbers, else of their letters."""
+    """The distinct labels, in numerical order if all are whole numbers, else in alphabetical order."""
     different = set(labels)
     return sorted(different, key=int) if all(re.fullmatch(r"-?\d{1,18}", label) for label in different) else sorted(different)
 
@@ -155,11 +165,11 @@ def _rows(
     for (number, row), text in zip(body, labels, strict=True):
         line, label = f"{what}: {table.name} line {number}", re.sub(r"^(-?\d+)\.0+$", r"\1", text)  # 3.0, as pandas writes it
         mine = part
-        if split_at is not None and (said := _cell(row, split_at)):
-            found = split_of(said)
-            if found is None:
-                raise InputError(f"{line}: split {clipped(said)!r} is not known; allowed: {', '.join(SPLITS)}.")
-            mine = found[0]
+        if split_at is not None and (split_name := _cell(row, split_at)):
+            split = split_of(split_name)
+            if split is None:
+                raise InputError(f"{line}: split {clipped(split_name)!r} is not known; allowed: {', '.join(SPLITS)}.")
+            mine = split[0]
         files = places.find(_cell(row, file_at), mine)
         if len(files) != 1:
             state = "is not there" if not files else f"may be {clipped(files[0], 200)} or {clipped(files[1], 200)}"
@@ -180,15 +190,15 @@ def _rows(
 
 
 def _one_hot(rows: Sequence[list[str]], columns: list[int]) -> list[int] | None:
-    """The column that holds the one in each row, where all others hold zeros."""
-    found = []
+    """The column of each row's 1, if all its other columns are 0; None if some row is not one-hot."""
+    columns_of_ones = []
     for row in rows:
         cells = [_cell(row, at) for at in columns]
         ones = [at for at, cell in zip(columns, cells, strict=True) if cell in ("1", "1.0")]
         if len(columns) < 2 or len(ones) != 1 or any(cell not in ("0", "0.0", "1", "1.0") for cell in cells):
             return None
-        found.append(ones[0])
-    return found
+        columns_of_ones.append(ones[0])
+    return columns_of_ones
 
 
 def _cell(row: Sequence[str], at: int) -> str:
@@ -196,7 +206,7 @@ def _cell(row: Sequence[str], at: int) -> str:
 
 
 def _lines(table: Path, what: str, delimiter: str | None = None) -> list[tuple[int, list[str]]]:
-    """(line number, cells) of all lines that are not empty; commas, semicolons or tabs between them."""
+    """(line number, cells) of all lines that are not empty, separated by commas, semicolons or tabs."""
     try:
         if table.stat().st_size > MAX_TABLE_BYTES:
             raise InputError(f"{what}: {table.name} has {table.stat().st_size} bytes; allowed: at most {MAX_TABLE_BYTES}.")
@@ -212,5 +222,5 @@ def _lines(table: Path, what: str, delimiter: str | None = None) -> list[tuple[i
 
 
 def is_table(path: Path) -> bool:
-    """A CSV or TSV file that may hold labels; a sample submission of a competition holds made-up ones."""
+    """Whether this CSV or TSV file may hold labels; the sample submission of a competition does not."""
     return path.suffix.lower() in (".csv", ".tsv") and "submission" not in path.stem.casefold() and path.is_file()

@@ -1,4 +1,4 @@
-"""The losses that methods minimise: pure functions of what real data and synthetic images give."""
+"""The losses that methods minimise: pure functions of statistics of real and synthetic images."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,7 +12,7 @@ GRADIENT_DISTANCES = ("layerwise", "mse", "cosine")
 
 
 def gradient_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor], distance: str = "layerwise") -> Tensor:
-    """How far two network gradients are apart (scalar).
+    """Distance of two network gradients (scalar).
 
     - ``layerwise``: Zhao et al., ICLR 2021, eq. 9 and appendix: for each weight tensor one minus the cosine of each output row,
       summed over rows and layers; biases and norm parameters (one-dimensional) do not count.
@@ -53,10 +53,19 @@ def class_mean_gradients(
     *,
     joint: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    """`mean_distance` between ``real`` (K, D) and the class means of ``view(augment(images))``, and its gradient for each class's images.
+    """`mean_distance` of class means, and its gradients for the images.
 
-    ``images`` are K leaves (n, C, H, W); ``view`` gives (n, D). Classes do not meet in this loss, so a class at a time is exact and keeps
-    memory to one class; ``joint`` sees all of them as one batch, as BatchNorm must. Returns (loss, gradients), detached.
+    The loss is a sum over classes, so computing it class by class is exact and needs the memory of one class.
+
+    Args:
+        view: maps images (n, C, H, W) to features (n, D).
+        real: class means of real features, (K, D).
+        images: K leaves (n, C, H, W) that require gradients.
+        augment: applied to the images of each class, with the class's position.
+        joint: compute all classes as one batch, as BatchNorm requires.
+
+    Returns:
+        The loss and the gradients, in the order of ``images``; detached.
     """
     everything = list(range(len(images)))
     own = everything if joint else [c for c in everything if sharding.mine(c)]

@@ -8,10 +8,9 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # numbers from <malloc.h>
 
 
 def keep_freed_memory() -> bool:
-    """Ask glibc to keep freed blocks instead of giving them back to the system, which would zero them again for the next tensor.
+    """Make glibc keep freed blocks instead of returning them to the system, which costs page faults for every activation tensor.
 
-    Activations of a few megabytes come and go all the time, and each return costs page faults.
-    A choice for a whole process, so the command line makes it and the library never does. Returns whether it took effect.
+    It applies to the whole process, so the command line calls it and the library never does. Returns whether it took effect.
     """
     if not sys.platform.startswith("linux"):
         return False

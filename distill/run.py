@@ -59,7 +59,7 @@ def condense(
 ) -> CondensedSet:
     """Condense a data set into ``ipc`` images per class.
 
-    Example: ``condense(data, "dm", ipc=10)``, or with a config, ``condense(data, DMConfig(iterations=300))``.
+    For example ``condense(data, "dm", ipc=10)``, or with a config ``condense(data, DMConfig(iterations=300), ipc=10)``.
 
     Args:
         source: the data, or statistics of it (private ones, for example).

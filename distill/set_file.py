@@ -1,12 +1,12 @@
-"""The file of a condensed set: one safetensors file with a JSON header, read as if it came from anybody; never pickle.
+"""The file of a condensed set: one safetensors file with a JSON header, read as untrusted input; no pickle.
 
 The header is the text of the metadata key ``distill``. FORMAT 1 has the tensors ``images`` (float32, or uint8 with ``quantisation``) and
 ``labels``, perhaps ``whitening_mean`` and ``whitening_matrix``, and the keys format, spec, lr, augmentation, provenance, quantisation.
 FORMAT 2 adds at least one of these; a set without any is written as FORMAT 1.
 
 - ``spec``: normalisation_origin, classes_origin, population_origin ("published", "given", "computed"; left out: computed). They are
-  written where something was given, or where the set has a privacy statement, which rests on them. A file's word for them is its maker's:
-  what a private run may take as public is asked of the data's own spec, never of a file's.
+  written where something was given, or where the set has a privacy statement, which rests on them. In a file they are statements
+  of its author: what a private run may treat as public is decided by the data's own spec.
 - ``label_kind``: of soft labels that are not probabilities.
 - ``decode``: {"kind": ..., and plain parameters}, with tensors ``decode.<name>`` in place of ``images``.
 - ``step_sizes``: {"order": "sequence" or "cycle"}, with the tensor ``step_sizes`` and perhaps ``step_batches``.
@@ -46,9 +46,16 @@ _DTYPES = {"F32": 4, "U8": 1, "I64": 8}
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class Provenance:
-    """Where a set comes from: enough to make it again, and its privacy statement if there is one.
+    """Where a set comes from: enough to make it again.
 
-    ``dp`` is None, or what a private statistics object states about its releases; it is never invented or merged by the core.
+    Attributes:
+        method: name of the method.
+        config: its settings.
+        seed: of the run.
+        fingerprint: of the data, or None.
+        versions: of packages.
+        seconds: running time.
+        dp: statement of private statistics about their releases, or None.
     """
 
     method: str
@@ -92,7 +99,7 @@ class Header:
 
 
 def _check_layout(data: bytes, max_bytes: int) -> None:
-    """Header length, tensor names, dtypes and sizes, before safetensors allocates anything."""
+    """Check header length, tensor names, dtypes and sizes before safetensors allocates memory."""
     if len(data) > max_bytes:
         raise InputError(f"{len(data)} bytes; allowed: at most {max_bytes}.")
     length = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else 0
@@ -120,13 +127,13 @@ def _check_layout(data: bytes, max_bytes: int) -> None:
 
 
 def parse(data: bytes, max_bytes: int = MAX_FILE_BYTES) -> tuple[dict[str, Tensor], Header]:
-    """The file's tensors and header, checked before anything of the claimed size is allocated; `InputError` for anything else."""
+    """A file's tensors and header, checked before memory of the stated size is allocated; raises `InputError`."""
     _check_layout(data, max_bytes)
     try:
         tensors = safetensors.torch.load(data)
         with_metadata = json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])["__metadata__"]["distill"]
         header = pydantic.TypeAdapter(Header).validate_json(with_metadata)
-        json.dumps(dataclasses.asdict(header.provenance), allow_nan=False)  # what was read can be saved again
+        json.dumps(dataclasses.asdict(header.provenance), allow_nan=False)  # can be saved again
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"]))[:80] or "it"
@@ -174,7 +181,7 @@ def _known_tensors(names: list[str]) -> bool:
 
 
 class Stored(Protocol):
-    """What of a `distill.condensed.CondensedSet` is checked and written here."""
+    """The parts of a `distill.condensed.CondensedSet` that are checked and written here."""
 
     @property
     def spec(self) -> DataSpec: ...
@@ -192,56 +199,56 @@ class Stored(Protocol):
     def start_weights(self) -> StartWeights | None: ...
 
 
-def later_facts(made: Stored) -> dict[str, object]:
-    """The header's format, spec, and keys of FORMAT 2, where a set has what they are for."""
-    spec, facts = made.spec.facts, dict[str, object]()
-    said = {f"{name}_origin": origin for name, origin in made.spec.origins.items()}
-    if "given" in said.values() or (made.provenance.dp is not None and set(said.values()) != {"computed"}):
-        spec |= said
-    if made.label_kind != DEFAULT_KIND:
-        facts["label_kind"] = made.label_kind
-    if made.decode is not None:
-        facts["decode"] = {**made.decode.parameters, "kind": made.decode.kind}
-    if made.step_sizes is not None:
-        facts["step_sizes"] = {"order": made.step_sizes.order}
-    if made.start_weights is not None:
-        facts["start_weights"] = {"network": made.start_weights.network, "sha256": made.start_weights.sha256}
-    later = bool(facts) or spec.keys() != made.spec.facts.keys()
+def later_facts(condensed: Stored) -> dict[str, object]:
+    """Format, spec and the keys of FORMAT 2 that this set needs, for the header."""
+    spec, facts = condensed.spec.facts, dict[str, object]()
+    origin_fields = {f"{name}_origin": origin for name, origin in condensed.spec.origins.items()}
+    if "given" in origin_fields.values() or (condensed.provenance.dp is not None and set(origin_fields.values()) != {"computed"}):
+        spec |= origin_fields
+    if condensed.label_kind != DEFAULT_KIND:
+        facts["label_kind"] = condensed.label_kind
+    if condensed.decode is not None:
+        facts["decode"] = {**condensed.decode.parameters, "kind": condensed.decode.kind}
+    if condensed.step_sizes is not None:
+        facts["step_sizes"] = {"order": condensed.step_sizes.order}
+    if condensed.start_weights is not None:
+        facts["start_weights"] = {"network": condensed.start_weights.network, "sha256": condensed.start_weights.sha256}
+    later = bool(facts) or spec.keys() != condensed.spec.facts.keys()
     return {"format": FORMAT_WITH_PARTS if later else FORMAT, "spec": spec, **facts}
 
 
-def later_tensors(made: Stored) -> dict[str, Tensor]:
-    """The tensors of FORMAT 2 by name, but those that stand in place of images."""
-    steps = {} if made.step_sizes is None else made.step_sizes.tensors
-    weights = {} if made.start_weights is None else made.start_weights.tensors
+def later_tensors(condensed: Stored) -> dict[str, Tensor]:
+    """The tensors of FORMAT 2 by name, without encoded images."""
+    steps = {} if condensed.step_sizes is None else condensed.step_sizes.tensors
+    weights = {} if condensed.start_weights is None else condensed.start_weights.tensors
     return {**steps, **{f"{WEIGHTS}{name}": tensor for name, tensor in weights.items()}}
 
 
 def later_parts(
     tensors: dict[str, Tensor], header: Header, max_bytes: int = MAX_OWN_BYTES
 ) -> tuple[StepSizes | None, StartWeights | None, Encoded | None]:
-    """The parts that FORMAT 2 has, checked; `InputError` where tensors and header do not agree."""
+    """The parts that FORMAT 2 adds, checked; raises `InputError` if tensors and header disagree."""
     stored, weights = (_group(tensors, p) for p in (DECODE, WEIGHTS))
-    for name, found, stated in (
+    for name, present, stated in (
         ("decode", bool(stored), header.decode),
         ("step_sizes", "step_sizes" in tensors, header.step_sizes),
         ("start_weights", bool(weights), header.start_weights),
     ):
         digest = name == "start_weights" and header.start_weights is not None and header.start_weights.sha256 is not None
-        if found != (stated is not None) and not (digest and not found):
-            raise InputError(f"{name} is in the {'tensors' if found else 'header'} and not in the {'header' if found else 'tensors'}.")
+        if present != (stated is not None) and not (digest and not present):
+            raise InputError(f"{name} is in the {'tensors' if present else 'header'} and not in the {'header' if present else 'tensors'}.")
     steps = None if header.step_sizes is None else StepSizes(tensors["step_sizes"], header.step_sizes.order, tensors.get("step_batches"))
     start = header.start_weights
-    made = None if start is None else StartWeights(weights, start.sha256, start.network)
+    initial = None if start is None else StartWeights(weights, start.sha256, start.network)
     if header.decode is None:
-        return steps, made, None
+        return steps, initial, None
     facts = dict(header.decode)
     encoded = Encoded(facts.pop("kind", None), facts, stored)
     # Encoded images may be far smaller than what they decode to.
     size = len(tensors["labels"]) * math.prod(header.spec.shape) * 4 if tensors["labels"].ndim else 0
     if not 0 < size <= max_bytes or header.quantisation is not None:
         raise InputError(f"decodes to {size} bytes; allowed: 1 to {max_bytes}, without quantisation.")
-    return steps, made, encoded
+    return steps, initial, encoded
 
 
 def _group(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -249,9 +256,13 @@ def _group(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def check_size(count: int, spec: DataSpec, label_values: int = 1, per_value: int = 4) -> None:
-    """`InputError` where a set of ``count`` images would be larger than its file may be.
+    """Raises `InputError` if a set would be larger than its file may be.
 
-    ``label_values`` is the number of values of a label, ``per_value`` the bytes of a pixel's channel.
+    Args:
+        count: number of images.
+        spec: their shape and class names.
+        label_values: number of values per label.
+        per_value: bytes per pixel and channel.
     """
     size = count * (math.prod(spec.shape) * per_value + 8 * label_values)
     if size > MAX_OWN_BYTES:
@@ -265,7 +276,7 @@ def check_size(count: int, spec: DataSpec, label_values: int = 1, per_value: int
 
 
 def loadable(data: bytes) -> bytes:
-    """A file's bytes as they are; `InputError` where `CondensedSet.load` would refuse them for their size."""
+    """The bytes, unchanged; raises `InputError` if `CondensedSet.load` would refuse them for their size."""
     header = struct.unpack("<Q", data[:8])[0]
     for what, size, most in (
         ("file", len(data), MAX_OWN_BYTES),

@@ -1,6 +1,6 @@
-"""What a condensed set may carry beside images and labels: step sizes in their order, start weights, and images that are stored encoded.
+"""Optional parts of a condensed set: step sizes, start weights and encoded images. Each is checked on construction.
 
-Each part checks itself, wherever it comes from. `distill.set_file` says how they are stored.
+`distill.set_file` defines how they are stored.
 """
 
 import json
@@ -27,11 +27,12 @@ DECODERS: dict[str, Decoder] = {}
 
 @dataclass(frozen=True, eq=False)
 class StepSizes:
-    """Learned step sizes for training on a set, one a step.
+    """Learned step sizes for training on a set. Raises `InputError`.
 
-    ``values`` (n,) float32, positive. In the ``order`` "sequence" step i of n steps takes values[i], and training ends with the last; in a
-    "cycle" step i takes values[i mod n]. ``batches`` (n, b) int64 are the positions of the images of each step; None leaves the choice to
-    the learner. Raises `InputError`.
+    Attributes:
+        values: (n,) float32, positive.
+        order: "sequence": step i uses values[i], and training ends after n steps; "cycle": step i uses values[i mod n].
+        batches: (n, b) int64, positions of the images of each step; None: not prescribed.
     """
 
     values: Tensor
@@ -52,14 +53,14 @@ class StepSizes:
             raise InputError(f"step_batches are {type_and_shape(batches)}; allowed: int64 of shape ({len(values)}, b), b at least 1.")
 
     def check(self, images: int) -> None:
-        """`InputError` where a batch names an image that a set of so many images does not have."""
+        """Raises `InputError` if a batch has a position beyond a set of ``images`` images."""
         if self.batches is not None and not 0 <= int(self.batches.min()) <= int(self.batches.max()) < images:
             low, high = int(self.batches.min()), int(self.batches.max())
             raise InputError(f"step_batches name the images {low}..{high}; allowed: 0..{images - 1}.")
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """By their names in a file."""
+        """The tensors by their names in a file."""
         return {"step_sizes": self.values} | ({} if self.batches is None else {"step_batches": self.batches})
 
     def to(self, device: torch.device | str) -> "StepSizes":
@@ -72,10 +73,12 @@ class StepSizes:
 
 @dataclass(frozen=True, eq=False)
 class StartWeights:
-    """The weights that networks start from when they are trained on a set.
+    """Weights from which networks are trained on a set. Raises `InputError`.
 
-    ``tensors`` by parameter name, float32 (or int64, as counters of steps are); or ``sha256``, the digest of a file that holds them and is
-    not in the set. ``network`` is the name of their architecture, or None; names are looked up, never imported. Raises `InputError`.
+    Attributes:
+        tensors: by parameter name, float32 (int64 for counters).
+        sha256: in place of tensors, the digest of a file that holds them.
+        network: name of the architecture, or None; names are looked up, never imported.
     """
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
@@ -103,9 +106,12 @@ class StartWeights:
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """Images as they are stored: ``tensors``, from which the decoder of this ``kind`` makes them with these plain ``parameters``.
+    """Encoded images. Raises `InputError`, also for a kind that is not in `DECODERS`.
 
-    `DECODERS` has the kinds of this version. Raises `InputError`, for a kind that is not among them, too.
+    Attributes:
+        kind: a name in `DECODERS`.
+        parameters: plain values for the decoder.
+        tensors: by name, for the decoder.
     """
 
     kind: str
@@ -128,11 +134,11 @@ class Encoded:
             raise InputError(f"decode has the parameters {clipped(self.parameters)}; allowed: finite numbers, texts, lists.") from None
 
     def images(self, spec: DataSpec, count: int) -> Tensor:
-        """(N, C, H, W) float32: the images that a set of ``count`` images holds."""
-        made = DECODERS[self.kind](self.parameters, self.tensors, spec, count)
-        if made.dtype != torch.float32 or tuple(made.shape) != (count, *spec.shape):
-            raise InputError(f"decoding ({self.kind}) gives {type_and_shape(made)}; allowed: float32 of shape {(count, *spec.shape)}.")
-        return made
+        """The ``count`` decoded images (N, C, H, W) float32."""
+        decoded = DECODERS[self.kind](self.parameters, self.tensors, spec, count)
+        if decoded.dtype != torch.float32 or tuple(decoded.shape) != (count, *spec.shape):
+            raise InputError(f"decoding ({self.kind}) gives {type_and_shape(decoded)}; allowed: float32 of shape {(count, *spec.shape)}.")
+        return decoded
 
     @property
     def nbytes(self) -> int:

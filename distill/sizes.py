@@ -1,4 +1,4 @@
-"""How many images each class gets: the same for all, counts by class, or in proportion to the classes' sizes."""
+"""Number of images per class: the same for all, counts by class, or proportional to the classes' sizes."""
 
 import heapq
 import re
@@ -15,9 +15,9 @@ ALLOWED = 'a whole number, counts by class such as {3: 5, "rest": 1}, or "propor
 
 
 def checked(ipc: object) -> int | dict[str, int] | str:
-    """``ipc`` in the form that files keep: a whole number, counts by class number (as text) or ``rest``, or ``proportional:<mean>``.
+    """``ipc`` as stored in files: a whole number, counts by class number (as text) or ``rest``, or ``proportional:<mean>``.
 
-    Raises `InputError` for anything else, whatever the data are.
+    Raises `InputError` for anything else.
     """
     if isinstance(ipc, str) and re.fullmatch(r"proportional:[1-9][0-9]{0,5}", ipc) and int(ipc.partition(":")[2]) <= MAX_IPC:
         return ipc
@@ -32,34 +32,37 @@ def checked(ipc: object) -> int | dict[str, int] | str:
 
 
 def counts_of(ipc: Ipc, statistics: RealStatistics) -> int | tuple[int, ...]:
-    """Images of every class (K,), 0 for classes without real images; one whole number where all classes of the data have the same.
+    """Number of images of every class (K,), 0 for classes without real images; one number if all classes of the data have the same.
 
-    Raises `InputError` for counts that do not fit the data's classes, and for "proportional" where sizes of classes are not shown.
+    Raises `InputError` for counts that do not fit the data's classes, and for "proportional" with statistics that do not give the
+    sizes of classes.
     """
-    wanted, classes = checked(ipc), statistics.classes
-    if isinstance(wanted, int):
-        return wanted
-    if isinstance(wanted, str):
+    requested, classes = checked(ipc), statistics.classes
+    if isinstance(requested, int):
+        return requested
+    if isinstance(requested, str):
         sizes = getattr(statistics, "class_sizes", None)
         if sizes is None:
-            raise InputError(f"ipc is {wanted!r}, and these statistics do not show how large classes are; give counts by class.")
-        found = dict(zip(classes, proportional(sizes, int(wanted.partition(":")[2])), strict=True))
+            raise InputError(f"ipc is {requested!r}, and these statistics do not show how large classes are; give counts by class.")
+        counts = dict(zip(classes, proportional(sizes, int(requested.partition(":")[2])), strict=True))
     else:
-        rest = wanted.get(REST)
-        named = {int(label): count for label, count in wanted.items() if label != REST}
+        rest = requested.get(REST)
+        named = {int(label): count for label, count in requested.items() if label != REST}
         if foreign := sorted(set(named) - set(classes)):
             raise InputError(f"ipc names the classes {clipped(foreign)}, which have no training images; allowed: {clipped(list(classes))}.")
         if rest is None and (missing := [label for label in classes if label not in named]):
             raise InputError(f"ipc has no count for the classes {clipped(missing)}; add them, or {REST} for all others.")
-        found = {label: named.get(label, rest or 0) for label in classes}
-    if len(set(found.values())) == 1:
-        return found[classes[0]]
-    return tuple(found.get(label, 0) for label in range(statistics.spec.num_classes))
+        counts = {label: named.get(label, rest or 0) for label in classes}
+    if len(set(counts.values())) == 1:
+        return counts[classes[0]]
+    return tuple(counts.get(label, 0) for label in range(statistics.spec.num_classes))
 
 
 def proportional(sizes: Sequence[int], mean: int) -> list[int]:
-    """Counts in proportion to ``sizes``, ``mean`` in the mean, at least one each: the rest goes one by one to the class that is furthest
-    below its share (Webster's method: the largest size / (count + 1/2); the first of equals)."""
+    """Counts proportional to ``sizes``, with average ``mean`` and at least one each.
+
+    Webster's method: after one for each class, the next goes to the class with the largest size / (count + 1/2), the first among equals.
+    """
     counts = [1] * len(sizes)
     waiting = [(-size / 1.5, place) for place, size in enumerate(sizes)]
     heapq.heapify(waiting)

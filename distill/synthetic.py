@@ -1,4 +1,4 @@
-"""The images that a method learns: where they start, how they step, and the set they make."""
+"""The images that a method optimises: initialisation, update steps, and the resulting set."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class Synthetic:
 
     @staticmethod
     def start(initial: CondensedSet) -> "Synthetic":
-        """Own copies of a set's images, sorted by class. `InputError` for soft labels that are not probabilities."""
+        """Copies of a set's images, sorted by class. Raises `InputError` for soft labels that are not probabilities."""
         if initial.label_kind != DEFAULT_KIND:
             raise InputError(
                 f"the initial set's labels are {initial.label_kind}; allowed: class numbers or probabilities (of logits, the softmax)."
@@ -45,7 +45,7 @@ class Synthetic:
         self.counts: list[int] = counts
 
     def per_class(self) -> list[tuple[Tensor, Tensor]]:
-        """(images, labels) of each class as leaves that ask for gradients; their gradients go to `descend` in the same order."""
+        """(images, labels) of each class, the images as leaves that require gradients, which go to `descend` in this order."""
         images = self.images.detach().split(self.counts)
         return [(part.clone().requires_grad_(True), target) for part, target in zip(images, self.labels.split(self.counts), strict=True)]
 
@@ -64,17 +64,17 @@ class Synthetic:
         return {"images": self.images, "velocity": self.velocity}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Put a checkpoint's tensors back, in place."""
+        """Restore a checkpoint's tensors in place."""
         self.images.copy_(state["images"])
         self.velocity.copy_(state["velocity"])
 
 
 def check_classes(statistics: RealStatistics, start: CondensedSet) -> None:
-    """The set and the data must hold the same classes, or matching class by class has no meaning."""
-    held = start.hard_labels.unique(sorted=True).tolist()
-    if list(statistics.classes) != held:
+    """Raises `InputError` unless the set and the data have the same classes, as matching class by class requires."""
+    present = start.hard_labels.unique(sorted=True).tolist()
+    if list(statistics.classes) != present:
         raise InputError(
-            f"the initial set holds the classes {clipped(held)} and the data {clipped(list(statistics.classes))}; "
+            f"the initial set holds the classes {clipped(present)} and the data {clipped(list(statistics.classes))}; "
             "they must be the same: give another initial set, or take subset(classes) of one of them."
         )
     if (start.whitening is not None or statistics.whitening is not None) and not (
@@ -86,7 +86,7 @@ def check_classes(statistics: RealStatistics, start: CondensedSet) -> None:
 
 
 def check_count(counts: Sequence[int], ipc: int) -> None:
-    """`InputError` for more images a class than the largest class (of ``counts``) has: nothing would be condensed."""
+    """Raises `InputError` if ``ipc`` is more than the largest class (of ``counts``) has."""
     most = max(counts, default=0)
     if ipc > most:
         raise InputError(

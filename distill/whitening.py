@@ -69,8 +69,8 @@ class Whitening:
             flat = torch.linalg.solve(self.matrix.to(images.device).double(), images.flatten(1).double().T).T
         except RuntimeError:  # torch's LinAlgError
             raise InputError("the whitening matrix has no inverse; allowed: one that can be undone, as `Whitening.fit` makes.") from None
-        found: Tensor = (flat + self.mean.to(images.device).double()).float().view(images.shape)
-        return found
+        pixels: Tensor = (flat + self.mean.to(images.device).double()).float().view(images.shape)
+        return pixels
 
     def to(self, device: torch.device | str) -> "Whitening":
         """The same transform on ``device``."""

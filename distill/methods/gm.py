@@ -170,9 +170,9 @@ class GM:
                 part = images[batch]
                 if self.strategy.transforms:
                     part = apply(part, draw(self.strategy, generator, height, width, len(part)))
-                found = mean_gradient(network, part, labels[batch])
+                gradients = mean_gradient(network, part, labels[batch])
                 with torch.no_grad():
-                    for parameter, gradient in zip(parameters, found, strict=True):
+                    for parameter, gradient in zip(parameters, gradients, strict=True):
                         parameter.sub_(gradient, alpha=self.config.lr_net)
 
     def state(self) -> dict[str, Tensor]:

@@ -154,16 +154,16 @@ class MTTConfig:
     compile: Compile = "auto"
 
 
-def shortened(found: Matched, max_norm: float) -> Matched:
+def shortened(gradients: Matched, max_norm: float) -> Matched:
     """All gradients scaled by one factor so that the images' is at most ``max_norm`` long; zero where it is not finite.
 
     Where a student's step is unstable (its step size times the loss's curvature above 2) the exact gradient grows exponentially back
     through the steps: one in a few hundred is a thousand times as long as the others, and undoes them all.
     """
-    length = found.images.norm()
+    length = gradients.images.norm()
     scale = torch.where(length.isfinite(), (max_norm / length.clamp_min(1e-30)).clamp_max(1.0), 0.0)
-    images, lr = (torch.nan_to_num(value) * scale for value in (found.images, found.lr))
-    return Matched(found.loss, images, None if found.labels is None else torch.nan_to_num(found.labels) * scale, lr)
+    images, lr = (torch.nan_to_num(value) * scale for value in (gradients.images, gradients.lr))
+    return Matched(gradients.loss, images, None if gradients.labels is None else torch.nan_to_num(gradients.labels) * scale, lr)
 
 
 class MTT:
@@ -206,7 +206,7 @@ class MTT:
                 "0 / 0. Give data of two classes or more, or use dm."
             )
         c = self.config
-        wanted = ExpertConfig(
+        expert_config = ExpertConfig(
             c.experts,
             c.max_start_epoch + c.expert_epochs,
             c.expert_lr,
@@ -216,7 +216,7 @@ class MTT:
             c.expert_snapshots,
             c.expert_seed,
         )
-        self.trajectories = statistics.trajectories(wanted, self.factory, progress=progress)
+        self.trajectories = statistics.trajectories(expert_config, self.factory, progress=progress)
         # Any network of this shape: its weights are given anew in every step.
         device = self.synthetic.images.device
         network = create(self.factory, statistics.spec, stream(0, "mtt", "shape"), device)
@@ -251,18 +251,18 @@ class MTT:
             return apply(images[batches[step]], draws[step]), labels[batches[step]]
 
         labels = self.synthetic.labels if self.logits is None else self.logits.softmax(1)
-        found = matching_gradient(self.student, start, target, images, labels, self.lr, view, steps=c.syn_steps)
+        gradients = matching_gradient(self.student, start, target, images, labels, self.lr, view, steps=c.syn_steps)
         if c.max_norm is not None:
-            found = shortened(found, c.max_norm)
-        self.synthetic.descend([found.images], c.lr_img, c.momentum)
-        self.lr_velocity.mul_(c.momentum).add_(found.lr)
+            gradients = shortened(gradients, c.max_norm)
+        self.synthetic.descend([gradients.images], c.lr_img, c.momentum)
+        self.lr_velocity.mul_(c.momentum).add_(gradients.lr)
         self.lr = (self.lr - c.lr_lr * self.lr_velocity).clamp_min(MIN_LR)
-        if self.logits is not None and found.labels is not None and self.label_velocity is not None:
+        if self.logits is not None and gradients.labels is not None and self.label_velocity is not None:
             # Through the softmax: dL/dlogits = p * (dL/dp - sum of p * dL/dp).
-            inner = (labels * found.labels).sum(1, keepdim=True)
-            self.label_velocity.mul_(c.momentum).add_(labels * (found.labels - inner))
+            inner = (labels * gradients.labels).sum(1, keepdim=True)
+            self.label_velocity.mul_(c.momentum).add_(labels * (gradients.labels - inner))
             self.logits = self.logits - c.lr_label * self.label_velocity
-        return {"loss": found.loss, "lr": self.lr}
+        return {"loss": gradients.loss, "lr": self.lr}
 
     def _batches(self, generator: torch.Generator) -> list[Tensor]:
         """The indices of each step: all images, or batches of random orders one after the other."""

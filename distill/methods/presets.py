@@ -62,12 +62,12 @@ class Presets:
 
 def presets_of(method: type) -> Presets:
     """``method.presets``; a method without them has the defaults of `Presets`. Raises `InputError` where they are something else."""
-    found = getattr(method, "presets", None)
-    if found is None:
+    presets = getattr(method, "presets", None)
+    if presets is None:
         return Presets()
-    if not isinstance(found, Presets):
-        raise InputError(f"method {method.__name__}: presets is {clipped(found, 60)}; allowed: a distill.methods.presets.Presets.")
-    return found
+    if not isinstance(presets, Presets):
+        raise InputError(f"method {method.__name__}: presets is {clipped(presets, 60)}; allowed: a distill.methods.presets.Presets.")
+    return presets
 
 
 def matched_by(method: type) -> str:
@@ -77,8 +77,8 @@ def matched_by(method: type) -> str:
     start; "gradients" and "trajectories" compare classes. "" (also where the attribute is missing) is unknown, and treated as comparing
     classes. Raises `InputError` for any other value.
     """
-    found = getattr(method, "matches", "")
-    if found not in MATCHES:
+    matches = getattr(method, "matches", "")
+    if matches not in MATCHES:
         allowed = ", ".join(repr(name) for name in MATCHES)
-        raise InputError(f"method {method.__name__}: matches is {clipped(found, 60)!r}; allowed: {allowed}.")
-    return str(found)
+        raise InputError(f"method {method.__name__}: matches is {clipped(matches, 60)!r}; allowed: {allowed}.")
+    return str(matches)
