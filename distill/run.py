@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ParamSpec, cast
+from typing import Any, cast
 
 import torch
 
@@ -35,7 +35,6 @@ from distill.synthetic import Initial, check_classes, check_count, initial_set
 CHECKPOINT_SECONDS = 20.0
 QUICK_SECONDS = 0.2  # an interruption waits for a GPU's steps shorter than this, and their states are not copied
 MAX_LOGGED = 500
-P = ParamSpec("P")
 
 
 def condense(
@@ -154,16 +153,10 @@ def condense(
     return dataclasses.replace(distiller.condensed, provenance=provenance).made_for(statistics.classes)
 
 
-def _as_distil(condense: Callable[P, CondensedSet]) -> Callable[P, CondensedSet]:
-    def distil(*arguments: P.args, **keywords: P.kwargs) -> CondensedSet:
-        """Deprecated name of `condense`, with the same arguments."""
-        warnings.warn("distill.distil is deprecated and goes in version 1.0; use distill.condense.", DeprecationWarning, stacklevel=2)
-        return condense(*arguments, **keywords)
-
-    return distil
-
-
-distil = _as_distil(condense)
+def distil(*arguments: Any, **keywords: Any) -> CondensedSet:
+    """Deprecated name of `condense`, with the same arguments."""
+    warnings.warn("distill.distil is deprecated and goes in version 1.0; use distill.condense.", DeprecationWarning, stacklevel=2)
+    return condense(*arguments, **keywords)
 
 
 def _all_steps(
