@@ -47,7 +47,7 @@ class Truth:
 class Proxies:
     """Table ``[proxy]``: one recipe for every condensed set, coreset and early-stopped run.
 
-    Args:
+    Attributes:
         seeds: runs of each proxy.
         recipe: of each run.
         early: also stop training on the whole set after as many steps as a proxy makes.
