@@ -19,53 +19,61 @@ CHILD = """
 import sys
 from pathlib import Path
 from distill import condense, sharding
+from scenarios.cli import main
 from tests.conftest import toy
-sharding.start("cpu")
+cases, end = sys.argv[2 : sys.argv.index("--")], sharding.end
+sharding.end = lambda: None
+try:
+    main(sys.argv[sys.argv.index("--") + 1 :])  # which joins the group by itself
+except SystemExit as ended:
+    assert not ended.code
 assert sharding.count() == 2
-for number, case in enumerate(sys.argv[2:]):
+for number, case in enumerate(cases):
     method, network = case.split(":")
     tiny = condense(toy(), method, ipc=2, iterations=3, batch_real=8, network=network)
     tiny.save(Path(sys.argv[1]) / f"{number}-{sharding.rank()}.safetensors")
-sharding.end()
+end()
 """
 
 
-def launch(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=script.parent)
+CASES = ("dm:ConvNetD1W32", "datadam:ConvNetD2W32", "gm:ConvNetD1W32", "dm:ConvNetD1W32BN")
+COMMAND = ["condense", "--data", "digits", "--method", "dm", "--ipc", "1", "--device", "cpu"]
+COMMAND += [part for s in ("iterations=4", "network=ConvNetD1W32", "batch_real=16") for part in ("--set", s)]
 
 
-def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
-    """Within 1e-5 of the largest pixel; batch norm sees all classes together, so there every process computes everything."""
-    cases = ("dm:ConvNetD1W32", "datadam:ConvNetD2W32", "gm:ConvNetD1W32", "dm:ConvNetD1W32BN")
-    script = tmp_path / "child.py"
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes left that torchrun started once: a run of the command line, and each case's set by each of them."""
+    place = tmp_path_factory.mktemp("two")
+    script = place / "child.py"
     script.write_text(CHILD)
-    done = launch(script, str(tmp_path), *cases)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), str(place), *CASES]
+    command += ["--", *COMMAND, "--out", str(place / "runs")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=place, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    for number, case in enumerate(cases):
+    return place
+
+
+def test_two_processes_give_what_one_gives(launched: Path) -> None:
+    """Within 1e-5 of the largest pixel; batch norm sees all classes together, so there every process computes everything."""
+    for number, case in enumerate(CASES):
         method, network = case.split(":")
         start, alone = (condense(toy(), method, ipc=2, iterations=n, batch_real=8, network=network).images for n in (1, 3))
-        first, second = (CondensedSet.load(tmp_path / f"{number}-{rank}.safetensors").images for rank in (0, 1))
+        first, second = (CondensedSet.load(launched / f"{number}-{rank}.safetensors").images for rank in (0, 1))
         assert torch.equal(first, second)
         assert not torch.allclose(start, alone, atol=1e-3)
         assert float((first - alone).abs().max()) < 1e-5 * float(alone.abs().max())
 
 
-def test_the_command_line_under_torchrun(tmp_path: Path) -> None:
+def test_the_command_line_under_torchrun(launched: Path, tmp_path: Path) -> None:
     """One run folder, written by the first process; the figures are those of one process."""
     from distill.records import read_json
     from scenarios import cli
 
-    script = tmp_path / "child.py"
-    script.write_text("import sys\nfrom scenarios.cli import main\nmain(sys.argv[1:])\n")
-    settings = ["condense", "--data", "digits", "--method", "dm", "--ipc", "1", "--device", "cpu"]
-    settings += [part for s in ("iterations=4", "network=ConvNetD1W32", "batch_real=16") for part in ("--set", s)]
-    done = launch(script, *settings, "--out", str(tmp_path / "two"))
-    assert done.returncode == 0, done.stderr[-2000:]
     with pytest.raises(SystemExit):
-        cli.main([*settings, "--out", str(tmp_path / "one")])
-    (two,), (one,) = (list((tmp_path / name).iterdir()) for name in ("two", "one"))
+        cli.main([*COMMAND, "--out", str(tmp_path)])
+    (two,), (one,) = list((launched / "runs").iterdir()), list(tmp_path.iterdir())
     assert two.name == one.name
     assert read_json(two / "record.json")["status"] == "done"
     sets = [CondensedSet.load(folder / "condensed.safetensors").images for folder in (one, two)]

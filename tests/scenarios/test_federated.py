@@ -247,5 +247,6 @@ def test_a_worker_that_fails_is_named_and_the_others_end(
     assert json.loads((folder / "record.json").read_text())["status"] == "failed"
     assert multiprocessing.active_children() == []
     (folder / "runs" / "herding-s0").unlink()
+    monkeypatch.setattr(federated_cells, "at_once", lambda jobs, threads: 1)
     _, record = run_study(made, Options(tmp_path, resume=True, quiet=True))
     assert set(record["results"]["strategies"]) == {"random", "herding"}

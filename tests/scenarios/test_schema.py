@@ -386,12 +386,12 @@ def damaged(rng: random.Random, text: str) -> str:
     return text
 
 
-def test_five_thousand_damaged_files_give_a_study_or_one_line(tmp_path: Path) -> None:
+def test_damaged_files_give_a_study_or_one_line(tmp_path: Path) -> None:
     rng, path = random.Random(11), tmp_path / "fuzz.toml"
     texts = [GOOD, shipped()["quickstart"].read_text()]
-    found = [outcome(path, damaged(rng, rng.choice(texts)), None, []) for _ in range(5000)]
-    assert found.count("study") > 100
-    assert found.count("refused") > 2500
+    found = [outcome(path, damaged(rng, rng.choice(texts)), None, []) for _ in range(1500)]
+    assert found.count("study") > 30
+    assert found.count("refused") > 750
 
 
 def toml(value: Any) -> str:
@@ -448,10 +448,10 @@ def random_file(rng: random.Random) -> str:
     return "\n".join(lines)
 
 
-def test_six_thousand_valid_files_with_random_tables_give_a_study_or_one_line(tmp_path: Path) -> None:
+def test_valid_files_with_random_tables_give_a_study_or_one_line(tmp_path: Path) -> None:
     rng, path = random.Random(12), tmp_path / "fuzz.toml"
     found = []
-    for _ in range(6000):
+    for _ in range(2000):
         text = random_file(rng)
         try:
             scenario.tomllib.loads(text)
@@ -460,15 +460,15 @@ def test_six_thousand_valid_files_with_random_tables_give_a_study_or_one_line(tm
         found.append(
             outcome(path, text, None, [f"method.{rng.choice(KEYS['method'])}={toml(random_value(rng))}"] if rng.random() < 0.2 else [])
         )
-    assert found.count("study") > 500
-    assert found.count("refused") > 1500
+    assert found.count("study") > 160
+    assert found.count("refused") > 500
 
 
 # --set
 
 
 @given(st.lists(st.text(max_size=30) | st.from_regex(r"[a-z_.]{1,20}=.{0,20}", fullmatch=True), max_size=4))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_any_setting_gives_merged_tables_or_one_line(given_settings: list[str]) -> None:
     before = tables()
     try:

@@ -41,7 +41,7 @@ def hostile(change: Change, seed: int, app: Any = None) -> Callable[[Message, Co
 
 
 HONEST, HOSTILE = 2, 8  # clients of a round
-VARIANTS = 50
+VARIANTS = 20
 
 
 class Crowd:
@@ -71,8 +71,8 @@ def resident() -> int:
 
 
 @pytest.mark.parametrize("strategy", ["feddm", "scaffold"])
-def test_a_thousand_hostile_messages_lose_no_honest_client_and_no_memory(strategy: str, tmp_path: Path) -> None:
-    """Twenty kinds in fifty variants, eight a round, with a folder, so that unions and lines are written too."""
+def test_hundreds_of_hostile_messages_lose_no_honest_client_and_no_memory(strategy: str, tmp_path: Path) -> None:
+    """Twenty kinds in twenty variants, eight a round, with a folder, so that unions and lines are written too."""
     crowd = Crowd((kind, seed) for seed in range(VARIANTS) for kind in KINDS)
     cheap = {"upload": {"ipc": 1, "settings": {"iterations": 1}}, "server": {"recipe": {"max_steps": 1}}, "local": {"max_steps": 1}}
     rounds = len(KINDS) * VARIANTS // HOSTILE
@@ -93,7 +93,7 @@ def test_a_thousand_hostile_messages_lose_no_honest_client_and_no_memory(strateg
         passed = statuses.count("accepted")
         assert set(statuses) <= {"refused", "empty", "accepted"}
         assert passed <= (VARIANTS // 10 if kind == "flipped header" else 0), kind  # a bit of the padding may change nothing
-    assert max(held) - held[len(held) // 5] < 150e6, "fifty texts of 10 MB are not kept"
+    assert max(held) - held[len(held) // 5] < 100e6, "twenty texts of 10 MB are not kept"
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedprox", "fednova", "random"])
