@@ -1,4 +1,5 @@
 # make demo: a virtual environment with the core, and ten synthetic digits.   make test: everything installed, linted, typed, tested.
+# make test-quick: the tests of small files only, for while you write.
 # make run SCENARIO=NAME: one study, without activating .venv.
 # make reproduce: run what kept/expected has no figures for, eight minutes at a time (REPRODUCE="--minutes 60 short-dm-cifar10-ipc10").
 # make docs: the pages and the API reference as a site in build/site, with warnings as errors.
@@ -7,7 +8,7 @@ BIN = .venv/bin
 
 SCENARIO ?= quickstart
 
-.PHONY: demo run test lint docs reproduce clean
+.PHONY: demo run test test-quick lint docs reproduce clean
 
 demo: .venv/core
 	$(BIN)/distill run quickstart
@@ -18,6 +19,9 @@ run: .venv/core
 
 test: .venv/all lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist worksteal --durations=10
+
+test-quick: .venv/all
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu and not long" -n 2 --dist worksteal
 
 reproduce: .venv/core
 	$(BIN)/python -m kept.reproduce $(REPRODUCE)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,19 @@ import pytest
 import torch
 
 from distill.data import ImageData
+
+# Files whose tests take more than about ten seconds on one core, most of them because they start processes. They get the marker `long`,
+# which `make test-quick` leaves out; test_quick.py looks at the list.
+LONG = {
+    *(f"apps/federated/test_{name}.py" for name in ("engines", "hardening", "rounds")),
+    *(f"apps/nas/test_{name}.py" for name in ("search", "study", "workers")),
+    *(f"apps/privacy/test_{name}.py" for name in ("accounting", "audit", "ledger", "poisoning", "private_statistics", "visual")),
+    *(f"distill/test_{name}.py" for name in ("adjoint", "condensed", "data", "every_method", "experts", "portable", "processes")),
+    *(f"distill/test_{name}.py" for name in ("sharding", "sizes")),
+    *(f"scenarios/test_{name}.py" for name in ("cli", "continual", "faults", "federated", "kill", "leaks", "nas", "pipeline", "privacy")),
+    *(f"scenarios/test_{name}.py" for name in ("report", "schema", "shipped", "soak", "stop", "sweep", "sweep_lr", "template")),
+    *(f"test_{name}.py" for name in ("curves", "docs", "examples", "house")),
+}
 
 
 def toy_arrays(seed: int = 0, classes: int = 3, per_class: int = 12, side: int = 8, channels: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -77,6 +91,8 @@ def _global_random_state_is_left_alone(request: pytest.FixtureRequest):
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        if item.path.relative_to(Path(__file__).parent).as_posix() in LONG:
+            item.add_marker(pytest.mark.long)
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
         if "real_data" in item.keywords and not os.environ.get("DISTILL_DATA"):

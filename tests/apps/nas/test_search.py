@@ -64,9 +64,10 @@ def test_a_search_stopped_in_training_goes_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 def test_same_seed_same_search(tmp_path: Path, sampler) -> None:
-    one, other = (run(tmp_path / f"{name}.db", sampler=sampler) for name in ("a", "b"))
+    budget = Budget(trials=12, at_once=3, finalists=1, final_seeds=1)
+    one, other = (run(tmp_path / f"{name}.db", sampler=sampler, budget=budget) for name in ("a", "b"))
     assert [c.id for c, _ in one.trials] == [c.id for c, _ in other.trials]
-    third = run(tmp_path / "c.db", sampler=sampler, seed=1)
+    third = run(tmp_path / "c.db", sampler=sampler, budget=budget, seed=1)
     assert [c.id for c, _ in one.trials] != [c.id for c, _ in third.trials]
 
 

@@ -71,16 +71,23 @@ def test_processes_and_this_process_give_the_same_rows() -> None:
     assert stripped(here) == stripped(there)
 
 
-def test_what_goes_wrong_is_a_row_with_its_reason() -> None:
-    """An error, a divergence and a process that dies, among networks that go on to the end."""
+def test_what_goes_wrong_is_a_row_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error, a divergence, a process that dies and a file that the worker does not find, among networks that go on to the end."""
+    file = tmp_path / "vanishing.py"
+    file.write_text("from tests.apps.nas.networks import small\n\ndef mine(spec):\n    return small(spec)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import vanishing
+
+    file.unlink()
     made = own({"good": networks.small, "broken": networks.broken, "dead": networks.deadly, "inf": networks.exploding})
-    mixed = [job(one.id, one.network) for one in made] + [job("last", networks.small)]
+    mixed = [job(one.id, one.network) for one in made] + [job("gone", vanishing.mine), job("last", networks.small)]
     found = {row["id"]: row for row in rows(mixed, Shelf(data(), {}), Crew(1))}
     assert {id: row["status"] for id, row in found.items()} == {
         **dict.fromkeys(["good", "last"], "ok"),
-        **dict.fromkeys(["broken", "dead", "inf"], "failed"),
+        **dict.fromkeys(["broken", "dead", "inf", "gone"], "failed"),
     }
     assert found["broken"]["reason"] == "RuntimeError: this one cannot be built"
+    assert found["gone"]["reason"] == "ModuleNotFoundError: No module named 'vanishing'"
     assert found["inf"]["reason"] == "diverged: weights are not finite"
     assert found["dead"]["reason"] == "its worker process died (exit code 13)"
     assert found["good"]["validation"] == found["last"]["validation"]
@@ -147,18 +154,6 @@ def test_a_function_that_cannot_be_sent_is_one_line() -> None:
 def test_there_is_a_limit_unless_it_is_taken_away() -> None:
     assert (Crew().limit, Crew(limit=None).limit) == (LIMIT, None)
     assert 3600 <= LIMIT <= 86400
-
-
-def test_a_network_whose_file_is_not_there_in_the_worker_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "vanishing.py"
-    file.write_text("from tests.apps.nas.networks import small\n\ndef mine(spec):\n    return small(spec)\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    import vanishing
-
-    file.unlink()
-    found = {row["id"]: row for row in rows([job("gone", vanishing.mine), job("last", networks.small)], Shelf(data(), {}), Crew(1))}
-    assert found["last"]["status"] == "ok"
-    assert found["gone"]["reason"] == "ModuleNotFoundError: No module named 'vanishing'"
 
 
 def test_a_ledger_trains_nothing_twice_and_goes_on_after_a_cut_line(tmp_path: Path) -> None:

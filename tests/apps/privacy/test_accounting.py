@@ -75,7 +75,7 @@ def test_published_noise_multipliers() -> None:
     assert noise_multiplier(1.0, DELTA, 256 / 60_000, 100_000) == pytest.approx(5.55, abs=0.04)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.floats(0.6, 20), st.floats(0.001, 1.0), st.integers(1, 500), st.floats(1.05, 3.0))
 def test_more_noise_less_data_or_fewer_releases_never_cost_more(noise: float, rate: float, count: int, factor: float) -> None:
     epsilon = rdp_epsilon([Steps(noise, rate, count)], DELTA)
