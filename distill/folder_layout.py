@@ -103,7 +103,7 @@ def _split_folders(top: Path, splits: dict[str, Path], what: str, notes: list[st
     """Files and class names of each split that has labels: by class folders, else by tables."""
     others = [folder for folder in _holders(top) if folder not in splits.values()]
     if others:
-        notes.append(f"{named(others)} beside {named(list(splits.values()))}: not read.")
+        notes.append(f"{named(others)} next to {named(list(splits.values()))}: not read.")
     labelled: dict[str, list[tuple[Path, str]]] = {}
     flat: dict[str, Path] = {}
     for part, folder in splits.items():
@@ -191,7 +191,7 @@ def _class_files(top: Path, notes: list[str]) -> list[tuple[Path, str]]:
     if links:
         notes.append(f"{top}: {len(links)} links lead nowhere, or back to a folder above, and are left out: {named(links)}.")
     if loose:
-        notes.append(f"{top}: {loose} images lie beside the class folders, have no class and are left out.")
+        notes.append(f"{top}: {loose} images lie next to the class folders, have no class and are left out.")
     return pairs
 
 

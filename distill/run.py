@@ -100,7 +100,9 @@ def condense(
         distiller, config = _make(statistics, method, sizes, seed, network, initial, settings)
     else:
         if settings:
-            raise InputError(f"setting {next(iter(settings))!r} was given beside a ready distiller; give it to the distiller's config.")
+            raise InputError(
+                f"setting {next(iter(settings))!r} was given together with a ready distiller; give it to the distiller's config."
+            )
         distiller = cast(Distiller, method)
         config = dataclasses.asdict(method.config) if hasattr(method, "config") else {}
     check_distiller(distiller)
@@ -250,7 +252,7 @@ def _of_config(config: object, settings: Mapping[str, object]) -> tuple[str, Map
         kinds = ", ".join(kind.__name__ for kind, _ in METHODS.values())
         raise InputError(f"{clipped(config, 60)} is no method's config; allowed: {kinds}, a method's name, or a distiller.")
     if settings:
-        raise InputError(f"setting {next(iter(settings))!r} was given beside a {type(config).__name__}; give it to the config.")
+        raise InputError(f"setting {next(iter(settings))!r} was given together with a {type(config).__name__}; give it to the config.")
     default = type(config)()
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(cast(Any, config))}
     return names[0], {name: value for name, value in fields.items() if value != getattr(default, name)}

@@ -102,7 +102,7 @@ PAGE = {  # part: (words, columns of its table)
         ("set", "ipc", "accuracy", "advantage_percent", "tpr_at_1_percent_fpr", "lira_tpr_at_1_percent_fpr", "rival"),
     ),
     "visual": (
-        "How often training images are nearer than others (beside chance) and stand out more than others (chance 0.5)",
+        "How often training images are nearer than others (compared with chance) and stand out more than others (chance 0.5)",
         ("set", "chance_of_closer", *(f"{what}_in_{name}" for name in MEASURES for what in ("closer", "outstanding"))),
     ),
     "poisoning": (

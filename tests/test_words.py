@@ -19,7 +19,12 @@ WORDS = {  # pattern: what to write instead
     r"whole (?:data|set|sets|training|record|study|space)": "full data, full training set, complete record",
     r"agrees? with itself": "noise ceiling",
     r"choice costs?": "regret",
-    r"says so|stands? beside": "is reported; is compared with",
+    r"says so|enem(?:y|ies)|betrays?|giv(?:es?|en|ing) away": "is reported, untrusted, reveals",
+    r"beside": "next to, compared with, in addition to",
+    r"of (?:its|their|one's) own": "its own, separate",
+    r"in the manner of|what is not there|without a word|as if an?": "as in, missing, silently",
+    r"whoever|somebody|anybody": "a party, a user, everyone who",
+    r"dealt out|deals? out": "distributed",
 }
 BANNED = re.compile(rf"(?<![\w`.-])(?:{'|'.join(WORDS)})(?![\w`-])", re.IGNORECASE)
 

@@ -249,7 +249,7 @@ class OnlineCondensedBuffer(CondensedBuffer):
         if agent is None and self.memory.logit_values and len(self.queue):
             agent = self.learner
             if agent is None:
-                raise InputError("the buffer stores a network's outputs (DER) beside its items; call flush(strategy).")
+                raise InputError("the buffer stores a network's outputs (DER) with its items; call flush(strategy).")
         with self.queue.kept_if_it_fails():
             self._merge(agent, self.queue.flush())
         self._built = None

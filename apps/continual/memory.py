@@ -222,7 +222,7 @@ class Memory:
         if len(set(held)) == len(held):
             return ""
         return (
-            f" (a class counts anew in each experience that brings it: {groups} groups of {len(set(held))} classes or more so far; "
+            f" (a class counts again in each experience that brings it: {groups} groups of {len(set(held))} classes or more so far; "
             "the online form merges them: OnlineCondensedBuffer(..., every=1), Memory.merge)"
         )
 

@@ -19,18 +19,18 @@ OWN_POLICY = (
 # Those that cannot replay from a condensed buffer, or only seem to; all others take a ReplayPlugin beside them.
 REFUSED: dict[str, str] = {
     "ICaRL": "keeps its own exemplars and never reads a storage policy",
-    "ER_AML": "makes a loader of full batches for each class, and waits for ever where a class has fewer items than a batch",
-    "BiC": "stops in Avalanche 0.6 itself: torch's MultiStepLR has lost the argument verbose",
-    "BiCPlugin": "stops in Avalanche 0.6 itself: torch's MultiStepLR has lost the argument verbose",
+    "ER_AML": "makes a loader of full batches for each class, and waits forever if a class has fewer items than a batch",
+    "BiC": "fails in Avalanche 0.6 itself: torch's MultiStepLR no longer has the argument verbose",
+    "BiCPlugin": "fails in Avalanche 0.6 itself: torch's MultiStepLR no longer has the argument verbose",
     "PackNet": "takes no plugins in Avalanche 0.6 (their list is put into a list), and replays nothing itself",
     "JointTraining": "sees all experiences at once, so there is nothing to replay",
-    "AETraining": "learns to rebuild images, and has no labels to replay",
-    "VAETraining": "learns to rebuild images, and has no labels to replay",
-    "ExpertGateStrategy": "has a network of its own for each task, and replays nothing",
-    "LearningToPrompt": "was never run with a condensed buffer (it needs timm and a trained transformer)",
-    "GSS_greedy": "keeps real images of its own, chosen by their gradients, and reads no storage policy",
-    "GSS_greedyPlugin": "keeps real images of its own, chosen by their gradients, and reads no storage policy",
-    "AR1": "replays from the inside of a trained MobileNet, in a memory of its own",
+    "AETraining": "learns to reconstruct images, and has no labels to replay",
+    "VAETraining": "learns to reconstruct images, and has no labels to replay",
+    "ExpertGateStrategy": "has a separate network for each task, and replays nothing",
+    "LearningToPrompt": "was not tested with a condensed buffer (it needs timm and a trained transformer)",
+    "GSS_greedy": "keeps its own real images, selected by their gradients, and reads no storage policy",
+    "GSS_greedyPlugin": "keeps its own real images, selected by their gradients, and reads no storage policy",
+    "AR1": "replays inner activations of a trained MobileNet from its own memory",
     "FeatureReplay": "stores features of its network, and a condensed buffer holds images",
 }
 INSTEAD = "use Naive with ReplayPlugin, ER_ACE, DER or GDumb"

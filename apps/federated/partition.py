@@ -110,7 +110,7 @@ def _pathological(labels: Indices, config: PartitionConfig, rng: np.random.Gener
     if each > len(classes) or each * clients < len(classes):
         raise InputError(
             f"num_classes_per_partition is {each} for {clients} partitions and {len(classes)} classes; "
-            f"allowed: {-(-len(classes) // clients)} to {len(classes)}, so that every class is held by somebody."
+            f"allowed: {-(-len(classes) // clients)} to {len(classes)}, so that every class is held by a client."
         )
     random = config.class_assignment_mode == "random"
     deck: list[int] = []

@@ -168,7 +168,7 @@ def main(arguments: list[str]) -> int:
             told = f"epsilon is at least {bound:.2f} {meaning}"
         else:
             runs = lower_bounds(inside, outside, given.delta, given.confidence)
-            bound, told = runs.rates, f"{runs}; every score read as a run of its own (points of one model: --one-run)"
+            bound, told = runs.rates, f"{runs}; every score read as a separate run (points of one model: --one-run)"
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -52,7 +52,7 @@ def closest_pairs(condensed: CondensedSet, data: ImageData, found: dict[str, Nea
             axes[2 * place, column].set_title(f"{float(near.distance[image]):.3g}", fontsize=7)
         for row, words in ((2 * place, f"{measure}: set"), (2 * place + 1, "training")):
             axes[row, 0].text(-0.15, 0.5, words, transform=axes[row, 0].transAxes, ha="right", va="center", fontsize=8)
-    heading, real_images = f"Set {name!r} beside its closest training images", "Private: shows real images."
+    heading, real_images = f"Set {name!r} and its closest training images", "Private: shows real images."
     figure.suptitle(title_text(f"{real_images} {heading}; nothing found is no proof of privacy", 90), fontsize=9)
     words = f"For each distance the {count} images of the set {name!r} that are closest to a training image, above that image."
     return Drawing(figure, heading, f"{real_images} {words} Nothing found is no proof of privacy.")

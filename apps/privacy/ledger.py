@@ -242,7 +242,7 @@ class Ledger:
         elif fingerprint is not None:
             if self._history or self.granted:
                 raise InputError(f"{path}: is missing, so whose data were released is not known; use another folder.")
-            write_json(path, {"private": "do not share this file: it lets anybody test a guess of the data", "fingerprint": fingerprint})
+            write_json(path, {"private": "do not share this file: it allows testing a guess of the data", "fingerprint": fingerprint})
             path.chmod(0o600)
 
 

@@ -152,7 +152,7 @@ class PrivateStatistics:
     def begin(self, start: CondensedSet, steps: int, done: int, checkpoint: Path | None, account: dict[str, Any] | None = None) -> None:
         """Check that the first images are public, plan a release for each step, and keep releases beside the checkpoint."""
         if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-            raise InputError("private statistics cannot be shared out between processes: each would make releases of its own.")
+            raise InputError("private statistics cannot be shared out between processes: each would make its own releases.")
         if checkpoint is not None and self._ledger.folder is None:
             self._open(checkpoint.with_name(f"{checkpoint.stem}-releases"))
         self._start = check_start(start, self._data, self._public_start, self._ledger.account, self.history)
@@ -194,7 +194,7 @@ class PrivateStatistics:
         or made of earlier releases of this account (`private_kmeans` gives its own); `InputError` for another, or one without some class.
         """
         if not self.centred:
-            raise InputError("centre_on is for statistics made with centred=True and a clip; these release features as they are.")
+            raise InputError("centre_on is for statistics made with centred=True and a clip; these release features without centring.")
         check_start(centre, self._data, self._public_start, self._ledger.account, self.history)
         missing = sorted(set(self._classes) - set(centre.labels.tolist()))
         if missing:

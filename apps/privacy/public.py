@@ -32,7 +32,7 @@ def check_target(epsilon: float, delta: float, population: int) -> None:
     if not (isinstance(epsilon, int | float) and 0 < epsilon < float("inf")):
         raise InputError(f"epsilon is {str(epsilon)[:40]}; allowed: a positive number (1 is strong, 10 is weak).")
     if delta >= 1 / population:
-        raise InputError(f"delta is {delta}; allowed: below 1 / population = {1 / population:.2g}, or one example could be given away.")
+        raise InputError(f"delta is {delta}; allowed: below 1 / population = {1 / population:.2g}, or one example could be revealed.")
 
 
 def check_normalisation(data: ImageData) -> None:

@@ -37,7 +37,7 @@ def guarantee(statement: dict[str, Any] | None) -> str:
         return "No privacy guarantee: this set was made from the images themselves and may reveal any of them."
     epsilon, delta, releases = (_number(statement.get(key)) for key in ("epsilon", "delta", "releases"))
     if statement.get("insecure") is not False:
-        return "No privacy guarantee: the noise of this set can be repeated by whoever knows its seed (a test setting)."
+        return "No privacy guarantee: the noise of this set can be repeated by everyone who knows its seed (a test setting)."
     if epsilon is None or delta is None or releases is None or not (epsilon >= 0 and 0 < delta < 1 and releases >= 0):
         return "No privacy guarantee: the set carries a statement that names no epsilon, delta and number of releases."
     population = _number(statement.get("population"))

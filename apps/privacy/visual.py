@@ -187,7 +187,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--data", required=True, help="the data it was made from")
     parser.add_argument("--holdout", default="test")
     parser.add_argument("--limit", type=int, help="compare at most this many images of each split")
-    parser.add_argument("--out", type=Path, help="picture of the closest pairs; default: beside the set")
+    parser.add_argument("--out", type=Path, help="picture of the closest pairs; default: next to the set")
     given = parser.parse_args(arguments)
     try:
         tiny = CondensedSet.load(given.set)

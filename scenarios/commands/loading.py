@@ -9,7 +9,7 @@ TEXT = "loading torch ..."
 
 
 def says_so(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The command, after torch was loaded with a line on the terminal of its own; in a pipe and with ``--quiet`` nothing is added."""
+    """The command, after torch was loaded with a separate line on the terminal; in a pipe and with ``--quiet`` nothing is added."""
 
     @functools.wraps(command)
     def run(*arguments: Any, **options: Any) -> Any:

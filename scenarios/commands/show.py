@@ -10,7 +10,7 @@ from scenarios.commands.options import Dpi
 
 def show(
     condensed: Annotated[Path, typer.Argument(metavar="SET.safetensors", help="A condensed set's file.")],
-    out: Annotated[Path | None, typer.Option(help="The picture, a .png, .pdf or .svg file; default: a .png beside the set.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The picture, a .png, .pdf or .svg file; default: a .png next to the set.")] = None,
     dpi: Dpi = None,
 ) -> None:
     """Print what a set is and where it comes from, and draw its images."""

@@ -73,7 +73,7 @@ def tables_for(
     if not values:
         middle = default_step_size(method, settings, ipc, key, data)
         if middle is None and (low is None or high is None):
-            raise InputError(f"method {method!r} has no {clipped(key)} of its own; give --values, or --from and --to.")
+            raise InputError(f"method {method!r} has no default {clipped(key)}; give --values, or --from and --to.")
         values = spaced(low or (middle or 1.0) / 10**1.5, high or (middle or 1.0) * 10**1.5, points)
     recipe = {"epochs": 1001, "max_steps": TRAINING_STEPS, "batch_size": 32, "optimiser": "adamw", "lr": 0.001, "schedule": "cosine"}
     return {

@@ -85,7 +85,7 @@ def _register(what: str, path: str, folder: Path, where: str) -> str:
     config = f"{parts['name']}Config"
     if not hasattr(module, config):
         raise InputError(
-            f"{where}: {path!r} has no settings; put a frozen dataclass {config} beside the class, as {module.__name__}:{config}."
+            f"{where}: {path!r} has no settings; put a frozen dataclass {config} next to the class, as {module.__name__}:{config}."
         )
     try:
         register_method(path, getattr(module, config), made)

@@ -115,7 +115,7 @@ def _source(kinds: Kinds, stage: str, text: str, made: dict[str, Any], where: st
         raise unknown_name(f"{where}: key 'from': stage", other, [key for key in made if key != stage])
     sets = list(kinds[made[other].kind].sets(made[other], 0))
     if not sets:
-        raise InputError(f"{where}: takes a condensed set from {other!r}, a {made[other].kind} stage that hands on none as it is set up.")
+        raise InputError(f"{where}: takes a condensed set from {other!r}, a {made[other].kind} stage that hands on none with its settings.")
     if name and name not in sets:
         raise unknown_name(f"{where}: key 'from': set of stage {other!r}", name, sets)
     if not name and len(sets) > 1:

@@ -139,7 +139,7 @@ def _audit(table: AuditTable, given: Given, options: Options, results: dict[str,
     results["audit"] = {**found.as_dict(), "seconds": time.monotonic() - start}
     say(console, f"audit: {found}")
     if not found.holds:
-        raise AssertionError(f"the mechanism gives away more than its account says: {found}")
+        raise AssertionError(f"the mechanism reveals more than its account states: {found}")
 
 
 def _attack(

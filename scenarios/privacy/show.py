@@ -139,7 +139,7 @@ def missing(record: dict[str, Any], config: dict[str, Any]) -> list[str]:
         found += [f"Not evaluated: epsilon {one}." for one in budgets if "accuracy" not in results.get(f"epsilon{one}", {})]
         found += [] if config["privacy"]["twin"] else ["No twin without noise, so the cost of privacy is not measured."]
         found += few(config["evaluation"]["seeds"], "network")
-    for part, words in (("audit", "The mechanism was not audited"), ("attack", "Nobody was attacked")):
+    for part, words in (("audit", "The mechanism was not audited"), ("attack", "No point was attacked")):
         if config.get(part) is None:
             found.append(f"{words}: the study has no [{part}] table.")
         elif part not in results:

@@ -58,7 +58,7 @@ def test_every_methods_config_names_its_method() -> None:
 
 
 def test_a_config_with_settings_beside_it_or_of_no_method_is_refused() -> None:
-    with pytest.raises(InputError, match="setting 'iterations' was given beside a GMConfig; give it to the config"):
+    with pytest.raises(InputError, match="setting 'iterations' was given together with a GMConfig; give it to the config"):
         distill.condense(toy(), GMConfig(), iterations=3)
     with pytest.raises(InputError, match="is no method's config; allowed: GMConfig, DSAConfig, DMConfig"):
         distill.condense(toy(), distill.Recipe())  # type: ignore[arg-type]

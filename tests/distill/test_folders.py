@@ -46,7 +46,7 @@ READ = {
             "seg_pred/seg_pred/ 3",
         ],
         "sea street: train 2 1, test 1 1",
-        "seg_pred beside seg_train and seg_test: not read",
+        "seg_pred next to seg_train and seg_test: not read",
     ),
     "wrapped twice": (
         [
@@ -134,7 +134,7 @@ READ = {
             "Meta.csv < Path,ClassId|Meta/0.png,0|Meta/1.png,1",
         ],
         "0 1: train 2 2, test 1 1",
-        "Meta beside Train and Test: not read",
+        "Meta next to Train and Test: not read",
     ),
     "one-hot columns, ISIC": (
         ["images/ 4", "truth.csv < image,MEL,NV|0,1.0,0.0|1,0.0,1.0|2,1,0|3,0,1"],
@@ -171,7 +171,7 @@ READ = {
         "1 of 2 test images are in another split",
     ),
     "one image, two classes": (["a/ 5", "b/ 4", "b/x.png = a/1.png"], "a b: train 4 4, test 1 1", "have another class elsewhere"),
-    "loose images": (["a/ 5", "b/ 5", "logo.png"], "a b: train 4 4, test 1 1", "1 images lie beside the class folders"),
+    "loose images": (["a/ 5", "b/ 5", "logo.png"], "a b: train 4 4, test 1 1", "1 images lie next to the class folders"),
 }
 # name: (layout, words of the refusal)
 REFUSED = {

@@ -120,7 +120,7 @@ def test_a_method_on_pythons_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("mine:MyMethod:x", "allowed: a name, or an import path"),
         ("mime:MyMethod", "no module 'mime' on Python's path (PYTHONPATH); did you mean 'mine'?"),
         ("mine:MyMethd", "mine.py: name 'MyMethd' is not known; did you mean 'MyMethod'?"),
-        ("mine:embed", "has no settings; put a frozen dataclass embedConfig beside the class"),
+        ("mine:embed", "has no settings; put a frozen dataclass embedConfig next to the class"),
         ("json:MyMethod", "'json' is the name of a module of Python's that is in use; give json.py another name."),
     ],
 )
