@@ -122,7 +122,7 @@ def test_a_stopped_run_resumes_to_the_same_numbers(
 
 
 def test_parts_side_by_side_make_the_same_bits(whole: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped while a finished part's lines are taken in, then resumed, in two processes: as in one process at one go."""
+    """Stopped while a finished part's lines are taken in, of two processes, then resumed in this one: as in one process at one go."""
     import scenarios.continual.parts as room
 
     monkeypatch.setattr(room, "WORTH_WORKERS", -1.0)
@@ -139,6 +139,7 @@ def test_parts_side_by_side_make_the_same_bits(whole: tuple[Path, dict[str, Any]
     with pytest.raises(KeyboardInterrupt):
         run(QUICK, tmp_path)
     monkeypatch.setattr(room, "append_line", real)
+    monkeypatch.setattr(room, "WORTH_WORKERS", 1e9)
     folder, record = run(QUICK, tmp_path, resume=True)
     assert same(record) == same(whole[1])
     assert not list((folder / "parts").iterdir())

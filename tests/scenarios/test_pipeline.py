@@ -409,7 +409,7 @@ def test_every_kind_says_what_it_hands_on(tmp_path: Path) -> None:
 def attacked(data: ImageData, made: CondensedSet, out: Path) -> dict[str, Any]:
     table = {
         "data": {"name": "digits", "validation": 0.2},
-        "attack": {"networks": 3, "network": "ConvNetD1W32", "recipe": {**RECIPE, "max_steps": 150}},
+        "attack": {"networks": 2, "network": "ConvNetD1W32", "recipe": {**RECIPE, "max_steps": 80}},
     }
     stage = released.study("attack", "test", table, "test.toml")
     given = Given("planted", tuple(range(10)), made)
