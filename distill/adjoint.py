@@ -1,14 +1,14 @@
 """The exact gradient of a whole training run with respect to the images it was trained on, at constant memory.
 
-A student takes N steps of plain SGD, w[i+1] = w[i] - lr * g(w[i], x[i]), and a loss L looks at w[N]. Instead of one graph through all
-steps (memory grows with N), or of dropping the dependence of later weights on earlier images (which is not the gradient), keep the
-weights and go backwards with the adjoint a = dL/dw:
+A student takes N steps of plain SGD, w[i+1] = w[i] - lr * g(w[i], x[i]), and a loss L is a function of w[N]. Instead of one graph through
+all steps (whose memory grows with N), or of ignoring that later weights depend on earlier images (which is not the gradient), the weights
+are kept, and the adjoint a = dL/dw is computed backwards:
 
     dL/dx[i]  = -lr * d(g(w[i], x[i]) . a[i+1]) / dx        dL/dlr = - sum over i of a[i+1] . g(w[i], x[i])
     a[i]      = a[i+1] - lr * H(w[i], x[i]) a[i+1]
 
-Both products of one step are the derivative of one gradient along a[i+1], found by forward-over-reverse differentiation: about one more
-forward and backward pass a step than a full unroll, and the memory of a single chunk of images plus N weight vectors.
+Both products of one step are the derivative of one gradient along a[i+1], by forward-over-reverse differentiation: about one more
+forward and backward pass per step than a full unroll, and the memory of one chunk of images and N weight vectors.
 """
 
 import warnings
@@ -29,7 +29,7 @@ View = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Matched:
-    """Value of the matching loss and its gradients; ``labels`` is None for hard labels. All detached."""
+    """Value of the matching loss and its gradients, detached; ``labels`` is None for hard labels."""
 
     loss: Tensor
     images: Tensor
@@ -114,7 +114,15 @@ def matching_gradient(
 ) -> Matched:
     """Loss |w[N] - target|^2 / |start - target|^2 (Cazenavette et al., CVPR 2022, eq. 2) and its exact gradients.
 
-    ``start`` and ``target`` (P,) flat weights; images (n, C, H, W); labels (n,) or, with gradients too, (n, K); lr 0-dimensional.
+    Args:
+        student: the network.
+        start: flat weights (P,) before the first step.
+        target: flat weights (P,).
+        images: (n, C, H, W).
+        labels: (n,), or (n, K) soft labels, which get gradients, too.
+        lr: step size, 0-dimensional.
+        view: the batch of each step.
+        steps: N.
     """
     soft = labels.is_floating_point()
     weights = [start.detach()]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from distill.errors import InputError, unknown_name
 from distill.spec import DataSpec
 
-# Names and specs can come from other parties, so a network's size is bounded before it is allocated.
+# Names and specs may come from other parties, so the size of a network is limited before it is allocated.
 MAX_DEPTH = 16
 MAX_WIDTH = 4096
 
@@ -46,7 +46,7 @@ class Network(nn.Module):
         return self.neck(self.body(images))  # type: ignore[no-any-return]
 
     def activations(self, images: Tensor) -> list[Tensor]:
-        """Output of each block's activation (after the norm, before the pooling), in order, then `embed`: what DataDAM matches."""
+        """Outputs of each block's activation (after the norm, before the pooling) in order, then `embed`; DataDAM matches them."""
         outputs = []
         for layer in self.body:
             images = layer(images)
@@ -60,13 +60,13 @@ class Network(nn.Module):
 
 
 class _GroupNorm(nn.GroupNorm):
-    """`torch.nn.GroupNorm`, written out where it is compiled, so that the compiler can fuse it with what follows."""
+    """`torch.nn.GroupNorm`, as separate operations when it is compiled, so that the compiler can fuse it with the next ones."""
 
     def forward(self, images: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():
             return super().forward(images)
         count, channels, height, width = images.shape
-        # In float32 at least, also where the convolutions run in bfloat16: a variance needs the digits.
+        # At least float32, even if the convolutions run in bfloat16: a variance needs the precision.
         wide = images if images.dtype == torch.float64 else images.float()
         grouped = wide.view(count, self.num_groups, channels // self.num_groups, height, width)
         variance, mean = torch.var_mean(grouped, (2, 3, 4), correction=0, keepdim=True)
@@ -173,7 +173,7 @@ def _mlp(name: str, spec: DataSpec) -> Network:
 
 def _stacked(name: str, spec: DataSpec, kernel: int, blocks: tuple[tuple[int, ...], ...], style: _Style) -> Network:
     """ConvNet, AlexNet, VGG: blocks of convolutions, each block closed by a pooling. ``kernel`` holds for the single-convolution blocks."""
-    # An instance norm of a single pixel is constant, so even without pooling two pixels a side are needed.
+    # An instance norm of a single pixel is constant, so that at least 2 x 2 pixels are needed even without pooling.
     _check_size(name, spec, 2 if style.pooling == "NP" else 2 ** len(blocks))
     padding = _enlarged(spec)
     height, width, inputs = spec.height + 2 * padding, spec.width + 2 * padding, spec.channels
@@ -240,7 +240,7 @@ def _check_size(name: str, spec: DataSpec, smallest: int) -> None:
         )
 
 
-# The networks by name; a new one is an entry here. ConvNet takes any suffixes; those that are listed are the papers'.
+# The networks by name; a new network is an entry here. ConvNet takes any suffixes; the listed ones are those of the papers.
 NETWORKS: dict[str, Builder] = {
     "MLP": _mlp,
     "ConvNet": _convnet,

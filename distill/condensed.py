@@ -16,14 +16,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from distill import quantise, set_file
 from distill.augment import strategy
-from distill.errors import InputError
+from distill.errors import InputError, type_and_shape
 from distill.joining import check_alike
-from distill.labels import DEFAULT_KIND, check_kind
+from distill.labels import DEFAULT_KIND, check_kind, check_labels
 from distill.randomness import generator
 from distill.records import write_whole
 from distill.set_file import DECODE, MAX_FILE_BYTES, check_size, later_facts, later_parts, later_tensors, loadable, parse
 from distill.set_file import Provenance as Provenance
-from distill.set_parts import Encoded, StartWeights, StepSizes, type_and_shape
+from distill.set_parts import Encoded, StartWeights, StepSizes
 from distill.spec import DataSpec
 from distill.whitening import Whitening
 
@@ -66,13 +66,7 @@ class CondensedSet:
         if images.dtype != torch.float32 or images.ndim != 4 or tuple(images.shape[1:]) != self.spec.shape or len(images) == 0:
             expected = ", ".join(map(str, self.spec.shape))
             raise InputError(f"images are {type_and_shape(images)}; allowed: float32 of shape (N, {expected}) with N at least 1.")
-        if labels.dtype == torch.int64:
-            if labels.shape != images.shape[:1]:
-                raise InputError(f"labels are {type_and_shape(labels)}; allowed: int64 of shape ({len(images)},) for {len(images)} images.")
-            if bool((labels < 0).any()) or bool((labels >= classes).any()):
-                raise InputError(f"labels lie in {int(labels.min())}..{int(labels.max())}; allowed: 0..{classes - 1}.")
-        elif labels.dtype != torch.float32 or labels.shape != (len(images), classes):
-            raise InputError(f"labels are {type_and_shape(labels)}; allowed: int64 (N,) or float32 (N, {classes}).")
+        check_labels(labels, len(images), classes)
         for name, tensor in (("images", images), ("labels", labels)):
             if not bool(torch.isfinite(tensor).all()):
                 raise InputError(f"{name} hold values that are not finite; allowed: finite numbers only.")

@@ -1,4 +1,4 @@
-"""Data sets made of image files: folders in the layouts that people have, and MHIST."""
+"""Data sets of image files: folders in common layouts, and MHIST."""
 
 import csv
 import hashlib
@@ -19,11 +19,18 @@ from distill.splitting import carve
 
 
 def read_folder(path: Path, size: int | None = None, seed: int = 0) -> ImageData:
-    """The images of a folder in any layout that `distill.folder_layout.read_layout` knows.
+    """Read a folder in a layout that `distill.folder_layout.read_layout` recognises.
 
-    Without a test split, "val" stands in for it; without both, a fifth of each class (drawn with ``seed``) is kept as test. The data's
-    name is the last part of the path only, since a spec travels to other parties. What the user should know (empty classes, images in
-    both splits) is in ``notes``. Raises `InputError` for unclear layouts, damaged images, and unequal sizes when ``size`` is None.
+    Without a test split, "val" is used as test; without both, a fifth of each class. The name of the data is the last part of the path,
+    because other parties receive the spec. ``notes`` of the data report empty classes and images in two splits.
+
+    Args:
+        path: the folder.
+        size: see `distill.image_files.read_images`.
+        seed: of the choice of test images.
+
+    Raises:
+        InputError: for an unclear layout, a damaged image, or unequal sizes if ``size`` is None.
     """
     path = path.absolute()
     what = f"folder:{clipped(path, 300)}"
@@ -38,7 +45,7 @@ def read_folder(path: Path, size: int | None = None, seed: int = 0) -> ImageData
         files, labels = parts["train"]
         stay, apart = carve(torch.from_numpy(labels), 0.2, generator(seed, "folder", "test split"))
         parts = {part: ([files[i] for i in at.tolist()], labels[at.numpy()]) for part, at in (("train", stay), ("test", apart))}
-    # One reading for all parts, because they must agree on size and on grey or colour.
+    # All parts are read together, because they must agree on size and on grey or colour.
     images = read_images([file for files, _ in parts.values() for file in files], size, what)
     ends = np.cumsum([len(files) for files, _ in parts.values()])[:-1]
     arrays = {part: (x, y) for (part, (_, y)), x in zip(parts.items(), np.split(images, ends), strict=True)}
@@ -90,7 +97,7 @@ def read_mhist(path: Path, size: int | None = None) -> ImageData:
 
 
 def _repeated(parts: dict[str, tuple[list[Path], NDArray[np.uint8], NDArray[np.int64]]]) -> list[str]:
-    """Notes on images (files, pixels, labels by split) of equal pixels in two splits, or of two classes."""
+    """Notes on images (files, pixels, labels by split) with equal pixels in two splits, or in two classes."""
     notes = []
     seen: dict[bytes, tuple[str, Path, int]] = {}
     for part, (files, images, labels) in parts.items():

@@ -1,4 +1,4 @@
-"""`Drawing`: a figure with the words that belong to it, as PNG, PDF or SVG bytes; and text that the figure's font can show."""
+"""`Drawing`: a figure with its text, as PNG, PDF or SVG; and checks of what the figure font can show."""
 
 import functools
 import io
@@ -24,10 +24,13 @@ _RIGHT_TO_LEFT = {"R", "AL", "AN"}
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure, and what a page prints around it.
+    """A figure with its text.
 
-    ``heading`` says what is shown in a few words, ``caption`` how to read it, and ``legend`` has a line for each class where the figure has
-    class numbers in place of names.
+    Attributes:
+        figure: the figure.
+        heading: a few words on its content.
+        caption: how to read it.
+        legend: one line per class, if the figure has class numbers in place of names.
     """
 
     figure: Figure
@@ -36,7 +39,7 @@ class Drawing:
     legend: tuple[str, ...] = ()
 
     def encoded(self, form: str = "png", dpi: int | None = None) -> bytes:
-        """The figure as a file's bytes; the same figure gives the same bytes.
+        """Encode the figure; the same figure gives the same bytes.
 
         Heading, caption and legend are in the file's metadata. In PDF and SVG lines and letters are vectors and images keep their pixels.
 
@@ -64,13 +67,13 @@ class Drawing:
         return buffer.getvalue()
 
     def save(self, path: str | Path, dpi: int | None = None) -> None:
-        """Write the figure in the format of the file's suffix (.png, .pdf or .svg), whole or not at all."""
+        """Write the figure in the format of the file's suffix (.png, .pdf or .svg), completely or not at all."""
         path = Path(path)
         write_whole(path, self.encoded(format_of(path), dpi))
 
 
 def format_of(path: Path) -> str:
-    """The format that a file's suffix names; `InputError` for another suffix or none."""
+    """The format of a file's suffix; raises `InputError` for another suffix or none."""
     form = path.suffix.lower().removeprefix(".")
     if form not in FORMATS:
         state = f"ends in {path.suffix!r}" if path.suffix else "is a folder" if path.is_dir() else "has no suffix"
@@ -84,11 +87,11 @@ def check_dpi(dpi: int) -> int:
     return dpi
 
 
-# Text on figures: it comes from elsewhere, in any script
+# Text on figures, which may be in any script
 
 
 def can_show(text: str) -> bool:
-    """True when the figure font has every character, none is a control character, and the text runs from left to right."""
+    """Whether the figure font has all characters, none is a control character, and the text runs from left to right."""
     there = _letters()
     return bool(text.strip()) and all(
         char.isprintable() and ord(char) in there and unicodedata.bidirectional(char) not in _RIGHT_TO_LEFT for char in text
@@ -102,20 +105,20 @@ def _letters() -> frozenset[int]:
 
 
 def escaped(text: str) -> str:
-    """Text in which a dollar sign starts no formula."""
+    """Text with dollar signs escaped, which would start a formula."""
     return text.replace("$", r"\$")
 
 
 def title_text(text: str, width: int = 70, lines: int = 2) -> str:
-    """A title of at most ``lines`` lines; empty when the font cannot show it (the page's heading has it)."""
+    """A title of at most ``lines`` lines; empty if the font cannot show it."""
     return escaped("\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" ..."))) if can_show(text) else ""
 
 
 def class_labels(names: Mapping[int, str], width: int, lines: int) -> tuple[dict[int, str], tuple[str, ...]]:
-    """What classes are called on a figure: their full names, wrapped, else all their numbers and a legend.
+    """Labels of classes on a figure: their full names, wrapped, or their numbers and a legend.
 
-    Numbers are used when a name does not fit into ``lines`` lines of ``width`` characters, when the font cannot show it, or when two names
-    look alike.
+    Numbers are used if a name does not fit into ``lines`` lines of ``width`` characters, if the font cannot show it, or if two names look
+    the same.
 
     Returns:
         labels: text for each class id of ``names``.
@@ -129,7 +132,7 @@ def class_labels(names: Mapping[int, str], width: int, lines: int) -> tuple[dict
 
 
 def left_out(shown: int, whole: int, what: str) -> list[str]:
-    """["first 20 of 100 classes"], or nothing when all are shown."""
+    """["first 20 of 100 classes"]; empty if all are shown."""
     return [f"first {shown} of {whole} {what}"] if shown < whole else []
 
 
@@ -138,5 +141,5 @@ def joined(parts: Sequence[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """For metadata: a file's strings hold no control characters but line breaks."""
+    """Text for metadata, without control characters except line breaks."""
     return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)

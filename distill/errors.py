@@ -2,6 +2,10 @@
 
 import difflib
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # errors are raised before torch is imported, too
+    from torch import Tensor
 
 LONGEST_LIST = 400  # characters of a list of names in a message
 
@@ -46,6 +50,11 @@ def a_kind(value: object) -> str:
     """Type of a value for a message: "an int", "a list"."""
     name = type(value).__name__
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+
+
+def type_and_shape(tensor: "Tensor") -> str:
+    """For a message: ``float32 of shape (2, 3)``."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
 
 
 def clipped(value: object, length: int = 80) -> str:

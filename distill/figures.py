@@ -15,13 +15,13 @@ from distill.image_grids import rows_of_images as rows_of_images
 
 
 def image_grid(condensed: CondensedSet, heading: str = "Images of a condensed set") -> Drawing:
-    """All images of a set, up to 50 of each of 100 classes: one row a class, or ten in a line where every class has one image."""
+    """All images of a set, at most 50 of each of 100 classes: one row per class, or ten in a line if every class has one image."""
     white = "whitened set, shown with the whitening undone" if condensed.whitening is not None else ""
     return images_by_class(condensed.pixels(), condensed.hard_labels, condensed.spec.classes, heading, white)
 
 
 def method_rows(sets: Mapping[str, CondensedSet], heading: str = "The first image of each class") -> Drawing:
-    """One row a set, one column a class: the first image of each class, to compare what methods make of the same data."""
+    """The first image of each class, one row per set and one column per class, to compare methods."""
     first = next(iter(sets.values()))
     present = [label for label, count in enumerate(first.counts) if count]
     labels = present[:MAX_IMAGES]
@@ -37,7 +37,7 @@ def method_rows(sets: Mapping[str, CondensedSet], heading: str = "The first imag
 
 
 def accuracy_bars(rows: Mapping[str, Accuracy], title: str) -> Drawing:
-    """Mean accuracy of each set with its 95 % interval."""
+    """Mean accuracy of each set (percent) with its 95 % interval."""
     figure = Figure(figsize=(5.5, 0.45 * len(rows) + 1.0))
     axis = figure.subplots()
     for place, accuracy in enumerate(rows.values()):
@@ -56,7 +56,7 @@ def accuracy_bars(rows: Mapping[str, Accuracy], title: str) -> Drawing:
 
 
 def loss_curve(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], title: str = "") -> Drawing:
-    """Matching loss against steps, one line a set."""
+    """Matching loss against steps, one line per set."""
     figure = Figure(figsize=(5.5, 3.2))
     axis = figure.subplots()
     for name, (steps, losses) in curves.items():

@@ -1,4 +1,4 @@
-"""Class numbers for the image files of a folder: names that can be stored, one spelling a class, each file once and of one class."""
+"""Class numbers for the image files of a folder; checks names, spellings, and files that are listed twice."""
 
 import re
 import unicodedata
@@ -11,7 +11,13 @@ from distill.label_tables import SPLITS, sorted_labels
 
 @dataclass(frozen=True)
 class Layout:
-    """``parts``: image files and class numbers of "train", and "test" and "val" where they are there; ``notes`` for the user."""
+    """Image files with their classes.
+
+    Attributes:
+        classes: class names.
+        parts: image files and class numbers by split: "train", and "test" and "val" if they exist.
+        notes: for the user.
+    """
 
     classes: tuple[str, ...]
     parts: dict[str, tuple[list[Path], list[int]]]
@@ -19,14 +25,21 @@ class Layout:
 
 
 def _folded(name: str) -> str:
-    """One form of a name for all spellings by capitals and by composed or separate accents."""
+    """A name without differences of capitals and of composed or separate accents."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def numbered(top: Path, labelled: dict[str, list[tuple[Path, str]]], what: str, notes: list[str]) -> Layout:
-    """The layout of (file, class name) pairs by split. Classes are those of the training split.
+    """Number the classes, which are those of the training split.
 
-    Raises `InputError`, opened by ``what``, for a name that is not UTF-8, a class that training has not, and a file of two classes.
+    Args:
+        top: the folder.
+        labelled: (file, class name) pairs by split.
+        what: begins the messages of errors.
+        notes: sentences for the user, which are extended.
+
+    Raises:
+        InputError: for a name that is not UTF-8, a class that is not in the training split, or a file of two classes.
     """
     # Class folders keep the order of torchvision's ImageFolder, in which "10" comes before "2".
     by_folder = all(name in file.parts for file, name in labelled["train"])
@@ -79,7 +92,7 @@ def numbered(top: Path, labelled: dict[str, list[tuple[Path, str]]], what: str, 
 
 
 def _titles(top: Path, names: list[str]) -> tuple[str, ...]:
-    """Class names; of WordNet ids (n01443537), the words that words.txt has for them, as Tiny-ImageNet comes with."""
+    """Class names; WordNet ids (n01443537) are replaced by their words in words.txt, which Tiny-ImageNet has."""
     words = top / "words.txt"
     if not words.is_file() or not all(re.fullmatch(r"n\d{8}", name) for name in names):
         return tuple(names)

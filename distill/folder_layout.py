@@ -1,4 +1,4 @@
-"""Which images of a folder are which split and class: the layouts that people have, each recognised or refused."""
+"""Splits and classes of the images in a folder, for common layouts."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from distill.folder_classes import Layout, numbered
 from distill.image_files import holds_images, images_under, is_image, named, subfolders
 from distill.label_tables import SPLITS, Places, Row, is_table, read_annotations, read_table, split_of
 
-# Folders that say what they hold, not of which class it is.
+# Names of folders that are not classes.
 _CONTAINERS = ("images", "image", "imgs", "img", "jpegimages", "jpg", "jpeg", "jpegs", "png", "photos", "pictures", "files", "data")
 _MAX_WRAPPERS = 4
 _WRITE = (
@@ -19,11 +19,17 @@ _WRITE = (
 
 
 def read_layout(path: Path, what: str) -> Layout:
-    """The layout of a folder of images.
+    """Recognise the layout of a folder of images.
 
-    Understood: class folders; splits (train, test, val in any usual spelling) of class folders or of images with a table of labels; one
-    folder of images with such a table; Tiny-ImageNet as downloaded; any of these inside up to four folders that hold nothing else.
-    Raises `InputError`, opened by ``what``, for everything else, with what was found and what to write.
+    Supported: class folders; splits (train, test, val in common spellings) of class folders or of images with a table of labels; one
+    folder of images with such a table; Tiny-ImageNet as downloaded; any of these inside up to four folders with no other content.
+
+    Args:
+        path: the folder.
+        what: begins the messages of errors.
+
+    Raises:
+        InputError: for any other layout; the message names what is there and a supported layout.
     """
     notes: list[str] = []
     top = _inside(path)
@@ -49,7 +55,7 @@ def read_layout(path: Path, what: str) -> Layout:
 
 
 def _inside(path: Path) -> Path:
-    """The folder that holds the data: ``path``, or the only folder in it that holds images, where that is a wrapper and not a class."""
+    """The folder with the data: ``path``, or the only folder in it with images, if that is not a class."""
     top = path
     for _ in range(_MAX_WRAPPERS):
         inner = _holders(top)
@@ -75,7 +81,7 @@ def _tables(top: Path) -> list[Path]:
 
 
 def _splits(top: Path, what: str) -> dict[str, Path]:
-    """The folders of the splits, with "train" among them; empty where the folders are classes."""
+    """The folders of the splits, "train" among them; empty if the folders are classes."""
     groups: dict[tuple[str, ...], dict[str, list[Path]]] = {}
     inner = _holders(top)
     for folder in inner:
@@ -100,7 +106,7 @@ def _splits(top: Path, what: str) -> dict[str, Path]:
 
 
 def _split_folders(top: Path, splits: dict[str, Path], what: str, notes: list[str]) -> dict[str, list[tuple[Path, str]]]:
-    """Files and class names of each split that has labels: by class folders, else by tables."""
+    """Files and class names of each split with labels, from class folders or else from tables."""
     others = [folder for folder in _holders(top) if folder not in splits.values()]
     if others:
         notes.append(f"{named(others)} next to {named(list(splits.values()))}: not read.")
@@ -113,7 +119,7 @@ def _split_folders(top: Path, splits: dict[str, Path], what: str, notes: list[st
         else:
             labelled[part] = _class_files(classes, notes)
     if flat:
-        # Where the training split has class folders its own table, if any, says nothing new.
+        # A table for a training split with class folders adds nothing.
         rows = [row for row in _labelled(top, [top, *flat.values()], what, notes) if "train" in flat or row.part in flat]
         labelled |= _by_part(rows, what) if rows else {}
         for part, folder in flat.items():
@@ -134,7 +140,7 @@ def _split_folders(top: Path, splits: dict[str, Path], what: str, notes: list[st
 
 
 def _class_level(folder: Path) -> Path | None:
-    """The folder in a split's whose folders are the classes; None where the images lie in it without any."""
+    """The folder below a split whose folders are the classes; None if it has images without class folders."""
     inner = _holders(folder)
     if not inner:
         return None
@@ -144,7 +150,7 @@ def _class_level(folder: Path) -> Path | None:
 
 
 def _check_class_folders(top: Path, what: str) -> None:
-    """Refuses folders that are no classes."""
+    """Raises `InputError` for folders that are no classes."""
     inner = _holders(top)
     tables = "" if not _tables(top) else f" and {named(_tables(top))}, without columns of files and labels"
     if not inner:
@@ -196,7 +202,7 @@ def _class_files(top: Path, notes: list[str]) -> list[tuple[Path, str]]:
 
 
 def _labelled(top: Path, folders: Sequence[Path], what: str, notes: list[str]) -> list[Row]:
-    """Rows of all tables of labels in these folders (and one folder down, where images often lie with theirs)."""
+    """Rows of all tables of labels in these folders, and in their folders of images."""
     files, links = images_under(top)
     if links:
         notes.append(f"{top}: {len(links)} links lead nowhere, or back to a folder above, and are left out: {named(links)}.")

@@ -1,4 +1,4 @@
-"""Image files: which ones a folder holds, and their pixels as one array."""
+"""Image files: those in a folder, and their pixels as one array."""
 
 import os
 from collections import deque
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 MAX_ARRAY_BYTES = 16 << 30
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-# What macOS, Windows and network drives leave beside the user's own files; names that start with a dot are theirs too.
+# Folders that macOS, Windows and network drives create; names that start with a dot are left out as well.
 _FOREIGN = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found")
 _GREY = ("1", "L", "LA")
 _COLOUR = ("RGB", "RGBA", "RGBX", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB")
@@ -26,12 +26,12 @@ _ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
 
 
 def visible(name: str) -> bool:
-    """Whether a file or folder of this name is the user's own: not hidden, and nothing that an operating system leaves behind."""
+    """Whether a name is that of a user's file or folder: not hidden, and not created by an operating system."""
     return not name.startswith(".") and name.casefold() not in _FOREIGN
 
 
 def is_image(path: Path) -> bool:
-    """A visible file, or a link to one, whose name ends as that of an image."""
+    """Whether this is a visible file, or a link to one, with the suffix of an image."""
     return path.suffix.lower() in IMAGE_SUFFIXES and visible(path.name) and path.is_file()
 
 
@@ -41,9 +41,10 @@ def subfolders(top: Path) -> list[Path]:
 
 
 def images_under(top: Path) -> tuple[list[Path], list[Path]]:
-    """(image files in ``top`` and its folders, sorted; links there that lead nowhere or back to a folder above them).
+    """Image files in a folder and its subfolders. Links to other folders are followed, each folder once.
 
-    Links to other folders are followed, each folder once.
+    Returns:
+        The files, and the links that are broken or point to a folder above them; both sorted.
     """
     base, seen = top.resolve(), {top.resolve()}
     files: list[Path] = []
@@ -67,7 +68,7 @@ def images_under(top: Path) -> tuple[list[Path], list[Path]]:
 
 
 def holds_images(top: Path) -> bool:
-    """Whether there is an image file in ``top`` or below; looks no further than the first."""
+    """Whether there is an image file in ``top`` or its subfolders."""
     seen, waiting = {top.resolve()}, [top]
     while waiting:
         inner = []
@@ -87,16 +88,24 @@ def _entries(folder: Path) -> list["os.DirEntry[str]"]:
 
 
 def named(paths: Sequence[Path]) -> str:
-    """``a, b and c``, by the last parts of the paths."""
+    """``a, b and c``: the last parts of the paths."""
     names = [clipped(path.name, 60) for path in paths[:4]] + ([f"{len(paths) - 4} more"] if len(paths) > 4 else [])
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def read_images(files: Sequence[Path], size: int | None, what: str) -> NDArray[np.uint8]:
-    """uint8 N x H x W when all files are grey, else N x H x W x 3, upright as their EXIF orientation says.
+    """Read image files, turned by their EXIF orientation, in one thread per core.
 
-    With ``size`` (pixels) the shorter side is resized to it and the centre cut out. The files are read by a thread a core. Raises
-    `InputError`, opened by ``what``, for a file that is no image or has more than 8 bits a channel, and for unequal sizes without ``size``.
+    Args:
+        files: the files.
+        size: pixels to which the shorter side is resized before the centre is cropped; None: not resized.
+        what: begins the messages of errors.
+
+    Returns:
+        uint8, N x H x W if all files are grey, else N x H x W x 3.
+
+    Raises:
+        InputError: for a file that is no image or has more than 8 bits per channel, or for unequal sizes if ``size`` is None.
     """
     if not files:
         raise InputError(f"{what}: holds no images; expected files ending in {', '.join(IMAGE_SUFFIXES[:4])}.")
@@ -113,7 +122,7 @@ def read_images(files: Sequence[Path], size: int | None, what: str) -> NDArray[n
             if grey is None or pixels.shape[:2] == grey.shape[1:3]:
                 images = np.empty((len(files), height, width, *channels), dtype=np.uint8)
             if grey is not None and images is not None and images is not grey:
-                images[:place] = grey[:place, :, :, None]  # one colour image among grey ones makes all of them colour
+                images[:place] = grey[:place, :, :, None]  # the first colour image makes all images colour
         assert images is not None
         if pixels.shape[:2] != images.shape[1:3]:
             (height, width), (first_height, first_width) = pixels.shape[:2], images.shape[1:3]
@@ -125,7 +134,7 @@ def read_images(files: Sequence[Path], size: int | None, what: str) -> NDArray[n
 
 
 def _all_pixels(files: Sequence[Path], size: int | None, what: str) -> Iterator[NDArray[np.uint8]]:
-    """The pixels of each file, in order; a few files a thread are read ahead, so that memory holds the result and little more."""
+    """The pixels of each file, in order. Only a few files per thread are read ahead, to save memory."""
     threads = min(len(cores()), 16)
     with ThreadPoolExecutor(threads) as pool:
         ahead: deque[Future[NDArray[np.uint8]]] = deque()
@@ -150,11 +159,11 @@ def _pixels(file: Path, size: int | None, what: str) -> NDArray[np.uint8]:
         with Image.open(file) as image:
             mode = image.mode
             if mode in (*_GREY, *_COLOUR):
-                # A palette may hold transparent entries, which Pillow only drops without complaint by way of RGBA.
+                # Pillow warns about palettes with transparent entries unless they are converted to RGBA first.
                 plain = (image.convert("RGBA") if mode in ("P", "PA") else image).convert("L" if mode in _GREY else "RGB")
                 plain = _upright(image, plain)
                 return np.asarray(plain if size is None else functional.center_crop(functional.resize(plain, size), [size, size]))
-    except Exception as error:  # damaged image files make Pillow's decoders raise a dozen types
+    except Exception as error:  # Pillow's decoders raise many types for damaged files
         raise InputError(
             f"{what}: {clipped(file, 300)} cannot be read as an image ({type(error).__name__}: {str(error)[:80]}); repair or delete it."
         ) from None
@@ -162,12 +171,12 @@ def _pixels(file: Path, size: int | None, what: str) -> NDArray[np.uint8]:
 
 
 def _upright(image: "Image.Image", plain: "Image.Image") -> "Image.Image":
-    """``plain`` turned and mirrored as the EXIF data of ``image`` say; damaged EXIF data say nothing."""
+    """``plain`` turned and mirrored by the EXIF orientation of ``image``; unchanged if its EXIF data are damaged."""
     from PIL import Image
 
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # any byte can be wrong in there, and the pixels are good
+    except Exception:  # damaged EXIF data raise many types, and the pixels are valid
         return plain
     turns = Image.Transpose
     steps = {

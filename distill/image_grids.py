@@ -1,4 +1,4 @@
-"""Pictures of many images: one row a class, or a name."""
+"""Figures of many images, in rows of one class or one name."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ Array = NDArray[np.float32]
 
 
 def images_by_class(pixels: Tensor, labels: Tensor, classes: Sequence[str], heading: str, remark: str = "") -> Drawing:
-    """Images (N, C, H, W) in [0, 1] with labels (N,), by class; what is left out and ``remark`` are above the images."""
+    """Images (N, C, H, W) in [0, 1] with labels (N,), by class. A line above them states what is left out, and ``remark``."""
     colours, owners = as_colours(pixels), labels.cpu().numpy()
     there = np.unique(owners).tolist()
     rows = {label: colours[owners == label] for label in there[:MAX_CLASSES]}
@@ -41,17 +41,17 @@ def images_by_class(pixels: Tensor, labels: Tensor, classes: Sequence[str], head
 
 
 def rows_of_images(rows: Mapping[str, Tensor], heading: str, caption: str, note: str = "") -> Drawing:
-    """One row a name with its images (N, C, H, W) in [0, 1]; heading and ``note`` stand above them."""
+    """One row per name with its images (N, C, H, W) in [0, 1], below the heading and ``note``."""
     figure = image_rows([as_colours(row) for row in rows.values()], [escaped(name) for name in rows])
     above(figure, "\n".join(part for part in (title_text(heading), note) if part))
     return Drawing(figure, heading, " ".join(part for part in (caption, f"{note}." if note else "") if part))
 
 
-# Images on one canvas: thousands of small axes would take minutes, and one picture stays one picture in a PDF.
+# All images on one canvas: thousands of small axes would take minutes, and a PDF keeps one image.
 
 
 def _one_each(rows: Mapping[int, Array], names: Mapping[int, str]) -> Figure:
-    """One image a class in lines of ten, its name above it."""
+    """One image per class in lines of ten, with its name above."""
     across, (height, width) = min(ACROSS, len(rows)), next(iter(rows.values())).shape[1:3]
     cell = _CELL[1]
     unit = cell / max(height, width)  # inches of a pixel
@@ -71,7 +71,7 @@ def _one_each(rows: Mapping[int, Array], names: Mapping[int, str]) -> Figure:
 
 
 def image_rows(rows: Sequence[Array], names: Sequence[str]) -> Figure:
-    """One row a name; many short rows stand in several blocks beside each other."""
+    """One row per name; many short rows are arranged in several columns of blocks."""
     (height, width), most = rows[0].shape[1:3], max(map(len, rows))
     blocks = min(len(rows), math.ceil(len(rows) / (34 if most <= 12 else 50 if most <= 20 else MAX_CLASSES)))
     down = math.ceil(len(rows) / blocks)
@@ -114,7 +114,7 @@ def _canvas(canvas: Array, unit: float) -> tuple[Figure, Axes]:
 
 
 def _show(axis: Axes, canvas: Array, unit: float) -> None:
-    """Pixels stay squares when they are enlarged, and are averaged when they are made smaller than the screen's."""
+    """Enlarged pixels are drawn as squares; pixels smaller than the screen's are averaged."""
     height, width = canvas.shape[:2]
     method = "nearest" if unit * 110 >= 1 else "antialiased"
     axis.imshow(canvas, vmin=0, vmax=1, interpolation=method, extent=(0, width, height, 0), aspect="auto")

@@ -1,4 +1,4 @@
-"""What the soft labels of a set mean, and the loss that a learner uses for each kind."""
+"""Kinds of soft labels, and the loss for each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.errors import InputError, unknown_name
+from distill.errors import InputError, type_and_shape, unknown_name
 
 DEFAULT_KIND = "probabilities"
 TOLERANCE = 1e-3  # of a row's sum; float16 labels that a client sends are rounded by half of it
@@ -17,8 +17,9 @@ TOLERANCE = 1e-3  # of a row's sum; float16 labels that a client sends are round
 class LabelKind:
     """A kind of soft labels (N, K).
 
-    ``loss``: (outputs (n, K), labels (n, K)) to the sum over images of each one's loss. ``fault``: what is wrong with labels that say
-    they are of this kind, or None.
+    Attributes:
+        loss: (outputs (n, K), labels (n, K)) to the sum of the images' losses.
+        fault: labels to a description of why they cannot be of this kind, or None.
     """
 
     loss: Callable[[Tensor, Tensor], Tensor]
@@ -26,7 +27,7 @@ class LabelKind:
 
 
 def _cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
-    """For class numbers (n,), too."""
+    """Also for class numbers (n,)."""
     return F.cross_entropy(outputs, labels, reduction="sum")
 
 
@@ -68,8 +69,19 @@ LABEL_KINDS = {
 }
 
 
+def check_labels(labels: Tensor, count: int, classes: int) -> None:
+    """Raises `InputError` unless these are (count,) class numbers int64 in range, or (count, classes) float32."""
+    if labels.dtype == torch.int64:
+        if labels.shape != (count,):
+            raise InputError(f"labels are {type_and_shape(labels)}; allowed: int64 of shape ({count},) for {count} images.")
+        if bool((labels < 0).any()) or bool((labels >= classes).any()):
+            raise InputError(f"labels lie in {int(labels.min())}..{int(labels.max())}; allowed: 0..{classes - 1}.")
+    elif labels.dtype != torch.float32 or labels.shape != (count, classes):
+        raise InputError(f"labels are {type_and_shape(labels)}; allowed: int64 (N,) or float32 (N, {classes}).")
+
+
 def check_kind(labels: Tensor, kind: str) -> None:
-    """`InputError` unless ``kind`` is known and these labels, (N,) class numbers or (N, K) soft ones, can be of it."""
+    """Raises `InputError` unless ``kind`` is known and the labels, (N,) class numbers or (N, K) soft labels, can be of it."""
     if kind not in LABEL_KINDS:
         raise unknown_name("label_kind", kind, LABEL_KINDS)
     if not labels.is_floating_point():

@@ -17,11 +17,11 @@ from distill.spec import DataSpec
 
 Factory = str | Callable[[DataSpec], nn.Module]
 
-# Names and specs can come from other parties, so a network's size is bounded before it is allocated.
+# Names and specs may come from other parties, so the size of a network is limited before it is allocated.
 MAX_PARAMETERS = 2_000_000_000
 
-# A user's own functions under the names that the user's own scenario gives them (scenarios/engine/own.py). Names that come from
-# other parties are looked up here and never imported.
+# A user's functions by the names in the user's scenario (scenarios/engine/own.py). Names from other parties are looked up here and never
+# imported.
 OWN: dict[str, Callable[[DataSpec], nn.Module]] = {}
 
 _factory_lock = threading.RLock()

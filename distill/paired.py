@@ -12,7 +12,17 @@ from distill.errors import InputError
 
 @dataclass(frozen=True)
 class Difference:
-    """``mean`` of second minus first over ``pairs`` pairs; ``low`` and ``high`` are None for a single pair, which has no interval."""
+    """A paired difference, in the unit of the measurements.
+
+    Attributes:
+        first: mean of the first measurements.
+        second: mean of the second measurements.
+        mean: of the differences second minus first.
+        low: lower end of the 95 % interval; None for a single pair.
+        high: upper end.
+        p: two-sided p-value; None for a single pair.
+        pairs: number of pairs.
+    """
 
     first: float
     second: float
@@ -24,7 +34,7 @@ class Difference:
 
     @property
     def significant(self) -> bool:
-        """Whether the 95 % interval leaves out zero; never with a single pair."""
+        """Whether the 95 % interval excludes zero; False for a single pair."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
     def __str__(self) -> str:
@@ -34,12 +44,18 @@ class Difference:
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float]) -> Difference:
-    """Second minus first, pair by pair: mean, 95 % interval and two-sided p-value of the paired t test.
+    """Mean of the differences second minus first, with the 95 % interval and two-sided p-value of the paired t test.
 
-    ``first[i]`` and ``second[i]`` were measured under the same conditions (the same evaluation network's seed, say). Pairing removes what
-    both have in common, so the interval is shorter than that of two separate means. Units are those of the measurements. Pairs that all
-    differ by the same amount give an interval of length zero. Raises `InputError` for no pairs, unequal lengths and numbers that are not
-    finite.
+    Pairing removes the variation that both have in common, so that the interval is shorter than that of two separate means. If all pairs
+    differ by the same amount, its length is zero.
+
+    Args:
+        first: measurements.
+        second: ``second[i]`` was measured under the same conditions as ``first[i]`` (the same seed of the network, for example), in the
+            same unit.
+
+    Raises:
+        InputError: for no pairs, unequal lengths, or numbers that are not finite.
     """
     if len(first) != len(second) or not first:
         raise InputError(f"{len(first)} and {len(second)} measurements were given; allowed: pairs, one or more.")

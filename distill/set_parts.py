@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from distill.errors import InputError, clipped
+from distill.errors import InputError, clipped, type_and_shape
 from distill.records import Json
 from distill.spec import MAX_NAME, DataSpec
 
@@ -171,8 +171,3 @@ def _nbytes(tensors: Mapping[str, Tensor]) -> int:
 
 def _alike(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
     return set(ours) == set(theirs) and all(torch.equal(value.cpu(), theirs[name].cpu()) for name, value in ours.items())
-
-
-def type_and_shape(tensor: Tensor) -> str:
-    """For a message: ``float32 of shape (2, 3)``."""
-    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"

@@ -21,10 +21,18 @@ class MapDataset(Protocol):
 
 
 def read(dataset: MapDataset, what: str) -> tuple[Tensor, Tensor]:
-    """Images (N, C, H, W), uint8 or float32, and labels (N,) int64 of a map-style dataset.
+    """Read a map-style dataset.
 
-    An item is a pair (image, label) or a dict with one of `IMAGE_KEYS` and one of `LABEL_KEYS`. An image is of PIL, a tensor (C, H, W) or
-    (H, W), or a numpy array (H, W, C) or (H, W): uint8, or float in [0, 1]. Raises `InputError`, which calls the dataset ``what``.
+    Args:
+        dataset: items are pairs (image, label), or dicts with one of `IMAGE_KEYS` and one of `LABEL_KEYS`. An image is a PIL image, a
+            tensor (C, H, W) or (H, W), or a numpy array (H, W, C) or (H, W): uint8, or float in [0, 1].
+        what: begins the messages of errors.
+
+    Returns:
+        Images (N, C, H, W), uint8 or float32, and labels (N,) int64.
+
+    Raises:
+        InputError: for an item that cannot be read or does not fit.
     """
     if not (isinstance(dataset, Sized) and hasattr(dataset, "__getitem__")):
         raise InputError(f"{what} is {a_kind(dataset)}; allowed: a dataset with a length and items, Dataset[i] of (image, label).")
@@ -34,7 +42,7 @@ def read(dataset: MapDataset, what: str) -> tuple[Tensor, Tensor]:
         where = f"{what}: item {place}"
         try:
             item = dataset[place]
-        except Exception as error:  # a dataset's own code, and what a file of its is
+        except Exception as error:  # raised by the dataset's own code
             raise InputError(f"{where} cannot be read ({type(error).__name__}: {clipped(error)}).") from error
         image, label = _pair(item, where)
         pixels = _pixels(image, where)
@@ -65,7 +73,7 @@ def class_names(dataset: object) -> tuple[str, ...] | None:
 
 
 def innermost(dataset: object) -> object:
-    """The dataset inside of torch's `Subset`."""
+    """The dataset inside torch's `Subset`."""
     while isinstance(dataset, torch.utils.data.Subset):
         dataset = dataset.dataset
     return dataset
@@ -91,7 +99,7 @@ def _pixels(image: object, where: str) -> Tensor:
     if isinstance(mode, str) and hasattr(image, "convert"):
         if mode not in (*_GREY, *_COLOUR):
             raise InputError(f"{where} has pixels of mode {clipped(mode)}; allowed: 8 bits a channel; convert it.")
-        # A palette may hold transparent entries, which Pillow only drops without complaint by way of RGBA.
+        # Pillow warns about palettes with transparent entries unless they are converted to RGBA first.
         image = np.array((image.convert("RGBA") if mode in ("P", "PA") else image).convert("L" if mode in _GREY else "RGB"))
     if isinstance(image, np.ndarray) and image.ndim == 3:
         image = np.moveaxis(image, 2, 0)
@@ -108,7 +116,7 @@ def _pixels(image: object, where: str) -> Tensor:
     if pixels.dtype == torch.uint8:
         return pixels
     pixels = pixels.float()
-    if pixels.numel() and not (float(pixels.min()) >= 0 and float(pixels.max()) <= 1):  # not-a-number fails both comparisons
+    if pixels.numel() and not (float(pixels.min()) >= 0 and float(pixels.max()) <= 1):  # NaN fails both comparisons
         low, high = float(pixels.min()), float(pixels.max())
         raise InputError(
             f"{where} holds floats outside 0 to 1 (or not finite): {low:g} to {high:g}; leave Normalize out of its transform, the toolkit "

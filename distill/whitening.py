@@ -13,10 +13,13 @@ MAX_PIXELS = 12_288
 
 @dataclass(frozen=True, eq=False)
 class Whitening:
-    """``white = (pixels - mean) @ matrix`` for pixels in [0, 1] flattened to D = C * H * W.
+    """``white = (pixels - mean) @ matrix`` for pixels in [0, 1] flattened to D = C * H * W. Raises `InputError`.
 
-    ``mean`` (D,) and ``matrix`` (D, D), symmetric and positive, float32. It travels with a condensed set, so that a receiver can whiten
-    test images alike and turn the set back into pixels. Raises `InputError` when it does not fit.
+    It is stored in a condensed set, so that a receiver can whiten test images in the same way and convert the set back to pixels.
+
+    Attributes:
+        mean: (D,) float32.
+        matrix: (D, D) float32, symmetric and positive definite.
     """
 
     mean: Tensor
@@ -35,9 +38,11 @@ class Whitening:
 
     @staticmethod
     def fit(images: Tensor, eps: float = 0.1) -> "Whitening":
-        """From training images (N, C, H, W), uint8 or float in [0, 1]: U diag(1 / sqrt(s + eps)) U' of their covariance U diag(s) U'.
+        """Fit to training images: U diag(1 / sqrt(s + eps)) U' of their covariance U diag(s) U'.
 
-        ``eps`` 0.1 is that of Cazenavette et al., CVPR 2022.
+        Args:
+            images: (N, C, H, W), uint8 or float in [0, 1].
+            eps: added to the eigenvalues; the default is that of Cazenavette et al., CVPR 2022.
         """
         size = images[0].numel()
         if size > MAX_PIXELS:
@@ -60,11 +65,11 @@ class Whitening:
         return 4 * (self.mean.numel() + self.matrix.numel())
 
     def apply(self, images: Tensor) -> Tensor:
-        """uint8 (0 to 255) or float (0 to 1) images (N, C, H, W) to white float32."""
+        """Whiten images (N, C, H, W), uint8 (0 to 255) or float (0 to 1), to float32."""
         return ((_flat(images) - self.mean.to(images.device)) @ self.matrix.to(images.device)).view(images.shape)
 
     def undo(self, images: Tensor) -> Tensor:
-        """White images (N, C, H, W) back to pixels, not clipped."""
+        """Convert whitened images (N, C, H, W) back to pixels, not clipped."""
         try:
             flat = torch.linalg.solve(self.matrix.to(images.device).double(), images.flatten(1).double().T).T
         except RuntimeError:  # torch's LinAlgError
@@ -77,7 +82,7 @@ class Whitening:
         return Whitening(self.mean.to(device), self.matrix.to(device))
 
     def same_as(self, other: "Whitening | None") -> bool:
-        """Whether both give the same white images."""
+        """Whether both transforms are equal."""
         return other is not None and torch.equal(self.mean.cpu(), other.mean.cpu()) and torch.equal(self.matrix.cpu(), other.matrix.cpu())
 
 

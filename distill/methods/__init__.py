@@ -1,4 +1,4 @@
-"""The methods: one file tells one method. `METHODS` is the list that everybody reads."""
+"""The methods, one file each, and `METHODS`, their table."""
 
 import dataclasses
 import inspect
@@ -33,12 +33,16 @@ SETTINGS = ("network", "augmentation", "initial")
 
 
 def register(name: str, config: object, method: object) -> None:
-    """Put a user's own method into `METHODS` under ``name``; its config is checked as strictly as the built-in ones are.
+    """Add a user's own method to `METHODS`; its config is checked as strictly as those of the built-in methods.
 
-    ``config`` is a frozen dataclass with defaults for all fields, ``network``, ``augmentation`` and ``initial`` (text) among them;
-    ``method`` is a class made as ``method(config, initial set, network or None)`` that offers what `distill.run.Distiller` lists, and
-    may have the class attributes ``presets`` and ``matches`` (`distill.methods.presets`). Raises `InputError` where something is missing or
-    wrong, or the name is a built-in method's.
+    Args:
+        name: of the method.
+        config: a frozen dataclass with defaults for all fields, among them ``network``, ``augmentation`` and ``initial`` (text).
+        method: a class constructed as ``method(config, initial set, network or None)`` with the interface `distill.run.Distiller`; it
+            may have the class attributes ``presets`` and ``matches`` (`distill.methods.presets`).
+
+    Raises:
+        InputError: if something is missing or wrong, or the name is that of a built-in method.
     """
     what = f"method {clipped(name)!r}"
     if name in METHODS and METHODS[name][1].__module__.startswith("distill.methods."):

@@ -1,4 +1,4 @@
-"""What the authors have not tried: one line each where a run leaves the range that they published."""
+"""One line for each setting of a run outside the range that the authors published."""
 
 import torch
 from torch import nn
@@ -13,10 +13,17 @@ _DEEP = 8  # convolutions; the authors match ConvNets of 3 to 6
 
 
 def advice(name: str, config: Config, spec: DataSpec, ipc: int, network: Factory | None = None) -> list[str]:
-    """Lines for a method at this IPC; none where the authors have published the like, or the method's presets name no range.
+    """Advice for the user; it changes nothing.
 
-    The published ranges are ``published_ipc`` of each method's presets, by data set. ``config`` is the method's config;
-    ``network`` the matching network where it is not the config's. Nothing is changed by this: it is for a person to read.
+    Args:
+        name: of the method. Its published range is ``published_ipc`` of its presets, by data set.
+        config: of the method.
+        spec: of the data.
+        ipc: number of images per class.
+        network: matching network, if it is not the config's.
+
+    Returns:
+        Lines; none inside the published range, or if the presets have no range.
     """
     if name not in METHODS:
         return []

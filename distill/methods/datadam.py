@@ -1,4 +1,4 @@
-"""DataDAM, attention matching: distribution matching of spatial attention maps, with the last features beside them.
+"""DataDAM, attention matching: distribution matching of spatial attention maps and of the last features.
 
 Sajedi, Khaki, Amjadian, Liu, Lawryshyn and Plataniotis, "DataDAM: Efficient Dataset Distillation with Attention Matching", ICCV 2023.
 """
@@ -32,7 +32,7 @@ class Form(NamedTuple):
     network: str
 
 
-# What the paper's table and the released code say where they differ. The paper gives no batch; users of the code run 256 as well.
+# Values of the paper's table and of the released code where they differ. The paper gives no batch size; users of the code use 256.
 FORMS = {
     "paper": Form(8000, 4.0, 1.0, 256, "ConvNet"),
     "released": Form(20_000, 1.0, 100.0, 64, "ConvNetBN"),
@@ -70,13 +70,24 @@ STEP_SIZE = (
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class DataDAMConfig:
-    """``form`` "paper" (instance norm, p = 4, 8,000 iterations) or "released" (the code: batch norm, p = 1, 20,000 iterations, loss times
-    100); a field that is given goes before its form's value.
+    """Settings of DataDAM.
 
-    ``power`` is p; ``layers`` are the activations that are matched, counted from 0 (None: all but the last); ``feature_weight`` is
-    lambda (None: 0.01 up to 32 x 32 pixels, 0.02 above); ``weight`` multiplies the whole loss. ``lr_img`` None: 1 up to 50 images a
-    class, 10 above (main_DataDAM.py says so of every data set). ``precision`` "bf16" is for the real side only; ``compile`` see
-    `distill.fast`.
+    Attributes:
+        form: defaults of the fields that are None: "paper" (instance norm, p = 4, 8,000 iterations) or "released" (the code: batch norm,
+            p = 1, 20,000 iterations, loss times 100).
+        iterations: number of steps.
+        power: p of the attention maps.
+        layers: activations that are matched, counted from 0; None: all but the last.
+        feature_weight: lambda; None: 0.01 up to 32 x 32 pixels, 0.02 above.
+        weight: factor of the loss.
+        lr_img: step size of the images; None: 1 up to 50 images per class, 10 above (main_DataDAM.py, for every data set).
+        momentum: of the images.
+        batch_real: real images per class and step.
+        network: matching network.
+        augmentation: strategy; "auto": DSA's for the data.
+        initial: initialisation of the images.
+        precision: "bf16" applies to the real images only.
+        compile: see `distill.fast`.
     """
 
     form: Literal["paper", "released"] = "paper"
@@ -97,7 +108,7 @@ class DataDAMConfig:
     def __post_init__(self) -> None:
         for name, value in FORMS[self.form]._asdict().items():
             if getattr(self, name) is None:
-                object.__setattr__(self, name, value)  # frozen for everybody else; a record shall hold the values that were used
+                object.__setattr__(self, name, value)  # records must hold the values that are used
 
 
 def attention(activation: Tensor, power: float) -> Tensor:
@@ -127,13 +138,13 @@ class DataDAM:
 
     @property
     def condensed(self) -> CondensedSet:
-        """The set as it is now."""
+        """The set in its current state."""
         return self.synthetic.to_set(self.augmentation)
 
     def matched(self, network: nn.Module, images: Tensor) -> Tensor:
-        """(N, D): the attention maps of the chosen layers and the features, each times the root of its weight in the loss, side by side.
+        """Attention maps of the chosen layers and features, each times the square root of its weight in the loss, concatenated: (N, D).
 
-        Squared distances of their class means then add up to the weighted loss, so that real data are seen as class means only.
+        The squared distance of class means is then the weighted loss, so that only class means of real data are needed.
         """
         *outputs, features = activations(network, images)
         maps = [output for output in outputs if output.ndim == 4]
@@ -155,7 +166,7 @@ class DataDAM:
         return {"loss": loss}
 
     def _network(self, statistics: RealStatistics, generator: torch.Generator) -> nn.Module:
-        """This step's network, frozen; `view` and `real_view` look through it at synthetic and at real images."""
+        """This step's network, frozen; `view` and `real_view` are its features of synthetic and of real images."""
         network = renew(self.factory, self.network, statistics.spec, generator, statistics.device).train().requires_grad_(False)
         if network is not self.network:
             stays = isinstance(self.factory, str)  # compiling for one step is never worth it
@@ -175,5 +186,5 @@ class DataDAM:
         return self.synthetic.state()
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Put `state` back."""
+        """Restore `state`."""
         self.synthetic.load_state(state)

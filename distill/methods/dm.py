@@ -1,4 +1,4 @@
-"""DM, distribution matching: make the mean feature of a class's images that of its real images, in random untrained networks.
+"""DM, distribution matching: match the mean features of synthetic and real images of each class, in random untrained networks.
 
 Zhao and Bilen, "Dataset Condensation with Distribution Matching", WACV 2023.
 """
@@ -39,8 +39,8 @@ PRESETS = Presets(
 
 
 def image_step(spec: DataSpec, ipc: int) -> float:
-    """The authors' step size of the images: 1 up to 50 images a class; above, 10, but on CIFAR-100 still 1. Of other data sets they say
-    nothing: those are treated as CIFAR-10."""
+    """The authors' step size of the images: 1 up to 50 images per class, above it 10, on CIFAR-100 always 1. They give none for other data
+    sets, which are treated as CIFAR-10."""
     return 1.0 if ipc <= 50 or spec.name.lower() == "cifar100" else 10.0
 
 
@@ -52,12 +52,21 @@ STEP_SIZE = (
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class DMConfig:
-    """Defaults are those of the paper's code. ``lr_img`` None is `image_step`'s rule: 1 up to 50 images a class and 10 above, on
-    CIFAR-100 always 1. ``augmentation`` "auto" is DSA's strategy for the data (no flips for digits).
+    """Settings of DM. Defaults are those of the paper's code.
 
-    ``logits`` matches the network's outputs beside its features, and ``radius`` keeps one network and looks at it each step from a random
-    place at that distance in weight space, instead of drawing a new one: both as FedDM does (Xiong et al., CVPR 2023).
-    ``precision`` "bf16" is for the real side only; ``compile`` see `distill.fast`.
+    Attributes:
+        iterations: number of steps.
+        lr_img: step size of the images; None: see `image_step`.
+        momentum: of the images.
+        batch_real: real images per class and step.
+        network: matching network.
+        augmentation: strategy; "auto": DSA's for the data (no flips for digits).
+        initial: initialisation of the images.
+        logits: match the network's outputs as well as its features, as FedDM does (Xiong et al., CVPR 2023).
+        radius: instead of drawing a new network in each step, move one network to a random point at this distance in weight space, as
+            FedDM does.
+        precision: "bf16" applies to the real images only.
+        compile: see `distill.fast`.
     """
 
     iterations: Annotated[int, Field(ge=1)] = 20_000
@@ -91,7 +100,7 @@ class DM:
 
     @property
     def condensed(self) -> CondensedSet:
-        """The set as it is now."""
+        """The set in its current state."""
         return self.synthetic.to_set(self.augmentation)
 
     def step(self, statistics: RealStatistics, generator: torch.Generator) -> dict[str, Tensor]:
@@ -106,12 +115,12 @@ class DM:
         return {"loss": loss}
 
     def _network(self, statistics: RealStatistics, generator: torch.Generator) -> nn.Module:
-        """This step's network, frozen; `view` and `real_view` look through it at synthetic and at real images."""
+        """This step's network, frozen; `view` and `real_view` are its features of synthetic and of real images."""
         config, device = self.config, statistics.device
         if config.radius is None:
             network = renew(self.factory, self.network, statistics.spec, generator, device)
         else:
-            # Its weights are given below; a resumed run, which has the centre already, may not draw them again.
+            # Its weights are set below; a resumed run, which has the centre, must not draw them again.
             first = generator if self.centre is None else torch.Generator(device)
             network = self.network or create(self.factory, statistics.spec, first, device)
             if self.centre is None:
@@ -136,7 +145,7 @@ class DM:
         return {**self.synthetic.state(), **({} if self.centre is None else {"centre": self.centre})}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Put `state` back."""
+        """Restore `state`."""
         self.synthetic.load_state(state)
         if "centre" in state:
             self.centre = state["centre"].to(self.synthetic.images.device)

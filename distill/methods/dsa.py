@@ -1,7 +1,7 @@
 """DSA, differentiable Siamese augmentation: gradient matching with one shared random transform on both sides.
 
-Zhao and Bilen, "Dataset Condensation with Differentiable Siamese Augmentation", ICML 2021. The loop is gm.py's; what DSA changes is the
-augmentation, which is on, and the images' start, which is real.
+Zhao and Bilen, "Dataset Condensation with Differentiable Siamese Augmentation", ICML 2021. The loop is that of gm.py; DSA
+differs in its augmentation and in its initial images, which are real.
 """
 
 import pydantic
@@ -27,7 +27,7 @@ STEP_SIZE = "DSA's loss is GM's: a sum of cosine distances over classes, layers 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class DSAConfig(GMConfig):
-    """As `GMConfig`; the strategy is the paper's for the data, without flips for digits."""
+    """Settings of DSA: as `GMConfig`, with the paper's augmentation for the data (no flips for digits) and real initial images."""
 
     augmentation: str = "auto"
     initial: Initial = "real"

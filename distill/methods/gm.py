@@ -1,4 +1,4 @@
-"""GM, gradient matching (also called DC): make the network gradients that synthetic images give those of real images.
+"""GM, gradient matching (also called DC): match the network gradients of synthetic and real images.
 
 Zhao, Mopuri and Bilen, "Dataset Condensation with Gradient Matching", ICLR 2021. DSA is the same with Siamese augmentation (dsa.py).
 """
@@ -61,10 +61,25 @@ STEP_SIZE = (
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class GMConfig:
-    """Defaults are those of the paper's code. ``outer_steps`` (image updates per network) and ``inner_epochs`` (network training on the
-    synthetic set between two of them) follow the authors' table by IPC when None: outer_steps = ipc, inner_epochs interpolated, and
-    (50, 10) above 100 images a class. ``lr_img`` None is 0.1, and 0.01 for the network "MLP". ``precision`` "bf16" is for the real side
-    only; ``compile`` see `distill.fast`."""
+    """Settings of GM. Defaults are those of the paper's code.
+
+    Attributes:
+        iterations: number of networks.
+        outer_steps: image updates per network; None: by the authors' table, the number of images per class, or 50 above 100 images.
+        inner_epochs: training of the network on the synthetic set between two image updates; None: interpolated from the table,
+            or 10 above 100 images per class.
+        lr_img: step size of the images; None: 0.1, for the network "MLP" 0.01.
+        momentum: of the images.
+        lr_net: step size of the network.
+        batch_real: real images per class and step.
+        batch_train: images per step of the network's training.
+        distance: of gradients, see `distill.matching.gradient_distance`.
+        network: matching network.
+        augmentation: strategy.
+        initial: initialisation of the images.
+        precision: "bf16" applies to the real images only.
+        compile: see `distill.fast`.
+    """
 
     iterations: Annotated[int, Field(ge=1)] = 1000
     outer_steps: Annotated[int, Field(ge=1)] | None = None
@@ -82,7 +97,7 @@ class GMConfig:
     compile: Compile = "auto"
 
     def __post_init__(self) -> None:
-        if self.lr_img is None:  # frozen for everybody else; a record shall hold the value that was used
+        if self.lr_img is None:  # records must hold the value that is used
             object.__setattr__(self, "lr_img", LR_IMG_MLP if self.network == "MLP" else LR_IMG)
 
 
@@ -113,7 +128,7 @@ class GM:
 
     @property
     def condensed(self) -> CondensedSet:
-        """The set as it is now. Without augmentation, as GM is published, it does not say what learners shall use."""
+        """The set in its current state. Without augmentation, as GM is published, it names no augmentation for training on it."""
         plain = self.augmentation == "none" == type(self.config)().augmentation
         return self.synthetic.to_set(None if plain else self.augmentation)
 
@@ -147,13 +162,13 @@ class GM:
         self.synthetic.descend(gradients, self.config.lr_img or LR_IMG, self.config.momentum)
 
         self.steps_done += 1
-        # The published loop does not train the network after its last image update: that network is thrown away.
+        # As published, the network is not trained after its last image update, because it is discarded.
         if place < self.outer_steps - 1:
             self._train(network.train(), generator)
         return {"loss": total}
 
     def _real_side(self, network: nn.Module, statistics: RealStatistics) -> Fast:
-        """The network as real images see it: first derivatives only, so it may be compiled."""
+        """The network for real images, which need first derivatives only, so that it may be compiled."""
         config = self.config
         stays = isinstance(self.factory, str)  # compiling for a few steps is never worth it
         work = 3 * flops(network, statistics.spec) * config.batch_real * len(statistics.classes) * self.total_steps if stays else 0
@@ -181,11 +196,11 @@ class GM:
         return {**self.synthetic.state(), "steps_done": torch.tensor(self.steps_done), **network}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Put `state` back."""
+        """Restore `state`."""
         self.synthetic.load_state(state)
         self.steps_done = int(state["steps_done"])
         saved = {name.removeprefix("network."): value for name, value in state.items() if name.startswith("network.")}
-        if saved:  # stopped between two image updates of one network; any fresh one of the same shape takes its weights
+        if saved:  # interrupted between two image updates of one network; any new one of the same shape gets its weights
             device = self.synthetic.images.device
             self.network = renew(self.factory, None, self.synthetic.template.spec, torch.Generator(device), device)
             self.network.load_state_dict(saved)

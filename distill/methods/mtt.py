@@ -1,4 +1,4 @@
-"""MTT, matching training trajectories: a student trained for a few steps on the images must end where an expert ends after whole epochs.
+"""MTT, matching training trajectories: a student trained for some steps on the images must reach the weights of an expert epochs later.
 
 Cazenavette, Wang, Torralba, Efros and Zhu, "Dataset Distillation by Matching Training Trajectories", CVPR 2022. The image gradient is the
 exact one through all steps of the student, at constant memory (distill/adjoint.py).
@@ -26,14 +26,14 @@ from distill.randomness import generator as stream
 from distill.statistics import RealStatistics
 from distill.synthetic import Initial, Synthetic
 
-# So many steps of students save more than the 4 to 35 s that compiling one takes.
+# From this number of student steps on, compiling saves more than the 4 to 35 s that it takes.
 WORTH_STUDENT_STEPS = 5000
-# A step size at or below zero would train nothing; learning may not take it there.
+# Lower limit of the learned step size, which must stay positive.
 MIN_LR = 1e-6
 
 
 class Trajectory(NamedTuple):
-    """A row of the authors' settings; ``max_start_epoch`` is the argument of their distill.py, whose last epoch is one less (`_paper`)."""
+    """Settings of the authors for a data set; ``max_start_epoch`` is the argument of their distill.py, which excludes it (see `_paper`)."""
 
     syn_steps: int
     expert_epochs: int
@@ -46,11 +46,11 @@ class Trajectory(NamedTuple):
     source: str
 
 
-# The authors' commands, as DC-BENCH lists them. For CIFAR-10 at 10 images the authors' own readme has lr_img 1e5 and lr_lr 1e-4, which
-# diverge: a typing error, they say (mtt-distillation, issue 31), without the right ones. 100 and 1e-5 stand in DC-BENCH's list, in FTD's
-# distill/run_distill.sh (AngusDujw/FTD-distillation) and in HaBa's run_cifar10_ipc10_style5.sh (Huage001/DatasetFactorization).
+# The authors' commands, as listed in DC-BENCH. For CIFAR-10 at 10 images the authors' readme has lr_img 1e5 and lr_lr 1e-4, which diverge:
+# a typing error according to them (mtt-distillation, issue 31), without a correction. DC-BENCH has 100 and 1e-5, and so have FTD's
+# distill/run_distill.sh (AngusDujw/FTD-distillation) and HaBa's run_cifar10_ipc10_style5.sh (Huage001/DatasetFactorization).
 _BENCH = "justincui03/dc_benchmark, methods/tm/readme.md"
-# MNIST, FashionMNIST and SVHN ("") are in no table of the authors: CIFAR-10's settings without ZCA stand in for them.
+# MNIST, FashionMNIST and SVHN ("") are in no table of the authors: CIFAR-10's settings without ZCA are used.
 _PLAIN = "GeorgeCazenavette/mtt-distillation, issue 7, CIFAR-10 without ZCA"
 TRAJECTORIES = {
     ("cifar10", 1): Trajectory(50, 2, 2, 100.0, 1e-7, 0.01, True, None, _BENCH),
@@ -120,15 +120,34 @@ STEP_SIZE = (
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class MTTConfig:
-    """Defaults are the authors' for CIFAR-10 at 10 images a class without ZCA; other data need others (`TRAJECTORIES`).
+    """Settings of MTT. Defaults are the authors' for CIFAR-10 at 10 images per class without ZCA; other data need others (`TRAJECTORIES`).
 
-    The student takes ``syn_steps`` of SGD at the learned step size (it starts at ``lr_init``, learned with ``lr_lr``) from a random expert
-    epoch of 0 to ``max_start_epoch``, **both included**, as algorithm 1 of the paper writes it (t <= T+). The authors' code leaves its
-    ``--max_start_epoch`` out (distill.py: ``np.random.randint(0, args.max_start_epoch)``): their 15 is 14 here. The target lies
-    ``expert_epochs`` further. ``batch_syn`` None uses all images in every step. ``soft_labels`` learns labels too, from an expert's
-    predictions on the first images (Guo et al., ICLR 2024). ``max_norm`` is the longest gradient of the images that is followed; a longer
-    one, and those of the step size and labels with it, is scaled down (None, as published: no limit). The fields of the experts are those
-    of `ExpertConfig`; ZCA is a matter of the data (``data.whitened()``).
+    ZCA is a property of the data (``data.whitened()``).
+
+    Attributes:
+        iterations: number of steps.
+        syn_steps: SGD steps of the student.
+        expert_epochs: epochs of the expert from the start to the target.
+        max_start_epoch: the start is a random expert epoch from 0 to this one, **both included**, as in algorithm 1 of the paper
+            (t <= T+). The authors' code excludes it (distill.py: ``np.random.randint(0, args.max_start_epoch)``): their 15 is 14 here.
+        lr_img: step size of the images.
+        lr_lr: step size of the learned step size.
+        lr_init: initial value of the learned step size.
+        momentum: of images, step size and labels.
+        max_norm: gradients of the images above this norm are scaled down, and those of the step size and labels by the same factor;
+            None, as published: no limit.
+        batch_syn: synthetic images per student step; None: all.
+        soft_labels: learn the labels, from an expert's predictions on the initial images (Guo et al., ICLR 2024).
+        lr_label: step size of the labels.
+        network: of student and experts.
+        augmentation: strategy; "auto": DSA's for the data.
+        initial: initialisation of the images.
+        experts: number of experts, see `ExpertConfig` for their fields.
+        expert_lr: step size of the experts.
+        batch_real: batch size of the experts.
+        expert_snapshots: how their weights are stored.
+        expert_seed: of the experts.
+        compile: see `distill.fast`.
     """
 
     iterations: Annotated[int, Field(ge=1)] = 5000
@@ -155,10 +174,10 @@ class MTTConfig:
 
 
 def shortened(gradients: Matched, max_norm: float) -> Matched:
-    """All gradients scaled by one factor so that the images' is at most ``max_norm`` long; zero where it is not finite.
+    """Scale all gradients by one factor so that the norm of the images' gradient is at most ``max_norm``; to zero if it is not finite.
 
-    Where a student's step is unstable (its step size times the loss's curvature above 2) the exact gradient grows exponentially back
-    through the steps: one in a few hundred is a thousand times as long as the others, and undoes them all.
+    If a student's steps are unstable (step size times curvature of the loss above 2) the exact gradient grows exponentially backwards
+    through the steps: one in a few hundred is a thousand times as long as the others, and reverses their progress.
     """
     length = gradients.images.norm()
     scale = torch.where(length.isfinite(), (max_norm / length.clamp_min(1e-30)).clamp_max(1.0), 0.0)
@@ -191,13 +210,13 @@ class MTT:
 
     @property
     def condensed(self) -> CondensedSet:
-        """The set as it is now, with its learned step size."""
+        """The set in its current state, with its learned step size."""
         if self.logits is not None:
             self.synthetic.labels = self.logits.softmax(1)
         return self.synthetic.to_set(self.augmentation, lr=float(self.lr))
 
     def prepare(self, statistics: RealStatistics, *, progress: bool | None = None) -> None:
-        """Train the experts, or find them in the cache; `step` does it where nobody called this."""
+        """Train the experts, or find them in the cache; the first `step` does it if this was not called."""
         if sharding.count() > 1:
             raise InputError("mtt has no classes to share out between processes; run it without torchrun.")
         if statistics.spec.num_classes < 2:
@@ -217,7 +236,7 @@ class MTT:
             c.expert_seed,
         )
         self.trajectories = statistics.trajectories(expert_config, self.factory, progress=progress)
-        # Any network of this shape: its weights are given anew in every step.
+        # Any network of this shape: its weights are set in every step.
         device = self.synthetic.images.device
         network = create(self.factory, statistics.spec, stream(0, "mtt", "shape"), device)
         work = 12.0 * flops(network, statistics.spec) * min(c.batch_syn or 10**9, len(self.synthetic.images)) * c.syn_steps * c.iterations
@@ -265,7 +284,7 @@ class MTT:
         return {"loss": gradients.loss, "lr": self.lr}
 
     def _batches(self, generator: torch.Generator) -> list[Tensor]:
-        """The indices of each step: all images, or batches of random orders one after the other."""
+        """The indices of each step: all images, or consecutive batches of random orders."""
         count, device = len(self.synthetic.images), self.synthetic.images.device
         size = min(self.config.batch_syn or count, count)
         batches: list[Tensor] = []
@@ -289,7 +308,7 @@ class MTT:
         }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Put `state` back."""
+        """Restore `state`."""
         self.synthetic.load_state(state)
         device = self.synthetic.images.device
         self.lr, self.lr_velocity = state["lr"].to(device), state["lr_velocity"].to(device)

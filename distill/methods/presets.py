@@ -1,4 +1,4 @@
-"""What a method's file states beside its code: settings for other uses than the paper's, and the range that its authors published."""
+"""Facts in a method's file: settings for other uses than the paper's, and the range that its authors published."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -61,7 +61,7 @@ class Presets:
 
 
 def presets_of(method: type) -> Presets:
-    """``method.presets``; a method without them has the defaults of `Presets`. Raises `InputError` where they are something else."""
+    """``method.presets``, or the defaults of `Presets`. Raises `InputError` if the attribute is something else."""
     presets = getattr(method, "presets", None)
     if presets is None:
         return Presets()
