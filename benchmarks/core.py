@@ -1,13 +1,13 @@
-"""Speed of the core: each method's step beside a plain loop written from its paper, taking turns.
+"""Speed of the core: a step of each method compared with a plain loop written from its paper; both take turns.
 
 python -m benchmarks.core [--json FILE] [--rounds N] [--only dm,gm,datadam,mtt,evaluation,memory] [--width 128] [--device cpu|cuda]
 python -m benchmarks.core --page         the table of docs/speed.md from benchmarks/expected/core.json
 
-CIFAR-10 shapes, ConvNet-3, 10 images a class, 256 real images a class; made data, because speed does not depend on what is in the images.
-Medians over rounds; GFLOP/s count convolutions and linear layers only. An error is that of the image gradient beside the plain loop's.
+CIFAR-10 shapes, ConvNet-3, 10 images per class, 256 real images per class; random data, because the speed does not depend on their content.
+Medians over rounds; GFLOP/s count convolutions and linear layers only. An error is that of the image gradient against the plain loop's.
 
-"plain" runs in a fresh process of its own for each part, as a user's script does; "plain, memory kept" in ours, after the one setting of
-the C library that the `distill` command makes for all its work (distill/memory.py). Both take turns with our forms in every round.
+"plain" runs in a new process for each part, as a user's script does; "plain, memory kept" in this process, with the setting of the C
+library that the `distill` command makes (distill/memory.py). Both take turns with the other forms in every round.
 """
 
 import argparse
@@ -61,7 +61,7 @@ Work = Callable[[], Any]
 
 
 class Setting:
-    """The made data, the images and the network that every form of every part works on."""
+    """The random data, images and network of all measurements."""
 
     def __init__(self, device: str, width: int) -> None:
         self.device, self.width, self.name = device, width, f"ConvNetW{width}"
@@ -81,7 +81,7 @@ class Setting:
         self.forward = flops(self.network, self.spec)
 
     def segment(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, View]:
-        """What MTT's gradient is computed from: a start, a target, the images, their labels and a step size."""
+        """Arguments of MTT's gradient: start, target, images, labels, step size and batches."""
         start = torch.nn.utils.parameters_to_vector(self.network.parameters()).detach().clone()
         target = start + 0.01 * torch.randn(start.shape, generator=generator(0, "target")).to(self.device)
         return start, target, self.images, self.labels, torch.tensor(0.01, device=self.device), lambda step, x, y: (x, y)
@@ -133,13 +133,13 @@ class Setting:
         student = Student(copy.deepcopy(self.network), compile=compile)
 
         def gradient() -> tuple[Tensor, Tensor]:
-            found = matching_gradient(student, *self.segment(), steps=MTT_STEPS)
-            return found.loss, found.images
+            gradients = matching_gradient(student, *self.segment(), steps=MTT_STEPS)
+            return gradients.loss, gradients.images
 
         return gradient
 
     def step(self, part: str, precision: Precision, compile: Compile) -> Work:
-        """One step of the method itself from the given images, on the given network and whole classes as batches, no augmentation."""
+        """One step of the method from these images, on this network, with full classes as batches and no augmentation."""
         kinds: dict[str, tuple[Callable[..., object], Callable[..., DM | GM | DataDAM], dict[str, int]]] = {
             "dm": (DMConfig, DM, {}),
             "gm": (GMConfig, GM, {"outer_steps": 1}),
@@ -147,12 +147,12 @@ class Setting:
         }
         config, kind, extra = kinds[part]
         common = {"network": self.name, "batch_real": BATCH, "augmentation": "none", "lr_img": 1.0, "momentum": 0.0, **extra}
-        made, statistics = kind(config(**common, precision=precision, compile=compile), self.tiny), ExactStatistics(self.data)
+        method, statistics = kind(config(**common, precision=precision, compile=compile), self.tiny), ExactStatistics(self.data)
 
         def step() -> tuple[Tensor, Tensor]:
-            made.synthetic.images.copy_(self.images)
-            loss = made.step(statistics, generator(0, "steps"))["loss"]
-            return loss, self.images - made.synthetic.images
+            method.synthetic.images.copy_(self.images)
+            loss = method.step(statistics, generator(0, "steps"))["loss"]
+            return loss, self.images - method.synthetic.images
 
         return step
 
@@ -180,7 +180,7 @@ def seconds(work: Work, device: str) -> float:
 
 
 def plain_process(connection: Connection, part: str, device: str, width: int) -> None:
-    """Run one plain part whenever asked, until told to stop."""
+    """Run one plain part for each True that is received, until a False."""
     form = Setting(device, width).plain(part)
     while connection.recv():
         connection.send(seconds(form, device))
@@ -233,8 +233,8 @@ def measure(part: str, setting: Setting, rounds: int) -> dict[str, Row]:
 
 
 def limits(device: str) -> dict[str, float]:
-    """GFLOP/s of what the machine does best: large matrix products, and the network's own inner convolution."""
-    draws, found = torch.Generator(device), {}
+    """GFLOP/s that the machine can reach: large matrix products, and the network's inner convolution."""
+    draws, speeds = torch.Generator(device), {}
     for dtype in (torch.float32, torch.bfloat16):
         a = torch.randn(2048, 2048, device=device, generator=draws).to(dtype)
         images = torch.randn(256, 128, 16, 16, device=device, generator=draws).to(dtype).contiguous(memory_format=torch.channels_last)
@@ -244,12 +244,12 @@ def limits(device: str) -> dict[str, float]:
             ("matmul", lambda a=a: a @ a, 2 * 2048**3),
             ("convolution", lambda i=images, w=weight: torch.conv2d(i, w, padding=1), 2 * 256 * 256 * 128 * 128 * 9),
         ):
-            found[f"{name} {what}"] = operations / min(seconds(work, device) for _ in range(9)) / 1e9
-    return found
+            speeds[f"{name} {what}"] = operations / min(seconds(work, device) for _ in range(9)) / 1e9
+    return speeds
 
 
 def memory_of(form: str, width: int) -> int:
-    """Peak resident bytes of a fresh process that computes one MTT gradient: "adjoint-50" is 50 student steps by the adjoint."""
+    """Peak resident bytes of a new process that computes one MTT gradient: "adjoint-50" is 50 student steps by the adjoint."""
     code = f"from benchmarks.core import segment_alone; segment_alone({form!r}, {width})"
     return int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()[-1])
 
@@ -272,32 +272,32 @@ def main() -> None:
     parser.add_argument("--only", default="dm,gm,datadam,mtt,evaluation,memory")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    given = parser.parse_args()
-    if given.page:
+    options = parser.parse_args()
+    if options.page:
         write_whole(PAGE, with_table(PAGE.read_text(), read_json(KEPT)))
         return
     keep_freed_memory()
-    setting = Setting(given.device, given.width)
-    limit = limits(given.device)
+    setting = Setting(options.device, options.width)
+    limit = limits(options.device)
     print("limits: " + ", ".join(f"{name} {value:.0f} GFLOP/s" for name, value in limit.items()))
     results: dict[str, dict[str, Row]] = {}
     memory: dict[str, int] = {}
-    for name in given.only.replace("evaluation", "training,test pass").split(","):
+    for name in options.only.replace("evaluation", "training,test pass").split(","):
         if name != "memory":
-            results[name] = measure(name, setting, given.rounds)
-        elif given.device == "cpu":
-            memory = {form: memory_of(form, given.width) for form in ("adjoint-10", "adjoint-50", "plain-10")}
+            results[name] = measure(name, setting, options.rounds)
+        elif options.device == "cpu":
+            memory = {form: memory_of(form, options.width) for form in ("adjoint-10", "adjoint-50", "plain-10")}
             print("peak memory: " + ", ".join(f"{form} {value / 1e9:.2f} GB" for form, value in memory.items()))
-    for name, wanted in TARGETS.items():
-        for label, ratio in wanted.items():
+    for name, ratios in TARGETS.items():
+        for label, ratio in ratios.items():
             best = max((row["ratio"] for form, row in results.get(name, {}).items() if form.startswith(label)), default=None)
             if best is not None:
-                print(f"{name}, {label}: {best:.2f} x, asked {ratio} x: {'reached' if best >= ratio else 'MISSED'}")
-    facts = {"width": given.width, "ipc": IPC, "batch_real": BATCH, "classes": CLASSES, "rounds": given.rounds, "limits_gflops": limit}
+                print(f"{name}, {label}: {best:.2f} x, target {ratio} x: {'reached' if best >= ratio else 'MISSED'}")
+    facts = {"width": options.width, "ipc": IPC, "batch_real": BATCH, "classes": CLASSES, "rounds": options.rounds, "limits_gflops": limit}
     measured = {**results, **({"memory": memory} if memory else {})}
-    record = {**facts, "results": measured, "environment": environment(given.device), "peak_memory_bytes": peak_memory_bytes()}
-    if given.json:
-        write_json(given.json, record)
+    record = {**facts, "results": measured, "environment": environment(options.device), "peak_memory_bytes": peak_memory_bytes()}
+    if options.json:
+        write_json(options.json, record)
 
 
 if __name__ == "__main__":

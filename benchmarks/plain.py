@@ -1,4 +1,4 @@
-"""Each method's step as its paper defines it, class by class and batch by batch, without any of this project's shortcuts.
+"""Each method's step as its paper defines it, class by class and batch by batch, without the optimisations of this project.
 
 These loops are what `python -m benchmarks.core` compares with, and what tests take for the truth. They use the networks and the
 augmentation of the core, plain autograd and nothing else. Every function returns (loss, gradient for the images (N, C, H, W)).
@@ -36,8 +36,8 @@ def gm(network: nn.Module, real: Sequence[Tensor], images: Tensor, counts: Seque
         labels = torch.full((len(real[c]),), c, device=images.device)
         target = torch.autograd.grad(F.cross_entropy(network(augment(real[c], c)), labels), parameters)
         ours = F.cross_entropy(network(augment(synthetic, c)), labels[:1].expand(len(synthetic)))
-        found = torch.autograd.grad(ours, parameters, create_graph=True)
-        for a, b in zip(target, found, strict=True):
+        gradients = torch.autograd.grad(ours, parameters, create_graph=True)
+        for a, b in zip(target, gradients, strict=True):
             if a.ndim > 1:
                 a, b = a.flatten(1), b.flatten(1)
                 loss = loss + (1 - (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-6)).sum()
@@ -62,14 +62,14 @@ def datadam(
     for c, synthetic in enumerate(images.split(list(counts))):
         with torch.no_grad():
             targets = activations(network, augment(real[c], c))
-        found = activations(network, augment(synthetic, c))
-        for layer in range(len(found) - 2):
+        ours = activations(network, augment(synthetic, c))
+        for layer in range(len(ours) - 2):
             means = []
-            for activation in (targets[layer], found[layer]):
+            for activation in (targets[layer], ours[layer]):
                 attention = activation.abs().pow(power).sum(1).flatten(1)
                 means.append((attention / attention.norm(dim=1, keepdim=True).clamp_min(1e-12)).mean(0))
             loss = loss + weight * (means[0] - means[1]).square().sum()
-        loss = loss + weight * feature_weight * (targets[-1].mean(0) - found[-1].mean(0)).square().sum()
+        loss = loss + weight * feature_weight * (targets[-1].mean(0) - ours[-1].mean(0)).square().sum()
     (gradient,) = torch.autograd.grad(loss, [images])
     return loss.detach(), gradient
 
@@ -99,12 +99,12 @@ def mtt(
         (gradient,) = torch.autograd.grad(loss, [weights], create_graph=True)
         weights = weights - lr * gradient
     value = (weights - target).square().sum() / (start - target).square().sum()
-    found = torch.autograd.grad(value, [images, lr] + ([labels] if soft else []))
-    return value.detach(), found[0], found[1], found[2] if soft else None
+    gradients = torch.autograd.grad(value, [images, lr] + ([labels] if soft else []))
+    return value.detach(), gradients[0], gradients[1], gradients[2] if soft else None
 
 
 def train(network: nn.Module, images: Tensor, labels: Tensor, steps: int, lr: float, transform: Callable[[Tensor], Tensor]) -> None:
-    """``steps`` of SGD with momentum 0.9 and decay 5e-4 on the whole set as one batch: how the papers train their judges."""
+    """``steps`` of SGD with momentum 0.9 and decay 5e-4 on the full set as one batch, as the papers train evaluation networks."""
     optimiser = torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
     network.train()
     for _ in range(steps):

@@ -1,12 +1,12 @@
-"""What privacy costs in time and memory: one release of per-example gradients beside the plain gradient of the same batch.
+"""Cost of privacy in time and memory: one release of per-example gradients, compared with the gradient of the same batch.
 
 python -m benchmarks.privacy [--json FILE] [--rounds N] [--images 256] [--width 128] [--no-memory]
 
-ConvNet-3 and made MNIST-sized images of ten classes. "release" is the whole of what `PrivateStatistics.class_gradients` does: per-example
-gradients, clipping, sums of ten classes, noise from the operating system; "rows" is the first three without noise. The plain gradient of
-the mean loss is taken of the batch in one piece, as a user's script does, and in pieces that stay in the cache, as the core does. Forms
-take turns; medians over rounds. Memory is the peak of a fresh process that makes one release, for growing batches: it may not grow with
-them, because gradients of `GRADIENT_CHUNK` examples are held at once (what grows is the images themselves).
+ConvNet-3 and synthetic MNIST-sized images of ten classes. "release" is all of `PrivateStatistics.class_gradients`: per-example gradients,
+clipping, sums of ten classes, noise from the operating system; "rows" is the same without noise. The plain gradient of the mean loss is
+computed for the batch in one piece, as in a user's script, and in pieces that fit the cache, as in the core. Forms take turns; medians over
+rounds. Memory is the peak of a new process that makes one release, for several batch sizes. Apart from the images it must not grow with
+the batch, because gradients of `GRADIENT_CHUNK` examples are in memory at once.
 """
 
 import argparse
@@ -36,7 +36,7 @@ CLASSES = 10
 
 
 class Setting:
-    """Made images, a network, and the forms that take turns."""
+    """Synthetic images, a network, and the compared forms."""
 
     def __init__(self, images: int, width: int) -> None:
         spec = DataSpec("made", 1, 28, 28, tuple(str(c) for c in range(CLASSES)), (0.5,), (0.25,), "given", "given")
@@ -61,10 +61,10 @@ class Setting:
             sums += clipped(row, 1.0).sum(0, dtype=torch.float64)
 
     def statistics(self) -> PrivateStatistics:
-        """New each time: a question that was asked before is answered from memory. Its noise is found (and remembered) before the clock."""
-        made = PrivateStatistics(self.data, 1.0, releases=1, sample_rate=1.0, population=self.size, clip=1.0)
-        made._planned(self.size)
-        return made
+        """New for each measurement, because repeated queries are answered from memory; the noise scale is computed before the timing."""
+        private = PrivateStatistics(self.data, 1.0, releases=1, sample_rate=1.0, population=self.size, clip=1.0)
+        private._planned(self.size)
+        return private
 
     def release(self, statistics: PrivateStatistics) -> None:
         statistics.class_gradients(self.network, self.size, None, generator(0, "unused"))
@@ -88,7 +88,7 @@ def measure(images: int, width: int, rounds: int) -> dict[str, dict[str, float]]
 
 
 def memory_of(images: int, width: int) -> int:
-    """Peak resident bytes of a fresh process that makes one release of so many images."""
+    """Peak resident bytes of a new process that makes one release of ``images`` images."""
     code = f"from benchmarks.privacy import alone; alone({images}, {width})"
     return int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()[-1])
 
@@ -106,24 +106,24 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--no-memory", action="store_true")
-    given = parser.parse_args()
+    options = parser.parse_args()
     keep_freed_memory()
-    results = measure(given.images, given.width, given.rounds)
+    results = measure(options.images, options.width, options.rounds)
     verdict = "within" if results["release"]["ratio"] <= AT_MOST else "NOT within"
     print(f"a release costs {results['release']['ratio']:.2f} times the plain batch gradient: {verdict} {AT_MOST:g} times")
     record: dict[str, object] = {
-        "images": given.images,
-        "width": given.width,
-        "rounds": given.rounds,
+        "images": options.images,
+        "width": options.width,
+        "rounds": options.rounds,
         "chunk": GRADIENT_CHUNK,
         "times": results,
     }
-    if not given.no_memory:
-        peaks = {str(count): memory_of(count, given.width) for count in (given.images, 4 * given.images)}
+    if not options.no_memory:
+        peaks = {str(count): memory_of(count, options.width) for count in (options.images, 4 * options.images)}
         record["peak_bytes"] = peaks
         print("peak memory: " + ", ".join(f"{count} images {peak / 1e9:.2f} GB" for count, peak in peaks.items()))
-    if given.json:
-        write_json(given.json, {**record, "environment": environment("cpu")})
+    if options.json:
+        write_json(options.json, {**record, "environment": environment("cpu")})
 
 
 if __name__ == "__main__":

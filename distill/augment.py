@@ -1,11 +1,11 @@
 """Differentiable Siamese augmentation (Zhao and Bilen, "Dataset Condensation with Differentiable Siamese Augmentation", ICML 2021).
 
-A strategy is written as transform names joined by ``_``, for example ``color_crop_flip``. Each call picks one of them, with equal chances.
-The prefix ``dc_`` is the evaluation augmentation of "Dataset Condensation" instead, in which each image picks its own (augment_dc.py).
+A strategy is written as transform names joined by ``_``, for example ``color_crop_flip``. Each call draws one of them uniformly. The prefix
+``dc_`` is the evaluation augmentation of "Dataset Condensation" instead, which draws one for each image (augment_dc.py).
 `draw` makes explicit `Parameters`; `apply` is a pure function of images and parameters. The same parameters on real and synthetic images
 are the Siamese augmentation. Every transform is twice differentiable and (but for the ``dc_`` fill, a mean over the images given) treats
-each image by itself, so a batch may be cut into chunks. Images that are not square are turned as they are: DSA's code turns them in
-coordinates from -1 to 1 on both axes, which shears them.
+each image by itself, so a batch may be split into chunks. Images that are not square are rotated without distortion: DSA's code
+rotates them in coordinates from -1 to 1 on both axes, which shears them.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ _DSA_NAMES = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
 @dataclass(frozen=True)
 class Ranges:
-    """How far each transform may go. The defaults are DSA's."""
+    """Ranges of the transforms. The defaults are DSA's."""
 
     brightness: float = 0.5  # added, between minus and plus this
     saturation: tuple[float, float] = (0.0, 2.0)  # factor about the mean of a pixel's channels
@@ -65,7 +65,7 @@ class Parameters:
 
 
 def strategy(text: str) -> Strategy:
-    """Reads ``"none"``, ``""``, ``"color_crop"``, ``"dc_crop_noise"``. Raises `InputError` for an unknown or repeated transform."""
+    """Parse ``"none"``, ``""``, ``"color_crop"`` or ``"dc_crop_noise"``. Raises `InputError` for an unknown or repeated transform."""
     if text in ("none", ""):
         return Strategy(())
     if not isinstance(text, str):
@@ -83,18 +83,22 @@ def strategy(text: str) -> Strategy:
 def for_data(spec: DataSpec) -> str:
     """DSA's strategy for a data set, by the entry of its name in `DATA_SETS`: digits are not flipped.
 
-    The authors' digits are MNIST and SVHN; digits and USPS follow them. Nothing else is known to be digits: a folder of digits with
-    another name wants ``augmentation = "color_crop_cutout_scale_rotate"`` (`DSA_DIGITS`).
+    The authors' digits are MNIST and SVHN; digits and USPS are treated alike. For a folder of digits, which is not known to be one, set
+    ``augmentation = "color_crop_cutout_scale_rotate"`` (`DSA_DIGITS`).
     """
     known = DATA_SETS.get(spec.name.lower())
     return DSA if known is None or known.flips else DSA_DIGITS
 
 
 def draw(strategy: Strategy, generator: torch.Generator, height: int, width: int, count: int | None = None) -> Parameters:
-    """Picks one transform and draws its parameters, for images of ``height`` x ``width``.
+    """Draw one transform of a strategy and its parameters.
 
-    ``count=None``: one row, shared by all images they are applied to. ``count=N``: a row for each of N images. The choice of transform must
-    be known on the host, so with a generator on a GPU this waits for the GPU once; a CPU generator avoids that.
+    Args:
+        strategy: the transforms.
+        generator: source of the random draws. One on a GPU makes the host wait for it once; a CPU generator avoids that.
+        height: of the images, pixels.
+        width: of the images, pixels.
+        count: None: one row of parameters, shared by all images; N: a row for each of N images.
     """
     if not strategy.transforms:
         return Parameters("none", torch.zeros(1, 0))

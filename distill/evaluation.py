@@ -70,12 +70,12 @@ class Accuracy:
 
     @staticmethod
     def read(row: dict[str, Any]) -> "Accuracy":
-        """What `as_dict` wrote."""
+        """The reverse of `as_dict`."""
         return Accuracy(tuple(math.nan if value is None else value for value in row["values"]), row.get("reason"))
 
     def as_dict(self) -> dict[str, object]:
-        """For records: ``low`` and ``high`` are None for a single seed. Where networks failed, their values and the mean are None, and
-        ``failed`` and ``reason`` say how many and why."""
+        """For records: ``low`` and ``high`` are None for a single seed. If networks failed, their values and the mean are None, and
+        ``failed`` and ``reason`` have their number and the reason."""
         if self.failed:
             values = [None if math.isnan(value) else value for value in self.values]
             return {"mean": None, "low": None, "high": None, "values": values, "failed": self.failed, "reason": self.reason}
@@ -86,9 +86,14 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Accuracies by set and network: ``rows["condensed"]["ConvNet"]``; ``recipe`` is the first network's. Prints itself as a table.
+    """Accuracies by set and network; ``print`` shows them as a table.
 
-    ``training`` says by set how its networks were trained, ``notes`` what makes rows differ beside their images: sizes, step sizes.
+    Attributes:
+        rows: for example ``rows["condensed"]["ConvNet"]``.
+        split: the split that was tested.
+        recipe: of the first network.
+        training: by set, how its networks were trained.
+        notes: differences between rows: sizes, step sizes, recipes.
     """
 
     rows: dict[str, dict[str, Accuracy]]
@@ -98,7 +103,7 @@ class Evaluation:
     notes: tuple[str, ...] = ()
 
     def table(self) -> list[list[str]]:
-        """Header and rows as texts: one row a set, one column a network."""
+        """Header and rows as texts: one row per set, one column per network."""
         names = list(next(iter(self.rows.values())))
         labels = {name: row_label(name, self.training[name].as_dict() if name in self.training else {}) for name in self.rows}
         return [[f"{self.split} accuracy, %", *names], *([labels[name], *(str(row[n]) for n in names)] for name, row in self.rows.items())]
@@ -159,7 +164,7 @@ class Measured(NamedTuple):
 
     @staticmethod
     def read(name: str, line: dict[str, Any]) -> "Measured":
-        """What `line` wrote."""
+        """The reverse of `line`."""
         value = line["accuracy"]
         return Measured(name, line["seed"], math.nan if value is None else value, line.get("reason"))
 
