@@ -13,6 +13,7 @@ from apps.continual.exemplars import group_bytes, item_bytes
 from apps.continual.memory import Memory, MemoryConfig
 from apps.continual.memory_file import load, observe, save
 from apps.continual.online import online_memories
+from apps.continual.protocols import ReplayBuffer
 from apps.continual.strategies import Training, joint, learn, scratch
 from apps.continual.streams import experience_tensors, reservoir
 from distill.condensed import CondensedSet
@@ -21,6 +22,7 @@ from distill.errors import InputError
 from distill.evaluation import Accuracy
 from distill.networks import Factory
 from distill.randomness import derived_seed
+from distill.records import Json
 from distill.spec import DataSpec
 from distill.train import Recipe
 
@@ -29,30 +31,38 @@ RESERVOIR = "reservoir"  # no memory by class: Vitter's, over all images seen
 
 @dataclass(frozen=True)
 class Budget:
-    """What a class may take: ``count`` items, or the bytes of ``count`` float32 images with their labels."""
+    """The budget of one class: ``count`` items, or the bytes of ``count`` float32 images with their labels."""
 
     kind: Literal["items", "bytes"]
     count: int
 
     @property
     def name(self) -> str:
-        """``items3``, ``bytes1``: its part of a record's names."""
+        """The budget in the names of a record, for example ``items3`` or ``bytes1``."""
         return f"{self.kind}{self.count}"
 
     def per_class(self, shape: tuple[int, int, int], storage: str) -> int:
-        """Items of this storage that a class may have; `InputError` when there is no room for one."""
+        """The number of items per class.
+
+        Args:
+            shape: of an image, (C, H, W).
+            storage: "float32" or "uint8".
+
+        Raises:
+            InputError: the budget has no room for one item.
+        """
         if self.kind == "items":
             return self.count
         free = self.count * item_bytes(shape, "float32") - group_bytes(shape, storage)
-        found = free // item_bytes(shape, storage)
-        if found < 1:
+        count = free // item_bytes(shape, storage)
+        if count < 1:
             raise InputError(f"the bytes of {self.count} float32 images have no room for one {storage} image; raise bytes_of.")
-        return found
+        return count
 
 
 @dataclass(frozen=True)
 class Online:
-    """An online stream: ``mini`` images at a time, a ``queue`` of recent ones, condensed every ``every`` mini-batches."""
+    """An online stream: ``mini`` images at a time, a ``queue`` of recent images, condensed every ``every`` mini-batches."""
 
     mini: int
     queue: int
@@ -68,17 +78,17 @@ class Unit:
     storage: str
     order: int
     shrinking: bool
-    settings: dict[str, Any]
+    settings: dict[str, object]
     seed: int
     online: Online | None = None
 
     @property
     def name(self) -> str:
-        """What tells this memory from the study's others: budget, method, storage, class order."""
+        """The unique name of this memory in its study: budget, method, storage, class order."""
         return f"{self.budget.name}-{self.method}-{self.storage}-order{self.order}"
 
     def config(self, spec: DataSpec, groups: int) -> MemoryConfig:
-        """The memory's settings on a stream that brings so many groups (class by experience) in all."""
+        """The memory's settings on a stream with ``groups`` groups (class by experience) in total."""
         share = self.budget.per_class(spec.shape, self.storage)
         return MemoryConfig(
             self.method,
@@ -94,13 +104,20 @@ class Unit:
 
 
 def groups_of(stream: Sequence[ImageData], online: Online | None = None) -> int:
-    """Groups that a memory of this stream ends with."""
+    """The number of groups that a memory has at the end of this stream."""
     every = [label for data in stream for label in data.classes]
     return len(set(every)) if online else len(every)
 
 
 def fill_memories(unit: Unit, stream: Sequence[ImageData], folder: Path, *, progress: bool | None = None) -> list[Memory]:
-    """The unit's memory after each experience; what the folder has already is read, and a stopped condensation goes on."""
+    """The unit's memory after each experience.
+
+    Args:
+        unit: the memory.
+        stream: its experiences.
+        folder: memories that it already has are read; a stopped condensation is continued.
+        progress: show a progress bar; None: on terminals.
+    """
     config = unit.config(stream[0].spec, groups_of(stream, unit.online))
     paths = [folder / f"memory-{number}.safetensors" for number in range(len(stream))]
     if not all(path.exists() for path in paths):
@@ -137,10 +154,24 @@ def rows(
     first: int = 0,
     mini: int | None = None,
 ) -> Iterator[tuple[int, list[float]]]:
-    """(experience, accuracies on every experience's test images) as the learner goes on.
+    """Train one learner on the stream and yield the rows of its accuracy matrix.
 
-    ``sets`` are the memories' sets after each experience; ``first`` experiences are known already ("scratch" leaves them out; Avalanche's
-    learners, which carry their weights on, start again). "joint" has one row, its last. With ``mini`` the stream is online.
+    Args:
+        strategy: one of `STRATEGIES`. "joint" has only the last row.
+        unit: the memory; None for a strategy without one.
+        stream: the experiences.
+        sets: the memory's sets after each experience.
+        folder: the memory's files.
+        network: name or function.
+        recipe: of "scratch" and "joint".
+        training: of Avalanche's strategies.
+        seed: of weights and batches.
+        split: the split that accuracy is measured on.
+        first: number of rows that are known. "scratch" leaves them out; Avalanche's learners start again, because they keep their weights.
+        mini: images at a time in an online stream; None: whole experiences.
+
+    Yields:
+        (position of the experience, accuracies in percent on the test images of every experience).
     """
     if strategy == "joint":
         yield len(stream) - 1, joint(stream, network, recipe, seed, split)
@@ -155,25 +186,26 @@ def rows(
         yield from enumerate(learn(strategy, stream, network, training, seed, buffer=buffer, smallest=smallest, split=split, mini=mini))
 
 
-def _buffer(unit: Unit, stream: Sequence[ImageData], folder: Path) -> Any:
+def _buffer(unit: Unit, stream: Sequence[ImageData], folder: Path) -> ReplayBuffer:
     from apps.continual.buffer import CondensedBuffer, OnlineCondensedBuffer  # here: it imports Avalanche
 
     groups = groups_of(stream, unit.online)
     if unit.method == RESERVOIR:
         items = unit.budget.per_class(stream[0].spec.shape, unit.storage) * groups
-        return avalanche("avalanche.training.storage_policy").ReservoirSamplingBuffer(items)
+        reservoir_buffer: ReplayBuffer = avalanche("avalanche.training.storage_policy").ReservoirSamplingBuffer(items)
+        return reservoir_buffer
     config = unit.config(stream[0].spec, groups)
     assert config.items is not None
     options: dict[str, Any] = {"per_class": config.per_class, "storage": config.storage, "seed": config.seed, "progress": False}
     options |= {"data_name": config.name, "mean": config.mean, "std": config.std, **config.settings}
     if unit.online is not None:
         return OnlineCondensedBuffer(config.items, unit.method, queue=unit.online.queue, every=unit.online.every, **options)
-    # The folder has the memories already, whatever the strategy: they are read, not condensed again.
+    # The folder already has the memories, which do not depend on the strategy: they are read, not condensed again.
     return CondensedBuffer(config.items, unit.method, folder=folder, **options)
 
 
-def interval(values: Sequence[float]) -> dict[str, Any]:
-    """Mean and 95 % interval over class orders (Student's t), not cut at 0 or 100: forgetting may be negative."""
-    found = Accuracy(tuple(values))
-    wide = found.half_width
-    return {"mean": found.mean, "low": found.mean - wide, "high": found.mean + wide, "values": list(values)}
+def interval(values: Sequence[float]) -> dict[str, Json]:
+    """Mean and 95 % interval over class orders (Student's t), not limited to 0..100, because forgetting may be negative."""
+    accuracy = Accuracy(tuple(values))
+    width = accuracy.half_width
+    return {"mean": accuracy.mean, "low": accuracy.mean - width, "high": accuracy.mean + width, "values": list(values)}

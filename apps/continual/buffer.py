@@ -1,7 +1,7 @@
 """`CondensedBuffer`: a `Memory` as an Avalanche storage policy (avalanche-lib 0.6), and its online form.
 
-It works where Avalanche takes an `ExemplarsBuffer`: `ReplayPlugin`, `GDumbPlugin`, `ER_ACE`, `DER` and others (see `attach`). Where
-Avalanche would go on without replaying anything, an `InputError` says so.
+It works where Avalanche takes an `ExemplarsBuffer`: `ReplayPlugin`, `GDumbPlugin`, `ER_ACE`, `DER` and others (see `attach`). If Avalanche
+would silently replay nothing, an `InputError` is raised.
 """
 
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from apps.continual import memory_file
 from apps.continual.engine import avalanche
+from apps.continual.exemplars import Exemplars
 from apps.continual.items import Transform, dataset_of, has_task_labels, read
 from apps.continual.memory import Memory
 from apps.continual.memory_config import MemoryConfig
@@ -20,6 +21,7 @@ from apps.continual.online import Batch, Queue
 from apps.continual.policies import attach as attach
 from apps.continual.policies import is_der, refuse_no_replay, refuse_unfit, trains_on_the_buffer
 from apps.continual.policies import outputs as outputs
+from apps.continual.protocols import Agent, AvalancheData, Experience, Strategy
 from distill.errors import InputError, clipped
 from distill.records import writing
 
@@ -30,13 +32,27 @@ _utils = avalanche("avalanche.benchmarks.utils")
 class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-defined]
     """A replay buffer whose exemplars are condensed from each experience.
 
-    ``max_size`` is the budget in items (the plugin's ``mem_size``), ``max_bytes`` one in bytes, ``per_class`` a fixed share; without it the
-    budget is shared among the classes seen, and old classes are condensed again when new ones come. ``method`` is any condensation
-    method or coreset, ``settings`` are its settings; ``storage`` "uint8" takes a quarter of the bytes. ``transform`` augments items
-    when they are read for training. ``device`` "auto" condenses where the strategy trains. With ``folder`` the buffer saves itself after
-    each experience, and a run that is started again finds its sets there. ``data_name`` (digits are not flipped), ``mean`` and ``std``
-    describe the stream; see `MemoryConfig`. All else about the stream is read from the experience's evaluation view. Raises `InputError`
-    for whatever is wrong without a look at the stream.
+    The stream's images are read through the experience's evaluation view.
+
+    Args:
+        max_size: budget in items, the plugin's ``mem_size``.
+        method: a condensation method or coreset.
+        per_class: items per class; None: the budget is shared among the classes seen so far, and old classes are condensed again when new
+            ones come.
+        max_bytes: budget in bytes, in addition to ``max_size``.
+        storage: "float32", or "uint8" with a quarter of the bytes.
+        seed: of the condensation.
+        transform: augmentation of an image tensor (C, H, W), applied when items are read for training.
+        device: where images are condensed; "auto": where the strategy trains.
+        folder: the buffer saves itself there after each experience, and a run that is started again loads its sets from there.
+        progress: show a progress bar; None: on terminals.
+        data_name: name of the data set, which decides the augmentation (digits are not flipped).
+        mean: of the stream's normalisation, per channel; see `MemoryConfig`.
+        std: likewise.
+        settings: of the method.
+
+    Raises:
+        InputError: an argument is wrong, as far as it shows without the stream.
     """
 
     def __init__(
@@ -55,7 +71,7 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
         data_name: str = "stream",
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
-        **settings: Any,
+        **settings: object,
     ) -> None:
         if type(max_size) is not int or max_size < 1:
             raise InputError(f"max_size is {clipped(max_size)}; allowed: 1 or more items.")
@@ -75,14 +91,14 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
         if self.folder is not None:
             with writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
-        self.learner: Any = None  # a DER that this buffer is attached to, which may have outputs to give (see `buffer`)
-        self._layout: Any = None  # the stream's dataset class: its items have task labels, or not
+        self.learner: Agent | None = None  # a DER that this buffer is attached to, whose outputs may be missing (see `buffer`)
+        self._layout: type | None = None  # the class of the stream's data sets: their items have task labels, or not
         self._tensor_labels = False
-        self._built: Any = None
+        self._built: AvalancheData | None = None
         super().__init__(max_size)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "learner": None}  # a copy of the buffer takes no network along
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "learner": None}  # a copy of the buffer holds no network
 
     @property
     def max_size(self) -> int:
@@ -100,50 +116,51 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
         return self.memory.nbytes
 
     @property
-    def buffer(self) -> Any:
+    def buffer(self) -> AvalancheData:
         """The exemplars as an Avalanche dataset with the stream's item layout; empty before the first update."""
         if self.learner is not None and any(group.logits is None for group in self.memory.groups):
             self._attach_logits(self.learner)  # a memory that was loaded, and saved by a strategy without outputs
         if self._built is None:
             groups = [self._dataset(group) for group in self.memory.groups] if self._layout is not None else []
             self._built = _utils.concat_datasets(groups) if groups else super().buffer
+        assert self._built is not None
         return self._built
 
     @buffer.setter
-    def buffer(self, new_buffer: Any) -> None:
+    def buffer(self, new_buffer: object) -> None:
         raise InputError("a condensed buffer cannot be assigned; it makes its exemplars itself (post_adapt), or loads them (load).")
 
     @property
-    def buffer_groups(self) -> dict[int, Any]:
+    def buffer_groups(self) -> dict[int, SimpleNamespace]:
         """The exemplars of each class (those of all its groups) as an object with ``buffer``, as Avalanche's balanced buffers offer it."""
         if self._layout is None:
             return {}
-        found: dict[int, list[Any]] = {}
+        datasets: dict[int, list[AvalancheData]] = {}
         for group in self.memory.groups:
-            found.setdefault(group.label, []).append(self._dataset(group))
-        return {label: SimpleNamespace(buffer=_utils.concat_datasets(parts)) for label, parts in found.items()}
+            datasets.setdefault(group.label, []).append(self._dataset(group))
+        return {label: SimpleNamespace(buffer=_utils.concat_datasets(parts)) for label, parts in datasets.items()}
 
     @property
-    def buffer_datasets(self) -> list[Any]:
-        """The data sets of `buffer_groups`, one a class."""
+    def buffer_datasets(self) -> list[AvalancheData]:
+        """The data sets of `buffer_groups`, one per class."""
         return [group.buffer for group in self.buffer_groups.values()]
 
-    def update(self, strategy: Any, **_: Any) -> None:
-        """What 0.6's plugins call; the inherited one warns at each call and changes the process's warning filters."""
+    def update(self, strategy: Strategy, **_: object) -> None:
+        """Called by the plugins of Avalanche 0.6; the inherited method warns at each call and changes the process's warning filters."""
         self.post_adapt(strategy, strategy.experience)
 
-    def update_from_dataset(self, new_data: Any, strategy: Any = None) -> None:
-        """Condense a data set of the stream into the memory, as if it were an experience."""
+    def update_from_dataset(self, new_data: AvalancheData, strategy: Agent | None = None) -> None:
+        """Condense a data set of the stream into the memory, like an experience."""
         self._take(strategy, new_data)
 
-    def post_adapt(self, agent: Any, exp: Any) -> None:
+    def post_adapt(self, agent: Agent, exp: Experience) -> None:
         """Condense the experience into the memory, once for each experience. One without items changes nothing."""
         refuse_unfit(agent)
         self._take(agent, exp.dataset)
         self._check_replay(agent, exp)
 
-    def resize(self, strategy: Any, new_size: int) -> None:
-        """A condensed set is not cut: `InputError` unless the size stays."""
+    def resize(self, strategy: object, new_size: int) -> None:
+        """Raises `InputError` unless ``new_size`` is the current size: a condensed set cannot be cut."""
         if new_size != self.max_size:
             raise InputError(
                 f"a condensed buffer of {self.max_size} items cannot become one of {clipped(new_size)}: its images were "
@@ -154,16 +171,20 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
         """The memory as one safetensors file."""
         memory_file.save(self.memory, path)
 
-    def load(self, path: str | Path, like: Any) -> None:
-        """Take a saved memory's exemplars; ``like`` is an experience (or dataset) of the stream, whose item layout they get.
+    def load(self, path: str | Path, like: Experience | AvalancheData) -> None:
+        """Load a saved memory, for example to continue a run whose finished experiences are skipped.
 
-        ``path`` is a file, or a buffer's ``folder``, of which the latest memory is taken: the way to go on where finished experiences are
-        skipped. Raises `InputError` for a file of a buffer with other settings, and names them.
+        Args:
+            path: a file, or the ``folder`` of a buffer, whose latest memory is loaded.
+            like: an experience or data set of the stream; the exemplars get its item layout.
+
+        Raises:
+            InputError: the file cannot be read, or was saved by a buffer with other settings.
         """
         path = Path(path)
         self._loaded(memory_file.last(path) if path.is_dir() else path)
         self._built = None
-        self._learn_layout(getattr(like, "dataset", like))
+        self._learn_layout(like.dataset if hasattr(like, "dataset") else like)
 
     # Inside
 
@@ -176,42 +197,43 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
             raise InputError(f"{path}: was saved by a buffer with other settings ({'; '.join(other)}); make this one with the same.")
         self.memory = read
 
-    def _check_replay(self, agent: Any, exp: Any) -> None:
+    def _check_replay(self, agent: Agent, exp: Experience) -> None:
         refuse_no_replay(agent, len(self.memory), exp)
 
-    def _take(self, agent: Any, dataset: Any) -> None:
+    def _take(self, agent: Agent | None, dataset: AvalancheData) -> None:
         if not len(dataset):
             return
         batch = read(dataset)
         self._learn_layout(dataset)
         if is_der(agent):  # the outputs take bytes too
             self.memory.logit_values = outputs(agent.model, batch[0][:1], agent.device).shape[1]
-        found = self._add(agent, batch)
+        saved_before = self._add(agent, batch)
         self._built = None
         if is_der(agent):
             self._attach_logits(agent)
-        if self.folder is not None and not found:
+        if self.folder is not None and not saved_before:
             memory_file.save(self.memory, memory_file.place(self.folder, self.memory.experiences - 1))
 
-    def _add(self, agent: Any, batch: Batch) -> bool:
-        """Whether the folder had the memory with this experience already."""
+    def _add(self, agent: Agent | None, batch: Batch) -> bool:
+        """Add an experience to the memory. True if the folder already had the memory with it."""
         images, labels, tasks = batch
         if self.folder is not None and memory_file.restored(self.memory, images, labels, task=tasks, folder=self.folder):
             return True
         self.memory.observe(images, labels, task=tasks, device=self._device(agent), checkpoints=self.folder, progress=self.progress)
         return False
 
-    def _device(self, agent: Any) -> torch.device | str:
+    def _device(self, agent: Agent | None) -> torch.device | str:
         return getattr(agent, "device", "cpu") if self.device == "auto" else self.device
 
-    def _learn_layout(self, dataset: Any) -> None:
+    def _learn_layout(self, dataset: AvalancheData) -> None:
         self._layout, self._tensor_labels = type(dataset), isinstance(dataset.eval()[0][1], Tensor)
 
-    def _dataset(self, group: Any) -> Any:
+    def _dataset(self, group: Exemplars) -> AvalancheData:
+        assert self._layout is not None
         return dataset_of(group, self._layout, tensor_labels=self._tensor_labels, transform=self.transform)
 
-    def _attach_logits(self, agent: Any) -> None:
-        """DER replays a network's outputs: those of the model as it is now, for every group that has none."""
+    def _attach_logits(self, agent: Agent) -> None:
+        """Store the current model's outputs, which DER replays, for every group that has none."""
         if not has_task_labels(self._layout):
             raise InputError("DER unpacks items of (x, y, task label); make the stream with nc_benchmark, whose items have task labels.")
         for number, group in enumerate(self.memory.groups):
@@ -225,12 +247,20 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
 
 
 class OnlineCondensedBuffer(CondensedBuffer):
-    """The same for online streams, where an experience is a handful of items: recent items wait in a queue and are condensed together.
+    """A condensed buffer for online streams, whose experiences are a few items: recent items wait in a queue and are condensed together.
 
-    Every ``every`` mini-experiences, and earlier when ``queue`` items wait, they are merged into the exemplars of their classes and tasks
-    (`Memory.merge`). What waits in the queue is real images, is not replayed and counts neither as items nor in ``nbytes``; `queue_nbytes`
-    says what it takes. Nothing is dropped: call `flush` at the end of the stream. The queue and its clock are part of the saved file.
-    ``every=1`` is for classes that come back in ordinary experiences (domains, repetition).
+    The waiting images are real, are not replayed, and count neither as items nor in ``nbytes`` (see `queue_nbytes`). None is dropped: call
+    `flush` at the end of the stream. The queue is part of the saved file.
+
+    Args:
+        max_size: budget in items.
+        method: a condensation method or coreset.
+        queue: number of waiting items at which they are merged into the exemplars of their classes and tasks (`Memory.merge`).
+        every: number of mini-experiences after which they are merged in any case; 1 is for classes that come back in ordinary experiences.
+        options: all other arguments of `CondensedBuffer` except ``folder``.
+
+    Raises:
+        InputError: an argument is wrong.
     """
 
     def __init__(self, max_size: int, method: str = "dm", *, queue: int = 64, every: int = 6, **options: Any) -> None:
@@ -244,8 +274,12 @@ class OnlineCondensedBuffer(CondensedBuffer):
         """Bytes of the real images that wait; not part of `nbytes`."""
         return self.queue.nbytes
 
-    def flush(self, agent: Any = None) -> None:
-        """Merge what waits: at the end of the stream, or before the exemplars are used elsewhere. DER's outputs need ``agent``."""
+    def flush(self, agent: Agent | None = None) -> None:
+        """Merge the waiting images: at the end of the stream, or before the exemplars are used elsewhere.
+
+        Args:
+            agent: the strategy; needed for DER's outputs unless it is attached.
+        """
         if agent is None and self.memory.logit_values and len(self.queue):
             agent = self.learner
             if agent is None:
@@ -268,7 +302,7 @@ class OnlineCondensedBuffer(CondensedBuffer):
         self._put(read, path)
         self.queue = queue or Queue(self.queue.size, self.queue.every)
 
-    def _add(self, agent: Any, batch: Batch) -> bool:
+    def _add(self, agent: Agent | None, batch: Batch) -> bool:
         self.memory.checked(*batch)
         with self.queue.kept_if_it_fails():
             ready = self.queue.add(*batch)
@@ -277,28 +311,28 @@ class OnlineCondensedBuffer(CondensedBuffer):
             self._merge(agent, ready)
         return False
 
-    def _merge(self, agent: Any, ready: Batch | None) -> None:
+    def _merge(self, agent: Agent | None, ready: Batch | None) -> None:
         if ready is not None:
             progress = False if self.progress is None else self.progress
             self.memory.merge(*ready[:2], task=ready[2], device=self._device(agent), progress=progress)
 
-    def _check_replay(self, agent: Any, exp: Any) -> None:
+    def _check_replay(self, agent: Agent, exp: Experience) -> None:
         """The first mini-experiences find an empty buffer; what can never be enough is refused at once."""
         refuse_no_replay(agent, self.max_size, exp)
 
 
-def _device(given: Any) -> torch.device | str:
-    """`InputError` unless it is "auto" or a device that is here."""
-    if given == "auto":
+def _device(name: torch.device | str) -> torch.device | str:
+    """The device, or "auto"; `InputError` if torch cannot compute on it here."""
+    if name == "auto":
         return "auto"
     try:
-        device = torch.device(given)
+        device = torch.device(name)
     except (RuntimeError, TypeError):
-        raise InputError(f'device is {clipped(given)!r}; allowed: "auto", "cpu", "cuda" or a torch.device.') from None
+        raise InputError(f'device is {clipped(name)!r}; allowed: "auto", "cpu", "cuda" or a torch.device.') from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device is {clipped(given)!r}, and torch finds no GPU here; allowed: cpu, auto.")
+        raise InputError(f"device is {clipped(name)!r}, and torch finds no GPU here; allowed: cpu, auto.")
     try:
         torch.zeros(1, device=device).item()  # "meta" has no values, and others are not in every build of torch
     except (RuntimeError, NotImplementedError, AssertionError):
-        raise InputError(f"device is {clipped(given)!r}, on which torch cannot compute here; allowed: cpu, auto.") from None
+        raise InputError(f"device is {clipped(name)!r}, on which torch cannot compute here; allowed: cpu, auto.") from None
     return device

@@ -1,4 +1,4 @@
-"""One experience's images become a few: any method or coreset, on plain tensors that are used as they are."""
+"""Condensing the images of one experience with any method or coreset, as tensors in the learner's space."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,33 +31,39 @@ def check_method(method: str) -> None:
 
 
 def class_by_class(method: str) -> bool:
-    """Whether each class is condensed for itself. Other methods, and those that do not say what they match, may compare classes: alone, a
-    class would teach them nothing."""
+    """Whether the method condenses each class independently.
+
+    Other methods, and those that do not state what they match, may compare classes and need several.
+    """
     return method in CORESETS or matched_by(METHODS[method][1]) == "features"
 
 
-def settings_of(method: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The settings that `condense_images` uses: those of the method's `Presets.memory` under the given ones. A coreset takes none."""
+def settings_of(method: str, chosen: Mapping[str, object]) -> dict[str, Any]:
+    """The settings that `condense_images` uses: ``chosen`` over the method's `Presets.memory`. A coreset takes none."""
     check_method(method)
-    if method in CORESETS and given:
-        raise InputError(f"setting {next(iter(given))!r} was given for the coreset {method!r}; coresets take no settings.")
+    if method in CORESETS and chosen:
+        raise InputError(f"setting {next(iter(chosen))!r} was given for the coreset {method!r}; coresets take no settings.")
     if method in CORESETS:
         return {}
-    return {**presets_of(METHODS[method][1]).memory, **given}
+    return {**presets_of(METHODS[method][1]).memory, **chosen}
 
 
-def check_settings(method: str, given: dict[str, Any]) -> None:
-    """`InputError` for a setting that the method does not have, a value that it does not take, and a network that is not listed."""
-    chosen = settings_of(method, given)
+def check_settings(method: str, settings: Mapping[str, object]) -> None:
+    """Check the settings of a method.
+
+    Raises:
+        InputError: the method has no such setting, a value is out of range, the network is unknown, or the labels would be soft.
+    """
+    chosen = settings_of(method, settings)
     if method in CORESETS:
         return
     network = chosen.get("network")
     if callable(network):
         del chosen["network"]
-    made = configure(METHODS[method][0], chosen, f"the memory's method {method!r}")
+    config = configure(METHODS[method][0], chosen, f"the memory's method {method!r}")
     if not callable(network):
-        check_name(made.network)
-    if getattr(made, "soft_labels", False):
+        check_name(config.network)
+    if getattr(config, "soft_labels", False):
         raise InputError("a memory keeps images by class, and the method would make soft labels; leave soft_labels out.")
 
 
@@ -68,21 +74,37 @@ def condense_images(
     ipc: int | Sequence[int],
     seed: int,
     *,
-    settings: dict[str, Any] | None = None,
+    settings: Mapping[str, object] | None = None,
     name: str = "stream",
     device: torch.device | str = "cpu",
     starts: Mapping[int, Tensor] | None = None,
     checkpoint: Path | None = None,
     progress: bool | None = None,
 ) -> CondensedSet:
-    """At most ``ipc`` images a class (or counts by class, classes rising) for ``images`` (N, C, H, W) float32 with ``labels`` (N,) int64.
+    """Condense the images of one experience.
 
-    The images are in whatever space the learner sees them; so is the result (on the CPU), whose spec has mean 0 and std 1 and names the
-    classes by their labels (position in the spec = rank of the label). Matching networks have one output for each class given here, and a
-    spare one where that is a single class and not `class_by_class`: with one output there is no loss, and a gradient
-    method would give its first images back. ``name`` decides the augmentation where it is "auto" (digits are not flipped). ``starts`` has
-    images, as many as the class shall have, for classes (by position) that a method does not start by its own choice. With ``checkpoint``
-    a stopped condensation continues to the same bits.
+    The result is in the space of ``images``; its spec has mean 0 and std 1, and its classes are named by their labels (position in the
+    spec = rank of the label). Matching networks have one output per class, and a spare one for a single class unless the method is
+    `class_by_class`: with one output the loss is constant, and a gradient method would return its initial images.
+
+    Args:
+        images: (N, C, H, W) float32, as the learner sees them.
+        labels: (N,) int64.
+        method: a method or coreset.
+        ipc: most images per class, or one number per class in the order of the labels.
+        seed: of the method.
+        settings: of the method, over its preset for memories.
+        name: of the data, which decides the augmentation "auto" (digits are not flipped).
+        device: where it runs.
+        starts: initial images (count, C, H, W) of classes, by position, as many as the class gets; others start as the method does.
+        checkpoint: a file from which a stopped condensation continues to the same bits.
+        progress: show a progress bar; None: on terminals.
+
+    Returns:
+        The condensed set, on the CPU.
+
+    Raises:
+        InputError: shapes, types or values do not fit.
     """
     if (
         images.ndim != 4
@@ -97,24 +119,24 @@ def condense_images(
         )
     if not bool(torch.isfinite(images).all()):
         raise InputError("images hold values that are not finite; allowed: finite numbers only.")
-    found, positions = labels.unique(sorted=True, return_inverse=True)
+    classes, positions = labels.unique(sorted=True, return_inverse=True)
     channels, height, width = images.shape[1:]
-    names = tuple(str(int(c)) for c in found)
+    names = tuple(str(int(c)) for c in classes)
     if len(names) == 1 and not class_by_class(method):
         names += (SPARE,)
     spec = DataSpec(name, channels, height, width, names, (0.0,) * channels, (1.0,) * channels)
     whole = Split(images, positions)
     nothing = whole.at(torch.zeros(0, dtype=torch.int64))
     data = ImageData(spec, whole, nothing, nothing).to(device)
-    counts = [ipc] * len(found) if isinstance(ipc, int) else list(ipc)
+    counts = [ipc] * len(classes) if isinstance(ipc, int) else list(ipc)
     same = counts[0] if len(set(counts)) == 1 else None
     if method in CORESETS:
         return select(data, method, same or counts, generator(seed, "coreset", method, same or str(counts))).to("cpu")
     chosen = settings_of(method, settings or {})
-    start: Any = chosen.pop("initial", None)
+    start = chosen.pop("initial", None)
     if starts:
         start = _first(data, method, start, counts, starts, seed)
-    made = condense(
+    condensed = condense(
         data,
         method,
         ipc=same or dict(enumerate(counts)),
@@ -128,15 +150,15 @@ def condense_images(
     )
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
-    return made.to("cpu")
+    return condensed.to("cpu")
 
 
 def _first(data: ImageData, method: str, kind: str | None, counts: Sequence[int], starts: Mapping[int, Tensor], seed: int) -> CondensedSet:
-    """The method's own first images, with those of ``starts`` in the place of their classes'."""
+    """The method's initial images, with those of ``starts`` for their classes."""
     kind = kind or METHODS[method][0]().initial
     sizes = [*counts, *[0] * (data.spec.num_classes - len(counts))]
     first = initial_set(ExactStatistics(data), kind, sizes, generator(seed, "first", method, device=data.device))
     images = first.images.clone()
-    for place, given in starts.items():
-        images[first.labels == place] = given.to(images)
+    for place, images_of in starts.items():
+        images[first.labels == place] = images_of.to(images)
     return CondensedSet(images, first.labels, data.spec)

@@ -62,9 +62,9 @@ class Exemplars:
 def by_class(images: Tensor, labels: Tensor, tasks: Tensor) -> dict[Key, Tensor]:
     """Each class's images (n, C, H, W), float32 on the CPU without gradients, by (task, label): tasks rising, then labels."""
     pairs = torch.stack([tasks.cpu(), labels.cpu()], 1)
-    found = [(int(task), int(label)) for task, label in pairs.unique(dim=0).tolist()]
-    places = {key: (pairs == torch.tensor(key)).all(1).to(images.device) for key in found}
-    return {key: images[places[key]].detach().to("cpu", torch.float32) for key in found}
+    keys = [(int(task), int(label)) for task, label in pairs.unique(dim=0).tolist()]
+    places = {key: (pairs == torch.tensor(key)).all(1).to(images.device) for key in keys}
+    return {key: images[places[key]].detach().to("cpu", torch.float32) for key in keys}
 
 
 def reservoir(past: Tensor, seen: int, recent: Tensor, count: int, draws: torch.Generator) -> Tensor:

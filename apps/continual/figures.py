@@ -53,11 +53,11 @@ def accuracy_lines(curves: Mapping[str, Sequence[Sequence[float]]], title: str) 
 
 def growing_picture(sets: Sequence[CondensedSet], title: str) -> Drawing:
     """One row after each experience: the memory's images in the order they came, at most 40, evenly chosen."""
-    most = max(len(held) for held in sets)
+    most = max(len(memory) for memory in sets)
     rows = {}
-    for number, held in enumerate(sets, 1):
-        chosen = np.unique(np.linspace(0, len(held) - 1, min(len(held), MAX_COLUMNS)).round().astype(int))
-        rows[str(number)] = held.pixels()[chosen]
+    for number, memory in enumerate(sets, 1):
+        chosen = np.unique(np.linspace(0, len(memory) - 1, min(len(memory), MAX_COLUMNS)).round().astype(int))
+        rows[str(number)] = memory.pixels()[chosen]
     note = f"{MAX_COLUMNS} of {most} images, evenly chosen" if most > MAX_COLUMNS else ""
     words = "One row after each experience: the images that the memory held, in the order they came."
     return rows_of_images(rows, title, words, note)

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +9,7 @@ from torch.utils.data import Dataset
 
 from apps.continual.engine import avalanche
 from apps.continual.exemplars import Exemplars
+from apps.continual.protocols import AvalancheData
 from distill.errors import InputError
 from distill.quantise import Grid, decode
 
@@ -45,8 +45,17 @@ class _Restored:
         return images if self.then is None else self.then(images)
 
 
-def dataset_of(group: Exemplars, layout: Any, *, tensor_labels: bool, transform: Transform | None) -> Any:
-    """A group as a data set of the class ``layout``; ``transform`` acts in the training view."""
+def dataset_of(
+    group: Exemplars, layout: Callable[..., AvalancheData], *, tensor_labels: bool, transform: Transform | None
+) -> AvalancheData:
+    """A group as an Avalanche data set.
+
+    Args:
+        group: the exemplars.
+        layout: the class of the stream's data sets.
+        tensor_labels: give labels as tensors, not as int.
+        transform: applied to each image (C, H, W) in the training view.
+    """
     groups = _utils.TransformGroups(
         {"train": _Restored(group.grid, transform), "eval": _Restored(group.grid, None)}  # y is left alone
     )
@@ -59,23 +68,28 @@ def dataset_of(group: Exemplars, layout: Any, *, tensor_labels: bool, transform:
     return layout([items], data_attributes=described, transform_groups=groups)
 
 
-def has_task_labels(layout: Any) -> bool:
+def has_task_labels(layout: object) -> bool:
     """Whether items of this data set class are (x, y, task label)."""
-    return layout is not None and issubclass(layout, _aware)
+    return isinstance(layout, type) and issubclass(layout, _aware)
 
 
-def read(dataset: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Images (N, C, H, W) float32, labels (N,) and task labels (N,) of a data set, seen through its evaluation transforms.
+def read(dataset: AvalancheData) -> tuple[Tensor, Tensor, Tensor]:
+    """Read a data set through its evaluation transforms. (Item by item: a loader would draw from the global generator.)
 
-    One by one: a loader would draw from the global generator. Raises `InputError` unless items are float tensors (C, H, W); warns when
-    the evaluation view changes from one reading to the next.
+    Warns if the evaluation view changes from one reading to the next.
+
+    Returns:
+        Images (N, C, H, W) float32, labels (N,) int64 and task labels (N,) int64, on the CPU.
+
+    Raises:
+        InputError: items are not float tensors (C, H, W).
     """
     dataset = dataset.eval()
     first = dataset[0][0]
     if not isinstance(first, Tensor) or not first.is_floating_point() or first.ndim != 3:
-        given = f"{first.dtype} {tuple(first.shape)}" if isinstance(first, Tensor) else type(first).__name__
+        kind = f"{first.dtype} {tuple(first.shape)}" if isinstance(first, Tensor) else type(first).__name__
         raise InputError(
-            f"the stream's items are {given} in the evaluation view; a condensed buffer needs float tensors (C, H, W): "
+            f"the stream's items are {kind} in the evaluation view; a condensed buffer needs float tensors (C, H, W): "
             "put ToTensor (and Normalize) into the benchmark's evaluation transform."
         )
     images = torch.stack([dataset[i][0] for i in range(len(dataset))]).detach().to("cpu", torch.float32)

@@ -79,17 +79,17 @@ class Memory:
         if config.nbytes is not None:
             free = config.nbytes - groups * group_bytes(shape, config.storage)
             limits.append(max(0, free) // item_bytes(shape, config.storage, self.logit_values))
-        wanted = config.per_class or min(limits) // groups
-        if wanted < 1 or any(wanted * groups > limit for limit in limits):
+        share = config.per_class or min(limits) // groups
+        if share < 1 or any(share * groups > limit for limit in limits):
             budget = " and ".join(f"{n} {what}" for n, what in ((config.items, "items"), (config.nbytes, "bytes")) if n)
             raise InputError(
-                f"the memory's budget of {budget} has no room for {max(1, wanted)} item{'s' if wanted > 1 else ''} in each of {groups} "
+                f"the memory's budget of {budget} has no room for {max(1, share)} item{'s' if share > 1 else ''} in each of {groups} "
                 f"classes; {'lower per_class' if config.per_class and config.per_class > 1 else 'raise it'}"
                 f"{' or use storage uint8' if config.nbytes and config.storage == 'float32' else ''}{self._returned(groups)}."
             )
         if config.per_class:
-            return [wanted] * groups
-        return [wanted + (place < min(limits) % groups) for place in range(groups)]
+            return [share] * groups
+        return [share + (place < min(limits) % groups) for place in range(groups)]
 
     def share(self, groups: int, shape: tuple[int, ...]) -> int:
         """The least of `shares`."""
@@ -113,18 +113,18 @@ class Memory:
         """
         tasks = self.checked(images, labels, task)
         history, number = self.history_with(images, labels, tasks), self.experiences
-        found = by_class(images, labels, tasks)
-        shares = self.shares(len(self.groups) + len(found), tuple(images.shape[1:]))
-        counts = dict(zip(found, shares[len(self.groups) :], strict=True))
+        pools = by_class(images, labels, tasks)
+        shares = self.shares(len(self.groups) + len(pools), tuple(images.shape[1:]))
+        counts = dict(zip(pools, shares[len(self.groups) :], strict=True))
         # Nothing to condense: images that were condensed elsewhere, say, stay what they are.
-        few = {key: pool for key, pool in found.items() if len(pool) <= counts[key]}
-        if self.config.method in CORESETS and len(few) < len(found):
+        few = {key: pool for key, pool in pools.items() if len(pool) <= counts[key]}
+        if self.config.method in CORESETS and len(few) < len(pools):
             few = {}  # a coreset's images are real in any case
-        wanted = {key: pool for key, pool in found.items() if key not in few}
+        large = {key: pool for key, pool in pools.items() if key not in few}
         part = None if checkpoints is None else checkpoints / f"checkpoint-{number}.safetensors"
-        beside = few if len(found) > 1 else self._known()
-        made = self._condense(wanted, counts, beside, ("experience", number), device=device, checkpoint=part, progress=progress)
-        new = [self._group({**made, **few}[key], key, number, len(pool), kept=key in few) for key, pool in found.items()]
+        beside = few if len(pools) > 1 else self._known()
+        condensed = self._condense(large, counts, beside, ("experience", number), device=device, checkpoint=part, progress=progress)
+        new = [self._group({**condensed, **few}[key], key, number, len(pool), kept=key in few) for key, pool in pools.items()]
         self.groups = [*self._shrunk(shares, new, number, device=device, folder=checkpoints, progress=progress), *new]
         self.experiences, self.history = number + 1, history
 
@@ -146,35 +146,35 @@ class Memory:
         """
         tasks = self.checked(images, labels, task)
         history, number = self.history_with(images, labels, tasks), self.experiences
-        held, recent = self._merged_groups(), by_class(images, labels, tasks)
-        keys = list(held | recent)
+        groups, recent = self._merged_groups(), by_class(images, labels, tasks)
+        keys = list(groups | recent)
         counts = dict(zip(keys, self.shares(len(keys), tuple(images.shape[1:])), strict=True))
-        past = {key: group.images for key, group in held.items()}
-        both = {key: torch.cat([part[key] for part in (past, recent) if key in part]) for key in keys}
-        kept = {key for key in keys if len(both[key]) <= counts[key] and (key not in held or held[key].kept)}
-        wanted = [key for key in keys if key not in kept and (key in recent or len(both[key]) > counts[key])]
-        pools, starts, made = {key: both[key] for key in wanted}, dict[Key, Tensor](), dict[Key, Tensor]()
-        for key in [key for key in wanted if key in held]:
+        past = {key: group.images for key, group in groups.items()}
+        images_of = {key: torch.cat([part[key] for part in (past, recent) if key in part]) for key in keys}
+        kept = {key for key in keys if len(images_of[key]) <= counts[key] and (key not in groups or groups[key].kept)}
+        changed = [key for key in keys if key not in kept and (key in recent or len(images_of[key]) > counts[key])]
+        pools, starts, condensed = {key: images_of[key] for key in changed}, dict[Key, Tensor](), dict[Key, Tensor]()
+        for key in [key for key in changed if key in groups]:
             if self.config.method == "random" and key in recent:
                 draws = generator(self.config.seed, "memory", "reservoir", number, *key)
-                made[key] = reservoir(past[key], held[key].seen, recent[key], counts[key], draws)
-            elif self._in_order(held[key]) and key not in recent:
-                made[key] = past[key][: counts[key]]
+                condensed[key] = reservoir(past[key], groups[key].seen, recent[key], counts[key], draws)
+            elif self._in_order(groups[key]) and key not in recent:
+                condensed[key] = past[key][: counts[key]]
             elif self.config.method in METHODS or self.config.method == "class_mean":
-                times = max(1, min(round(held[key].seen / len(past[key])), MAX_REPEATED // len(past[key])))
-                pools[key] = torch.cat([past[key].repeat(times, 1, 1, 1), both[key][len(past[key]) :]])
-                starts[key] = both[key][: counts[key]]
-        pools = {key: pool for key, pool in pools.items() if key not in made}
-        counts = {key: min(count, len(both[key])) for key, count in counts.items()}
-        made |= self._condense(pools, counts, both, ("merge", number), device=device, progress=progress, starts=starts)
+                times = max(1, min(round(groups[key].seen / len(past[key])), MAX_REPEATED // len(past[key])))
+                pools[key] = torch.cat([past[key].repeat(times, 1, 1, 1), images_of[key][len(past[key]) :]])
+                starts[key] = images_of[key][: counts[key]]
+        pools = {key: pool for key, pool in pools.items() if key not in condensed}
+        counts = {key: min(count, len(images_of[key])) for key, count in counts.items()}
+        condensed |= self._condense(pools, counts, images_of, ("merge", number), device=device, progress=progress, starts=starts)
         self.groups = []
         for key in keys:
-            old, more = held.get(key), len(recent.get(key, ()))
-            if old is not None and key not in made and not more:
+            old, more = groups.get(key), len(recent.get(key, ()))
+            if old is not None and key not in condensed and not more:
                 self.groups.append(old)
             else:
                 first, seen = (number, 0) if old is None else (old.experience, old.seen)
-                self.groups.append(self._group(made.get(key, both[key]), key, first, seen + more, kept=key in kept))
+                self.groups.append(self._group(condensed.get(key, images_of[key]), key, first, seen + more, kept=key in kept))
         self.experiences, self.history = number + 1, history
 
     def with_logits(self, number: int, outputs: Tensor) -> None:
@@ -197,10 +197,10 @@ class Memory:
         if not bool(torch.isfinite(images).all()):
             raise InputError("an experience's images hold values that are not finite; allowed: finite numbers only.")
         tasks = task if isinstance(task, Tensor) else torch.full(labels.shape, task)
-        for what, given in (("labels", labels), ("tasks", tasks)):
-            if given.dtype != torch.int64 or given.shape != labels.shape or not 0 <= int(given.min()) <= int(given.max()) <= MAX_LABEL:
-                held = f"{clipped(given.dtype)} {tuple(given.shape)} from {given.min()} to {given.max()}"
-                raise InputError(f"an experience's {what} are {held}; allowed: int64 (N,), 0 to {MAX_LABEL}.")
+        for what, tensor in (("labels", labels), ("tasks", tasks)):
+            if tensor.dtype != torch.int64 or tensor.shape != labels.shape or not 0 <= int(tensor.min()) <= int(tensor.max()) <= MAX_LABEL:
+                kind = f"{clipped(tensor.dtype)} {tuple(tensor.shape)} from {tensor.min()} to {tensor.max()}"
+                raise InputError(f"an experience's {what} are {kind}; allowed: int64 (N,), 0 to {MAX_LABEL}.")
         return tasks.cpu()
 
     def history_with(self, images: Tensor, labels: Tensor, tasks: Tensor, history: str | None = None) -> str:
@@ -218,11 +218,11 @@ class Memory:
 
     def _returned(self, groups: int) -> str:
         """A hint for a budget that classes which came back have used up."""
-        held = [(group.task, group.label) for group in self.groups]
-        if len(set(held)) == len(held):
+        keys = [(group.task, group.label) for group in self.groups]
+        if len(set(keys)) == len(keys):
             return ""
         return (
-            f" (a class counts again in each experience that brings it: {groups} groups of {len(set(held))} classes or more so far; "
+            f" (a class counts again in each experience that brings it: {groups} groups of {len(set(keys))} classes or more so far; "
             "the online form merges them: OnlineCondensedBuffer(..., every=1), Memory.merge)"
         )
 
@@ -236,15 +236,15 @@ class Memory:
 
     def _merged_groups(self) -> dict[Key, Exemplars]:
         """One group a task and class: those of a class that came back are joined."""
-        held: dict[Key, Exemplars] = {}
+        groups: dict[Key, Exemplars] = {}
         for group in self.groups:
             key = group.task, group.label
-            old = held.get(key)
+            old = groups.get(key)
             if old is not None:
                 pool, seen = torch.cat([old.images, group.images]), old.seen + group.seen
                 group = self._group(pool, key, old.experience, seen, kept=old.kept and group.kept)
-            held[key] = group
-        return held
+            groups[key] = group
+        return groups
 
     def _group(self, images: Tensor, key: Key, experience: int, seen: int, *, kept: bool = False) -> Exemplars:
         values, grid = stored(images, self.config.storage, self.config.mean, self.config.std)
@@ -269,8 +269,8 @@ class Memory:
         others = {} if class_by_class(config.method) else {key: images for key, images in beside.items() if key not in pools}
         every = {**pools, **others}
         sizes = [len(others[key]) if key in others else counts[key] for key in every]
-        given = {**(starts or {}), **others}
-        made = condense_images(
+        first = {**(starts or {}), **others}
+        condensed = condense_images(
             torch.cat(list(every.values())).detach().float(),
             torch.arange(len(every)).repeat_interleave(torch.tensor([len(pool) for pool in every.values()])),
             config.method,
@@ -279,14 +279,14 @@ class Memory:
             settings=config.settings,
             name=config.name,
             device=device,
-            starts={place: given[key] for place, key in enumerate(every) if key in given},
+            starts={place: first[key] for place, key in enumerate(every) if key in first},
             checkpoint=checkpoint,
             progress=progress,
         )
-        self.seconds += max(time.monotonic() - begun, made.provenance.seconds)  # the set knows what it took before a stop
-        if made.labels.is_floating_point():
+        self.seconds += max(time.monotonic() - begun, condensed.provenance.seconds)  # the set knows what it took before a stop
+        if condensed.labels.is_floating_point():
             raise InputError("a memory keeps images by class, and the method made soft labels; leave soft_labels out.")
-        return {key: made.images[made.hard_labels == place] for place, key in enumerate(pools)}
+        return {key: condensed.images[condensed.hard_labels == place] for place, key in enumerate(pools)}
 
     def _shrunk(
         self,
@@ -317,7 +317,9 @@ class Memory:
             part = None if folder is None else folder / f"checkpoint-{number}-{name}.safetensors"
             counts = {key: shares[i] for key, i in keys.items()}
             beside = {**self._known(), **{(group.task, group.label): group.images for group in new}} if len(keys) == 1 else {}
-            made = cut | self._condense(pools, counts, beside, ("shrink", number, name), device=device, checkpoint=part, progress=progress)
+            condensed = cut | self._condense(
+                pools, counts, beside, ("shrink", number, name), device=device, checkpoint=part, progress=progress
+            )
             for key, i in keys.items():
-                kept[i] = self._group(made[key], key, kept[i].experience, kept[i].seen)
+                kept[i] = self._group(condensed[key], key, kept[i].experience, kept[i].seen)
         return kept

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from apps.continual.condensing import check_method, check_settings
 from apps.continual.exemplars import group_bytes, item_bytes
@@ -32,7 +32,7 @@ class MemoryConfig:
     name: str = "stream"
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    settings: dict[str, object] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_method(self.method)

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import pydantic
 import safetensors
@@ -68,7 +68,7 @@ def saved_as(memory: Memory, queue: Queue | None = None) -> bytes:
     if callable(memory.config.settings.get("network")):
         raise InputError("the memory's network is a function, which a file cannot hold; give a network by its name.")
     waiting = None if queue is None else queue.waiting
-    header: dict[str, Any] = {
+    header: dict[str, object] = {
         "format": FORMAT,
         "config": dataclasses.asdict(memory.config),
         "experiences": memory.experiences,
@@ -105,10 +105,10 @@ def load_online(path: str | Path) -> tuple[Memory, Queue | None]:
             raise InputError(f"{path}: {size} bytes; allowed: at most {MAX_FILE_BYTES}.")
         with safetensors.safe_open(path, framework="pt") as file:
             header = pydantic.TypeAdapter(_Header).validate_json((file.metadata() or {})["memory"])
-            names, found = _names(header), set(file.keys())
-            if not names <= found or not found - names <= {f"logits.{i}" for i in range(len(header.groups))}:
-                raise InputError(f"{path}: holds the tensors {clipped(sorted(found))}; its header says {len(header.groups)} groups.")
-            tensors = {name: file.get_tensor(name) for name in found}
+            names, stored = _names(header), set(file.keys())
+            if not names <= stored or not stored - names <= {f"logits.{i}" for i in range(len(header.groups))}:
+                raise InputError(f"{path}: holds the tensors {clipped(sorted(stored))}; its header says {len(header.groups)} groups.")
+            tensors = {name: file.get_tensor(name) for name in stored}
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"]))[:80] or "it"
@@ -119,22 +119,22 @@ def load_online(path: str | Path) -> tuple[Memory, Queue | None]:
         raise InputError(f"{path}: is not a memory's file ({clipped(error, 120)}).") from None
     if header.format not in (1, FORMAT):
         raise InputError(f"{path}: format {header.format}; allowed: 1, {FORMAT} (made by another version of this toolkit).")
-    made = Memory(header.config)
-    made.experiences, made.seconds, made.history = header.experiences, header.seconds, header.history
-    made.logit_values = header.logit_values
+    memory = Memory(header.config)
+    memory.experiences, memory.seconds, memory.history = header.experiences, header.seconds, header.history
+    memory.logit_values = header.logit_values
     try:
-        made.groups = [
+        memory.groups = [
             Exemplars(g.label, g.task, g.experience, g.seen, tensors[f"values.{i}"], g.grid, tensors.get(f"logits.{i}"), g.kept)
             for i, g in enumerate(header.groups)
         ]
-        queue = _queue(header.queue, made, tensors)
+        queue = _queue(header.queue, memory, tensors)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    if any(not bool(group.images.isfinite().all()) for group in made.groups):
+    if any(not bool(group.images.isfinite().all()) for group in memory.groups):
         raise InputError(f"{path}: holds values that are not finite.")
-    if len({tuple(group.values.shape[1:]) for group in made.groups}) > 1:
+    if len({tuple(group.values.shape[1:]) for group in memory.groups}) > 1:
         raise InputError(f"{path}: its groups have images of different shapes.")
-    return made, queue
+    return memory, queue
 
 
 def _names(header: _Header) -> set[str]:
@@ -143,17 +143,17 @@ def _names(header: _Header) -> set[str]:
     return {*(f"values.{i}" for i in range(len(header.groups))), *waiting}
 
 
-def _queue(said: _Queue | None, memory: Memory, tensors: dict[str, Tensor]) -> Queue | None:
-    if said is None:
+def _queue(header: _Queue | None, memory: Memory, tensors: dict[str, Tensor]) -> Queue | None:
+    if header is None:
         return None
-    queue = Queue(said.size, said.every)
-    queue.calls = said.calls
-    if said.waiting:
+    queue = Queue(header.size, header.every)
+    queue.calls = header.calls
+    if header.waiting:
         images, labels, tasks = (tensors[name] for name in WAITING)
         memory.checked(images, labels, tasks)
-        if images.dtype != torch.float32 or len(images) >= said.size or not bool(images.isfinite().all()):
+        if images.dtype != torch.float32 or len(images) >= header.size or not bool(images.isfinite().all()):
             raise InputError(
-                f"its queue of {said.size} holds {clipped(images.dtype)} {tuple(images.shape)}; allowed: finite float32, fewer."
+                f"its queue of {header.size} holds {clipped(images.dtype)} {tuple(images.shape)}; allowed: finite float32, fewer."
             )
         queue.waiting = images, labels, tasks
     if queue.calls >= queue.every:
@@ -188,8 +188,8 @@ def place(folder: Path, experience: int) -> Path:
 
 def last(folder: Path) -> Path:
     """The file of the folder's latest experience; `InputError` when it has none."""
-    found = {path: path.stem.partition("-")[2] for path in folder.glob("memory-*.safetensors")}
-    numbered = {int(number): path for path, number in found.items() if number.isdecimal()}
+    paths = {path: path.stem.partition("-")[2] for path in folder.glob("memory-*.safetensors")}
+    numbered = {int(number): path for path, number in paths.items() if number.isdecimal()}
     if not numbered:
         raise InputError(f"{folder}: has no memory-<number>.safetensors; allowed: a memory's file, or the folder of a buffer.")
     return numbered[max(numbered)]
@@ -211,16 +211,16 @@ def restored(memory: Memory, images: Tensor, labels: Tensor, *, folder: Path, ta
         start = f"{path}: belongs to a memory with other settings or another stream"
         if other:
             raise InputError(f"{start} (its {clipped(', '.join(other))} differ); give those, or delete it to start again.")
-        found = _after_skipping(memory, images, labels, tasks, folder) if not memory.experiences else None
-        if found is None:
+        saved = _after_skipping(memory, images, labels, tasks, folder) if not memory.experiences else None
+        if saved is None:
             raise InputError(
                 f"{start}; where finished experiences are skipped, take up the memory after them first: call "
                 f"load('{clipped(last(folder), 200)}', like=experience); to start again, give an empty folder."
             )
-        earlier, skipped = found, True
-    held = {(group.experience, group.task, group.label): group for group in memory.groups}
+        earlier, skipped = saved, True
+    groups = {(group.experience, group.task, group.label): group for group in memory.groups}
     for number, group in enumerate(earlier.groups):
-        before = held.get((group.experience, group.task, group.label))
+        before = groups.get((group.experience, group.task, group.label))
         if not skipped:
             same = before is not None and torch.equal(before.values, group.values)
             earlier.groups[number] = dataclasses.replace(group, logits=before.logits if before is not None and same else None)

@@ -1,15 +1,17 @@
 """Which of Avalanche's strategies and plugins replay from a condensed buffer, how the others say no, and `attach`."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from apps.continual.engine import avalanche
+from apps.continual.protocols import Agent, Experience, Holder, Limited, ReplayBuffer
 from distill.errors import InputError, a_kind
 
 _training = avalanche("avalanche.training")
+T = TypeVar("T")
 
 # Strategies and plugins of avalanche-lib 0.6, by the names of their classes. Those with a storage policy of their own making:
 OWN_POLICY = (
@@ -36,78 +38,85 @@ REFUSED: dict[str, str] = {
 INSTEAD = "use Naive with ReplayPlugin, ER_ACE, DER or GDumb"
 
 
-def attach(strategy: Any, buffer: Any) -> Any:
-    """Make a strategy (or plugin) use this buffer, where it has a storage policy of its own making; returns what was given.
+def attach(strategy: T, buffer: ReplayBuffer) -> T:
+    """Replace the storage policy that a strategy or plugin of Avalanche has created.
 
-    For the strategies of docs/continual.md's table, or one that has a single replay plugin. `InputError` where there is nothing to
-    replace, and for those that would not replay what the buffer holds.
+    Args:
+        strategy: one of the table in docs/continual.md, or a strategy with a single replay plugin.
+        buffer: a `CondensedBuffer` or `OnlineCondensedBuffer`.
+
+    Returns:
+        The same strategy.
+
+    Raises:
+        InputError: there is no storage policy to replace, or the strategy would not replay from the buffer.
     """
     if not isinstance(buffer, _training.storage_policy.ExemplarsBuffer):
         raise InputError(f"attach was given {a_kind(buffer)} as the buffer; allowed: a CondensedBuffer or OnlineCondensedBuffer.")
     refuse_unfit(strategy)
     parts = [part for part in (strategy, getattr(strategy, "buffer", None), *getattr(strategy, "plugins", ())) if part is not None]
-    holders = [part for part in parts if hasattr(part, "storage_policy")]
+    holders = [part for part in parts if isinstance(part, Holder)]
     if len(holders) != 1:
         raise InputError(
             f"{type(strategy).__name__} has {len(holders)} storage policies; attach works with ER_ACE, DER, GDumbPlugin, ReplayPlugin or a "
             "strategy with one of these plugins (iCaRL, generative replay, GEM and A-GEM keep memories of another kind)."
         )
     holders[0].storage_policy = buffer
-    if hasattr(holders[0], "mem_size"):
+    if isinstance(holders[0], Limited):
         holders[0].mem_size = buffer.max_size
     buffer.learner = strategy if isinstance(strategy, _training.DER) else None
     return strategy
 
 
-def refuse_unfit(agent: Any) -> None:
-    """`InputError` for what cannot work with any condensed buffer, or only seems to."""
+def refuse_unfit(agent: object) -> None:
+    """`InputError` for a strategy that cannot replay from a condensed buffer, or only seems to."""
     for part in (agent, *getattr(agent, "plugins", ())):
         for kind in type(part).__mro__:
             if kind.__name__ in REFUSED and kind.__module__.startswith("avalanche."):
                 raise InputError(f"{kind.__name__} {REFUSED[kind.__name__]}; {INSTEAD}.")
-    if isinstance(agent, _training.DER):
+    if is_der(agent):
         heads = avalanche("avalanche.models.dynamic_modules")
         if any(isinstance(m, heads.IncrementalClassifier | heads.MultiHeadClassifier) for m in agent.model.modules()):
             raise InputError("DER compares stored outputs with later ones, and this model's head grows; use a head for all classes.")
 
 
-def refuse_no_replay(agent: Any, items: int, exp: Any) -> None:
-    """ER_ACE and DER make their replay loader only for a buffer of at least a batch, and otherwise train on without a word."""
-    name = type(agent).__name__
+def refuse_no_replay(agent: object, items: int, exp: Experience) -> None:
+    """`InputError` if ER_ACE or DER would silently replay nothing, because ``items`` are fewer than a batch of their replay loader."""
+    name, batch = type(agent).__name__, getattr(agent, "batch_size_mem", 0)
     starts = isinstance(agent, _training.DER) or (isinstance(agent, _training.ER_ACE) and exp.current_experience > 0)
-    if starts and items < agent.batch_size_mem:
+    if starts and items < batch:
         raise InputError(
-            f"{name} would replay nothing: the buffer holds {items} items and batch_size_mem is {agent.batch_size_mem}, and it makes "
+            f"{name} would replay nothing: the buffer holds {items} items and batch_size_mem is {batch}, and it makes "
             f"full batches only; give {name} batch_size_mem={items} or less, or the buffer more items."
         )
 
 
-def trains_on_the_buffer(agent: Any) -> bool:
+def trains_on_the_buffer(agent: object) -> bool:
     """GDumb learns from the buffer alone, so that it must never be empty."""
     gdumb = avalanche("avalanche.training.plugins").GDumbPlugin
     return any(isinstance(plugin, gdumb) for plugin in getattr(agent, "plugins", ()))
 
 
-def is_der(agent: Any) -> bool:
-    """DER and DER++ replay a network's outputs beside images and labels."""
+def is_der(agent: object) -> TypeGuard[Agent]:
+    """Whether this is DER or DER++, which replay a network's outputs with images and labels."""
     return isinstance(agent, _training.DER)
 
 
 @torch.no_grad()
 def outputs(model: nn.Module, images: Tensor, device: torch.device | str, size: int = 256) -> Tensor:
-    """A model's outputs (n, K) in evaluation mode, on the CPU; the model stays in the mode it was in."""
+    """A model's outputs (n, K) in evaluation mode, on the CPU, for ``images`` (n, C, H, W); the model's mode is restored."""
     training = model.training
     model.eval()
-    found = torch.cat([model(part.to(device)).cpu().float() for part in images.split(size)])
+    logits = torch.cat([model(part.to(device)).cpu().float() for part in images.split(size)])
     model.train(training)
-    return found
+    return logits
 
 
 def table(beside: Iterable[str]) -> str:
     """The rows of docs/continual.md: which classes have a policy to replace, which (``beside``) take a ReplayPlugin, which are refused."""
 
-    def names(given: Iterable[str]) -> str:
-        return ", ".join(f"`{name}`" for name in sorted(given))
+    def names(classes: Iterable[str]) -> str:
+        return ", ".join(f"`{name}`" for name in sorted(classes))
 
     rows = [
         f"| {names(OWN_POLICY)} | `attach(strategy, buffer)` |",
@@ -116,4 +125,4 @@ def table(beside: Iterable[str]) -> str:
     reasons: dict[str, list[str]] = {}
     for name, why in REFUSED.items():
         reasons.setdefault(why, []).append(name)
-    return "\n".join([*rows, *(f"| {names(given)} | refused: {why} |" for why, given in reasons.items())])
+    return "\n".join([*rows, *(f"| {names(classes)} | refused: {why} |" for why, classes in reasons.items())])

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import pydantic
 import torch
@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import nn
 
 from apps.continual.engine import avalanche, quiet_and_seeded
+from apps.continual.protocols import AvalancheData, Benchmark, ReplayBuffer, Strategy
 from apps.continual.streams import experience_tensors, joined
 from distill.condensed import CondensedSet
 from distill.configure import STRICT
@@ -29,9 +30,19 @@ STRATEGIES = (*WITH_MEMORY, *WITHOUT)
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class Training:
-    """How Avalanche's strategies train: SGD, ``epochs`` passes over each experience with ``batch_size`` images of the stream and
-    ``batch_size_mem`` of the memory in a step (ER_ACE and DER: at most what the smallest memory holds). GDumb makes ``gdumb_epochs`` over
-    the memory.
+    """How Avalanche's strategies train, by SGD.
+
+    Args:
+        epochs: passes over each experience.
+        gdumb_epochs: passes of GDumb over the memory.
+        batch_size: images of the stream in a step.
+        batch_size_mem: images of the memory in a step (ER_ACE and DER: at most the size of the smallest memory).
+        lr: step size.
+        momentum: of SGD.
+        alpha: DER's weight of the stored outputs.
+        beta: DER++'s weight of the stored labels.
+        lwf_alpha: LwF's weight of the distillation loss.
+        lwf_temperature: LwF's temperature.
     """
 
     epochs: Annotated[int, Field(ge=1)] = 4
@@ -49,14 +60,14 @@ class Training:
 def scratch(
     sets: Sequence[CondensedSet | ImageData], stream: Sequence[ImageData], network: Factory, recipe: Recipe, seed: int, split: str = "test"
 ) -> Iterator[list[float]]:
-    """Train a new network on the memory as it is after each experience, and on nothing else (GDumb; DM, WACV 2023, section 4.3)."""
-    for number, held in enumerate(sets):
-        model = train_network(held, network, recipe, derived_seed(seed, "scratch", number), stream[0].device)
+    """Train a new network only on the memory after each experience (GDumb; DM, WACV 2023, section 4.3); yields rows of accuracies."""
+    for number, memory in enumerate(sets):
+        model = train_network(memory, network, recipe, derived_seed(seed, "scratch", number), stream[0].device)
         yield accuracies(model, stream, split)
 
 
 def joint(stream: Sequence[ImageData], network: Factory, recipe: Recipe, seed: int, split: str = "test") -> list[float]:
-    """The bound from above: one network trained on all experiences at once; the last row of its matrix."""
+    """The upper bound: one network trained on all experiences at once. Returns the last row of its matrix."""
     return accuracies(train_network(joined(stream), network, recipe, derived_seed(seed, "joint"), stream[0].device), stream, split)
 
 
@@ -72,16 +83,30 @@ def learn(
     training: Training,
     seed: int,
     *,
-    buffer: Any = None,
+    buffer: ReplayBuffer | None = None,
     smallest: int = 0,
     split: str = "test",
     mini: int | None = None,
 ) -> Iterator[list[float]]:
-    """Train Avalanche's strategy ``name`` ("gdumb", "replay", "er_ace", "der", "none" or "lwf") with ``buffer``, an `ExemplarsBuffer`.
+    """Train a strategy of Avalanche. The state of the global generators is restored.
 
-    ``smallest`` is the least number of items the buffer will hold; the memory's part of a mini-batch is at most that, because Avalanche
-    silently replays nothing from a smaller one (ER_ACE, DER). The seed decides weights, shuffling and what Avalanche draws; global
-    generators are put back. With ``mini`` the stream is online: it passes in experiences of so many items.
+    Args:
+        name: "gdumb", "replay", "er_ace", "der", "none" or "lwf".
+        stream: the experiences.
+        network: name or function.
+        training: settings of the strategies.
+        seed: of weights, shuffling and what Avalanche draws.
+        buffer: an `ExemplarsBuffer`; None for "none" and "lwf".
+        smallest: the least number of items that the buffer will hold. It limits the memory's part of a mini-batch, because ER_ACE and DER
+            silently replay nothing from a smaller buffer.
+        split: the split that accuracy is measured on.
+        mini: items per experience of an online stream; None: whole experiences.
+
+    Yields:
+        After each experience, the accuracies in percent on every experience.
+
+    Raises:
+        InputError: the strategy is unknown.
     """
     if name not in STRATEGIES or name in ("scratch", "joint"):
         raise unknown_name("strategy", name, [n for n in STRATEGIES if n not in ("scratch", "joint")])
@@ -90,27 +115,28 @@ def learn(
     experiences = benchmark(stream)
     state = derived_seed(seed, "avalanche", name)
     with quiet_and_seeded(state):
-        made = _strategy(name, model, training, device, buffer, smallest)
+        strategy = _strategy(name, model, training, device, buffer, smallest)
     for number, experience in enumerate(experiences.train_stream):
         with quiet_and_seeded(derived_seed(state, number)):
             if mini is None:
-                made.train(experience, num_workers=0)
+                strategy.train(experience, num_workers=0)
             else:
                 online = avalanche("avalanche.benchmarks.scenarios.online")
                 for part in online.split_online_stream([experience], mini, seed=derived_seed(state, "online", number) % 2**32):
-                    made.train(part, num_workers=0)
-                if number == len(stream) - 1 and hasattr(buffer, "flush"):
-                    buffer.flush(made)  # what waits at the end is not lost
-        yield accuracies(made.model, stream, split)
+                    strategy.train(part, num_workers=0)
+                if number == len(stream) - 1 and buffer is not None and hasattr(buffer, "flush"):
+                    buffer.flush(strategy)  # the images that still wait are merged
+        yield accuracies(strategy.model, stream, split)
 
 
-def benchmark(stream: Sequence[ImageData]) -> Any:
-    """The stream as an Avalanche benchmark: items (x, y, task label 0), x normalised; ``train_stream`` and ``test_stream``."""
+def benchmark(stream: Sequence[ImageData]) -> Benchmark:
+    """The stream as an Avalanche benchmark with items (x, y, task label 0), where x is normalised."""
     scenarios = avalanche("avalanche.benchmarks.scenarios.dataset_scenario")
-    return scenarios.benchmark_from_datasets(
+    streams: Benchmark = scenarios.benchmark_from_datasets(
         train=[_dataset(*experience_tensors(data)) for data in stream],
         test=[_dataset(data.normalised("test", torch.arange(len(data.test), device=data.device)), data.test.labels) for data in stream],
     )
+    return streams
 
 
 class _Tensors(torch.utils.data.Dataset):  # type: ignore[type-arg]
@@ -124,20 +150,23 @@ class _Tensors(torch.utils.data.Dataset):  # type: ignore[type-arg]
         return self.images[index], self.targets[index]
 
 
-def _dataset(images: torch.Tensor, labels: torch.Tensor) -> Any:
+def _dataset(images: torch.Tensor, labels: torch.Tensor) -> AvalancheData:
     utils = avalanche("avalanche.benchmarks.utils")
     items = _Tensors(images, labels)
     described = [utils.DataAttribute(items.targets, "targets"), utils.TaskLabels([0] * len(items))]
-    return utils.TaskAwareSupervisedClassificationDataset([items], data_attributes=described)
+    dataset: AvalancheData = utils.TaskAwareSupervisedClassificationDataset([items], data_attributes=described)
+    return dataset
 
 
-def _strategy(name: str, model: nn.Module, training: Training, device: torch.device, buffer: Any, smallest: int) -> Any:
+def _strategy(
+    name: str, model: nn.Module, training: Training, device: torch.device, buffer: ReplayBuffer | None, smallest: int
+) -> Strategy:
     from apps.continual.buffer import CondensedBuffer, attach  # here: it imports Avalanche
 
     supervised, plugins = avalanche("avalanche.training.supervised"), avalanche("avalanche.training.plugins")
     optimiser = torch.optim.SGD(model.parameters(), lr=training.lr, momentum=training.momentum)
     batch_mem = min(training.batch_size_mem, smallest) if smallest and name in ("er_ace", "der") else training.batch_size_mem
-    options: dict[str, Any] = {
+    options: dict[str, object] = {
         "model": model,
         "optimizer": optimiser,
         "train_mb_size": training.batch_size,
@@ -145,17 +174,23 @@ def _strategy(name: str, model: nn.Module, training: Training, device: torch.dev
         "device": device,
         "evaluator": plugins.EvaluationPlugin(loggers=[]),
     }
-    if name == "er_ace":
-        made = supervised.ER_ACE(mem_size=buffer.max_size, batch_size_mem=batch_mem, **options)
-        return attach(made, buffer)
-    if name == "der":
-        made = supervised.DER(mem_size=buffer.max_size, batch_size_mem=batch_mem, alpha=training.alpha, beta=training.beta, **options)
-        return attach(made, buffer) if isinstance(buffer, CondensedBuffer) else made  # else: Avalanche's own, with outputs
+    strategy: Strategy
     used = []
-    if name == "replay":
-        used = [plugins.ReplayPlugin(mem_size=buffer.max_size, batch_size_mem=batch_mem, storage_policy=buffer)]
-    elif name == "gdumb":
-        used = [attach(plugins.GDumbPlugin(mem_size=buffer.max_size), buffer)]
-    elif name == "lwf":
+    if name == "lwf":
         used = [plugins.LwFPlugin(alpha=training.lwf_alpha, temperature=training.lwf_temperature)]
-    return supervised.Naive(plugins=used, **options)
+    elif name != "none":
+        assert buffer is not None, f"{name} needs a buffer"
+        if name == "er_ace":
+            strategy = supervised.ER_ACE(mem_size=buffer.max_size, batch_size_mem=batch_mem, **options)
+            return attach(strategy, buffer)
+        if name == "der":
+            strategy = supervised.DER(
+                mem_size=buffer.max_size, batch_size_mem=batch_mem, alpha=training.alpha, beta=training.beta, **options
+            )
+            return attach(strategy, buffer) if isinstance(buffer, CondensedBuffer) else strategy  # else: Avalanche's own, with outputs
+        if name == "replay":
+            used = [plugins.ReplayPlugin(mem_size=buffer.max_size, batch_size_mem=batch_mem, storage_policy=buffer)]
+        else:
+            used = [attach(plugins.GDumbPlugin(mem_size=buffer.max_size), buffer)]
+    strategy = supervised.Naive(plugins=used, **options)
+    return strategy

@@ -81,9 +81,9 @@ def joined(stream: Sequence[ImageData]) -> ImageData:
 
     return dataclasses.replace(
         stream[0],
-        train=part([one.train for one in stream]),
-        validation=part([one.validation for one in stream]),
-        test=part([one.test for one in stream]),
+        train=part([experience.train for experience in stream]),
+        validation=part([experience.validation for experience in stream]),
+        test=part([experience.test for experience in stream]),
     )
 
 

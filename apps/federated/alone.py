@@ -1,6 +1,4 @@
-"""The two bounds that send nothing: every client by itself, and all data in one place. Same model, same local SGD, same first weights."""
-
-from typing import Any
+"""Two bounds without communication: each client alone, and all data in one place, with the same model, local SGD and first weights."""
 
 from apps.federated.averaging import local_sgd
 from apps.federated.client_app import torch_threads
@@ -10,13 +8,19 @@ from distill.data import ImageData
 from distill.evaluation import accuracy
 from distill.networks import create
 from distill.randomness import generator
+from distill.records import Json
 
 
-def run_alone(settings: Settings, data: ImageData) -> list[dict[str, Any]]:
-    """One line a round, as `server_app.serve` gives them; a "round" is one round's local SGD of the weight-sending rivals.
+def run_alone(settings: Settings, data: ImageData) -> list[dict[str, Json]]:
+    """Train without communication; a "round" is the local SGD of one round of the strategies that send weights.
 
-    "local": the mean accuracy over clients, each by itself. "central": one network on all data; a round is as many optimiser steps as
-    all clients take together.
+    Args:
+        settings: with strategy "local" (the mean accuracy of clients that train alone) or "central" (one network on all data, whose rounds
+            have as many optimiser steps as all clients take together).
+        data: the whole data set.
+
+    Returns:
+        One dict per round, with the same keys as those of `server_app.serve`.
     """
     with torch_threads(settings.threads):
         if settings.strategy == "central":
@@ -35,7 +39,7 @@ def run_alone(settings: Settings, data: ImageData) -> list[dict[str, Any]]:
                     local_sgd(network, part, config, generator(settings.seed, "alone", client, "round", number))
             values = [accuracy(network, data, settings.split) for network in networks]
             mean = sum(values) / len(values)
-            line = {
+            line: dict[str, Json] = {
                 "round": number,
                 "accuracy": mean,
                 "up": 0,

@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from flwr.clientapp import ClientApp
@@ -20,7 +19,18 @@ from torch import Tensor
 from apps.federated.averaging import control_variate, local_sgd
 from apps.federated.client_privacy import ClientPrivacy, PrivacyOf, check_request, private_upload
 from apps.federated.condense import NoImages, agreed, is_empty, partition_of, shard, upload
-from apps.federated.messages import ConfigRecord, Context, Message, MetricRecord, RecordDict, parts_of, record_of, settings_of
+from apps.federated.messages import (
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MetricRecord,
+    MetricValue,
+    RecordDict,
+    parts_of,
+    record_of,
+    settings_of,
+)
 from apps.federated.settings import Settings
 from apps.federated.silence import silence, silent_answer
 from apps.federated.wire import Limits, decode, decode_weights, encode, encode_weights
@@ -179,19 +189,18 @@ def _private(message: Message, context: Context, privacy: ClientPrivacy, given: 
 
 def _asked(message: Message, context: Context) -> tuple[Settings, int, DataSpec]:
     ask = message.content["ask"]
-    spec = json.loads(str(ask["spec"]))
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items()}
-    made, number = DataSpec(**fields), ask["round"]
+    facts, number = json.loads(str(ask["spec"])), ask["round"]
+    lists = {name: tuple(value) for name, value in facts.items() if isinstance(value, list)}
     if not isinstance(number, int):
         raise InputError(f"the request's round is {clipped(number)}; allowed: a whole number.")
-    return settings_of(context.run_config), number, made
+    return settings_of(context.run_config), number, DataSpec(**(facts | lists))
 
 
 def _condensed(content: RecordDict, context: Context, settings: Settings, server_round: int, data: ImageData, client: int) -> RecordDict:
     start, spec = time.monotonic(), data.spec
     weights = _received(content, settings, spec)
     wanted = settings.upload.classes
-    facts: dict[str, Any] = {"partition-id": client, "round": server_round}
+    facts: dict[str, MetricValue] = {"partition-id": client, "round": server_round}
     if "data" in context.node_config:
         facts["own-data"] = 1
     if settings.server.client_weights == "examples":
@@ -231,7 +240,12 @@ def _fitted(content: RecordDict, context: Context, settings: Settings, server_ro
         new = control_variate(own, server, received, result, settings.local.lr)
         _remember(context, server_round, record_of(encode_weights(new)))
         reply["change"] = record_of(encode_weights({name: new[name] - own[name] for name in own}))
-    numbers: dict[str, Any] = {"partition-id": client, "num-examples": result.examples, "steps": result.steps, "round": server_round}
+    numbers: dict[str, MetricValue] = {
+        "partition-id": client,
+        "num-examples": result.examples,
+        "steps": result.steps,
+        "round": server_round,
+    }
     numbers |= {"seconds": time.monotonic() - start} | ({"own-data": 1} if "data" in context.node_config else {})
     reply["facts"] = MetricRecord(numbers)
     return reply
@@ -251,7 +265,7 @@ def _earlier(context: Context, server_round: int) -> str | None:
     return f"round-{max(before)}" if before else None
 
 
-def _remember(context: Context, server_round: int, record: Any) -> None:
+def _remember(context: Context, server_round: int, record: ArrayRecord) -> None:
     """Keep this round's record and the one before it: a server that lost its last round may ask for it again."""
     keep = {f"round-{server_round}", _earlier(context, server_round)}
     context.state[f"round-{server_round}"] = record

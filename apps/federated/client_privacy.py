@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from apps.federated.settings import Settings, data_settings, method_config, to_json
 from apps.federated.wire import within_range
@@ -57,7 +57,7 @@ class ClientPrivacy:
     delta: float
     ledger: Path
     uploads: int = 1
-    start: Callable[[Any, int, int], CondensedSet] | None = None
+    start: Callable[..., CondensedSet] | None = None
     networks: Callable[[str], Factory] | None = None
     classes: tuple[int, ...] | None = None
     methods: tuple[str, ...] = ("dm",)
@@ -131,7 +131,7 @@ def private_upload(
     """
     seed = derived_seed(settings.seed, "client", client, "round", server_round)
     config, name = method_config(settings), upload_name(settings, server_round, spec)
-    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in ("network", "initial")}
+    values = {name: value for name, value in vars(config).items() if name not in ("network", "initial")}
     delta = privacy.delta / privacy.uploads
     statistics = privacy.statistics(data, epsilon, delta, privacy.classes, privacy.folder(client), name)
     made = condense(

@@ -7,7 +7,6 @@ FedDM (Xiong, Wang, Cheng, Yu and Hsieh, "FedDM: Iterative Distribution Matching
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +52,17 @@ def is_empty(name: str) -> bool:
 
 
 def shard(data: ImageData, partition: Partition, client: int, *, may_be_empty: bool = False) -> ImageData:
-    """One client's images, with the whole data's spec (normalisation is public); `NoImages` where there are none and that is allowed."""
+    """The images of one client, with the spec of the whole data set (its normalisation is public).
+
+    Args:
+        data: the whole data set.
+        partition: of its training images.
+        client: its number.
+        may_be_empty: give `NoImages` for a client without images.
+
+    Raises:
+        InputError: the partition has no such client.
+    """
     if not 0 <= client < len(partition.parts):
         raise InputError(f"client {client} is not in the partition; allowed: 0..{len(partition.parts) - 1}.")
     train = data.train.at(torch.from_numpy(partition.parts[client]).to(data.device))
@@ -62,20 +71,26 @@ def shard(data: ImageData, partition: Partition, client: int, *, may_be_empty: b
 
 
 def agreed(data: ImageData, spec: DataSpec, *, own: bool = False) -> ImageData:
-    """A client's data under the federation's spec: the classes and the shape must be the same, the normalisation is the server's.
+    """A client's data under the federation's spec: classes and shape must be equal, the normalisation is the server's.
 
-    ``own`` data are the client's alone. The server has never seen them: the numbers and the class list that it sent are public to the
-    client whatever the server says of their origin, and count as given. A part of the run's own data set is another matter: where the
-    server computed its numbers from that data set, it says so, and they stay computed. A server that lies about it has the images.
+    Args:
+        data: the client's data.
+        spec: from the server.
+        own: the data belong to the client alone. The server has never seen them, so its normalisation and class list are public to the
+            client whatever origin it states, and count as given. For a part of the run's data set the stated origin stays: a server that
+            computed its numbers from that data set says so, and one that lies about it has the images anyway.
+
+    Raises:
+        InputError: classes or shape differ.
     """
     for name in ("channels", "height", "width", "classes"):
         if getattr(data.spec, name) != getattr(spec, name):
             ours, theirs = clipped(getattr(data.spec, name)), clipped(getattr(spec, name))
             raise InputError(f"this client has {name} {ours} and the federation {theirs}; they must be the same.")
-    origins: dict[str, Any] = {"population_origin": data.spec.population_origin}
+    agreed_spec = dataclasses.replace(spec, population_origin=data.spec.population_origin)
     if own:
-        origins |= {"normalisation_origin": "given", "classes_origin": "given"}
-    return dataclasses.replace(data, spec=dataclasses.replace(spec, **origins))
+        agreed_spec = dataclasses.replace(agreed_spec, normalisation_origin="given", classes_origin="given")
+    return dataclasses.replace(data, spec=agreed_spec)
 
 
 def network_with(network: str, weights: Mapping[str, Tensor] | None) -> Factory:
@@ -84,26 +99,37 @@ def network_with(network: str, weights: Mapping[str, Tensor] | None) -> Factory:
         return network
 
     def received(spec: DataSpec) -> nn.Module:
-        made = create(network, spec, torch.Generator().manual_seed(0))
-        made.load_state_dict(dict(weights))
-        return made
+        module = create(network, spec, torch.Generator().manual_seed(0))
+        module.load_state_dict(dict(weights))
+        return module
 
     return received
 
 
 def first_images(statistics: RealStatistics, data: ImageData, kind: Initial, settings: Settings, seed: int) -> Initial | CondensedSet:
-    """A class of which the client holds fewer images than ``ipc`` begins with those, and is sent as so many.
+    """The initial images of an upload.
 
-    `condense` fills such a class up with copies, which would count a handful of images in the union as much as thousands of another client.
+    If the client holds fewer than ``ipc`` images of a class, its synthetic images start from those and only that many are sent.
+    (`condense` would add copies, so that a few images would count in the union as much as thousands of another client.)
+
+    Args:
+        statistics: of the client's data.
+        data: the client's data.
+        kind: of initial images.
+        settings: of the run.
+        seed: of the upload.
+
+    Returns:
+        ``kind`` where every class has ``ipc`` images, else the images.
     """
-    ipc, held = settings.upload.ipc, data.counts
-    if all(held[label] >= ipc for label in data.classes):
+    ipc, counts = settings.upload.ipc, data.counts
+    if all(counts[label] >= ipc for label in data.classes):
         return kind
     draws = generator(seed, "initial", settings.upload.method, ipc, device=statistics.device)
-    made = initial_set(statistics, kind, ipc, draws)
-    number = torch.arange(len(made.labels), device=made.labels.device) % ipc  # within its class
-    real = number < torch.tensor(held, device=made.labels.device)[made.labels]
-    return dataclasses.replace(made, images=made.images[real], labels=made.labels[real])
+    condensed = initial_set(statistics, kind, ipc, draws)
+    number = torch.arange(len(condensed.labels), device=condensed.labels.device) % ipc  # within its class
+    real = number < torch.tensor(counts, device=condensed.labels.device)[condensed.labels]
+    return dataclasses.replace(condensed, images=condensed.images[real], labels=condensed.labels[real])
 
 
 def upload(
@@ -114,11 +140,23 @@ def upload(
     weights: Mapping[str, Tensor] | None = None,
     previous: CondensedSet | None = None,
 ) -> CondensedSet:
-    """The set that client ``client`` sends in a round: condensed, or (a naive rival) real images chosen by a coreset.
+    """The set that a client sends in a round: condensed images, or real images chosen by a coreset (a baseline).
 
-    ``weights`` are the server's (None: fresh networks), ``previous`` the client's own images of the round before, for a warm start. Only
-    classes that the client holds and the server asked for are in it. `InputError` when there are none. A private client's set is
-    `client_privacy.private_upload`.
+    For private clients see `client_privacy.private_upload`.
+
+    Args:
+        data: the client's images.
+        settings: of the run.
+        server_round: number of the round.
+        client: number of the client.
+        weights: the server's; None: new random networks.
+        previous: the client's upload of the round before, for a warm start.
+
+    Returns:
+        A set of the classes that the client holds and the server asked for.
+
+    Raises:
+        InputError: there is no such class.
     """
     if settings.upload.classes is not None:
         data = data.subset(settings.upload.classes)
@@ -126,12 +164,12 @@ def upload(
     if settings.strategy != "feddm":
         return select(data, settings.strategy, settings.upload.ipc, generator(seed, "coreset"))
     config = method_config(settings)
-    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in ("network", "initial")}
+    values = {name: value for name, value in vars(config).items() if name not in ("network", "initial")}
     statistics = ExactStatistics(data)
     initial: Initial | CondensedSet = previous if previous is not None else config.initial
     if isinstance(initial, str) and initial != "noise":
         initial = first_images(statistics, data, initial, settings, seed)
-    made = condense(
+    condensed = condense(
         statistics,
         settings.upload.method,
         ipc=settings.upload.ipc,
@@ -142,4 +180,4 @@ def upload(
         more_images_than_data=True,  # a client may hold fewer than were asked for
         **values,
     )
-    return dataclasses.replace(made, images=within_range(made))
+    return dataclasses.replace(condensed, images=within_range(condensed))

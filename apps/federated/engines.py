@@ -1,7 +1,7 @@
 """The two engines that are processes: Flower's simulation on Ray, and a deployment of SuperLink and SuperNodes on this machine.
 
-Everything runs under a Flower home and ports of its own, offline, with telemetry off, and nothing that was started here stays: whatever
-carries this home in its environment is ended, by its id; where this process is killed, a watchdog does it.
+Each run has a new Flower home and free ports, is offline, and has telemetry switched off. Every process with this home in its environment
+is ended by its id; if this process is killed, a watchdog ends them.
 """
 
 import contextlib
@@ -16,10 +16,10 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
 from apps.federated import watchdog
 from apps.federated.settings import Settings, to_json
@@ -27,7 +27,7 @@ from apps.federated.watchdog import carrying as carrying
 from apps.federated.watchdog import end_all as end_all
 from distill import stopping
 from distill.errors import InputError
-from distill.records import read_lines, write_whole
+from distill.records import Json, read_lines, write_whole
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 90.0
@@ -35,7 +35,7 @@ START_SECONDS = 90.0
 
 @dataclass
 class Flower:
-    """A running SuperLink, and its SuperNodes where it is a deployment; ``app`` is the folder of the Flower app that runs submit."""
+    """A running SuperLink, and its SuperNodes if it is a deployment; ``app`` is the folder of the Flower app that is submitted."""
 
     app: Path
     home: Path
@@ -45,8 +45,21 @@ class Flower:
     nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     simulated: int | None = None
 
-    def run(self, settings: Settings, folder: Path, data_root: str = "", node_keys: str = "") -> dict[str, Any]:
-        """Submit the app, wait for its end, and give Flower's own account of the run. `InputError` when it did not complete."""
+    def run(self, settings: Settings, folder: Path, data_root: str = "", node_keys: str = "") -> dict[str, Json]:
+        """Submit the app and wait for its end.
+
+        Args:
+            settings: of the run.
+            folder: where the ServerApp writes its rounds.
+            data_root: where the data set is looked for.
+            node_keys: the file with the public keys of the nodes; empty: none.
+
+        Returns:
+            Flower's entry of the run.
+
+        Raises:
+            InputError: the run did not complete.
+        """
         config = {"settings": to_json(settings), "out": str(folder.resolve()), "data-root": data_root, "node-keys": node_keys}
         file = self.home / "run.toml"
         write_whole(file, "".join(f"{key} = {json.dumps(value)}\n" for key, value in config.items()))
@@ -56,7 +69,7 @@ class Flower:
         # The exit code says nothing: it is 0 also for a run that failed.
         listed = json.loads(self._flwr(["list", "here", "--format", "json"]))
         runs = listed["runs"] if isinstance(listed, dict) else listed
-        last: dict[str, Any] = runs[0] if runs else {"status": "never started"}  # the newest is the first
+        last: dict[str, Json] = runs[0] if runs else {"status": "never started"}  # the newest is the first
         if last.get("status") != "finished:completed":
             tail = (
                 " ".join((self.logs / "run.log").read_text(errors="replace").splitlines()[-3:])[:300]
@@ -80,8 +93,8 @@ class Flower:
         return (done.stdout or b"").decode(errors="replace")
 
 
-def run_simulation(settings: Settings, folder: Path, app: Path, data_root: str = "", privacy: Path | None = None) -> dict[str, Any]:
-    """Flower's simulation runtime, one core a client; ``app`` is the folder of the Flower app."""
+def run_simulation(settings: Settings, folder: Path, app: Path, data_root: str = "", privacy: Path | None = None) -> dict[str, Json]:
+    """Run with Flower's simulation runtime, one core per client. For the arguments see `flower` and `Flower.run`."""
     if importlib.util.find_spec("ray") is None:
         raise InputError('engine "simulation" needs Ray; run: pip install "distill-apps[federated]", or set engine = "inline".')
     clients = settings.partition.num_partitions
@@ -89,19 +102,23 @@ def run_simulation(settings: Settings, folder: Path, app: Path, data_root: str =
         return running.run(settings, folder, data_root)
 
 
-def run_deployment(settings: Settings, folder: Path, app: Path, data_root: str = "", privacy: Path | None = None) -> dict[str, Any]:
-    """A SuperLink and one SuperNode a client, all on this machine and its loopback; ``app`` is the folder of the Flower app."""
+def run_deployment(settings: Settings, folder: Path, app: Path, data_root: str = "", privacy: Path | None = None) -> dict[str, Json]:
+    """Run with a SuperLink and one SuperNode per client on this machine. For the arguments see `flower` and `Flower.run`."""
     with flower(folder / "flower", settings, app, privacy=privacy) as running:
         return running.run(settings, folder, data_root)
 
 
 @contextlib.contextmanager
 def flower(logs: Path, settings: Settings, app: Path, simulated: int | None = None, privacy: Path | None = None) -> Iterator[Flower]:
-    """A SuperLink on a free port, with SuperNodes unless ``simulated``; all are gone at the end, whatever happens.
+    """Run a SuperLink on a free port, with SuperNodes unless ``simulated``; all of them are ended when the block is left.
 
-    ``app`` is the folder of the Flower app that is run there (`scenarios.federated.cells.FLOWER_APP`: apps know no scenario).
-    ``privacy`` is the clients' own file, which says what privacy they give: SuperNodes have it in their config, simulated ones in their
-    environment. The server gets no word of it.
+    Args:
+        logs: folder for the logs.
+        settings: of the run.
+        app: folder of the Flower app (`scenarios.federated.cells.FLOWER_APP`: apps know no scenario).
+        simulated: number of simulated clients; None: a deployment.
+        privacy: the clients' file with the privacy that they give. SuperNodes have it in their config, simulated clients in their
+            environment; the server does not see it.
     """
     logs.mkdir(parents=True, exist_ok=True)
     watchdog.sweep()
@@ -134,15 +151,15 @@ def flower(logs: Path, settings: Settings, app: Path, simulated: int | None = No
             signal.signal(signal.SIGTERM, before)
 
 
-def _raise_on_terminate() -> Any:
-    """Make SIGTERM an exception, as Ctrl-C is, so that what was started is ended; gives the handler that was there."""
+def _raise_on_terminate() -> Callable[[int, FrameType | None], object] | int | None:
+    """Make SIGTERM raise an exception, as Ctrl-C does, so that the started processes are ended; returns the previous handler."""
     if threading.current_thread() is not threading.main_thread():
         return None
     return signal.signal(signal.SIGTERM, stopping.at_once)
 
 
 def offline(home: Path, threads: int) -> dict[str, str]:
-    """The environment of everything that is started: nothing is fetched, nothing is reported."""
+    """The environment of the started processes: no downloads, no telemetry."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
         **{name: value for name, value in os.environ.items() if name != "DISTILL_PRIVACY"},  # the clients' file is the run's own
@@ -163,22 +180,22 @@ def offline(home: Path, threads: int) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback that nobody listens on now."""
+    """A free TCP port of the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def lines_of(folder: Path) -> list[dict[str, Any]]:
-    """The rounds that the ServerApp wrote."""
+def lines_of(folder: Path) -> list[dict[str, Json]]:
+    """The rounds that the ServerApp wrote in ``folder``, one dict each."""
     return list(read_lines(folder / "rounds.jsonl"))
 
 
 def _tool(name: str) -> str:
-    found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
-    if found is None:
+    path = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    if path is None:
         raise InputError(f'{name} is not installed; run: pip install "distill-apps[federated]"')
-    return found
+    return path
 
 
 def _start(name: str, arguments: Sequence[str], log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:

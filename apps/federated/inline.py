@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from apps.federated.client_privacy import ClientPrivacy
 from apps.federated.messages import Context, Error, Message, RecordDict, record_of
 from apps.federated.server_app import serve
 from apps.federated.settings import Settings, to_json
-from apps.federated.wire import parse_npy
+from apps.federated.wire import Arrays, parse_npy
 from distill.data import ImageData
-from distill.records import CannotWrite, write_whole
+from distill.records import CannotWrite, Json, write_whole
 
 FIRST_NODE = 1000
 CRASHED = 2  # Flower's code for a ClientApp that raised
@@ -27,11 +27,13 @@ Client = Callable[[Message, Context], Message | None]
 
 
 class LocalGrid(Grid):
-    """Hands each message to ``client`` at once. ``folder`` keeps the clients' state between processes, for runs that are resumed."""
+    """A Flower grid that passes each message to ``client`` directly. ``folder`` keeps the state of clients for runs that are resumed."""
 
     waits = False  # an answer that is not there at once will not come
 
-    def __init__(self, client: Client, run_config: dict[str, Any], clients: int, folder: Path | None = None) -> None:
+    def __init__(
+        self, client: Client, run_config: Mapping[str, bool | float | int | str], clients: int, folder: Path | None = None
+    ) -> None:
         self.client, self.folder = client, folder
         self.contexts: dict[int, Context] = {}
         for number in range(clients):
@@ -41,7 +43,7 @@ class LocalGrid(Grid):
         self.replies: dict[str, Message] = {}
         self.sent = 0
 
-    def set_run(self, run: Any) -> None:
+    def set_run(self, run: object) -> None:
         return None
 
     @property
@@ -73,8 +75,8 @@ class LocalGrid(Grid):
     def _numbered(self, message: Message, name: str) -> Message:
         m = message.metadata
         metadata = Metadata(m.run_id, name, m.src_node_id, m.dst_node_id, "", m.group_id, m.created_at, m.ttl, m.message_type)
-        made: Message = Message(metadata=metadata, content=message.content)  # type: ignore[call-overload]  # Flower's own form
-        return made
+        numbered: Message = Message(metadata=metadata, content=message.content)  # type: ignore[call-overload]  # Flower's own form
+        return numbered
 
     def _answer(self, message: Message) -> Message | None:
         context = self.contexts[message.metadata.dst_node_id]
@@ -98,7 +100,7 @@ class LocalGrid(Grid):
 
     def _remembered(self, node: int) -> RecordDict:
         path = None if self.folder is None else self.folder / f"{node}.safetensors"
-        records: dict[str, dict[str, Any]] = {}
+        records: dict[str, Arrays] = {}
         if path is not None and path.exists():
             for name, array in safetensors.numpy.load(path.read_bytes()).items():
                 key, _, inner = name.partition("/")
@@ -113,10 +115,19 @@ def run_inline(
     client: Client | None = None,
     data_root: str = "",
     privacy: ClientPrivacy | None = None,
-) -> list[dict[str, Any]]:
-    """A whole run in this process; see `server_app.serve` for what comes back.
+) -> list[dict[str, Json]]:
+    """A whole run in this process.
 
-    ``client`` takes the place of the ClientApp (tests let some of them misbehave). ``privacy`` is what each client gives.
+    Args:
+        settings: of the run.
+        data: the whole data set; None: loaded by name.
+        folder: where rounds, checkpoint and the clients' states are kept; None: nowhere.
+        client: replaces the ClientApp, in tests of misbehaving clients.
+        data_root: where the data set is looked for.
+        privacy: the privacy that each client gives.
+
+    Returns:
+        One dict per round; see `server_app.serve`.
     """
     with quiet_flower(), task_identity():
         if folder is not None:
@@ -131,7 +142,7 @@ def run_inline(
 
 @contextlib.contextmanager
 def quiet_flower() -> Iterator[None]:
-    """Flower's own log, at its warnings."""
+    """Show only warnings of Flower's log inside the block."""
     logger = logging.getLogger("flwr")
     before = logger.level
     logger.setLevel(logging.WARNING)
@@ -143,7 +154,7 @@ def quiet_flower() -> Iterator[None]:
 
 @contextlib.contextmanager
 def task_identity() -> Iterator[None]:
-    """Outside a Flower runtime `Message` does not know who sends it; its runtime sets this internal value, and so do we, for a while."""
+    """Set the sender of messages inside the block, an internal value that otherwise only Flower's runtime sets."""
     from flwr.supercore.task_identity import TaskIdentity
 
     names = ("_run_id", "_task_id", "_node_id")

@@ -1,7 +1,6 @@
 """Figures of a federation: who holds what, accuracy against rounds and bytes, and what each client sent."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,6 +12,7 @@ from distill.condensed import CondensedSet
 from distill.drawing import Drawing, class_labels, escaped, joined, left_out, title_text
 from distill.evaluation import Accuracy
 from distill.figures import rows_of_images
+from distill.records import Json
 
 MAX_SHOWN = 20
 
@@ -46,7 +46,7 @@ def holdings(counts: NDArray[np.int64], classes: Sequence[str], title: str) -> D
     return Drawing(figure, title, "Training images of each class (columns) at each client (rows); darker is more.", legend)
 
 
-def curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], against: str, title: str) -> Drawing:
+def curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Json]]]], against: str, title: str) -> Drawing:
     """Mean accuracy with its 95 % interval over seeds, one line a strategy; ``against`` is "round" or "bytes" (up + down, cumulative).
 
     ``runs`` has for each strategy one list of round lines a seed. After a single round there is a point for each strategy instead.
@@ -56,22 +56,28 @@ def curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], against: s
     one_shot = max(len(lines) for seeds in runs.values() for lines in seeds) <= 2
     for number, (name, seeds) in enumerate(runs.items()):
         rounds = min(len(lines) for lines in seeds)
-        found = [Accuracy(tuple(lines[r]["accuracy"] for lines in seeds)) for r in range(rounds)]
+        accuracies = [Accuracy(tuple(_number(lines[r], "accuracy") for lines in seeds)) for r in range(rounds)]
         if against == "bytes":
             places = [
-                float(np.mean([sum(line["up"] + line["down"] for line in lines[: r + 1]) for lines in seeds])) / 1e6 for r in range(rounds)
+                float(np.mean([sum(_number(line, "up") + _number(line, "down") for line in lines[: r + 1]) for lines in seeds])) / 1e6
+                for r in range(rounds)
             ]
         else:
-            places = [float(seeds[0][r]["round"]) for r in range(rounds)]
+            places = [_number(seeds[0][r], "round") for r in range(rounds)]
         if one_shot:  # lines from the untrained network up would all look the same
             place = places[-1] if against == "bytes" else number
-            wide = found[-1].half_width if len(seeds) > 1 else 0.0
-            axis.errorbar([place], [found[-1].mean], [wide], fmt="o", markersize=4, capsize=4, label=escaped(name))
+            wide = accuracies[-1].half_width if len(seeds) > 1 else 0.0
+            axis.errorbar([place], [accuracies[-1].mean], [wide], fmt="o", markersize=4, capsize=4, label=escaped(name))
             continue
-        (line,) = axis.plot(places, [each.mean for each in found], marker="o", markersize=3, linewidth=1.2, label=escaped(name))
+        (line,) = axis.plot(places, [each.mean for each in accuracies], marker="o", markersize=3, linewidth=1.2, label=escaped(name))
         if len(seeds) > 1:
             axis.fill_between(
-                places, [each.low for each in found], [each.high for each in found], alpha=0.15, color=line.get_color(), linewidth=0
+                places,
+                [each.low for each in accuracies],
+                [each.high for each in accuracies],
+                alpha=0.15,
+                color=line.get_color(),
+                linewidth=0,
             )
     axis.set_ylabel("test accuracy, %")
     if one_shot and against == "round":
@@ -88,6 +94,13 @@ def curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], against: s
     axis.spines[["top", "right"]].set_visible(False)
     what = "Accuracy by round" if against == "round" else "Accuracy by bytes sent"
     return Drawing(figure, f"{what}: {title}", "Mean over seeds, with the 95 % interval where there are several.")
+
+
+def _number(line: Mapping[str, Json], name: str) -> float:
+    """One number of a round's line."""
+    value = line[name]
+    assert isinstance(value, int | float)
+    return float(value)
 
 
 def union_by_client(union: CondensedSet, images: Sequence[tuple[int, int]], title: str) -> Drawing:

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -41,15 +41,21 @@ FACTS = ("partition-id", "num-examples", "steps", "seconds", "round", "own-data"
 
 @dataclass(frozen=True)
 class Accepted:
-    """A client's answer that passed: what the rule read in it, and ``examples``, its size as far as the server believes it."""
+    """A client's answer that passed all checks.
+
+    Args:
+        client: its number.
+        value: what the rule read in the answer.
+        examples: the number of training images that the server counts for it.
+    """
 
     client: int
-    value: Any
+    value: "CondensedSet | LocalResult"
     examples: int = 1
 
 
 class Rule(Protocol):
-    """What the strategy asks of a rule; ``action`` is the Flower message type that clients get."""
+    """How answers become new weights; ``action`` is the type of the Flower messages that clients get."""
 
     action: str
 
@@ -57,7 +63,9 @@ class Rule(Protocol):
     def records(self) -> Collection[str]: ...  # what a reply may hold
     def most_bytes(self, weights: Weights) -> int: ...  # of a reply
     def request(self, weights: Weights) -> tuple[Weights | None, Weights | None]: ...  # what goes down: weights, control
-    def read(self, content: RecordDict, weights: Weights) -> Any: ...  # the checked answer, None when it is empty; `InputError`
+    def read(
+        self, content: RecordDict, weights: Weights
+    ) -> CondensedSet | LocalResult | None: ...  # the checked answer, None when it is empty; `InputError`
     def combine(self, number: int, weights: Weights, accepted: Sequence[Accepted]) -> Weights: ...
     def state(self) -> Weights: ...
     def load_state(self, state: Weights) -> None: ...
@@ -70,12 +78,12 @@ def rule_for(settings: Settings, spec: DataSpec, clients: int, folder: Path | No
     if settings.strategy == "scaffold":
         network = create(settings.network, spec, generator(settings.seed, "server", "names"))
         return Scaffold(settings, clients, [name for name, _ in network.named_parameters()])
-    kinds: dict[str, type[Flowers | FedNova]] = {"fedavg": Flowers, "fedprox": Flowers, "fednova": FedNova}
+    kinds: dict[str, type[Averages | FedNova]] = {"fedavg": Averages, "fedprox": Averages, "fednova": FedNova}
     return kinds[settings.strategy](settings, clients)
 
 
 def believed(claims: Sequence[tuple[int, int | None]]) -> list[int]:
-    """Examples of each client from (claimed, known) numbers: known ones as they are, others at most `LARGEST_SHARE` times the median."""
+    """Examples of each client from (claimed, known) numbers: known ones unchanged, others at most `LARGEST_SHARE` times the median."""
     numbers = [claimed if known is None else known for claimed, known in claims]
     # Claims do not move the median where there are numbers that the server knows.
     most = LARGEST_SHARE * statistics.median_low([known for _, known in claims if known is not None] or numbers) if numbers else 0
@@ -83,7 +91,7 @@ def believed(claims: Sequence[tuple[int, int | None]]) -> list[int]:
 
 
 class CondensedUnion:
-    """FedDM's server, and that of every other upload of images: join what passed, train on it from the weights that were sent."""
+    """FedDM's server, and that of all other uploads of images: join the sets, train on the union from the weights that were sent."""
 
     action = "train.condense"
 
@@ -108,19 +116,20 @@ class CondensedUnion:
             return None
         if self.settings.server.client_weights == "examples":
             whole(facts_of(content), "num-examples", 1, MAX_EXAMPLES)
-        made = decode(parts_of(content, "upload"), self.limits)
+        condensed = decode(parts_of(content, "upload"), self.limits)
         statement = statement_of(content) if self.settings.privacy is not None else None
         if self.settings.privacy is not None and statement is None:
             raise InputError("the upload carries no privacy statement; the federation asks for one.")
-        return dataclasses.replace(made, provenance=dataclasses.replace(made.provenance, dp=statement))
+        return dataclasses.replace(condensed, provenance=dataclasses.replace(condensed.provenance, dp=statement))
 
     def combine(self, number: int, weights: Weights, accepted: Sequence[Accepted]) -> Weights:
         settings, shares = self.settings, None
         if settings.server.client_weights == "examples":
             shares = [float(each.examples) for each in accepted]
-        joined = union([each.value for each in accepted], shares)
+        sets = [each.value for each in accepted if isinstance(each.value, CondensedSet)]
+        joined = union(sets, shares)
         if self.folder is not None:
-            union([each.value for each in accepted]).quantised().save(self.folder / "union.safetensors")
+            union(sets).quantised().save(self.folder / "union.safetensors")
         whole_union = CondensedSet.concat([*self.memory, joined]) if self.memory else joined
         if settings.server.memory:  # the strategy puts it back where the round's weights are refused
             self.memory = [*self.memory, joined][-settings.server.memory :]
@@ -144,7 +153,7 @@ class CondensedUnion:
 
 
 class _WeightRule:
-    """What the rules for weights share is how an answer is read."""
+    """The reading of answers, which all rules for weights share."""
 
     action = "train.fit"
     records: Collection[str] = ("arrays", "facts")
@@ -163,8 +172,8 @@ class _WeightRule:
         examples = whole(facts, "num-examples", 1, MAX_EXAMPLES)
         due = self.settings.local.steps(examples)
         steps = whole(facts, "steps", due, due)
-        found = decode_weights(parts_of(content, "arrays"), weights)
-        return LocalResult(found, examples, steps, normaliser(steps, self.settings.local.momentum))
+        trained = decode_weights(parts_of(content, "arrays"), weights)
+        return LocalResult(trained, examples, steps, normaliser(steps, self.settings.local.momentum))
 
     def state(self) -> Weights:
         return {}
@@ -173,8 +182,13 @@ class _WeightRule:
         return None
 
 
-class Flowers(_WeightRule):
-    """FedAvg and FedProx: Flower's own strategies aggregate what passed our check."""
+def _results(accepted: Sequence[Accepted]) -> list[LocalResult]:
+    """The weights of each client, with the number of examples that the server counts for it."""
+    return [dataclasses.replace(each.value, examples=each.examples) for each in accepted if isinstance(each.value, LocalResult)]
+
+
+class Averages(_WeightRule):
+    """FedAvg and FedProx: Flower's strategies aggregate the checked answers."""
 
     def combine(self, number: int, weights: Weights, accepted: Sequence[Accepted]) -> Weights:
         from flwr.serverapp.strategy import FedAvg, FedProx
@@ -182,17 +196,15 @@ class Flowers(_WeightRule):
         # Flower gets what was checked and nothing else of a reply: it ends the run where replies differ in a name.
         replies = [
             Message(
-                RecordDict(
-                    {"arrays": record_of(encode_weights(each.value.weights)), "facts": MetricRecord({"num-examples": each.examples})}
-                ),
+                RecordDict({"arrays": record_of(encode_weights(result.weights)), "facts": MetricRecord({"num-examples": result.examples})}),
                 dst_node_id=1,
                 message_type=self.action,
             )
-            for each in accepted
+            for result in _results(accepted)
         ]
         prox = self.settings.strategy == "fedprox" and self.settings.local.proximal_mu > 0
-        made = FedProx(proximal_mu=self.settings.local.proximal_mu) if prox else FedAvg()
-        arrays, _ = made.aggregate_train(number, replies)
+        strategy = FedProx(proximal_mu=self.settings.local.proximal_mu) if prox else FedAvg()
+        arrays, _ = strategy.aggregate_train(number, replies)
         if arrays is None:
             raise InputError("Flower's aggregation gave no weights.")
         means = arrays.to_torch_state_dict()
@@ -205,7 +217,7 @@ class FedNova(_WeightRule):
     def combine(self, number: int, weights: Weights, accepted: Sequence[Accepted]) -> Weights:
         local = self.settings.local
         believed_steps = [normaliser(local.steps(each.examples), local.momentum) for each in accepted]
-        return fednova(weights, [dataclasses.replace(each.value, examples=each.examples) for each in accepted], believed_steps)
+        return fednova(weights, _results(accepted), believed_steps)
 
 
 class Scaffold(_WeightRule):
@@ -228,8 +240,9 @@ class Scaffold(_WeightRule):
         return dataclasses.replace(super().read(content, weights), change=change)
 
     def combine(self, number: int, weights: Weights, accepted: Sequence[Accepted]) -> Weights:
-        changes = [each.value.change for each in accepted]
-        new, self.control = scaffold(weights, self.control, [each.value for each in accepted], changes, self.clients)
+        results = [each.value for each in accepted if isinstance(each.value, LocalResult)]
+        changes = [result.change for result in results if result.change is not None]  # `read` sets it
+        new, self.control = scaffold(weights, self.control, results, changes, self.clients)
         return new
 
     def state(self) -> Weights:

@@ -1,9 +1,8 @@
 """The Flower ServerApp: waits for the clients, and runs the strategy's rounds."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from flwr.serverapp import Grid, ServerApp
 
@@ -21,15 +20,29 @@ from distill.evaluation import accuracy
 from distill.locks import Held, locked
 from distill.networks import create
 from distill.randomness import generator
-from distill.records import write_json, writing
+from distill.records import Json, write_json, writing
 
 LOCK_SECONDS = 30.0
 
 
 def serve(
     grid: Grid, settings: Settings, data: ImageData, folder: Path | None = None, keys: dict[str, int] | None = None
-) -> list[dict[str, Any]]:
-    """All rounds; one dict a round, the same as the lines of ``rounds.jsonl`` in ``folder``. ``keys``: see `roster.keys_of`."""
+) -> list[dict[str, Json]]:
+    """Run all rounds.
+
+    Args:
+        grid: Flower's connection to the clients.
+        settings: of the run.
+        data: the whole data set; the server measures accuracy on it.
+        folder: for ``rounds.jsonl`` and the checkpoint; None: nothing is written.
+        keys: the nodes' public keys; see `roster.keys_of`.
+
+    Returns:
+        One dict per round, equal to the lines of ``rounds.jsonl``.
+
+    Raises:
+        InputError: the strategy sends no messages, or another ServerApp writes in ``folder``.
+    """
     if settings.strategy in ALONE:
         raise InputError(f"strategy {settings.strategy!r} sends no messages; it is not run through Flower.")
     with torch_threads(settings.threads), only_writer(folder):
@@ -39,7 +52,9 @@ def serve(
         network = create(settings.network, data.spec, generator(settings.seed, "server", "weights"), data.device)
         weights: Weights = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
 
-        judged = data if settings.upload.classes is None else data.subset(settings.upload.classes)  # what nobody sends nobody learns
+        judged = (
+            data if settings.upload.classes is None else data.subset(settings.upload.classes)
+        )  # classes that no client sends are not learned
 
         def judge(weights: Weights) -> float:
             network.load_state_dict(weights)
@@ -55,9 +70,9 @@ def serve(
 
 @contextlib.contextmanager
 def only_writer(folder: Path | None) -> Iterator[None]:
-    """Hold the lock of the folder with the rounds; the system lets go of it when the process ends, however it ends.
+    """Hold the lock of the folder with the rounds; the system releases it when the process ends.
 
-    A ServerApp that outlives its run for a moment is waited for; two that write the same rounds would make one damaged file.
+    A ServerApp that is about to end is waited for; two that write the same rounds would damage the file.
     """
     if folder is None:
         yield
@@ -71,21 +86,32 @@ def only_writer(folder: Path | None) -> Iterator[None]:
         yield
 
 
-def told(line: dict[str, Any]) -> list[str]:
-    """A round's line in words: accuracy and bytes, then everyone who was left out, and why."""
-    overrun = f", {line['overrun']:.1f} s beyond the timeout" if line["overrun"] >= 0.1 else ""
+def report(line: Mapping[str, Json]) -> list[str]:
+    """A round in words: accuracy and bytes, then each client that was left out, with the reason."""
+    late_by = line["overrun"]
+    overrun = f", {late_by:.1f} s beyond the timeout" if isinstance(late_by, float) and late_by >= 0.1 else ""
     moved = f"{line['up']} bytes up, {line['down']} down"
-    said = [f"round {line['round']}: accuracy {line['accuracy']:.2f} %, {moved}, {line['dropped']} dropped{overrun}"]
-    for client in line["clients"]:
+    texts = [f"round {line['round']}: accuracy {line['accuracy']:.2f} %, {moved}, {line['dropped']} dropped{overrun}"]
+    for client in _entries(line, "clients"):
         if client["status"] != "accepted" or client["note"]:
-            said.append("; ".join(filter(None, [f"  client {client['client']}: {client['status']}", client["why"], client["note"]])))
-    said += [f"  node {each['node']}: left out; {each['why']}" for each in line["unknown"]]
-    said += [f"  client {each['client']}: its answer to round {each['round']} came after its end and was not used" for each in line["late"]]
-    return [*said, *([f"  {line['note']}"] if line["note"] else [])]
+            parts = [f"  client {client['client']}: {client['status']}", client["why"], client["note"]]
+            texts.append("; ".join(str(part) for part in parts if part))
+    texts += [f"  node {each['node']}: left out; {each['why']}" for each in _entries(line, "unknown")]
+    texts += [
+        f"  client {each['client']}: its answer to round {each['round']} came after its end and was not used"
+        for each in _entries(line, "late")
+    ]
+    return [*texts, *([f"  {line['note']}"] if line["note"] else [])]
+
+
+def _entries(line: Mapping[str, Json], name: str) -> list[dict[str, Json]]:
+    """The objects in one list of a round's line."""
+    entries = line[name]
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
 
 
 def server_app() -> ServerApp:
-    """A new ServerApp: settings and data from the run's config; rounds go to the folder ``out``, when it is given."""
+    """A new ServerApp. Settings and data come from the run's config; rounds are written to its folder ``out``, if it has one."""
     app = ServerApp()
 
     @app.main()
@@ -100,7 +126,7 @@ def server_app() -> ServerApp:
             print("no node-keys: client numbers are what the nodes themselves say")
         data = data_of(settings, str(context.run_config.get("data-root", "")))
         for line in serve(grid, settings, data, folder, keys_of(Path(keys)) if keys else None):
-            print("\n".join(told(line)))
+            print("\n".join(report(line)))
         if folder is not None:
             write_json(folder / "finished.json", {"rounds": settings.rounds + 1})
 

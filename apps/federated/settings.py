@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, Protocol
 
 import pydantic
 from pydantic import Field
@@ -16,6 +16,7 @@ from distill.errors import InputError, unknown_name
 from distill.methods import METHODS
 from distill.methods.presets import presets_of
 from distill.networks import check_name
+from distill.synthetic import Initial
 from distill.train import Recipe
 
 WEIGHTS = ("fedavg", "fedprox", "scaffold", "fednova")
@@ -29,11 +30,16 @@ DATA_FIELDS = ("data", "size", "validation", "mean", "std", "class_names", "seed
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class UploadConfig:
-    """What a client condenses and sends: ``ipc`` images of each class it holds, pixels as ``pixels``.
+    """What a client condenses and sends.
 
-    ``method`` is in `METHODS` and ``settings`` are its config's fields; for "dm" the defaults are FedDM's. ``networks`` "received" starts
-    the method's networks from the server's weights, "fresh" draws them anew (nothing is sent down then: one-shot use).
-    ``warm_start`` begins with the client's images of the round before. ``classes`` None asks for every class.
+    Args:
+        method: a name in `METHODS`.
+        ipc: images per class that the client holds.
+        pixels: type of the pixels that are sent.
+        networks: "received" starts the method's networks from the server's weights; "fresh" draws new ones (no weights are sent down).
+        warm_start: start from the client's images of the round before.
+        classes: labels that are asked for; None: every class.
+        settings: fields of the method's config; for "dm" the defaults are FedDM's.
     """
 
     method: str = "dm"
@@ -42,15 +48,18 @@ class UploadConfig:
     networks: Literal["received", "fresh"] = "received"
     warm_start: bool = False
     classes: tuple[Annotated[int, Field(ge=0)], ...] | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, object] = field(default_factory=dict)
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class ServerConfig:
-    """How the server learns from the union, starting at the weights it sent (`Recipe`; the published one is 500 epochs of SGD).
+    """How the server learns from the union, starting from the weights that it sent.
 
-    ``radius`` brings the new weights back into the ball of that radius around the old ones (None: no limit). ``client_weights``
-    "examples" weighs a client's images by n_k / n, "equal" does not. ``memory`` earlier rounds' unions are kept and learned from too.
+    Args:
+        recipe: of the training; the published one is 500 epochs of SGD.
+        radius: project the new weights onto the ball of this radius around the old ones; None: no limit.
+        client_weights: "examples" weighs a client's images by n_k / n, "equal" does not.
+        memory: number of earlier rounds whose unions are kept and learned from too.
     """
 
     recipe: Recipe = field(default_factory=lambda: Recipe(epochs=500, schedule="constant", augmentation="none"))
@@ -72,28 +81,40 @@ class LocalConfig:
     proximal_mu: Annotated[float, Field(ge=0)] = 0.01
 
     def steps(self, examples: int) -> int:
-        """Optimiser steps that a client with so many examples takes in a round."""
+        """The number of optimiser steps of a client with ``examples`` training images in a round."""
         whole = self.epochs * -(-examples // self.batch_size)
         return whole if self.max_steps is None else min(whole, self.max_steps)
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class PrivacyRequest:
-    """Uploads shall be private and cost at most ``epsilon`` each; None: what each client gives. A client may refuse, and gives no more."""
+    """Uploads must be private and cost at most ``epsilon`` each; None: what each client gives. A client may refuse a request."""
 
     epsilon: Annotated[float, Field(gt=0)] | None = None
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class Settings:
-    """``data`` is a name that `distill.load` takes, and ``mean``, ``std`` and ``class_names`` what is given with it; ``fraction`` of the
-    clients take part in a round; ``timeout`` is a round's, in seconds.
+    """All settings of a run.
 
-    A round takes place with ``min_clients`` or more of them (None: 1); the run waits at most ``wait`` seconds for all to come, and for
-    ``min_clients`` in later rounds (None: 120).
-
-    ``threads`` is the number of torch threads of each client: the same number gives the same bits on every engine.
-    ``privacy`` None, or what is asked of private clients; what they give, and how, is decided on their nodes (`client_privacy`).
+    Args:
+        strategy: one of `STRATEGIES`.
+        data: a name that `distill.load` takes; ``size``, ``validation``, ``mean``, ``std`` and ``class_names`` are passed with it.
+        rounds: number of rounds.
+        seed: all streams of random numbers are derived from it.
+        network: name of the network.
+        fraction: share of the clients that take part in a round.
+        timeout: seconds of a round.
+        min_clients: clients that a round needs (None: 1).
+        wait: seconds to wait for all clients at the start, and for ``min_clients`` in later rounds (None: 120).
+        split: the split that accuracy is measured on.
+        device: of clients and server.
+        threads: torch threads of each client; the same number gives the same bits on every engine.
+        partition: how the data set is divided among the clients.
+        upload: what clients condense and send.
+        server: how the server learns from condensed sets.
+        local: local SGD of strategies that send weights.
+        privacy: what is asked of private clients, or None. What they give is decided on their nodes (`client_privacy`).
     """
 
     strategy: str = "feddm"
@@ -126,7 +147,7 @@ class Settings:
 
 
 def check(settings: Settings) -> Settings:
-    """The same settings, or `InputError` for what no single field shows."""
+    """The same settings; `InputError` if fields contradict each other."""
     if settings.strategy not in STRATEGIES:
         raise unknown_name("strategy", settings.strategy, STRATEGIES)
     check_name(settings.network)
@@ -147,29 +168,38 @@ def check(settings: Settings) -> Settings:
     return settings
 
 
-def method_config(settings: Settings) -> Any:
-    """The condensing method's config dataclass, with the method's ``presets.client`` (FedDM's for "dm") under what is given.
+class MethodConfig(Protocol):
+    """What the configs of all methods have."""
 
-    Raises `InputError` for a wrong field.
+    @property
+    def initial(self) -> Initial: ...
+
+
+def method_config(settings: Settings) -> MethodConfig:
+    """The config of the condensing method: ``upload.settings`` over the method's ``presets.client`` (for "dm" those of FedDM).
+
+    Raises:
+        InputError: the method or one of its settings is unknown or wrong.
     """
     name = settings.upload.method
     if name not in METHODS:
         raise unknown_name("method", name, METHODS)
-    given = dict(settings.upload.settings)
-    if "network" in given:
+    chosen = dict(settings.upload.settings)
+    if "network" in chosen:
         raise InputError("upload.network cannot be given; clients use the run's network.")
     base = dict(presets_of(METHODS[name][1]).client)
     if settings.upload.networks == "fresh":
         base.pop("radius", None)
-        if given.get("radius") is not None:
+        if chosen.get("radius") is not None:
             raise InputError("radius was given and networks is 'fresh'; a ball needs the server's weights: networks = \"received\".")
-    return configure(METHODS[name][0], {**base, "network": settings.network, **given}, f"[upload] of method {name!r}")
+    config: MethodConfig = configure(METHODS[name][0], {**base, "network": settings.network, **chosen}, f"[upload] of method {name!r}")
+    return config
 
 
 def data_settings(settings: Settings) -> str:
-    """What decides which images each client has, as text that can be compared."""
-    made = pydantic.TypeAdapter(Settings).dump_python(settings, mode="json")
-    return json.dumps({name: made[name] for name in DATA_FIELDS if name in made}, sort_keys=True)
+    """The settings that decide which images each client has, as text that can be compared."""
+    values = pydantic.TypeAdapter(Settings).dump_python(settings, mode="json")
+    return json.dumps({name: values[name] for name in DATA_FIELDS if name in values}, sort_keys=True)
 
 
 def to_json(settings: Settings) -> str:
@@ -177,15 +207,15 @@ def to_json(settings: Settings) -> str:
     return json.dumps(pydantic.TypeAdapter(Settings).dump_python(settings, mode="json"), sort_keys=True)
 
 
-def from_mapping(values: Mapping[str, Any], where: str = "settings") -> Settings:
-    """Settings from nested plain values, checked strictly; one line names what is wrong."""
-    made = configure(Settings, values, where)
+def from_mapping(values: Mapping[str, object], where: str = "settings") -> Settings:
+    """Settings from nested plain values; `InputError` with ``where`` if one is unknown or wrong."""
+    settings = configure(Settings, values, where)
     try:
-        return check(made)
+        return check(settings)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
 
 
 def from_json(text: str) -> Settings:
-    """Settings from `to_json`'s text, checked as `from_mapping` does."""
+    """Settings from the text of `to_json`, checked as in `from_mapping`."""
     return from_mapping(json.loads(text))

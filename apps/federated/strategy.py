@@ -1,15 +1,15 @@
 """The Flower Strategy: asks clients, checks every answer, lets a rule make the new weights, and writes down what happened.
 
-One strategy for all: what differs is the rule (rules.py). A client that is not there, crashes, is silent or sends anything that does not
-pass loses its upload, is named in the round's line, and the round goes on; with no valid answer the model stays as it is.
+One strategy for all runs; only the rule differs (rules.py). A client that is absent, crashes, is silent or sends something invalid loses
+its upload and is named in the round's line, and the round continues. Without a valid answer the model stays unchanged.
 """
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import safetensors
 import safetensors.torch
@@ -38,7 +38,7 @@ from apps.federated.wire import MAX_WEIGHT, encode_weights
 from distill.condensed import CondensedSet
 from distill.errors import Diverged, InputError, clipped
 from distill.randomness import generator
-from distill.records import CannotWrite, append_line, read_lines, write_json_lines, write_whole
+from distill.records import CannotWrite, Json, append_line, read_lines, write_json_lines, write_whole
 from distill.spec import DataSpec
 
 Weights = dict[str, Tensor]
@@ -46,7 +46,7 @@ Weights = dict[str, Tensor]
 
 @dataclass
 class Asked:
-    """One client in one round: what it was sent, what came back, and what became of it."""
+    """One client in one round: bytes sent and received, and the result."""
 
     client: int
     down: int
@@ -56,14 +56,23 @@ class Asked:
     note: str = ""  # that it joined late, or came back
     images: int = 0
     seconds: float | None = None
-    privacy: dict[str, Any] | None = None  # its statement, as it sent it
+    privacy: dict[str, Json] | None = None  # the statement that came with its upload
 
 
 class Federation(Strategy):
-    """``roster`` says which node is which client; ``judge`` gives the accuracy of weights; ``folder`` gets rounds and checkpoint.
+    """The Flower strategy of all runs.
 
-    ``sizes`` are the examples of each client number where the run's partition says them (None: nobody knows).
-    Round numbers are the run's own: a resumed run goes on counting where its checkpoint is (``done``).
+    A resumed run continues the numbers of rounds from its checkpoint (``done``).
+
+    Args:
+        settings: of the run.
+        rule: turns answers into new weights.
+        spec: of the data.
+        weights: the first weights.
+        roster: knows which node is which client.
+        judge: gives the accuracy of weights in percent.
+        folder: for rounds and checkpoint; None: nothing is written.
+        sizes: examples of each client by the run's partition; None: unknown.
     """
 
     def __init__(
@@ -91,7 +100,7 @@ class Federation(Strategy):
         self.away: dict[int, int] = {}  # by client: the first round in which it was not there, until it is accepted again
         self.link: Exchange | None = None
         self.note = ""
-        self.lines: list[dict[str, Any]] = []
+        self.lines: list[dict[str, Json]] = []
         what = {name: value for name, value in asdict(settings).items() if name not in ("min_clients", "wait")}  # may change on the way
         self.key = json.dumps([what, spec.facts], sort_keys=True, default=str)
         self._resume()
@@ -135,14 +144,13 @@ class Federation(Strategy):
             messages.append(Message(record, dst_node_id=node, message_type=self.rule.action, group_id=str(number)))
         return messages
 
-    def aggregate_train(self, server_round: int, replies: Iterable[Any]) -> tuple[ArrayRecord | None, MetricRecord | None]:
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         number = server_round + self.done
         self.before = self.weights, self.rule.state()
         accepted: list[Accepted] = []
-        answers: Iterable[Answer] = replies
-        for answer in answers:
-            if (found := self._accept(self.asked[answer.node], answer)) is not None:
-                accepted.append(found)
+        for answer in cast(Iterable[Answer], replies):  # `Exchange` gives these
+            if (result := self._accept(self.asked[answer.node], answer)) is not None:
+                accepted.append(result)
         accepted.sort(key=lambda each: each.client)  # replies come in any order
         if not accepted:
             self.note = self.note or "no valid answer: the model stays as it was"
@@ -186,7 +194,7 @@ class Federation(Strategy):
         for each in clients:
             if each.status in ("missing", "absent", "contested"):
                 self.away.setdefault(each.client, number)
-        line = {
+        line: dict[str, Json] = {
             "round": number,
             "accuracy": accuracy,
             "up": sum(each.up for each in clients),
@@ -214,13 +222,13 @@ class Federation(Strategy):
     # Its parts
 
     def _put_back(self, why: str) -> None:
-        """The weights and the rule's memory as they were before this round."""
+        """Restore the weights and the rule's state from before this round."""
         self.weights = self.before[0]
         self.rule.load_state(self.before[1])
         self.note = f"{why.rstrip('.')}: the model stays as it was"
 
     def _clients(self) -> list[Asked]:
-        """Those that were asked, and those that could not be."""
+        """All clients of the round: those that were asked, and those that could not be."""
         others = [Asked(each.client, 0, 0, each.status, each.why) for each in self.present.left_out if each.client is not None]
         return sorted([*self.asked.values(), *others], key=lambda each: each.client)
 
@@ -249,17 +257,18 @@ class Federation(Strategy):
             whole(facts, "round", self.number, self.number)
             whole(facts, "partition-id", asked.client, asked.client)
             most = max(self.settings.timeout, time.monotonic() - self.began)
-            if not 0 <= facts.get("seconds", 0) <= most:
-                raise InputError(f"seconds is {clipped(facts['seconds'], 40)}; allowed: 0 to {most:.0f}, as the round is no older.")
+            seconds = facts.get("seconds")
+            if seconds is not None and not (isinstance(seconds, int | float) and 0 <= seconds <= most):
+                raise InputError(f"seconds is {clipped(seconds, 40)}; allowed: 0 to {most:.0f}, as the round is no older.")
             if value is not None:
                 self._known(asked.client, facts)
         except InputError as error:
             asked.status, asked.why = "refused", str(error)
             return None
-        except Exception as error:  # another party's bytes: whatever they set off, the round goes on
+        except Exception as error:  # another party's bytes: whatever error they cause, the round continues
             asked.status, asked.why = "refused", clipped(f"{type(error).__name__}: {error}", 200)
             return None
-        asked.seconds = float(facts["seconds"]) if "seconds" in facts else None
+        asked.seconds = None if seconds is None else float(seconds)
         if value is None:
             asked.status, asked.why = "empty", "holds nothing that was asked for"
             return None
@@ -269,11 +278,12 @@ class Federation(Strategy):
         asked.images = len(value) if hasattr(value, "__len__") else 0
         asked.privacy = value.provenance.dp if isinstance(value, CondensedSet) else None
         known = self._known(asked.client, facts)
-        self.claims[asked.client] = (int(facts.get("num-examples", 1)), known)
+        examples = facts.get("num-examples", 1)
+        self.claims[asked.client] = (int(examples) if isinstance(examples, int | float) else 1, known)
         return Accepted(asked.client, value)
 
-    def _known(self, client: int, facts: dict[str, Any]) -> int | None:
-        """How many examples the client has where the run's partition says it; `InputError` where it claims another number."""
+    def _known(self, client: int, facts: Mapping[str, object]) -> int | None:
+        """The client's number of examples by the run's partition, None if it is unknown; `InputError` if the client claims another."""
         if self.sizes is None or facts.get("own-data") or "num-examples" not in facts:
             return None
         return whole(facts, "num-examples", self.sizes[client], self.sizes[client])

@@ -7,7 +7,7 @@ is an `InputError` of one line.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -51,17 +51,17 @@ def upload_bytes(limits: Limits) -> int:
     return count * (pixels * np.dtype(limits.pixels).itemsize + 2 * limits.spec.num_classes + 8) + 8 * limits.spec.channels + ROOM_BYTES
 
 
-def parse_npy(data: object, what: str) -> NDArray[np.integer[Any] | np.floating[Any]]:
+def parse_npy(data: object, what: str) -> NDArray[np.number]:
     """A plain little-endian, C-ordered array from the bytes that ``numpy.save`` makes; a read-only view of them, nothing is allocated."""
     if not isinstance(data, bytes) or data[:8] != b"\x93NUMPY\x01\x00" or len(data) < 10:
         raise InputError(f"{what}: is not a plain numpy array; allowed: the bytes of numpy.save, version 1.0.")
     length = int.from_bytes(data[8:10], "little")
-    found = _HEADER.fullmatch(data, 10, 10 + length)
-    if found is None or found[1] not in _DTYPES:
+    header = _HEADER.fullmatch(data, 10, 10 + length)
+    if header is None or header[1] not in _DTYPES:
         raise InputError(f"{what}: has an array header that is not allowed; allowed: {', '.join(_DTYPES.values())}, C order.")
     dtype, shape, body = (
-        np.dtype(found[1].decode()),
-        tuple(int(n) for n in found[2].replace(b" ", b"").split(b",") if n),
+        np.dtype(header[1].decode()),
+        tuple(int(n) for n in header[2].replace(b" ", b"").split(b",") if n),
         len(data) - 10 - length,
     )
     size = dtype.itemsize

@@ -1,13 +1,14 @@
 """How much privacy is spent: Opacus' accountants, and the closed formula where every release looks at all the data.
 
-Adjacency everywhere in this room: add or remove one labelled example. sigma is the noise's standard deviation divided by the clipping
+Adjacency in this package: add or remove one labelled example. sigma is the noise's standard deviation divided by the clipping
 norm; one release of a noised sum over one Poisson sample is one step.
 """
 
 import functools
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 import scipy.optimize
@@ -64,11 +65,11 @@ def _spent(history: tuple[Steps, ...], delta: float) -> Spent:
         # At large steps it takes logarithms of zero, by the thousand.
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            found = float(accountant.get_epsilon(delta))
+            epsilon = float(accountant.get_epsilon(delta))
     except (RuntimeError, ValueError, FloatingPointError, MemoryError, OverflowError):
         return Spent(bound, "RDP")
     # Both are upper bounds, so the smaller one holds.
-    return Spent(found, "PRV") if 0.0 <= found <= bound else Spent(bound, "RDP")
+    return Spent(epsilon, "PRV") if 0.0 <= epsilon <= bound else Spent(bound, "RDP")
 
 
 def rdp_epsilon(history: Sequence[Steps], delta: float, orders: Sequence[float] = ORDERS) -> float:
@@ -151,9 +152,10 @@ def check(history: Sequence[Steps], delta: float) -> None:
             )
 
 
-def _opacus() -> Any:
+def _opacus() -> ModuleType:
     try:
         import opacus.accountants
     except ImportError:
         raise InputError('privacy accounting needs opacus: pip install "distill-apps[privacy]"') from None
-    return opacus.accountants
+    accountants: ModuleType = opacus.accountants
+    return accountants

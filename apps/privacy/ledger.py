@@ -10,9 +10,8 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from apps.privacy import accounting
 from apps.privacy.accounting import Steps
+from apps.privacy.release import Plan
 from distill.errors import InputError
 from distill.locks import Held, locked
 from distill.records import read_json, write_json, write_whole, writing
@@ -44,11 +44,11 @@ class Ledger:
     Raises `InputError` for a folder of other facts or data, a damaged one, and one that another process has locked.
     """
 
-    def __init__(self, folder: Path | None, facts: dict[str, Any] | None = None, fingerprint: str | None = None) -> None:
+    def __init__(self, folder: Path | None, facts: Mapping[str, object] | None = None, fingerprint: str | None = None) -> None:
         self.folder = folder
-        self.facts = facts or {}
+        self.facts = dict(facts or {})
         self.account = os.urandom(16).hex()
-        self.plan: Sequence[Any] | None = None
+        self.plan: Plan | None = None
         self.granted: dict[str, tuple[float, float]] = {}  # (epsilon, delta) by what they were granted to
         self._history: list[Steps] = []
         self._bytes = 0
@@ -129,11 +129,11 @@ class Ledger:
         """A release that was made, by its question's key; None where there is none. Call it inside `locked`."""
         return self._kept.get(key)
 
-    def set_plan(self, plan: Sequence[Any]) -> Sequence[Any]:
-        """Write down what may be released in all; the plan that is there already stays. Returns the plan that holds."""
+    def set_plan(self, plan: Plan) -> Plan:
+        """Keep ``plan``, what may be released in all, unless there is a plan already; returns the plan that applies."""
         with self.locked():
             if self.plan is None:
-                self.plan = list(plan)
+                self.plan = plan
                 self._write()
             return self.plan
 
@@ -205,6 +205,7 @@ class Ledger:
                 raise InputError(f"{folder}: its releases were made under other settings ({given}); use another folder.")
             history = [Steps(float(noise), float(rate), int(times)) for noise, rate, times in saved["history"]]
             account = str(saved["account"])
+            plan = None if saved["plan"] is None else Plan(*saved["plan"])
             granted = {str(name): (float(epsilon), float(delta)) for name, (epsilon, delta) in saved.get("granted", {}).items()}
             if self._written is not None and (
                 account != self.account
@@ -228,7 +229,7 @@ class Ledger:
                 raise
             text = str(error)[:100]
             raise InputError(f"{folder}: is damaged ({text}), so what was spent is not known; start in another folder.") from None
-        self.account, self.plan, self._history, self.granted = account, saved["plan"], history, granted
+        self.account, self.plan, self._history, self.granted = account, plan, history, granted
         self._written = state
         if sum(step.times for step in history) != counted:
             self._write()

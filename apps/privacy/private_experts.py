@@ -9,7 +9,7 @@ import functools
 import json
 import warnings
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +38,7 @@ class Account(Protocol):
     population: int
 
     @property
-    def privacy(self) -> dict[str, Any]: ...
+    def privacy(self) -> dict[str, object]: ...
     def trained(self, name: str, key: str, plan: Plan, steps: int, train: Callable[[], Tensor]) -> Tensor: ...
     def sample(self, rate: float) -> Tensor: ...
     def noise(self, shape: tuple[int, ...]) -> Tensor: ...
@@ -52,15 +52,15 @@ def train_private_experts(
     No augmentation: several views of an example would be several contributions. Raises `InputError` when the budget does not cover it.
     """
     factory = network or config.network
-    made: list[Tensor] = []
+    trained: list[Tensor] = []
     for expert in range(config.experts):
         model = create(factory, data.spec, generator(config.seed, "expert", expert, "weights"), data.device).train()
         key = _question(config, model, plan, steps, statistics.clip)
         train = functools.partial(_train, statistics, data, config, model, plan, steps)
-        made.append(statistics.trained(f"expert-{expert:04d}", key, plan, steps, train))
-        if not bool(torch.isfinite(made[-1]).all()):
+        trained.append(statistics.trained(f"expert-{expert:04d}", key, plan, steps, train))
+        if not bool(torch.isfinite(trained[-1]).all()):
             raise diverged(f"private expert {expert}", f"{steps} steps", {"expert_lr": config.lr}, {"expert_lr": ExpertConfig.lr})
-    return Trajectories(config.experts, config.epochs, lambda expert, epoch: made[expert][epoch], statistics.privacy)
+    return Trajectories(config.experts, config.epochs, lambda expert, epoch: trained[expert][epoch], statistics.privacy)
 
 
 def _question(config: ExpertConfig, model: nn.Module, plan: Plan, steps: int, clip: float | None) -> str:
@@ -72,7 +72,7 @@ def _question(config: ExpertConfig, model: nn.Module, plan: Plan, steps: int, cl
 class _NoisedSums(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
     """Opacus' optimiser with the noise of the statistics' own entropy: a generator of torch keeps 32 bits of its seed on a CPU."""
 
-    def __init__(self, *arguments: Any, normal: Callable[[tuple[int, ...]], Tensor], **named: Any) -> None:
+    def __init__(self, *arguments: object, normal: Callable[[tuple[int, ...]], Tensor], **named: object) -> None:
         super().__init__(*arguments, **named)
         self.normal = normal
 
@@ -94,7 +94,7 @@ class _NoisedSums(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
 def _train(statistics: Account, data: ImageData, config: ExpertConfig, model: nn.Module, plan: Plan, steps: int) -> Tensor:
     check_separable(model)
     watched = GradSampleModule(model, loss_reduction="mean")
-    optimiser: Any = _NoisedSums(
+    optimiser = _NoisedSums(
         torch.optim.SGD(watched.parameters(), lr=config.lr),
         noise_multiplier=plan.noise_multiplier,
         max_grad_norm=statistics.clip or 1.0,

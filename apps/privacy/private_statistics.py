@@ -5,9 +5,9 @@ so one example moves the stack by at most the clipping norm), Gaussian noise onc
 disk where there is a ledger, and the same question gets the same answer for ever; clean sums are never kept.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from distill.condensed import CondensedSet
 from distill.data import ImageData
 from distill.errors import InputError
 from distill.networks import Factory
+from distill.records import Json
 from distill.spec import DataSpec
 
 if TYPE_CHECKING:
@@ -123,17 +124,17 @@ class PrivateStatistics:
         return self._ledger.history
 
     @property
-    def privacy(self) -> dict[str, Any]:
+    def privacy(self) -> dict[str, object]:
         """The statement for the provenance: plain numbers and text, no seed, nothing computed from private data without noise."""
         history = self.history  # once: another process may add to it
-        found = accounting.spent(history, self.delta)
+        cost = accounting.spent(history, self.delta)
         return {
-            "epsilon": found.epsilon,
+            "epsilon": cost.epsilon,
             "delta": self.delta,
             "adjacency": ADJACENCY,
             "mechanism": mechanism(secure=self._entropy.secure),
             "releases": sum(step.times for step in history),
-            "accountant": found.accountant,
+            "accountant": cost.accountant,
             "history": [list(step) for step in history],
             "epsilon_budget": self.epsilon,
             "clip": self.clip,
@@ -145,11 +146,13 @@ class PrivateStatistics:
         }
 
     @property
-    def account(self) -> dict[str, Any]:
+    def account(self) -> dict[str, Json]:
         """What a checkpoint remembers, so that an account that was lost or put back is noticed."""
         return {"id": self._ledger.account, "releases": sum(step.times for step in self.history)}
 
-    def begin(self, start: CondensedSet, steps: int, done: int, checkpoint: Path | None, account: dict[str, Any] | None = None) -> None:
+    def begin(
+        self, start: CondensedSet, steps: int, done: int, checkpoint: Path | None, account: Mapping[str, object] | None = None
+    ) -> None:
         """Check that the first images are public, plan a release for each step, and keep releases beside the checkpoint."""
         if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             raise InputError("private statistics cannot be shared out between processes: each would make its own releases.")
@@ -157,8 +160,9 @@ class PrivateStatistics:
             self._open(checkpoint.with_name(f"{checkpoint.stem}-releases"))
         self._start = check_start(start, self._data, self._public_start, self._ledger.account, self.history)
         self._suggested = self._suggested or steps
-        known = self.account
-        if done and (not account or account["id"] != known["id"] or account["releases"] > known["releases"]):
+        counted = sum(step.times for step in self.history)
+        releases = None if account is None or account["id"] != self._ledger.account else account["releases"]
+        if done and not (isinstance(releases, int) and releases <= counted):
             raise InputError(
                 f"{checkpoint}: is {done} steps in, and its releases are not in {self._ledger.folder}; without them what was spent is not "
                 "known. Put the folder back, or delete the checkpoint and start again."
@@ -175,7 +179,7 @@ class PrivateStatistics:
     def _planned(self, batch_size: int, releases: int | None = None) -> Plan:
         """The plan of this run or of the run that is continued; made at the first question."""
         if self._plan is None and self._ledger.plan is not None:
-            self._plan = Plan(*self._ledger.plan)
+            self._plan = self._ledger.plan
         if self._plan is None:
             count = self._asked[0] or releases or self._suggested
             if count is None:
@@ -184,7 +188,7 @@ class PrivateStatistics:
             start = self.start_plan
             before = (Steps(start.noise_multiplier, start.sample_rate, start.releases),) if start else ()
             self._plan = Plan(count, rate, accounting.noise_multiplier(self.epsilon, self.delta, rate, count, before))
-            self._plan = Plan(*self._ledger.set_plan(tuple(self._plan)))
+            self._plan = self._ledger.set_plan(self._plan)
         return self._plan
 
     def centre_on(self, centre: CondensedSet) -> None:

@@ -5,7 +5,7 @@ that was kept wrongly; a maker who invents the history as well is not found out 
 """
 
 import math
-from typing import Any
+from collections.abc import Mapping
 
 from apps.privacy import accounting
 from apps.privacy.accounting import Steps
@@ -31,8 +31,8 @@ def mechanism(*, secure: bool) -> str:
     return f"Gaussian noise of {source} on Poisson-sampled sums of clipped per-example rows"
 
 
-def guarantee(statement: dict[str, Any] | None) -> str:
-    """One sentence a lawyer can read: epsilon, delta, adjacency, mechanism, number of releases, and what is not covered."""
+def guarantee(statement: Mapping[str, object] | None) -> str:
+    """The guarantee of a statement in one sentence: epsilon, delta, adjacency, mechanism, number of releases, what is not covered."""
     if not statement:
         return "No privacy guarantee: this set was made from the images themselves and may reveal any of them."
     epsilon, delta, releases = (_number(statement.get(key)) for key in ("epsilon", "delta", "releases"))
@@ -82,13 +82,13 @@ def against_history(history: object, epsilon: float, delta: float, releases: flo
     if len(steps) > MAX_ENTRIES or counted > MAX_STEPS:
         return "", "the stated history is too long to be recomputed here"
     try:
-        found = accounting.spent(steps, delta).epsilon
+        recomputed = accounting.spent(steps, delta).epsilon
     except InputError as error:  # opacus is missing
         return "", f"not recomputed: {clipped(error, 120)}"
     except (ArithmeticError, ValueError, RuntimeError):
         return "no epsilon can be computed from the stated history of releases", ""
-    if not found <= epsilon * (1 + SLACK) + SLACK:
-        return f"the set states epsilon {epsilon:.2f} and its own history of releases gives {found:.2f}", ""
+    if not recomputed <= epsilon * (1 + SLACK) + SLACK:
+        return f"the set states epsilon {epsilon:.2f} and its own history of releases gives {recomputed:.2f}", ""
     return "", "recomputed from the stated history of releases"
 
 

@@ -15,7 +15,7 @@ from apps.federated.client_app import client_app
 from apps.federated.condense import partition_of
 from apps.federated.inline import LocalGrid, run_inline, task_identity
 from apps.federated.messages import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict, parts_of, record_of
-from apps.federated.server_app import only_writer, serve, told
+from apps.federated.server_app import only_writer, report, serve
 from apps.federated.settings import Settings, from_mapping, to_json
 from apps.federated.wire import Limits, decode
 from distill.condensed import CondensedSet
@@ -290,7 +290,7 @@ def test_two_nodes_with_one_number_and_foreign_numbers_are_not_let_in() -> None:
     assert [(c["client"], c["status"]) for c in line["clients"]] == [(0, "accepted"), (1, "contested"), (2, "absent"), (3, "absent")]
     assert [(each["node"], each["why"][:18]) for each in line["unknown"]] == [("1003", "partition-id is 99")]
     assert line["dropped"] == 3
-    said = "\n".join(told(line))
+    said = "\n".join(report(line))
     for part in ("client 1: contested; 2 nodes say this number", "client 2: absent; no node", "node 1003: left out; partition-id is 99"):
         assert part in said
 
