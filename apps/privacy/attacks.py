@@ -40,23 +40,34 @@ def losses_and_margins(networks: Iterable[nn.Module], images: Tensor, labels: Te
 
 
 def threshold_scores(loss: np.ndarray) -> np.ndarray:
-    """Yeom et al. (2018): the lower the loss, the more like a member."""
+    """Minus the loss (n,): members have a lower one (Yeom et al., 2018)."""
     return -loss
 
 
 def calibrated_scores(loss: np.ndarray, reference_losses: np.ndarray) -> np.ndarray:
-    """Watson et al. (2022): how much lower the loss is than that of models (references, n) that did not see the point."""
-    found: np.ndarray = reference_losses.mean(0) - loss
-    return found
+    """Mean loss of models (references, n) that did not see the point, minus its loss (n,) (Watson et al., 2022)."""
+    scores: np.ndarray = reference_losses.mean(0) - loss
+    return scores
 
 
 def lira_scores(margin: np.ndarray, shadows: np.ndarray, inside: np.ndarray, *, online: bool = True) -> np.ndarray:
-    """Likelihood-ratio scores (n,) of a target's margins (n,) from shadow models' margins (shadows, n) and who was in (shadows, n) bool.
+    """Likelihood-ratio scores (Carlini et al., 2022).
 
-    Carlini et al. (2022). Online: log density under the in-models minus that under the out-models, Gaussians with means of their own for
-    each point and, as with fewer than 64 shadows they say to, one variance a side. Offline: the chance that an out-model shows less.
-    Raises `InputError` where a point has no in or no out shadow. How many shadows saw a point must not depend on whether the target did:
-    see `lira_by_run`.
+    The number of shadow models that saw a point must not depend on whether the target model saw it: see `lira_by_run`.
+
+    Args:
+        margin: of the target model, (n,).
+        shadows: margins of the shadow models, (shadows, n).
+        inside: bool (shadows, n), which points a shadow model was trained on.
+        online: log density under the models that saw the point minus that under those that did not, by Gaussians with one mean per point
+            and, as recommended for fewer than 64 shadows, one variance per side. False: the probability that a model that did not see
+            the point has a smaller margin.
+
+    Returns:
+        Scores (n,), higher for members.
+
+    Raises:
+        InputError: shapes differ, or a point was in every shadow model or in none.
     """
     inside = np.asarray(inside, dtype=bool)
     if shadows.shape != inside.shape or shadows.shape[1:] != margin.shape:
@@ -71,11 +82,22 @@ def lira_scores(margin: np.ndarray, shadows: np.ndarray, inside: np.ndarray, *, 
 
 
 def lira_by_run(margins: np.ndarray, inside: np.ndarray, *, online: bool = True) -> list[np.ndarray]:
-    """`lira_scores` of each run of several (runs, n) that come in pairs of opposite coins, 2k and 2k + 1: all other pairs are its shadows.
+    """`lira_scores` of each run, with all other pairs of runs as shadow models.
 
-    A run's own opposite is left out. With it, a point that is in has fewer in-shadows than a point that is out, and that alone moves the
-    true-positive rate of models that know nothing (with four runs, to a tenth of the false-positive rate). `InputError` for fewer than
-    `FEWEST_RUNS`, which leave two shadows a side, and for runs that are no such pairs.
+    Runs 2k and 2k + 1 have opposite coins. The opposite of a run is left out: with it, a member would have fewer shadow models that saw it
+    than a non-member, which alone changes the true-positive rate of models that know nothing (with four runs, to a tenth of the
+    false-positive rate).
+
+    Args:
+        margins: (runs, n).
+        inside: bool (runs, n).
+        online: see `lira_scores`.
+
+    Returns:
+        Scores (n,) of each run.
+
+    Raises:
+        InputError: there are fewer than `FEWEST_RUNS` runs, or they are not such pairs.
     """
     inside = np.asarray(inside, dtype=bool)
     if len(inside) < FEWEST_RUNS or len(inside) % 2 or (inside[::2] == inside[1::2]).any():
@@ -105,22 +127,32 @@ def rmia_scores(
     a: float = 0.3,
     gamma: float = 1.0,
 ) -> np.ndarray:
-    """Relative membership inference (Zarifzadeh, Liu and Shokri, 2024): the share of population points that a point beats.
+    """Relative membership inference (Zarifzadeh, Liu and Shokri, 2024): the share of population points z that a point x exceeds.
 
-    Probabilities of the true class: ``target`` (n,) and ``references`` (models that did not see the points, n), the same for population
-    points z. A point beats z where p(x) / P(x) > gamma p(z) / P(z), with P(x) = ((1 + a) mean_out(x) + 1 - a) / 2.
+    x exceeds z if p(x) / P(x) > gamma p(z) / P(z), with P(x) = ((1 + a) mean_out(x) + 1 - a) / 2.
+
+    Args:
+        target: the target model's probability of the true class, (n,).
+        references: of models that did not see the points, (models, n).
+        population_target: as ``target``, for population points.
+        population_references: as ``references``, for population points.
+        a: interpolation constant.
+        gamma: threshold of the ratio.
+
+    Returns:
+        Scores (n,) in [0, 1].
     """
 
     def ratio(own: np.ndarray, others: np.ndarray) -> np.ndarray:
-        found: np.ndarray = own / np.maximum(((1 + a) * others.mean(0) + 1 - a) / 2, 1e-12)
-        return found
+        ratios: np.ndarray = own / np.maximum(((1 + a) * others.mean(0) + 1 - a) / 2, 1e-12)
+        return ratios
 
     rivals = np.sort(gamma * ratio(population_target, population_references))
     return np.searchsorted(rivals, ratio(target, references), "left") / len(rivals)
 
 
 def nearest_scores(points: Tensor, condensed: Tensor) -> np.ndarray:
-    """Minus each point's Euclidean distance (n,) to the nearest image (or feature) of a set: what is published is attacked itself."""
+    """Minus each point's Euclidean distance (n,) to the nearest image (or feature) of a set: an attack on the published set itself."""
     near = [torch.cdist(part.flatten(1), condensed.flatten(1)).amin(1) for part in points.split(2048)]
     return -torch.cat(near).double().cpu().numpy()
 
@@ -139,7 +171,7 @@ def alignment_scores(networks: Iterable[nn.Module], points: tuple[Tensor, Tensor
 
 @dataclass(frozen=True)
 class Runs:
-    """What several runs of one arm say about all points of a pool; the coins of runs 2k and 2k + 1 are opposite.
+    """The measurements of several runs of one arm on all points of a pool; the coins of runs 2k and 2k + 1 are opposite.
 
     Attributes:
         losses: (runs, n).
@@ -162,12 +194,12 @@ class Runs:
 
 
 def _rmia(runs: Runs) -> list[np.ndarray]:
-    """The pool itself is the population: which points it holds changes no order of the scores, and so no figure."""
-    found = []
+    """RMIA scores of each run. The pool is the population: which points it holds does not change the order of the scores."""
+    scores = []
     for run, loss in enumerate(runs.losses):
         target, references = np.exp(-loss), np.exp(-runs.outside(run))
-        found.append(rmia_scores(target, references, target, references))
-    return found
+        scores.append(rmia_scores(target, references, target, references))
+    return scores
 
 
 def _enough(runs: Runs) -> bool:

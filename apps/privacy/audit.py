@@ -68,13 +68,13 @@ def _mu(inside: np.ndarray, outside: np.ndarray, threshold: float, alpha: float)
 
 def _rates(inside: np.ndarray, outside: np.ndarray, threshold: float, delta: float, alpha: float) -> float:
     low, high, none, missed = _ends(inside, outside, threshold, alpha)
-    found = [np.log((rate - delta) / other) for rate, other in ((low, high), (none, missed)) if rate > delta and other > 0]
-    return float(max([0.0, *found]))
+    values = [np.log((rate - delta) / other) for rate, other in ((low, high), (none, missed)) if rate > delta and other > 0]
+    return float(max([0.0, *values]))
 
 
 def _candidates(inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
-    found: np.ndarray = np.quantile(np.concatenate([inside, outside]), np.linspace(0, 1, 81))
-    return found
+    thresholds: np.ndarray = np.quantile(np.concatenate([inside, outside]), np.linspace(0, 1, 81))
+    return thresholds
 
 
 def _gaussian_threshold(inside: np.ndarray, outside: np.ndarray, alpha: float) -> float:
@@ -159,23 +159,23 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--delta", type=float, default=1e-5)
     parser.add_argument("--confidence", type=float, default=0.95)
     parser.add_argument("--claimed", type=float, help="the epsilon that is claimed")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        inside, outside = read_scores(given.scores)
-        if given.one_run:
-            bound = one_run_epsilon(inside, outside, given.delta, given.confidence)
-            meaning = f"for any mechanism, from one run (delta {given.delta:g}, confidence {given.confidence:.1%})"
-            told = f"epsilon is at least {bound:.2f} {meaning}"
+        inside, outside = read_scores(options.scores)
+        if options.one_run:
+            bound = one_run_epsilon(inside, outside, options.delta, options.confidence)
+            meaning = f"for any mechanism, from one run (delta {options.delta:g}, confidence {options.confidence:.1%})"
+            text = f"epsilon is at least {bound:.2f} {meaning}"
         else:
-            runs = lower_bounds(inside, outside, given.delta, given.confidence)
-            bound, told = runs.rates, f"{runs}; every score read as a separate run (points of one model: --one-run)"
+            runs = lower_bounds(inside, outside, options.delta, options.confidence)
+            bound, text = runs.rates, f"{runs}; every score read as a separate run (points of one model: --one-run)"
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(membership(inside, outside))
-    print(told)
-    if given.claimed is not None and bound > given.claimed:
-        print(f"FAILED: the bound {bound:.2f} is above the claimed epsilon {given.claimed:g}: the guarantee does not hold.")
+    print(text)
+    if options.claimed is not None and bound > options.claimed:
+        print(f"FAILED: the bound {bound:.2f} is above the claimed epsilon {options.claimed:g}: the guarantee does not hold.")
         return 1
     return 0
 

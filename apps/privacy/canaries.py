@@ -113,8 +113,8 @@ def _size(make: Make, epsilon: float, delta: float, runs: int, confidence: float
         data = canary_data(torch.zeros(20 + run % 2, dtype=torch.int64))
         statistics = make(data, epsilon, delta, releases=1, sample_rate=1.0, population=20, clip=1.0)
         scores[run % 2].append(-float(_ask(statistics, 0.0).double().square().sum().clamp_min(1e-300).log()))
-    found = lower_bounds(scores[1], scores[0], delta, confidence)
-    return max(found.gaussian, found.rates)
+    bounds = lower_bounds(scores[1], scores[0], delta, confidence)
+    return max(bounds.gaussian, bounds.rates)
 
 
 def _sampling(make: Make, delta: float, count: int = 400, rate: float = 0.25, releases: int = 40) -> float:

@@ -39,14 +39,14 @@ def structure(points: Tensor, others: Tensor, window: int = 7) -> Tensor:
 
     c1, c2 = 0.01**2, 0.03**2
     mean_y, spread_y = moments(others)
-    found = points.new_empty(len(points), len(others))
+    distances = points.new_empty(len(points), len(others))
     for place, point in enumerate(points):
         mean_x, spread_x = moments(point[None])
         joint = sample * (mean(point[None] * others) - mean_x * mean_y)
         top = (2 * mean_x * mean_y + c1) * (2 * joint + c2)
         bottom = (mean_x.square() + mean_y.square() + c1) * (spread_x + spread_y + c2)
-        found[place] = 1 - (top / bottom).flatten(1).mean(1)
-    return found
+        distances[place] = 1 - (top / bottom).flatten(1).mean(1)
+    return distances
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def nearest(points: Tensor, fetch: Fetch, positions: Tensor, distance: Distance)
     best: list[Tensor] = []
     where: list[Tensor] = []
     for part in positions.split(AT_ONCE):
-        found, place = distance(points, fetch(part)).topk(min(2, len(part)), dim=1, largest=False)
-        best.append(found)
+        distances, place = distance(points, fetch(part)).topk(min(2, len(part)), dim=1, largest=False)
+        best.append(distances)
         where.append(part[place])
     distances, order = torch.cat(best, 1).sort(dim=1, stable=True)
     chosen = torch.cat(where, 1).gather(1, order)

@@ -68,7 +68,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder alone, with everything in it known; may be entered again inside."""
+        """Hold the lock of the folder, with its contents read; may be nested."""
         with self._lock:
             if self.folder is None or self._inside:
                 yield
@@ -94,20 +94,20 @@ class Ledger:
 
     @property
     def history(self) -> list[Steps]:
-        """What the accountant has counted, other processes' releases from this folder included."""
+        """The counted releases, including those of other processes with this folder."""
         if self.folder is not None and _state(self.folder) != self._written:
             with self.locked():
                 pass
         return self._history
 
     def count(self, noise: float, rate: float, times: int) -> None:
-        """Add steps to the account whose results are kept elsewhere. Call it before the results are seen."""
+        """Count releases whose results are kept elsewhere. Call it before the results are used."""
         with self.locked():
             self._history = accounting.add(self._history, noise, rate, times)
             self._write()
 
     def grant(self, name: str, epsilon: float, delta: float) -> None:
-        """Count (``epsilon``, ``delta``) for ``name``, which has an account elsewhere, before it releases anything; once for each name."""
+        """Count (``epsilon``, ``delta``) once for ``name``, which has a separate account, before it releases anything."""
         with self.locked():
             if name not in self.granted:
                 self.granted[name] = (epsilon, delta)
@@ -126,7 +126,7 @@ class Ledger:
                 )
 
     def find(self, key: str) -> Tensor | None:
-        """A release that was made, by its question's key; None where there is none. Call it inside `locked`."""
+        """The release with the key of this question, or None. Call it inside `locked`."""
         return self._kept.get(key)
 
     def set_plan(self, plan: Plan) -> Plan:
@@ -138,9 +138,15 @@ class Ledger:
             return self.plan
 
     def record(self, key: str, released: Tensor, noise: float, rate: float, times: int = 1, name: str | None = None) -> None:
-        """Keep a release and count it as ``times`` steps. It is on the disk before anybody has seen it, and a file on the disk is counted.
+        """Keep a release and count it. It is on the disk before it is returned, and a file on the disk is counted.
 
-        With ``name`` it is a file of its own that `read` finds again (an expert's weights), else one of the releases that `find` looks up.
+        Args:
+            key: of the question.
+            released: the result.
+            noise: noise multiplier.
+            rate: sampling rate.
+            times: number of steps of the accountant.
+            name: of a separate file for `read` (an expert's weights); None: a release for `find`.
         """
         with self.locked(), held_back():  # a Ctrl-C between the two files would leave this object without what the folder has
             if self.folder is not None:
@@ -157,7 +163,7 @@ class Ledger:
                 self._keep(key, released, made=True)
 
     def read(self, name: str, key: str) -> Tensor | None:
-        """What `record` kept under ``name``; None where nothing is. `InputError` where it answers another question."""
+        """The tensor that `record` kept under ``name``, or None; `InputError` if it answers another question."""
         path = None if self.folder is None else self.folder / f"{name}.safetensors"
         if path is None or not path.exists():
             return None
@@ -170,7 +176,7 @@ class Ledger:
         return f"{name or f'release-{sum(step.times for step in self._history):08d}'}.safetensors"
 
     def _keep(self, key: str, released: Tensor, *, made: bool = False) -> None:
-        """Remember a release; older ones are dropped, from the disk too by the one that ``made`` it (others would each drop one more)."""
+        """Keep a release in memory and drop older ones beyond `KEEP_BYTES`; the process that ``made`` it also drops them from the disk."""
         self._kept[key] = released.cpu()
         self._bytes += 4 * released.numel()
         while len(self._kept) > 1 and self._bytes > KEEP_BYTES:
@@ -189,7 +195,7 @@ class Ledger:
             self._written = _state(self.folder)
 
     def _refresh(self, folder: Path) -> None:
-        """Take in what others have put into the folder since, also one that was killed between its file and its account."""
+        """Read what other processes have added to the folder, including one that was killed between its file and its account."""
         state, there = _state(folder), {path.name for path in folder.glob("*.safetensors")}
         if state == self._written and state is not None and there <= self._files:
             return
@@ -201,8 +207,8 @@ class Ledger:
             saved = read_json(folder / ACCOUNT)
             if saved["facts"] != self.facts:
                 differing = [name for name in saved["facts"] if saved["facts"][name] != self.facts.get(name)] or sorted(self.facts)
-                given = ", ".join(f"{name} {saved['facts'].get(name)}" for name in differing)[:120]
-                raise InputError(f"{folder}: its releases were made under other settings ({given}); use another folder.")
+                differences = ", ".join(f"{name} {saved['facts'].get(name)}" for name in differing)[:120]
+                raise InputError(f"{folder}: its releases were made under other settings ({differences}); use another folder.")
             history = [Steps(float(noise), float(rate), int(times)) for noise, rate, times in saved["history"]]
             account = str(saved["account"])
             plan = None if saved["plan"] is None else Plan(*saved["plan"])
@@ -250,10 +256,10 @@ class Ledger:
 def _state(folder: Path) -> tuple[int, int] | None:
     """What changes whenever the account is written: each time it is a new file."""
     try:
-        found = (folder / ACCOUNT).stat()
+        facts = (folder / ACCOUNT).stat()
     except FileNotFoundError:
         return None
-    return found.st_ino, found.st_mtime_ns
+    return facts.st_ino, facts.st_mtime_ns
 
 
 def _opened(path: Path) -> tuple[dict[str, str], Tensor]:

@@ -28,12 +28,12 @@ class Interval:
 
 def checked(scores: object, what: str) -> np.ndarray:
     """(n,) float64, finite, at least two; `InputError` otherwise."""
-    found = np.asarray(scores)
-    if found.dtype.kind not in "fiu" or found.ndim != 1 or len(found) < 2 or len(found) > 100_000_000:
-        raise InputError(f"{what} are {found.dtype} of shape {found.shape}; allowed: a list of at least two numbers.")
-    if not np.isfinite(found).all():
+    array = np.asarray(scores)
+    if array.dtype.kind not in "fiu" or array.ndim != 1 or len(array) < 2 or len(array) > 100_000_000:
+        raise InputError(f"{what} are {array.dtype} of shape {array.shape}; allowed: a list of at least two numbers.")
+    if not np.isfinite(array).all():
         raise InputError(f"{what} hold values that are not finite; allowed: finite numbers only.")
-    return found.astype(np.float64)
+    return array.astype(np.float64)
 
 
 def clopper_pearson(hits: int, count: int, alpha: float = 0.05) -> tuple[float, float]:

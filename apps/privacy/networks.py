@@ -1,4 +1,4 @@
-"""Networks that come back: a fixed number of random networks, so that a release about one of them serves many matching steps."""
+"""A fixed pool of random networks: a noised release for one of them is reused in many matching steps."""
 
 from collections.abc import Callable
 
@@ -13,15 +13,22 @@ from distill.spec import DataSpec
 
 
 def drawn_once(name: str, count: int, seed: int = 0, *, unit: bool = True) -> Callable[[DataSpec], nn.Module]:
-    """A network function for `condense`: one of ``count`` random networks called ``name``, always the same ones, in random order.
+    """A network function for `condense` that returns a random network of a fixed pool.
 
-    Their weights are public (made from ``seed``). ``unit`` gives them features of length 1.
+    Args:
+        name: of the networks.
+        count: size of the pool.
+        seed: of their weights, which are public.
+        unit: scale their features to length 1.
+
+    Raises:
+        InputError: ``count`` is below 1.
     """
     if count < 1:
         raise InputError(f"{count} networks were asked for; allowed: 1 or more.")
 
     def factory(spec: DataSpec) -> nn.Module:
-        # `distill.networks.create` seeds the global generator for this call only, from the run's own stream: a resumed run draws the same.
+        # `distill.networks.create` seeds the global generator for this call only, from the run's stream, so a resumed run draws the same.
         chosen = int(torch.randint(count, ()))
         network = create(name, spec, generator(seed, "drawn once", name, chosen))
         assert isinstance(network, Network)

@@ -1,10 +1,10 @@
-"""Poisoning check: does a trigger that was planted in the real data survive condensation, and can a set from elsewhere be trusted?
+"""Poisoning check: does a trigger in the real data survive condensation, and can a set from elsewhere be trusted?
 
-python -m apps.privacy.poisoning SET.safetensors --data NAME       what small patches do to networks trained on somebody's set
+python -m apps.privacy.poisoning SET.safetensors --data NAME       the effect of small patches on networks trained on the set
 
-Two triggers, planted before or during distillation (Liu et al., "Backdoor Attacks Against Dataset Distillation", NDSS 2023): a white square
-stamped on a few images that get the target's label, and, in the manner of their DOORPING, one whose pixels are changed at every step so
-that a neuron of the network at hand answers to it. The first is what a careless check looks for, the second what an attacker does.
+Two triggers (Liu et al., "Backdoor Attacks Against Dataset Distillation", NDSS 2023): a white square stamped before distillation on a few
+images that get the target's label, and, as in their DOORPING, a patch whose pixels are optimised at every step so that it activates a
+neuron of the current network. The second is the stronger attack.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from distill.randomness import generator
 from distill.spec import DataSpec
 from distill.statistics import ExactStatistics
 
-LEARNING_RATE = 0.08  # of the trigger, and the factor by which its neuron shall answer more: both as in the authors' code
+LEARNING_RATE = 0.08  # Adam's step size for the trigger, and the factor for the activation of its neuron: both as in the authors' code
 FACTOR = 10.0
 
 
@@ -42,7 +42,7 @@ class Trigger:
 
 
 def white_square(spec: DataSpec, size: int = 2) -> Trigger:
-    """In the lower right corner; `InputError` unless it is smaller than the image."""
+    """A white square in the lower right corner; `InputError` unless it is smaller than the image."""
     if not 0 < size < min(spec.height, spec.width):
         raise InputError(f"trigger size is {size}; allowed: 1 to {min(spec.height, spec.width) - 1} for these images.")
     return Trigger(torch.ones(spec.channels, size, size), spec.height - size, spec.width - size)
@@ -58,10 +58,21 @@ def stamped(images: Tensor, trigger: Trigger, spec: DataSpec) -> Tensor:
 
 
 class PoisonedStatistics(ExactStatistics):
-    """What a method sees when somebody has planted a trigger: a share of the images of other classes carries it and the target's label.
+    """Exact statistics of poisoned data: a share of the images of other classes carries the trigger and the target's label.
 
-    With ``steps`` the trigger learns: before each answer so many steps of Adam make the neuron of the network at hand that answers most to
-    the carriers answer `FACTOR` times as much. `trigger` is the one in use.
+    If ``steps`` > 0, the trigger (attribute `trigger`) is optimised before each answer: ``steps`` Adam updates push the neuron that the
+    poisoned images activate most to `FACTOR` times its activation.
+
+    Args:
+        data: clean images.
+        trigger: the first trigger.
+        target: label that the poisoned images get.
+        portion: number of poisoned images over the number of training images.
+        draws: chooses them.
+        steps: Adam updates before each answer; 0: the trigger is fixed.
+
+    Raises:
+        InputError: the data are whitened, or a number is out of range.
     """
 
     def __init__(self, data: ImageData, trigger: Trigger, target: int, portion: float, draws: torch.Generator, steps: int = 0) -> None:
@@ -118,7 +129,7 @@ class PoisonedStatistics(ExactStatistics):
 
 
 def optimised(trigger: Trigger, images: Tensor, spec: DataSpec, loss: Callable[[Tensor], Tensor], steps: int) -> Trigger:
-    """The trigger after ``steps`` of Adam on its pixels, kept in [0, 1], against ``loss`` (stamped normalised images -> 0-dimensional)."""
+    """The trigger after ``steps`` Adam updates of its pixels, kept in [0, 1], that minimise ``loss`` (stamped images -> scalar)."""
     pixels = trigger.pixels.to(images.device).clone().requires_grad_(True)
     adam = torch.optim.Adam([pixels], lr=LEARNING_RATE)
     for _ in range(steps):
@@ -130,7 +141,7 @@ def optimised(trigger: Trigger, images: Tensor, spec: DataSpec, loss: Callable[[
 
 
 def attack_success(network: nn.Module, data: ImageData, trigger: Trigger, target: int, split: str = "test") -> float:
-    """Percent of a split's images of other classes that the network calls the target once they carry the trigger."""
+    """Percent of the images of other classes in ``split`` that the network classifies as ``target`` when they carry the trigger."""
     labels = getattr(data, split).labels
     return 100.0 * _called(network, data, split, (labels != target).nonzero().squeeze(1), trigger, target)
 
@@ -151,7 +162,7 @@ def _called(network: nn.Module, data: ImageData, split: str, chosen: Tensor, tri
 
 @dataclass(frozen=True)
 class Reach:
-    """Percent of other classes' test images that become this class by a white square, and by a patch learned on other test images."""
+    """Percent of the test images of other classes that a white square, or a patch optimised on other test images, turns into ``target``."""
 
     target: int
     white: float
@@ -159,30 +170,40 @@ class Reach:
 
 
 def patch_reach(networks: Sequence[nn.Module], data: ImageData, size: int = 2, steps: int = 40, seed: int = 0) -> list[Reach]:
-    """How easily a patch in the lower right corner turns any image into each class, averaged over networks trained on one set.
+    """The share of images that a patch in the lower right corner turns into each class, averaged over networks trained on one set.
 
-    The patch is learned on one half of the test images and judged on the other. One class that stands out is what a planted trigger of this
-    place and size looks like; a trigger elsewhere, or of another shape, is not found.
+    The patch is optimised on one half of the test images and measured on the other. A class with a much higher share than the others
+    suggests a trigger of this place and size; a trigger elsewhere, or of another shape, is not found.
+
+    Args:
+        networks: trained on the set.
+        data: clean data.
+        size: side of the patch in pixels.
+        steps: Adam updates of the patch.
+        seed: of the halves.
+
+    Returns:
+        One entry per class.
     """
-    start, found = white_square(data.spec, size), []
+    start, reaches = white_square(data.spec, size), []
     halves = torch.randperm(len(data.test), generator=generator(seed, "patches")).to(data.device).chunk(2)
     for target in data.classes:
         judged, learning = (half[data.test.labels[half] != target] for half in halves)
         images = data.normalised("test", learning[: 2 * chunk_size(data.train.images)])
-        wanted = torch.full((len(images),), target, device=data.device)
+        labels = torch.full((len(images),), target, device=data.device)
         white, learned = 0.0, 0.0
         for network in networks:
             network.eval()
             grey = dataclasses.replace(start, pixels=torch.full_like(start.pixels, 0.5))
 
-            def loss(stamped: Tensor, network: nn.Module = network, wanted: Tensor = wanted) -> Tensor:
-                return F.cross_entropy(network(stamped), wanted)
+            def loss(stamped: Tensor, network: nn.Module = network, labels: Tensor = labels) -> Tensor:
+                return F.cross_entropy(network(stamped), labels)
 
             patch = optimised(grey, images, data.spec, loss, steps)
             white += _called(network, data, "test", judged, start, target) / len(networks)
             learned += _called(network, data, "test", judged, patch, target) / len(networks)
-        found.append(Reach(target, 100 * white, 100 * learned))
-    return found
+        reaches.append(Reach(target, 100 * white, 100 * learned))
+    return reaches
 
 
 def main(arguments: list[str]) -> int:
@@ -202,20 +223,20 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--size", type=int, default=2, help="the patch's side in pixels")
     parser.add_argument("--network", default="ConvNetW32")
     parser.add_argument("--networks", type=int, default=3)
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        tiny = CondensedSet.load(given.set)
-        data = fitted(tiny, load(given.data, **tiny.spec.given))
+        tiny = CondensedSet.load(options.set)
+        data = fitted(tiny, load(options.data, **tiny.spec.given))
         if data.whitening is not None:
             raise InputError("the set is white; patches are looked for in plain images only.")
         rival = select(data, "random", tiny.counts, generator(0, "poisoning", "rival"))
         recipe = compared("laptop", tiny, data)
-        trained = (train_on(source, given.network, recipe, given.networks) for source in (tiny, rival))
-        ours, theirs = (patch_reach(networks, data, given.size) for networks in trained)
+        trained = (train_on(source, options.network, recipe, options.networks) for source in (tiny, rival))
+        ours, theirs = (patch_reach(networks, data, options.size) for networks in trained)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"percent of other images called the class; patches of {given.size} x {given.size} (in brackets: random images as many)")
+    print(f"percent of other images called the class; patches of {options.size} x {options.size} (in brackets: random images as many)")
     for own, other in zip(ours, theirs, strict=True):
         name = data.spec.classes[own.target]
         print(f"{name:>12}  white {own.white:5.1f} ({other.white:5.1f})  learned {own.learned:5.1f} ({other.learned:5.1f})")

@@ -65,10 +65,10 @@ def private_kmeans(statistics: "PrivateStatistics", ipc: int, seed: int = 0) -> 
         counts = released[:, :, size] / (COUNT_WEIGHT * norm)
         noise = longest * plan.noise_multiplier
         floor = max(SMALLEST_PART * expected, 2 * plan.noise_multiplier / COUNT_WEIGHT)
-        found = released[:, :, :size] / counts.clamp_min(floor)[:, :, None]
+        updated = released[:, :, :size] / counts.clamp_min(floor)[:, :, None]
         for position in range(classes):
             spread = noise / counts[position].clamp_min(floor)
-            offsets[position] = _filtered(found[position], spread[:, None], spec.shape)
+            offsets[position] = _filtered(updated[position], spread[:, None], spec.shape)
             largest = int(counts[position].argmax())
             for lost in (counts[position] < floor).nonzero().flatten().tolist():
                 offsets[position, lost] = offsets[position, largest] + 0.1 * norm * torch.nn.functional.normalize(
@@ -77,10 +77,10 @@ def private_kmeans(statistics: "PrivateStatistics", ipc: int, seed: int = 0) -> 
     centres = (means[:, None, :] + offsets).clamp(0, 1)
     images = spec.normalise(centres.reshape(classes * ipc, *spec.shape))
     labels = torch.tensor(statistics.classes, device=device).repeat_interleave(ipc)
-    made = CondensedSet(images, labels, spec, provenance=Provenance("private k-means", {"ipc": ipc}, seed, dp=statistics.privacy))
+    condensed = CondensedSet(images, labels, spec, provenance=Provenance("private k-means", {"ipc": ipc}, seed, dp=statistics.privacy))
     if statistics.centred:
-        statistics.centre_on(made)
-    return made
+        statistics.centre_on(condensed)
+    return condensed
 
 
 def _filtered(rows: Tensor, noise: Tensor | float, shape: tuple[int, int, int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""One release: clipped rows of the sampled examples, summed class by class, and Gaussian noise once. Nothing else leaves private data."""
+"""One release: clipped rows of the sampled examples, summed per class, plus Gaussian noise. Nothing else is computed from private data."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ Rows = Callable[[Tensor, int], Iterator[tuple[Tensor, Tensor | None]]]
 
 
 class Plan(NamedTuple):
-    """Releases of one kind: how many, of which part of the data, with how much noise. Fixed before the first, from public numbers only."""
+    """Number, sampling rate and noise of the releases of one kind, fixed before the first one from public numbers only."""
 
     releases: int
     sample_rate: float
@@ -26,7 +26,7 @@ class Plan(NamedTuple):
 
 
 def poisson_mask(labels: Tensor, rate: float, entropy: Entropy) -> Tensor:
-    """(N,) bool: each example of the whole private set by a coin of its own."""
+    """A Poisson sample, bool (N,): each example is drawn independently with probability ``rate``."""
     return torch.from_numpy(entropy.uniform(len(labels)) < rate).to(labels.device)
 
 
@@ -42,10 +42,24 @@ def noised_sums(
     slots: int,
     entropy: Entropy,
 ) -> Tensor:
-    """(K, slots, D) float32: each class's sums of the masked examples' rows, clipped at ``norm``, with noise of deviation ``noise * norm``.
+    """Sum the clipped rows of the sampled examples per class and slot, and add Gaussian noise.
 
-    An example has one label and one slot, so it moves the whole stack by at most ``norm``: one step of the accountant. No sampled example
-    at all is a release of noise. Sums are float64, so that the order of chunks cannot show.
+    An example has one label and one slot, so it changes the result by at most ``norm``: one step of the accountant. Without a sampled
+    example the result is noise only. Sums are float64, so that the order of chunks does not show.
+
+    Args:
+        data: the private data.
+        classes: labels (K) that are released.
+        mask: bool (N,), the sampled examples.
+        noise: standard deviation of the noise over ``norm``.
+        norm: Euclidean length that a row is clipped to.
+        rows: gives the rows of one class, see `Rows`.
+        length: D, length of a row.
+        slots: number of slots per class.
+        entropy: of the noise.
+
+    Returns:
+        (K, slots, D) float32.
     """
     labels = data.train.labels
     sums = torch.zeros(len(classes), slots, length, dtype=torch.float64, device=data.device)
@@ -63,7 +77,7 @@ def noised_sums(
 
 
 def question(kind: str, seen: Sequence[Tensor]) -> str:
-    """What a question is: how it answers to public images. The same function of an image is the same question, whoever asks."""
+    """The key of a question: a hash of its answers to public images, so that the same function of an image has the same key."""
     digest = hashlib.sha256(kind.encode())
     for tensor in seen:
         digest.update(np.ascontiguousarray(tensor.detach().float().cpu().numpy()).data)
@@ -71,12 +85,12 @@ def question(kind: str, seen: Sequence[Tensor]) -> str:
 
 
 def refused(what: str, instead: str) -> InputError:
-    """The error for what has no guarantee, and what to use instead."""
+    """The error for something without a privacy guarantee; ``instead`` names an alternative."""
     return InputError(f"refused, because it has no privacy guarantee: {what}; {instead}.")
 
 
 def check_independent(view: Callable[[Tensor], Tensor], public: Tensor) -> None:
-    """`InputError` for features of an image that change with its batch: an example's part in their sum would not be bounded."""
+    """`InputError` if the features of an image depend on its batch: the contribution of an example to a sum would not be bounded."""
     fewer, all_of_them = (torch.cat(list(feature_rows(view, part)))[0] for part in (public[:-1], public))
     if not bool((fewer - all_of_them).norm() <= 1e-2 * all_of_them.norm() + 1e-6):
         raise refused("features of an image that change with its batch (BatchNorm, dropout)", "use a network without them")

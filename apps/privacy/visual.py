@@ -94,14 +94,14 @@ def closeness(points: Tensor, train: tuple[int, Fetch], holdout: tuple[int, Fetc
         equal = torch.stack([part.distance for part, there in zip(parts, positions, strict=True) if len(there) == size])
         sides.append((_together(parts), equal.double()))
     (inside, near), (outside, away) = sides
-    found, other = (side.distance / side.second.clamp_min(1e-12) for side in (inside, outside))
+    ratio, holdout_ratio = (side.distance / side.second.clamp_min(1e-12) for side in (inside, outside))
     return Closeness(
         _share(inside.distance, outside.distance),
         train[0] / (train[0] + holdout[0]),
-        _share(found, other),
+        _share(ratio, holdout_ratio),
         float(near.median() / away.median().clamp_min(1e-12)),
         (float(near.flatten().quantile(0.05)), float(away.flatten().quantile(0.05))),
-        float(found.median()),
+        float(ratio.median()),
         inside,
     )
 
@@ -168,9 +168,9 @@ def visual_privacy(
     rows = {}
     for name in measures:
         fetch, points = (embedded, features(condensed.images)) if name == "features" else (pixels, condensed.pixels())
-        found = closeness(points, fetch("train"), fetch(holdout), structure if name == "structure" else root_mean_square, seed)
-        there = Nearest(found.found.distance, found.found.second, chosen["train"][found.found.position])
-        rows[name] = dataclasses.replace(found, found=there)
+        row = closeness(points, fetch("train"), fetch(holdout), structure if name == "structure" else root_mean_square, seed)
+        there = Nearest(row.found.distance, row.found.second, chosen["train"][row.found.position])
+        rows[name] = dataclasses.replace(row, found=there)
     return rows
 
 
@@ -188,15 +188,15 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--holdout", default="test")
     parser.add_argument("--limit", type=int, help="compare at most this many images of each split")
     parser.add_argument("--out", type=Path, help="picture of the closest pairs; default: next to the set")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        tiny = CondensedSet.load(given.set)
+        tiny = CondensedSet.load(options.set)
         # The set's own seed, so that a folder's test images are those that were held out when the set was made.
-        data = load(given.data, seed=tiny.provenance.seed or 0, **tiny.spec.given)
-        picture = given.out or given.set.with_name(f"{given.set.stem}-pairs.png")
+        data = load(options.data, seed=tiny.provenance.seed or 0, **tiny.spec.given)
+        picture = options.out or options.set.with_name(f"{options.set.stem}-pairs.png")
         format_of(picture)
-        rows = visual_privacy(tiny, data, holdout=given.holdout, limit=given.limit)
-        pairs = closest_pairs(tiny, data, {name: row.found for name, row in rows.items()}, given.set.stem)
+        rows = visual_privacy(tiny, data, holdout=options.holdout, limit=options.limit)
+        pairs = closest_pairs(tiny, data, {name: row.found for name, row in rows.items()}, options.set.stem)
         pairs.save(picture)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
