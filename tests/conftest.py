@@ -15,14 +15,16 @@ from distill.data import ImageData
 # Files whose tests take more than about ten seconds on one core, most of them because they start processes. They get the marker `long`,
 # which `make test-quick` leaves out; test_quick.py looks at the list.
 LONG = {
-    *(f"apps/federated/test_{name}.py" for name in ("engines", "hardening", "rounds")),
-    *(f"apps/nas/test_{name}.py" for name in ("search", "study", "workers")),
-    *(f"apps/privacy/test_{name}.py" for name in ("accounting", "audit", "ledger", "poisoning", "private_statistics", "visual")),
-    *(f"distill/test_{name}.py" for name in ("adjoint", "condensed", "data", "every_method", "experts", "portable", "processes")),
-    *(f"distill/test_{name}.py" for name in ("sharding", "sizes")),
-    *(f"scenarios/test_{name}.py" for name in ("cli", "continual", "faults", "federated", "kill", "leaks", "nas", "pipeline", "privacy")),
-    *(f"scenarios/test_{name}.py" for name in ("report", "schema", "shipped", "soak", "stop", "sweep", "sweep_lr", "template")),
-    *(f"test_{name}.py" for name in ("curves", "docs", "examples", "house")),
+    "apps/continual/test_readme.py",
+    *(f"apps/federated/test_{name}.py" for name in ("engines", "hardening", "private", "rounds")),
+    *(f"apps/nas/test_{name}.py" for name in ("ranking", "scores", "search", "study", "workers")),
+    *(f"apps/privacy/test_{name}.py" for name in ("accounting", "audit", "ledger", "page", "poisoning", "private_statistics", "visual")),
+    *(f"distill/test_{name}.py" for name in ("adjoint", "augment", "condensed", "data", "every_method", "experts")),
+    *(f"distill/test_{name}.py" for name in ("fast", "portable", "processes", "sharding", "sizes")),
+    *(f"scenarios/test_{name}.py" for name in ("cli", "continual", "ctrl_c", "fair", "faults", "federated", "kill", "leaks", "nas")),
+    *(f"scenarios/test_{name}.py" for name in ("own_data", "pipeline", "privacy", "report", "schema", "shipped", "soak", "stop")),
+    *(f"scenarios/test_{name}.py" for name in ("sweep", "sweep_lr", "template")),
+    *(f"test_{name}.py" for name in ("curves", "docs", "examples", "house", "site")),
 }
 
 
