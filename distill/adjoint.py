@@ -1,4 +1,4 @@
-"""The exact gradient of a whole training run with respect to the images it was trained on, at constant memory.
+"""The exact gradient of a complete training run with respect to the images it was trained on, at constant memory.
 
 A student takes N steps of plain SGD, w[i+1] = w[i] - lr * g(w[i], x[i]), and a loss L is a function of w[N]. Instead of one graph through
 all steps (whose memory grows with N), or of ignoring that later weights depend on earlier images (which is not the gradient), the weights

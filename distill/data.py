@@ -174,7 +174,7 @@ class ImageData:
     def long_tailed(self, ratio: float, seed: int = 0) -> "ImageData":
         """Fewer training images from class to class, exponentially (Cui et al., CVPR 2019, section 5.1); other splits stay.
 
-        Of the K classes that have training images, in order, class i keeps floor(n_max * ratio ** (-i / (K - 1))) images drawn with
+        Of the K classes that have training images, in order, class i keeps `floor(n_max * ratio ** (-i / (K - 1)))` images drawn with
         ``seed`` (all, where it has fewer), where n_max is the largest count; so ``ratio`` is that of the largest to the smallest class.
         Raises `InputError` when the ratio is below 1, or leaves a class without images.
         """

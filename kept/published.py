@@ -30,7 +30,7 @@ def judging(config: dict[str, Any], network: str, auto: str = "auto") -> str:
 
 
 def published(path: Path, dataset: str, ipc: str, name: str, how: str) -> dict[str, str]:
-    """The row of a published figure, the one with this judging where there are several; empty where there is none."""
+    """The row of a published figure, the one with this `judging` if there are several; empty if there is none."""
     with path.open(newline="") as file:
         rows = [r for r in csv.DictReader(file) if (r["dataset"], r["ipc"], r["set"]) == (dataset, ipc, name)]
     return next((r for r in rows if _same(r["judging"], how)), rows[0] if rows else {})

@@ -3,7 +3,7 @@
 python -m kept.reproduce [--form paper|released|short] [--minutes 8] [--out DIR] [NAME ...]
 
 goes through the template's names (all, or those given), runs what kept/expected has no file for, and keeps each finished record's
-figures there. It works for ``--minutes``, stops cleanly (every run is saved) and goes on from there when called again: a slice at a time.
+figures there. It works for ``--minutes``, stops cleanly (every run is saved) and continues from there when called again: a slice at a time.
 """
 
 import argparse

@@ -103,6 +103,19 @@ def test_what_users_read_has_the_fields_words() -> None:
     assert [f"{place}: {word!r}" for place, text in texts for word in found(text)] == [], better
 
 
+DOCSTRINGS = ("distill", "kept", "benchmarks")  # packages whose docstrings are checked, too
+
+
+def test_docstrings_have_the_fields_words() -> None:
+    texts = []
+    for path in sorted(path for folder in DOCSTRINGS for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                texts.append((f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}", ast.get_docstring(node) or ""))
+    assert sum(bool(text) for _, text in texts) > 300
+    assert [f"{place}: {word!r}" for place, text in texts for word in found(text)] == []
+
+
 @pytest.mark.parametrize(
     ("text", "word"),
     [
