@@ -1,7 +1,6 @@
 """What of a "condense" run is kept (see pages.py): a row for each set, network and IPC; and the tables made of such rows."""
 
 from pathlib import Path
-from typing import Any
 
 from distill.comparison import recipe_of, row_label
 from distill.errors import InputError
@@ -11,6 +10,7 @@ from kept.published import PUBLISHED, judging, published, reproduced
 from scenarios import catalogue
 from scenarios.condense.schema import CondenseStudy
 from scenarios.engine.folder import load_data
+from scenarios.engine.record import Results
 from scenarios.engine.scenario import read_scenario, shipped
 from scenarios.engine.study import Options
 from scenarios.reporting.text import as_markdown
@@ -53,7 +53,7 @@ def kept_rows(folder: Path) -> Rows:
                 ipc = "" if name == "whole" else key[3:]
                 alike = (network == "ConvNet" or own) and (name == "whole" or isinstance(config["method"].get("ipc", []), list))
                 said = published(PUBLISHED, config["data"]["name"], ipc, name, how) if alike else {}
-                row: dict[str, Any] = {
+                row: Results = {
                     "scenario": record["scenario"],
                     "dataset": config["data"]["name"],
                     "ipc": ipc,

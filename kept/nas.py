@@ -2,9 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from distill.records import read_json
+from scenarios.engine.record import Results
 from scenarios.nas.show import sentence
 from scenarios.reporting.text import as_markdown
 
@@ -17,7 +17,7 @@ def kept_rows(folder: Path) -> list[dict[str, str]]:
     results, name = record["results"], record["scenario"]
     rows = []
     for proxy, row in results["proxies"].items():
-        flat: dict[str, Any] = {"scenario": name, "proxy": proxy, "kind": row["kind"], "networks": results["known"]}
+        flat: Results = {"scenario": name, "proxy": proxy, "kind": row["kind"], "networks": results["known"]}
         for key, value in row.items():
             if isinstance(value, dict):
                 flat |= {f"{key}.{part}": number for part, number in value.items()}
@@ -58,7 +58,7 @@ def _kept_sentence(rows: list[dict[str, str]], ceiling: float | None) -> str:
 
     first = next(column.removesuffix(".value") for column in rows[0] if column.startswith("regret@"))
     proxies = {row["proxy"]: {"kind": row["kind"], "spearman": numbers(row, "spearman"), first: numbers(row, first)} for row in rows}
-    differences: dict[str, Any] = {row["proxy"]: {} for row in rows}
+    differences: Results = {row["proxy"]: {} for row in rows}
     for row in rows:
         for baseline in _BASELINES:
             found = numbers(row, f"spearman_minus_{baseline}")

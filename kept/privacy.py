@@ -1,10 +1,10 @@
 """What of a "privacy" run is kept (see pages.py): its sets, attacked arms and checks."""
 
 from pathlib import Path
-from typing import Any
 
 from distill.errors import InputError
 from distill.records import read_json
+from scenarios.engine.record import Results
 from scenarios.privacy.schema import MEASURES
 
 FIGURES = {  # column: (key in a row of the record, digits)
@@ -32,12 +32,12 @@ def kept_rows(folder: Path) -> list[dict[str, str]]:
     if record["status"] != "done":
         raise InputError(f"{folder}: status is {record['status']!r}; only a finished run can be kept.")
     results, method = record["results"], config["method"]
-    rows: list[dict[str, Any]] = []
+    rows: list[Results] = []
     for key, part in results.items():
         if key.startswith("epsilon"):
             stated = part["privacy"]
             for name, found in part["accuracy"].items():
-                row: dict[str, Any] = {"part": "sets", "set": name, "budget": key[7:], "accuracy": found, "ipc": method["ipc"]}
+                row: Results = {"part": "sets", "set": name, "budget": key[7:], "accuracy": found, "ipc": method["ipc"]}
                 if name == f"private {method['name']}":
                     row |= {name: stated[name] for name in ("releases", "accountant")}
                     row |= {"epsilon": f"{stated['epsilon']:.4f}", "delta": f"{stated['delta']:g}"}
@@ -67,7 +67,7 @@ def kept_rows(folder: Path) -> list[dict[str, str]]:
     return [{column: row[column] for column in used} for row in flat]
 
 
-def _flat(row: dict[str, Any]) -> dict[str, str]:
+def _flat(row: Results) -> dict[str, str]:
     plain = (
         "part",
         "set",
@@ -85,7 +85,7 @@ def _flat(row: dict[str, Any]) -> dict[str, str]:
     bounds = ("gaussian_bound", "rates_bound", "one_run_bound", "size_bound")
     found = {name: "" if row.get(name) is None else str(row[name]) for name in (*plain, *bounds)}
     for column, (path, digits) in FIGURES.items():
-        value: Any = row
+        value: object = row
         for key in path.split("."):
             value = value.get(key) if isinstance(value, dict) else None
         for field, names in (("mean", ("mean", "value")), ("low", ("low",)), ("high", ("high",))):

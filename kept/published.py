@@ -7,17 +7,17 @@ several figures: ten random images a class of CIFAR-10 are 26.0 in older tables 
 
 import csv
 from pathlib import Path
-from typing import Any
 
 from distill.augment import DSA, DSA_DIGITS
 from distill.spec import DataSpec
 from distill.train import protocol
+from scenarios.engine.record import Config
 
 PUBLISHED = Path(__file__).parent / "published.csv"
 ROUNDING = 0.5  # points: tables are rounded, and their own intervals are about as wide
 
 
-def judging(config: dict[str, Any], network: str, auto: str = "auto") -> str:
+def judging(config: Config, network: str, auto: str = "auto") -> str:
     """How a run trains its evaluation networks, in the words of the column; ``auto`` is what its record says that "auto" was."""
     data, evaluation = config["data"], config["evaluation"]
     if evaluation["recipe"]:

@@ -19,6 +19,7 @@ from distill.data_sources import describe
 from distill.records import read_json, write_whole
 from kept import pages
 from scenarios.catalogue import study
+from scenarios.engine.record import run_name
 from scenarios.engine.scenario import read_scenario
 from scenarios.engine.template import names
 
@@ -65,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"{given.minutes:g} minutes are over; the same command continues from here ({name}).")
             return
         made = study(name, read_scenario(name)[1], name)
-        folder = given.out / f"{name}-{made.hash}-s0"
+        folder = given.out / run_name(name, made.hash, 0)
         if read_json(folder / "record.json")["status"] == "done":
             write_whole(pages.EXPECTED / "condense" / f"{name}.csv", pages.to_csv(pages.rows_of(folder)))
     print("nothing is left to run.")

@@ -2,67 +2,67 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from scenarios.engine import folder, scenario
-from scenarios.engine.study import Kind, Options, Study
+from scenarios.engine.record import Record, Tables
+from scenarios.engine.study import AnyKind, Options, Study
 
 
-def _condense() -> Kind:
+def _condense() -> AnyKind:
     from scenarios.condense.kind import KIND
 
     return KIND
 
 
-def _sweep_lr() -> Kind:
+def _sweep_lr() -> AnyKind:
     from scenarios.condense.kind import SWEEP_LR
 
     return SWEEP_LR
 
 
-def _federated() -> Kind:
+def _federated() -> AnyKind:
     from scenarios.federated.kind import KIND
 
     return KIND
 
 
-def _continual() -> Kind:
+def _continual() -> AnyKind:
     from scenarios.continual.kind import KIND
 
     return KIND
 
 
-def _privacy() -> Kind:
+def _privacy() -> AnyKind:
     from scenarios.privacy.kind import KIND
 
     return KIND
 
 
-def _released() -> Kind:
+def _released() -> AnyKind:
     from scenarios.privacy.kind import RELEASED
 
     return RELEASED
 
 
-def _nas() -> Kind:
+def _nas() -> AnyKind:
     from scenarios.nas.kind import KIND
 
     return KIND
 
 
-def _pipeline() -> Kind:
+def _pipeline() -> AnyKind:
     from scenarios.pipeline.kind import kind
 
     return kind(KINDS)
 
 
-class Loaded(Mapping[str, Kind]):
+class Loaded(Mapping[str, AnyKind]):
     """Kinds by name; each is imported when it is first asked for, so that ``--help`` and small studies stay quick."""
 
-    def __init__(self, loaders: Mapping[str, Callable[[], Kind]]) -> None:
-        self._loaders, self._kinds = dict(loaders), dict[str, Kind]()
+    def __init__(self, loaders: Mapping[str, Callable[[], AnyKind]]) -> None:
+        self._loaders, self._kinds = dict(loaders), dict[str, AnyKind]()
 
-    def __getitem__(self, name: str) -> Kind:
+    def __getitem__(self, name: str) -> AnyKind:
         if name not in self._kinds:
             self._kinds[name] = self._loaders[name]()
         return self._kinds[name]
@@ -91,11 +91,11 @@ KINDS = Loaded(
 )
 
 
-def study(name: str, tables: dict[str, Any], source: str) -> Study:
+def study(name: str, tables: Tables, source: str) -> Study:
     """Check a scenario's tables and make the study that they describe; ``source`` opens every message. Raises `InputError`."""
     return scenario.study(KINDS, name, tables, source)
 
 
-def run_study(made: Study, options: Options) -> tuple[Path, dict[str, Any]]:
+def run_study(made: Study, options: Options) -> tuple[Path, Record]:
     """Run (or continue, or find finished) a study; returns its folder and its record. See `scenarios.engine.folder.run_study`."""
     return folder.run_study(KINDS[made.kind], made, options)

@@ -17,7 +17,7 @@ from scenarios.commands.condense import condense
 from scenarios.commands.evaluate import evaluate
 from scenarios.commands.figures import figures
 from scenarios.commands.list import list_names
-from scenarios.commands.loading import says_so
+from scenarios.commands.loading import with_a_line
 from scenarios.commands.report import report
 from scenarios.commands.run import run
 from scenarios.commands.show import show
@@ -54,8 +54,8 @@ def options(
 
 
 for command in (run, table, compare, condense, evaluate, show, report, figures):
-    app.command()(says_so(command) if command in (run, condense, evaluate, show) else command)
-app.command("sweep-lr")(says_so(sweep_lr))
+    app.command()(with_a_line(command) if command in (run, condense, evaluate, show) else command)
+app.command("sweep-lr")(with_a_line(sweep_lr))
 app.command("list")(list_names)
 
 

@@ -327,5 +327,5 @@ class PrivateStatistics:
     def warm_batchnorm(self, network: nn.Module, per_class: int, generator: torch.Generator) -> None:
         raise refused("BatchNorm statistics of real images", "use a network with instance or group norm, for example ConvNet")
 
-    def initial_images(self, kind: str, ipc: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def initial_images(self, kind: str, ipc: int | Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
         raise refused(f"initial images of kind {kind!r}, made of private images", 'use initial="noise" or a public set')

@@ -56,4 +56,6 @@ def condense(
     if more_images_than_data:
         named["more_images_than_data"] = True
     tables = {"kind": "condense", "data": data_table(data, size, classes, validation, imbalance), "method": named}
-    run_and_print(study("condense", tables, "distill condense"), out, seed, device, data_root, resume, quiet, resume_from)
+    run_and_print(
+        study("condense", tables, "distill condense"), out, seed, device, data_root, resume=resume, quiet=quiet, resume_from=resume_from
+    )

@@ -1,12 +1,15 @@
 """``distill evaluate``: networks trained on a condensed set, beside its baselines."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from scenarios.commands.options import Classes, Device, Imbalance, Root, Size, Validation, data_table, torch_device
 from scenarios.engine.complaints import printable, terminal_width, wrapped
+
+if TYPE_CHECKING:
+    from distill.condensed import CondensedSet
 
 
 def evaluate(
@@ -64,6 +67,6 @@ def evaluate(
         typer.echo(wrapped(printable(guarantee(tiny.provenance.dp)), terminal_width()))
 
 
-def _resized(tiny: Any, data: str) -> int | None:
+def _resized(tiny: "CondensedSet", data: str) -> int | None:
     """What can be resized gets the set's own size, where it is square."""
     return tiny.spec.height if data.partition(":")[0] in ("folder", "mhist", "digits") and tiny.spec.height == tiny.spec.width else None

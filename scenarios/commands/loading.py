@@ -3,22 +3,23 @@
 import functools
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import ParamSpec
 
 TEXT = "loading torch ..."
+Arguments = ParamSpec("Arguments")
 
 
-def says_so(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The command, after torch was loaded with a separate line on the terminal; in a pipe and with ``--quiet`` nothing is added."""
+def with_a_line(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
+    """The command, after torch was loaded with a line on the terminal; in a pipe and with ``--quiet`` nothing is added."""
 
     @functools.wraps(command)
-    def run(*arguments: Any, **options: Any) -> Any:
+    def run(*arguments: Arguments.args, **options: Arguments.kwargs) -> None:
         if sys.stderr.isatty() and not options.get("quiet") and "torch" not in sys.modules:
             print(TEXT, end="", file=sys.stderr, flush=True)
             try:
                 import torch as torch
             finally:
                 print(f"\r{' ' * len(TEXT)}\r", end="", file=sys.stderr, flush=True)
-        return command(*arguments, **options)
+        command(*arguments, **options)
 
     return run

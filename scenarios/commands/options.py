@@ -3,9 +3,12 @@
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from scenarios.engine.record import Tables
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated.")]
 Out = Annotated[Path, typer.Option(help="Where run folders go.")]
@@ -39,7 +42,7 @@ Imbalance = Annotated[
 ]
 
 
-def data_table(name: str, size: int | None, classes: str | None, validation: float | None, imbalance: float | None) -> dict[str, Any]:
+def data_table(name: str, size: int | None, classes: str | None, validation: float | None, imbalance: float | None) -> "Tables":
     """The ``[data]`` table that these options say."""
     chosen = None if classes is None else class_numbers(classes)
     table = {"name": name, "size": size, "classes": chosen, "validation": validation, "imbalance": imbalance}

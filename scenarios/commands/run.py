@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -43,13 +43,33 @@ def run(
     if len(combinations) * len(numbers) > 1:
         if resume_from is not None:
             raise InputError("--resume-from continues one run; leave the grid out.")
-        _sweep(scenario, combinations, numbers, jobs, quiet, out=out, device=torch_device(device), data_root=data_root, resume=resume)
+        _sweep(scenario, combinations, numbers, jobs, quiet=quiet, out=out, device=torch_device(device), data_root=data_root, resume=resume)
     name, tables = read_scenario(scenario)
     source = scenario if scenario.endswith(".toml") else f"{name}.toml"
-    run_and_print(study(name, override(tables, combinations[0][0]), source), out, numbers[0], device, data_root, resume, quiet, resume_from)
+    run_and_print(
+        study(name, override(tables, combinations[0][0]), source),
+        out,
+        numbers[0],
+        device,
+        data_root,
+        resume=resume,
+        quiet=quiet,
+        resume_from=resume_from,
+    )
 
 
-def _sweep(scenario: str, combinations: Any, seeds: list[int], jobs: int | None, quiet: bool, **options: Any) -> NoReturn:
+def _sweep(
+    scenario: str,
+    combinations: list[tuple[list[str], list[str]]],
+    seeds: list[int],
+    jobs: int | None,
+    *,
+    quiet: bool,
+    out: Path,
+    device: str,
+    data_root: Path | None,
+    resume: bool,
+) -> NoReturn:
     from distill.errors import InputError
     from scenarios.catalogue import KINDS
     from scenarios.engine.public_part import MARK
@@ -63,7 +83,7 @@ def _sweep(scenario: str, combinations: Any, seeds: list[int], jobs: int | None,
         if not quiet:
             typer.echo(wrapped(printable(text), terminal_width(sys.stderr)), err=True)
 
-    done, failed = sweep(scenario, combinations, seeds, jobs=jobs, told=told, **options)
+    done, failed = sweep(scenario, combinations, seeds, out=out, device=device, data_root=data_root, jobs=jobs, resume=resume, told=told)
     rows = summary(find_runs(done, KINDS)) if done and not quiet else []
     if len(rows) > 1:
         typer.echo(shown(rows, "text", terminal_width()))

@@ -2,7 +2,7 @@
 
 import signal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -10,9 +10,20 @@ from distill import stopping
 from scenarios.commands.options import torch_device
 from scenarios.engine.complaints import printable, terminal_width, wrapped
 
+if TYPE_CHECKING:
+    from scenarios.engine.study import Study
+
 
 def run_and_print(
-    made: Any, out: Path, seed: int, device: str, data_root: Path | None, resume: bool, quiet: bool, resume_from: Path | None = None
+    made: "Study",
+    out: Path,
+    seed: int,
+    device: str,
+    data_root: Path | None,
+    *,
+    resume: bool,
+    quiet: bool,
+    resume_from: Path | None = None,
 ) -> None:
     """Run, continue or find a study; prints its table, answer and folder unless ``quiet``."""
     from distill.errors import InputError, clipped

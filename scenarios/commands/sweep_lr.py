@@ -64,4 +64,4 @@ def sweep_lr(
         validation=validation,
     )
     tables["data"] = data_table(data, size, classes, validation, imbalance)
-    run_and_print(study("sweep-lr", tables, "distill sweep-lr"), out, seed, device, data_root, resume, quiet)
+    run_and_print(study("sweep-lr", tables, "distill sweep-lr"), out, seed, device, data_root, resume=resume, quiet=quiet)

@@ -3,13 +3,13 @@
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import Any
 
 from distill.errors import InputError
 from distill.records import read_lines, write_json_lines
+from scenarios.condense.schema import CondenseStudy
 
 
-def continued(study: Any, run: Path) -> Any:
+def continued(study: CondenseStudy, run: Path) -> CondenseStudy:
     """The study that starts from the checkpoints of the run folder ``run``; its hash differs from that of the study made from the start.
 
     Raises `InputError` for another kind of study, and where ``run`` has no checkpoint for any of the study's ipc.

@@ -6,7 +6,6 @@ counts: at most three training steps for each step of the run, so short runs hav
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,9 +15,11 @@ from distill.data import ImageData, Split
 from distill.evaluation import Measured, accuracies
 from distill.methods import METHODS
 from distill.randomness import generator
-from distill.records import append_line, read_lines
+from distill.records import append_line
 from distill.train import PROTOCOLS
 from scenarios.condense.schema import CondenseStudy
+from scenarios.engine.ledger import matching
+from scenarios.engine.record import Results
 
 TRAINING_STEPS, MOST_IMAGES = 50, 1000
 
@@ -33,7 +34,7 @@ def snapshots(study: CondenseStudy, data: ImageData, folder: Path, ipc: int) -> 
 
 def measured(
     study: CondenseStudy, seed: int, data: ImageData, folder: Path, ipc: int, condensed: CondensedSet
-) -> tuple[dict[str, Any] | None, str | None]:
+) -> tuple[Results | None, str | None]:
     """The record's ``curve`` and a sentence where it flattens early; removes the snapshots.
 
     None for a short run, and where a network failed. A run that was continued from another's checkpoint has the later points only.
@@ -48,7 +49,7 @@ def measured(
     part, values = _part(data, split, seed), {}
     for step in (*files, total):
         mark = {"stage": "curve", "ipc": ipc, "step": step, "network": network}
-        done = {line["seed"]: line for line in read_lines(metrics) if all(line.get(key) == given for key, given in mark.items())}
+        done = {line["seed"]: line for line in matching(metrics, mark)}
         missing = [one for one in seeds if one not in done]
         if missing and step != total and not files[step].is_file():
             continue
@@ -69,7 +70,7 @@ def measured(
         "high": None if half is None else [min(100.0, mean + half) for mean in found.means],
     }
     plain = {"steps": list(found.steps), "accuracy": list(found.means), **ends, "split": split, "networks": len(seeds)}
-    said = flat_early(found, max(1, total // study.settings.iterations))
+    said = flat_early(found, max(1, total // study.merged["method"]["iterations"]))
     return {**plain, "flat_at": found.flat_at}, f"{said} (on training images)" if said and split == "train" else said
 
 
@@ -78,7 +79,7 @@ def _total(study: CondenseStudy, data: ImageData, ipc: int) -> int:
     if ":" in study.method:
         return 0
     start = CondensedSet(torch.zeros(ipc, *data.spec.shape), torch.zeros(ipc, dtype=torch.int64), data.spec)
-    made: Any = METHODS[study.method][1](study.settings, start, None)
+    made = METHODS[study.method][1](study.settings, start, None)
     return int(made.total_steps)
 
 

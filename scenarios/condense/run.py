@@ -1,10 +1,6 @@
 """The study of kind "condense": condense a data set at each IPC, and judge the sets."""
 
 import time
-from pathlib import Path
-from typing import Any
-
-from rich.console import Console
 
 from distill import sharding
 from distill.comparison import compared, notes_on, training_of
@@ -25,8 +21,10 @@ from scenarios.condense import curve as set_curve
 from scenarios.condense.continued import checkpoint as checkpoint_name
 from scenarios.condense.continued import take_lines
 from scenarios.condense.schema import CondenseStudy
+from scenarios.engine.ledger import matching
+from scenarios.engine.record import Results
 from scenarios.engine.schema import EvaluationTable
-from scenarios.engine.study import Options, Run, say
+from scenarios.engine.study import Run, say
 
 
 def fill(study: CondenseStudy, run: Run) -> None:
@@ -38,21 +36,21 @@ def fill(study: CondenseStudy, run: Run) -> None:
     notes = {largest: advice(study.method, study.settings, data.spec, largest) for largest in asked}
     for line in dict.fromkeys(line for lines in notes.values() for line in lines):
         say(console, f"note: {line}")
-    sets = {largest: _condense(study, options, data, folder, largest, ipc) for largest, ipc in asked.items()}
+    sets = {largest: _condense(study, run, largest, ipc) for largest, ipc in asked.items()}
     others = sharding.rank() > 0
     sharding.end()
     if others:  # judging is the first process's
         return
     for ipc, condensed in sets.items():
         say(console, f"{study.method} at ipc {ipc}: {len(condensed)} images, {condensed.provenance.seconds:.0f} s")
-        part: dict[str, Any] = {"images": len(condensed), "bytes": condensed.nbytes, "distil_seconds": condensed.provenance.seconds}
+        part: Results = {"images": len(condensed), "bytes": condensed.nbytes, "distil_seconds": condensed.provenance.seconds}
         losses = [line["loss"] for line in read_lines(metrics) if line.get("stage") == "distil" and line.get("ipc") == ipc]
         part |= {"counts": list(condensed.counts)} if not isinstance(asked[ipc], int) else {}
         part |= {"first_loss": losses[0], "last_loss": losses[-1]} if losses else {}
         part |= {"advice": notes[ipc]} if notes[ipc] else {}
         results[f"ipc{ipc}"] = part
         if study.evaluation is not None:
-            _judge(study.evaluation, study.method, options, data, condensed, ipc, metrics, part, console)
+            _judge(study.evaluation, study.method, run, condensed, ipc, part)
         along, sentence = set_curve.measured(study, options.seed, data, folder, ipc, condensed)
         part |= {"curve": along} if along else {}
         if sentence:
@@ -74,8 +72,9 @@ def by_largest(study: CondenseStudy, data: ImageData) -> dict[int, Ipc]:
     return found
 
 
-def _condense(study: CondenseStudy, options: Options, data: ImageData, folder: Path, largest: int, ipc: Ipc) -> CondensedSet:
+def _condense(study: CondenseStudy, run: Run, largest: int, ipc: Ipc) -> CondensedSet:
     """The finished set of this folder, or a newly made one."""
+    options, data, folder = run.options, run.data, run.folder
     name = "condensed" if len(study.ipc) == 1 else f"condensed-ipc{largest}"
     path = folder / f"{name}.safetensors"
     if path.exists():
@@ -113,18 +112,9 @@ def _condense(study: CondenseStudy, options: Options, data: ImageData, folder: P
     return condensed
 
 
-def _judge(
-    table: EvaluationTable,
-    method: str,
-    options: Options,
-    data: ImageData,
-    condensed: CondensedSet,
-    ipc: int,
-    metrics: Path,
-    part: dict[str, Any],
-    console: Console,
-) -> None:
+def _judge(table: EvaluationTable, method: str, run: Run, condensed: CondensedSet, ipc: int, part: Results) -> None:
     """Train every network that metrics.jsonl does not have yet; the file is the ledger, so a stopped study loses one network at most."""
+    options, data, console, metrics = run.options, run.data, run.console, run.folder / "metrics.jsonl"
     seeds = [options.seed * 1000 + k for k in range(table.seeds)]
     start = time.monotonic()
     for network in table.networks:
@@ -134,8 +124,7 @@ def _judge(
             # The whole set does not depend on the IPC: it is trained once for the study.
             key: dict[str, str | int] = {"stage": "evaluate", "set": method if label == "condensed" else label, "network": network}
             key |= {"ipc": ipc} if label != "whole" else {}
-            lines = [line for line in read_lines(metrics) if all(line.get(k) == v for k, v in key.items())]
-            done = {line["seed"]: Measured.read(label, line) for line in lines}
+            done = {line["seed"]: Measured.read(label, line) for line in matching(metrics, key)}
             missing = [seed for seed in seeds if seed not in done]
             title = f"{network} on {key['set']}"
             with console.status(f"training {title}, {len(missing)} networks") as status:

@@ -1,11 +1,12 @@
 """A study of kind "condense": condense a data set at each IPC, and evaluate the sets."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from distill import sizes
 from distill.configure import configure, quoted
+from distill.distiller import Config as MethodConfig
 from distill.errors import InputError, unknown_name
+from scenarios.engine.record import Config, Tables
 from scenarios.engine.schema import MAX_IPC, DataTable, EvaluationTable, config_hash, evaluation_of, method_of, plain_values
 
 
@@ -18,9 +19,9 @@ class CondenseStudy:
     data: DataTable
     method: str
     ipc: tuple[int | dict[str, int] | str, ...]  # several numbers, or one entry of another form (`distill.sizes`)
-    settings: Any  # the method's config dataclass
+    settings: MethodConfig  # the method's config dataclass
     evaluation: EvaluationTable | None
-    merged: dict[str, Any]
+    merged: Config
     kind: str = "condense"
 
     @property
@@ -28,7 +29,7 @@ class CondenseStudy:
         return config_hash(self.merged)
 
 
-def condense_study(name: str, title: str, tables: dict[str, Any], source: str) -> CondenseStudy:
+def condense_study(name: str, title: str, tables: Tables, source: str) -> CondenseStudy:
     for key in tables:
         if key not in ("data", "method", "evaluation"):
             raise unknown_name(f"{source}: key", key, ("kind", "title", "data", "method", "evaluation"))

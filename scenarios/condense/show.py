@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from distill.comparison import row_label
 from distill.condensed import CondensedSet
@@ -11,6 +10,7 @@ from distill.drawing import Drawing
 from distill.evaluation import Accuracy
 from distill.figures import accuracy_bars, accuracy_curve, image_grid, loss_curve
 from distill.records import read_lines
+from scenarios.engine.record import Config, Record, Rows
 from scenarios.reporting.text import few, other_split, series, shown
 
 RIVALS = {
@@ -22,7 +22,7 @@ RIVALS = {
 }
 
 
-def draw(folder: Path, record: dict[str, Any]) -> Iterator[tuple[str, Drawing]]:
+def draw(folder: Path, record: Record) -> Iterator[tuple[str, Drawing]]:
     """The loss by step, the images, and the accuracies."""
     curves: dict[str, tuple[list[int], list[float]]] = {}
     for line in read_lines(folder / "metrics.jsonl"):
@@ -43,7 +43,7 @@ def draw(folder: Path, record: dict[str, Any]) -> Iterator[tuple[str, Drawing]]:
             yield f"accuracy-{key}", accuracy_bars(rows, f"{record['title']}, ipc {key[3:]}")
 
 
-def accuracy_table(record: dict[str, Any]) -> list[list[str]]:
+def accuracy_table(record: Record) -> Rows:
     """Header and rows: one row a set, one column an IPC (and network, where there are several)."""
     columns: dict[str, dict[str, str]] = {}
     for key, part in record["results"].items():
@@ -60,7 +60,7 @@ def accuracy_table(record: dict[str, Any]) -> list[list[str]]:
     return [["set", *columns], *([name, *(rows.get(name, "") for rows in columns.values())] for name in names)] if columns else []
 
 
-def answer(record: dict[str, Any]) -> str:
+def answer(record: Record) -> str:
     """The record in one sentence."""
     parts = []
     for key, part in record["results"].items():
@@ -79,7 +79,7 @@ def answer(record: dict[str, Any]) -> str:
     return ("; ".join(parts) + ".") if parts else f"Condensed sets were made; nothing was evaluated. Status: {record['status']}."
 
 
-def question(config: dict[str, Any]) -> str:
+def question(config: Config) -> str:
     """The study's question in a sentence."""
     method, judged = config["method"], config["evaluation"]
     ipc = method["ipc"]
@@ -92,7 +92,7 @@ def question(config: dict[str, Any]) -> str:
     return f"How well do networks ({series(judged['networks'])}) learn from {made}{', compared with ' if rivals else ''}{series(rivals)}?"
 
 
-def missing(record: dict[str, Any], config: dict[str, Any]) -> list[str]:
+def missing(record: Record, config: Config) -> list[str]:
     """What a reader could miss: rivals and bounds that were not asked for, single runs."""
     results = record["results"]
     judged = config["evaluation"]

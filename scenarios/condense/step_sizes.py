@@ -1,8 +1,7 @@
 """What `distill sweep-lr` asks of the study of kind "sweep_lr": step sizes around the method's own one, in a short run."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -14,12 +13,13 @@ from distill.methods import METHODS
 from distill.methods.presets import presets_of
 from distill.spec import DataSpec
 from scenarios.engine import own
+from scenarios.engine.record import Tables
 
 OWN = own.Places(methods=(("method", "name"),), networks=(("method", "network"), ("evaluation", "networks")))  # of a user
 STEPS, NETWORKS, TRAINING_STEPS, VALIDATION, POINTS = 15, 3, 30, 0.2, 7
 
 
-def default_step_size(method: str, settings: dict[str, Any], ipc: int, key: str, data: str = "digits") -> float | None:
+def default_step_size(method: str, settings: Mapping[str, object], ipc: int, key: str, data: str = "digits") -> float | None:
     """The step size that ``method`` takes when none is given, at this many images a class; None where it does not say."""
     config = configure(METHODS[method][0], settings, f"method {method!r}")
     given = getattr(config, key, None)
@@ -43,7 +43,7 @@ def tables_for(
     data: str,
     method: str,
     ipc: int,
-    settings: dict[str, Any],
+    settings: Mapping[str, object],
     *,
     key: str = "lr_img",
     values: Sequence[float] = (),
@@ -54,7 +54,7 @@ def tables_for(
     network: str = "ConvNet",
     networks: int = NETWORKS,
     validation: float = VALIDATION,
-) -> dict[str, Any]:
+) -> Tables:
     """The tables of the study that the command makes: step sizes around the method's own one, in a short run.
 
     Without ``values`` they go from ``low`` to ``high``; each of these is by default a factor of about 30 away from the method's own step
@@ -68,7 +68,7 @@ def tables_for(
         raise InputError(f"--set {key}=... and a sweep over {key}: allowed: one of them; give --values instead.")
     fields = METHODS[method][0].__dataclass_fields__
     each = ipc if "outer_steps" in fields and "outer_steps" not in settings else 1  # image updates of one iteration, by default
-    shorter: dict[str, Any] = {"iterations": max(1, -(-steps // each)), **presets_of(METHODS[method][1]).sweep}
+    shorter: Tables = {"iterations": max(1, -(-steps // each)), **presets_of(METHODS[method][1]).sweep}
     shorter = {name: value for name, value in shorter.items() if name in fields and name not in settings}
     if not values:
         middle = default_step_size(method, settings, ipc, key, data)

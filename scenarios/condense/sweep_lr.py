@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import pydantic
 from pydantic import Field
@@ -18,6 +18,7 @@ from pydantic import Field
 from distill.condensed import CondensedSet
 from distill.configure import STRICT, configure
 from distill.data import ImageData
+from distill.distiller import Config as MethodConfig
 from distill.drawing import Drawing
 from distill.errors import Diverged, InputError, clipped
 from distill.evaluation import Accuracy, Measured, accuracies, summed_up
@@ -30,8 +31,10 @@ from distill.records import append_line, read_lines
 from distill.run import condense
 from scenarios.condense.schema import CondenseStudy, condense_study
 from scenarios.condense.step_sizes import NETWORKS, VALIDATION
-from scenarios.engine.schema import config_hash
-from scenarios.engine.study import Options, Run, say
+from scenarios.engine.ledger import matching
+from scenarios.engine.record import Config, Record, Results, Rows, Tables
+from scenarios.engine.schema import DataTable, config_hash
+from scenarios.engine.study import Run, say
 from scenarios.reporting.text import shown
 
 BAR = 24
@@ -53,7 +56,7 @@ class SweepStudy:
 
     base: CondenseStudy
     sweep: SweepTable
-    merged: dict[str, Any]
+    merged: Config
     kind: str = "sweep_lr"
 
     @property
@@ -65,7 +68,7 @@ class SweepStudy:
         return self.base.title
 
     @property
-    def data(self) -> Any:
+    def data(self) -> DataTable:
         return self.base.data
 
     @property
@@ -78,7 +81,7 @@ def text(value: float) -> str:
     return f"{value:.4g}"
 
 
-def study(name: str, title: str, tables: dict[str, Any], source: str) -> SweepStudy:
+def study(name: str, title: str, tables: Tables, source: str) -> SweepStudy:
     """Check the tables [data], [method], [evaluation] (as of a condense study) and [sweep]."""
     tables = dict(tables)
     given = tables.pop("sweep", None)
@@ -113,12 +116,12 @@ def study(name: str, title: str, tables: dict[str, Any], source: str) -> SweepSt
     return SweepStudy(base, SweepTable(values, sweep.key, sweep.shortened), merged)
 
 
-def _numbers(settings: Any) -> dict[str, bool]:
+def _numbers(settings: MethodConfig) -> dict[str, bool]:
     """Whether each setting is a step size: its name begins with lr_ or ends with _lr."""
-    return {name: name.startswith("lr") or name.endswith("_lr") for name in type(settings).__dataclass_fields__}
+    return {name: name.startswith("lr") or name.endswith("_lr") for name in vars(settings)}
 
 
-def _settings(base: CondenseStudy) -> dict[str, Any]:
+def _settings(base: CondenseStudy) -> Results:
     return {key: value for key, value in base.merged["method"].items() if key not in ("name", "ipc")}
 
 
@@ -133,7 +136,7 @@ def check(study: SweepStudy, data: ImageData) -> None:
 
 def fill(study: SweepStudy, run: Run) -> None:
     """Condense and evaluate at each step size, then choose."""
-    options, data, folder, results, console = run.options, run.data, run.folder, run.results, run.console
+    data, results, console = run.data, run.results, run.console
     base, key = study.base, study.sweep.key
     own = _settings(base)
     results["data"] = {
@@ -144,10 +147,10 @@ def fill(study: SweepStudy, run: Run) -> None:
     }
     results |= {"method": base.method, "key": key, "iterations": own.get("iterations")}
     results["scale"] = getattr(sys.modules.get(METHODS[base.method][1].__module__), "STEP_SIZE", "") if key == "lr_img" else ""
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, Results] = {}
     results["step_sizes"] = rows
     for place, value in enumerate(study.sweep.values, 1):
-        row = rows[text(value)] = _one(study, options, data, folder, value)
+        row = rows[text(value)] = _one(study, run, value)
         if "reason" in row:
             say(console, f"[{place}/{len(study.sweep.values)}] {key} {text(value)}: failed: {row['reason']}")
         else:
@@ -158,8 +161,9 @@ def fill(study: SweepStudy, run: Run) -> None:
     results["command"] = _command(study, results["chosen"])
 
 
-def _one(study: SweepStudy, options: Options, data: ImageData, folder: Path, value: float) -> dict[str, Any]:
+def _one(study: SweepStudy, run: Run, value: float) -> Results:
     """A step size's row: its accuracy, or the reason why it has none. metrics.jsonl is the ledger of both."""
+    options, data, folder = run.options, run.data, run.folder
     base, name, metrics = study.base, text(value), folder / "metrics.jsonl"
     assert base.evaluation is not None
     for line in read_lines(metrics):
@@ -193,18 +197,18 @@ def _one(study: SweepStudy, options: Options, data: ImageData, folder: Path, val
     recipe, network = table.recipe or table.protocol, table.networks[0]
     seeds = [options.seed * 1000 + k for k in range(table.seeds)]
     mark = {"stage": "evaluate", "step_size": name, "network": network}
-    lines = [line for line in read_lines(metrics) if all(line.get(key) == given for key, given in mark.items())]
+    lines = matching(metrics, mark)
     done = {line["seed"]: Measured.read(name, line) for line in lines}
     missing = [seed for seed in seeds if seed not in done]
     for one in accuracies(condensed, data, ["condensed"], network, recipe, missing, split="validation"):
         done[one.seed] = one
         append_line(metrics, {**mark, **one.line()})
     accuracy = summed_up([done[seed] for seed in seeds])
-    row: dict[str, Any] = {"accuracy": accuracy.as_dict(), "distil_seconds": condensed.provenance.seconds}
+    row: Results = {"accuracy": accuracy.as_dict(), "distil_seconds": condensed.provenance.seconds}
     return row | ({"reason": accuracy.reason} if accuracy.failed else {})
 
 
-def chosen(found: dict[float, Accuracy], rows: dict[str, Any]) -> dict[str, Any]:
+def chosen(found: dict[float, Accuracy], rows: Results) -> Results:
     """The step size of the highest mean, its margin over the next best (paired over networks), and whether it lies at the range's edge.
 
     ``rows`` are all step sizes that were tried; ``found`` those with an accuracy. Of equal means the smaller step size is taken.
@@ -216,7 +220,7 @@ def chosen(found: dict[float, Accuracy], rows: dict[str, Any]) -> dict[str, Any]
     best = max(sorted(found), key=lambda value: found[value].mean)
     differences = {value: paired_difference(other.values, found[best].values) for value, other in found.items() if value != best}
     tried = sorted(float(name) for name in rows)
-    result: dict[str, Any] = {"chosen": best, "margin": None, "edge": {tried[0]: "low", tried[-1]: "high"}.get(best)}
+    result: Results = {"chosen": best, "margin": None, "edge": {tried[0]: "low", tried[-1]: "high"}.get(best)}
     if differences:
         second = max(sorted(differences), key=lambda value: found[value].mean)
         margin = differences[second]
@@ -246,7 +250,7 @@ def _command(study: SweepStudy, value: float) -> str:
     return shlex.join(["distill", "condense", *parts]) + (f"  # needs {needed} in the [data] of a scenario file" if needed else "")
 
 
-def draw(folder: Path, record: dict[str, Any]) -> Iterator[tuple[str, Drawing]]:
+def draw(folder: Path, record: Record) -> Iterator[tuple[str, Drawing]]:
     """Accuracy against the step size."""
     results = record["results"]
     rows = {float(name): Accuracy.read(row["accuracy"]) for name, row in results["step_sizes"].items() if "reason" not in row}
@@ -254,7 +258,7 @@ def draw(folder: Path, record: dict[str, Any]) -> Iterator[tuple[str, Drawing]]:
     yield "step-sizes", step_size_curve(rows, failed, results["chosen"], results["key"])
 
 
-def accuracy_table(record: dict[str, Any]) -> list[list[str]]:
+def accuracy_table(record: Record) -> Rows:
     """Header and rows: one row a step size, with a bar between the lowest and the highest mean."""
     results = record["results"]
     rows = results.get("step_sizes", {})
@@ -272,7 +276,7 @@ def accuracy_table(record: dict[str, Any]) -> list[list[str]]:
     return table
 
 
-def answer(record: dict[str, Any]) -> str:
+def answer(record: Record) -> str:
     """What was chosen, by what margin, and what to do with it; one sentence a line."""
     results = record["results"]
     if "chosen" not in results:
@@ -303,11 +307,11 @@ def answer(record: dict[str, Any]) -> str:
     return "\n".join([*lines, f"Use it: {results['command']}"])
 
 
-def question(config: dict[str, Any]) -> str:
+def question(config: Config) -> str:
     return f"Which {config['sweep']['key']} suits {config['method']['name']} on {config['data']['name']}, by held-out training images?"
 
 
-def missing(record: dict[str, Any], config: dict[str, Any]) -> list[str]:
+def missing(record: Record, config: Config) -> list[str]:
     """What a reader could miss."""
     found = [] if record.get("status") == "done" else [f"The run is not finished (status {record.get('status')})."]
     return [*found, "One seed of the condensation; the test images were not used."]

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -24,10 +24,14 @@ from distill.train import protocol
 from scenarios.continual.schema import ALONE, ContinualStudy
 from scenarios.continual.stream import stream_of
 from scenarios.engine.folder import load_data
+from scenarios.engine.ledger import matching
+from scenarios.engine.record import Line
 from scenarios.engine.study import Options, say
 
+if TYPE_CHECKING:
+    from apps.continual.benchmark import Budget, Unit
+
 WORTH_WORKERS = 20.0  # seconds of work from which processes of their own repay the few that each takes to start
-Line = dict[str, Any]
 Stream = Callable[[int], list[ImageData]]  # of a class order
 
 
@@ -36,7 +40,7 @@ class Part:
     """``unit`` is None for strategies without a memory."""
 
     order: int
-    unit: Any
+    unit: "Unit | None"
     strategies: tuple[str, ...]
 
     @property
@@ -62,10 +66,10 @@ class Book:
         yield from read_lines(self.written)
 
     def matching(self, key: Line) -> list[Line]:
-        return [line for line in self.lines() if all(line.get(name) == value for name, value in key.items())]
+        return matching(self.lines(), key)
 
 
-def budgets(study: ContinualStudy) -> Iterator[tuple[Any, str]]:
+def budgets(study: ContinualStudy) -> Iterator[tuple["Budget", str]]:
     """(budget, storage): equal items as float32, equal bytes in each storage."""
     from apps.continual.benchmark import Budget
 
@@ -151,7 +155,7 @@ def _take_in(place: Path, ledger: Path) -> None:
     place.unlink(missing_ok=True)
 
 
-def _key(line: Line) -> tuple[Any, ...]:
+def _key(line: Line) -> tuple[object, ...]:
     return tuple(line.get(name) for name in ("stage", "strategy", "memory", "order", "net", "experience"))
 
 
@@ -173,7 +177,7 @@ def _do(study: ContinualStudy, options: Options, part: Part, stream: Stream, fol
         return
     start, one = time.monotonic(), stream(part.order)
     if part.unit:
-        _remember(options, part, one, folder, book)
+        _remember(options, part, part.unit, one, folder, book)
     for strategy in part.strategies:
         with console.status(f"order {part.order + 1}: {strategy} {part.memory}"):
             _learn(study, options, part, one, strategy, folder, book)
@@ -195,18 +199,18 @@ def _tell(study: ContinualStudy, part: Part, book: Book, seconds: float, console
     say(console, f"order {part.order + 1}, {held}{', '.join(found)} over all experiences at the end ({seconds:.0f} s)")
 
 
-def _remember(options: Options, part: Part, stream: list[ImageData], folder: Path, book: Book) -> None:
+def _remember(options: Options, part: Part, unit: "Unit", stream: list[ImageData], folder: Path, book: Book) -> None:
     """Fill the unit's memory, and put its size into the book."""
     key = {"stage": "memory", "memory": part.memory, "order": part.order}
     done = {line["experience"] for line in book.matching(key)}
     if len(done) == len(stream):
         return
-    for number, size in enumerate(_sizes(part.unit, stream, folder, progress=False if options.quiet else None)):
+    for number, size in enumerate(_sizes(unit, stream, folder, progress=False if options.quiet else None)):
         if number not in done:
             append_line(book.written, {**key, "experience": number, **size})
 
 
-def _sizes(unit: Any, stream: list[ImageData], folder: Path, progress: bool | None) -> list[dict[str, Any]]:
+def _sizes(unit: "Unit", stream: list[ImageData], folder: Path, *, progress: bool | None) -> list[Line]:
     """Items, bytes and seconds spent condensing, after each experience."""
     from apps.continual.benchmark import RESERVOIR, fill_memories, reservoirs
     from apps.continual.exemplars import group_bytes, item_bytes
@@ -219,7 +223,7 @@ def _sizes(unit: Any, stream: list[ImageData], folder: Path, progress: bool | No
     return [{"items": len(memory), "bytes": memory.nbytes, "seconds": memory.seconds} for memory in memories]
 
 
-def _held(options: Options, unit: Any, stream: list[ImageData], folder: Path) -> list[CondensedSet]:
+def _held(options: Options, unit: "Unit", stream: list[ImageData], folder: Path) -> list[CondensedSet]:
     """The unit's memory after each experience, as sets of the stream's spec on its device."""
     from apps.continual.benchmark import RESERVOIR, fill_memories, reservoirs
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from distill.data import ImageData
 from distill.errors import InputError
@@ -12,6 +11,8 @@ from distill.records import read_lines
 from scenarios.continual.parts import budgets, run_parts
 from scenarios.continual.schema import ALONE, ContinualStudy
 from scenarios.continual.stream import check_later, stream_of
+from scenarios.engine.ledger import matching
+from scenarios.engine.record import Results
 from scenarios.engine.study import Run
 
 
@@ -54,7 +55,7 @@ def fill(study: ContinualStudy, run: Run) -> None:
     for budget, storage, method, strategy in _cells(study):
         name = f"{budget}-{method}-{storage}" if method else ""
         found = [_matrix(study, ledger, strategy, name, order, last + 1) for order in range(study.stream.orders)]
-        cell: dict[str, Any] = {"strategy": strategy, "budget": budget, "method": method, "storage": storage}
+        cell: Results = {"strategy": strategy, "budget": budget, "method": method, "storage": storage}
         if strategy == "joint":
             cell["accuracy"] = interval([sum(matrix[-1]) / len(matrix[-1]) for matrix in found])
         else:
@@ -86,7 +87,7 @@ def _cells(study: ContinualStudy) -> Iterator[tuple[str, str, str, str]]:
 def _matrix(study: ContinualStudy, ledger: Path, strategy: str, memory: str, order: int, experiences: int) -> list[list[float]]:
     """The accuracy matrix of one class order, the mean over its networks; of "joint" its one row."""
     key = {"stage": "learn", "strategy": strategy, "memory": memory, "order": order}
-    lines = [line for line in read_lines(ledger) if all(line.get(k) == v for k, v in key.items())]
+    lines = matching(ledger, key)
     matrix = []
     for number in range(experiences):
         values = [line["accuracies"] for line in lines if line["experience"] == number]

@@ -1,7 +1,7 @@
 """Tables of a "continual" scenario, and the study they make."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pydantic
 from pydantic import Field
@@ -13,6 +13,7 @@ from distill.methods import METHODS
 from distill.networks import check_name
 from distill.train import Recipe
 from scenarios.engine.given import Given
+from scenarios.engine.record import Config, Tables
 from scenarios.engine.schema import DataTable, config_hash, plain_values
 
 STRATEGIES = ("scratch", "gdumb", "replay", "er_ace", "der", "none", "lwf", "joint")
@@ -71,9 +72,9 @@ class ContinualStudy:
     stream: StreamTable
     memory: MemoryTable
     learner: LearnerTable
-    training: dict[str, Any]  # of apps.continual.strategies.Training
-    settings: dict[str, dict[str, Any]]
-    merged: dict[str, Any]
+    training: Config  # of apps.continual.strategies.Training
+    settings: dict[str, Config]
+    merged: Config
     given: Given | None = None  # of a pipeline: the set that is the first experience
     kind: str = "continual"
 
@@ -82,7 +83,7 @@ class ContinualStudy:
         return config_hash(self.merged)
 
 
-def study(name: str, title: str, tables: dict[str, Any], source: str) -> ContinualStudy:
+def study(name: str, title: str, tables: Tables, source: str) -> ContinualStudy:
     """Check a scenario's tables."""
     from apps.continual.condensing import settings_of
     from apps.continual.strategies import Training

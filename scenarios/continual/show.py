@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from distill.drawing import Drawing
 from distill.spec import DataSpec
+from scenarios.engine.record import Config, Record, Results, Rows
 from scenarios.reporting.text import few, other_split, series, shown
 
 NOTE = (
@@ -14,12 +14,12 @@ NOTE = (
 )
 
 
-def draw(folder: Path, record: dict[str, Any]) -> Iterator[tuple[str, Drawing]]:
+def draw(folder: Path, record: Record) -> Iterator[tuple[str, Drawing]]:
     """Accuracy by experience of all memories, an accuracy matrix for each, and the memories' images growing (first class order)."""
     from apps.continual.figures import accuracy_lines, growing_picture, matrix_picture
     from apps.continual.memory_file import load
 
-    groups: dict[str, dict[str, Any]] = {}
+    groups: dict[str, Results] = {}
     for cell in record["results"]["cells"]:
         if "by_experience" in cell:
             group = f"{cell['strategy']} {cell['budget']}".strip()
@@ -52,7 +52,7 @@ def _spec(folder: Path) -> DataSpec | None:
     return None
 
 
-def _words(cell: dict[str, Any]) -> str:
+def _words(cell: Results) -> str:
     if not cell["budget"]:
         return str(cell["strategy"])
     count = cell["budget"][5:]
@@ -60,7 +60,7 @@ def _words(cell: dict[str, Any]) -> str:
     return f"{cell['strategy']}, {what}"
 
 
-def accuracy_table(record: dict[str, Any]) -> list[list[str]]:
+def accuracy_table(record: Record) -> Rows:
     """Header and rows: one row a memory under its budget; the interval is over class orders."""
     rows = [["strategy, budget", "memory", "stored as", "items", "bytes", "average accuracy", "forgetting", "condensing, s"]]
     for cell in record["results"].get("cells", []):
@@ -79,7 +79,7 @@ def accuracy_table(record: dict[str, Any]) -> list[list[str]]:
     return rows if len(rows) > 1 else []
 
 
-def answer(record: dict[str, Any]) -> str:
+def answer(record: Record) -> str:
     """The record in one sentence: the best and the worst memory under each budget, and whether the intervals part."""
     cells = [cell for cell in record["results"].get("cells", []) if cell["method"]]
     parts = []
@@ -96,7 +96,7 @@ def answer(record: dict[str, Any]) -> str:
     return ("; ".join(parts) + ".") if parts else f"No memory was compared. Status: {record['status']}."
 
 
-def question(config: dict[str, Any]) -> str:
+def question(config: Config) -> str:
     """The study's question in a sentence."""
     stream, memory = config["stream"], config["memory"]
     if stream["setting"] == "domain":
@@ -106,7 +106,7 @@ def question(config: dict[str, Any]) -> str:
     return f"{what}: which memory keeps most ({series(memory['methods'])}; learners: {series(config['learner']['strategies'])})?"
 
 
-def missing(record: dict[str, Any], config: dict[str, Any]) -> list[str]:
+def missing(record: Record, config: Config) -> list[str]:
     """What a reader could miss: rivals and bounds that were not asked for, single runs."""
     results = record["results"]
     strategies, methods = config["learner"]["strategies"], config["memory"]["methods"]

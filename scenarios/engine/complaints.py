@@ -41,10 +41,10 @@ def columns(rows: Sequence[tuple[str, str]], width: int | None) -> str:
 def complaint(error: Any) -> str:
     """What typer says about a command line, with the names that are allowed."""
     text = " ".join(error.format_message().split())
-    command: Any = getattr(getattr(error, "ctx", None), "command", None)
     if text.startswith("No such command"):
-        return str(unknown_name("command", text.removeprefix("No such command ").partition(". ")[0].strip("'\"."), command.commands))
+        name = text.removeprefix("No such command ").partition(". ")[0].strip("'\".")
+        return str(unknown_name("command", name, error.ctx.command.commands))
     if text.startswith("No such option"):
-        options = command.get_params(error.ctx)  # --help among them
+        options = error.ctx.command.get_params(error.ctx)  # --help among them
         return str(unknown_name("option", error.option_name, [name for option in options for name in option.opts if name[0] == "-"]))
     return text or "no command was given"

@@ -8,6 +8,7 @@ from apps.privacy.accounting import ADJACENCY, Steps, spent
 from apps.privacy.accounting import check as check_history
 from distill.errors import InputError, clipped
 
+Statement = dict[str, Any]  # of a guarantee, as a set carries it
 BASIC = "basic composition: epsilons and deltas add up"
 MAX_HISTORY = 10_000
 # What the argument below takes for granted, and no file can prove.
@@ -17,7 +18,7 @@ ASSUMED = (
 )
 
 
-def side_by_side(owners: Mapping[str, Sequence[Mapping[str, Any] | None]]) -> dict[str, Any] | None:
+def side_by_side(owners: Mapping[str, Sequence[Mapping[str, object] | None]]) -> Statement | None:
     """The statement of all that ``owners`` of disjoint shards released, each in one or several rounds; None where one stated nothing.
 
     An owner's own releases compose one after the other, whatever it was told between them (adaptive composition), so its epsilon is that
@@ -48,7 +49,7 @@ def side_by_side(owners: Mapping[str, Sequence[Mapping[str, Any] | None]]) -> di
     }
 
 
-def one_after_another(statements: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+def one_after_another(statements: Sequence[Mapping[str, object] | None]) -> Statement | None:
     """The statement of several sets that may come from the same examples: epsilons and deltas add up. None where one has none."""
     if not statements or any(not stated for stated in statements):
         return None
@@ -66,7 +67,7 @@ def one_after_another(statements: Sequence[Mapping[str, Any] | None]) -> dict[st
     }
 
 
-def in_sequence(statements: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+def in_sequence(statements: Sequence[Mapping[str, object] | None]) -> Statement | None:
     """The statement of several releases of one maker about the same examples, accounted together from the histories that they list.
 
     It is at most what `one_after_another` says, which needs no history and may be of different makers. None where one has none.
@@ -79,7 +80,7 @@ def in_sequence(statements: Sequence[Mapping[str, Any] | None]) -> dict[str, Any
     return {**found, "adjacency": ADJACENCY, "not_covered": missing, "population": sizes.pop() if len(sizes) == 1 else None}
 
 
-def _own(owner: str, stated: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+def _own(owner: str, stated: Sequence[Mapping[str, object] | None]) -> Statement | None:
     """One owner's guarantee over its rounds, accounted again from the releases that it lists."""
     if not stated or any(not one for one in stated):
         return None
@@ -112,7 +113,7 @@ def _own(owner: str, stated: Sequence[Mapping[str, Any] | None]) -> dict[str, An
     return {**facts, "mechanism": read[0]["mechanism"], "insecure": insecure, "not_covered": missing}
 
 
-def _read(whose: str, stated: Mapping[str, Any]) -> dict[str, Any]:
+def _read(whose: str, stated: Mapping[str, object]) -> Statement:
     """The parts of a statement that are used, checked."""
     numbers = {}
     for key, low, high in (("epsilon", 0.0, 1e300), ("delta", 0.0, 1.0), ("releases", 0.0, 1e12)):

@@ -36,9 +36,11 @@ class DataTable:
         return {"mean": self.mean, "std": self.std, "classes": self.class_names}
 
 
-def with_names(table: Any) -> Any:
+def with_names(table: object) -> object:
     """A raw [data] table whose ``classes``, where they are texts, are under ``class_names``."""
-    listed = table.get("classes") if isinstance(table, dict) else None
+    if not isinstance(table, dict):
+        return table
+    listed = table.get("classes")
     if not isinstance(listed, list) or not listed or not all(isinstance(name, str) for name in listed) or "class_names" in table:
         return table
     return {**{key: value for key, value in table.items() if key != "classes"}, "class_names": listed}

@@ -7,7 +7,6 @@ import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -19,11 +18,12 @@ from distill.locks import Held, locked
 from distill.records import CannotWrite, environment, peak_memory_bytes, read_json, write_json, writing
 from scenarios.engine.complaints import printable
 from scenarios.engine.data_table import DataTable
-from scenarios.engine.study import Kind, Options, Record, Run, Study, say
+from scenarios.engine.record import Record, run_name
+from scenarios.engine.study import AnyKind, Options, Run, Study, say
 from scenarios.reporting.report import write_report
 
 
-def run_study(kind: Kind, study: Study, options: Options) -> tuple[Path, dict[str, Any]]:
+def run_study(kind: AnyKind, study: Study, options: Options) -> tuple[Path, Record]:
     """Run (or continue, or find finished) a study of this kind; returns its folder and its record.
 
     Raises `InputError` when the folder holds an unfinished run and ``resume`` is off, or another process is at work in it.
@@ -35,7 +35,7 @@ def run_study(kind: Kind, study: Study, options: Options) -> tuple[Path, dict[st
     sharding.start(options.device)
     if sharding.count() > 1 and not kind.sharded:
         raise InputError(f"a {kind.name} study cannot be shared out between processes; run it without torchrun.")
-    folder = options.out / f"{study.name}-{study.hash}-s{options.seed}"
+    folder = options.out / run_name(study.name, study.hash, options.seed)
     console = Console(stderr=True, highlight=False, quiet=options.quiet)
     earlier = read_json(folder / "record.json") if (folder / "record.json").exists() else None
     if earlier and earlier.get("status") == "done":
@@ -52,7 +52,7 @@ def run_study(kind: Kind, study: Study, options: Options) -> tuple[Path, dict[st
     kind.check(study, data)
     if sharding.rank() > 0:  # computes its share; the first process keeps the folder
         kind.fill(study, Run(options, data, folder, {}, Console(quiet=True)))
-        return folder, {"status": "done", "results": {}}
+        return folder, {**_record(kind, study, options, data), "status": "done"}
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with _resumable(), _only_one(folder):
@@ -61,19 +61,9 @@ def run_study(kind: Kind, study: Study, options: Options) -> tuple[Path, dict[st
         before = _worked_before(folder, earlier) if earlier else 0.0
         config = {"scenario": study.name, "title": study.title, "seed": options.seed, "device": options.device, **study.merged}
         write_json(folder / "config.json", config)
-        record: Record = {
-            "schema": 1,
-            "scenario": study.name,
-            "title": study.title,
-            "kind": kind.name,
-            "seed": options.seed,
-            "status": "running",
-            "results": {},
-            "seconds": before,
-            "peak_memory_bytes": earlier["peak_memory_bytes"] if earlier else 0,
-            "environment": environment(options.device),
-            "notes": list(data.notes),
-        }
+        record = _record(kind, study, options, data)
+        if earlier:
+            record["seconds"], record["peak_memory_bytes"] = before, earlier["peak_memory_bytes"]
         write_json(folder / "record.json", record)
         try:
             with _clock(record):
@@ -92,6 +82,23 @@ def run_study(kind: Kind, study: Study, options: Options) -> tuple[Path, dict[st
     return folder, record
 
 
+def _record(kind: AnyKind, study: Study, options: Options, data: ImageData) -> Record:
+    """The record of a run that begins."""
+    return {
+        "schema": 1,
+        "scenario": study.name,
+        "title": study.title,
+        "kind": kind.name,
+        "seed": options.seed,
+        "status": "running",
+        "results": {},
+        "seconds": 0.0,
+        "peak_memory_bytes": 0,
+        "environment": environment(options.device),
+        "notes": list(data.notes),
+    }
+
+
 def load_data(study: Study, options: Options) -> ImageData:
     """The study's data on its device."""
     return data_of(study.data, options)
@@ -108,7 +115,7 @@ def data_of(table: DataTable, options: Options) -> ImageData:
     return data.whitened() if table.zca else data
 
 
-def _worked_before(folder: Path, earlier: dict[str, Any]) -> float:
+def _worked_before(folder: Path, earlier: Record) -> float:
     """Seconds of the processes before this one. One that was killed could not say, but it lived at least until its last file."""
     if earlier["status"] != "running":
         return float(earlier["seconds"])
@@ -134,7 +141,7 @@ def _resumable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _clock(record: dict[str, Any]) -> Iterator[None]:
+def _clock(record: Record) -> Iterator[None]:
     """Add the seconds of this process to the record, whatever happens."""
     start, before = time.monotonic(), record["seconds"]
     try:

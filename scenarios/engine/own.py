@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import nn
@@ -24,6 +23,7 @@ from distill import networks
 from distill.errors import InputError, a_kind, clipped, unknown_name
 from distill.methods import register as register_method
 from distill.spec import DataSpec
+from scenarios.engine.record import Tables
 
 _PATH = re.compile(r"(?P<module>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*)", re.ASCII)
 _loaded: dict[str, tuple[Path, str, ModuleType]] = {}  # by module name: its file, the file's digest
@@ -42,7 +42,7 @@ class Places:
     networks: tuple[tuple[str, str], ...] = ()
 
 
-def register(places: Places, tables: dict[str, Any], source: str) -> dict[str, str]:
+def register(places: Places, tables: Tables, source: str) -> dict[str, str]:
     """Make known what the tables name with a colon; import path -> digest of its file, so that another file is another study.
 
     ``source`` is the scenario file and opens each message. Raises `InputError`.
@@ -57,7 +57,7 @@ def register(places: Places, tables: dict[str, Any], source: str) -> dict[str, s
     return found
 
 
-def _tables(places: tuple[tuple[str, str], ...], tables: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
+def _tables(places: tuple[tuple[str, str], ...], tables: Tables) -> Iterator[tuple[str, object, str]]:
     for table, key in places:
         first, _, every = table.partition(".")
         outer = tables.get(first)
@@ -94,10 +94,10 @@ def _register(what: str, path: str, folder: Path, where: str) -> str:
     return digest
 
 
-def _named(path: str, made: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _named(path: str, made: Callable[[DataSpec], nn.Module]) -> Callable[[DataSpec], nn.Module]:
     """The user's function, whose exceptions are `InputError` with its import path, file and line."""
 
-    def call(spec: DataSpec) -> Any:
+    def call(spec: DataSpec) -> nn.Module:
         try:
             module = made(spec)
         except InputError:

@@ -9,13 +9,13 @@ import dataclasses
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from apps.privacy.ledger import PRIVATE_FILE
 from apps.privacy.statement import guarantee
 from distill.condensed import CondensedSet
 from distill.figures import image_grid
 from distill.records import write_whole
+from scenarios.engine.record import Results
 
 FOLDER = "public"
 MARK = "PRIVATE.txt"
@@ -35,7 +35,7 @@ def mark(folder: Path, *more: str) -> None:
     write_whole(folder / MARK, "\n".join([_MARK, *more]))
 
 
-def is_private(folder: Path, config: Mapping[str, Any]) -> bool:
+def is_private(folder: Path, config: Mapping[str, object]) -> bool:
     """Whether a run folder, or the pipeline that it is a stage of, holds what is private."""
     marked = any((place / MARK).exists() for place in (folder, folder.parent.parent))
     parts = config.get("stages")
@@ -74,9 +74,7 @@ def has_guarantee(made: CondensedSet) -> bool:
     return not guarantee(made.provenance.dp).startswith("No privacy guarantee")
 
 
-def hand_over(
-    folder: Path, sets: Mapping[str, CondensedSet], total: Mapping[str, Any] | None, releases: Iterable[Path] = ()
-) -> dict[str, Any]:
+def hand_over(folder: Path, sets: Mapping[str, CondensedSet], total: Mapping[str, object] | None, releases: Iterable[Path] = ()) -> Results:
     """Fill public/ and return what a record says of it, under the key ``public``.
 
     What is stated is written before what it is about: wherever a kill falls, public/ never holds more than its own words count.
@@ -124,7 +122,7 @@ def hand_over(
     return {"files": sorted(str(path.relative_to(folder)) for path in files), "statement": stated, "guarantee": guarantee(stated)}
 
 
-def handing_on(record: Mapping[str, Any], this: str) -> str:
+def handing_on(record: Mapping[str, object], this: str) -> str:
     """What of a private run may be handed on, in one sentence; ``this`` names what the sentence is printed in: "this page"."""
     results = record.get("results")
     part = results.get("public") if isinstance(results, Mapping) else None

@@ -4,16 +4,15 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from distill.configure import quoted
 from distill.errors import InputError, clipped, unknown_name
 from scenarios.engine import own
 from scenarios.engine.data_table import with_names
+from scenarios.engine.record import Tables
 from scenarios.engine.schema import shown_value
-from scenarios.engine.study import Kind, Study
+from scenarios.engine.study import Kinds, Study
 from scenarios.engine.template import from_template
 
 MAX_BYTES = 1 << 20
@@ -26,7 +25,7 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(HERE.glob("*/shipped/*.toml"))}
 
 
-def read_scenario(given: str) -> tuple[str, dict[str, Any]]:
+def read_scenario(given: str) -> tuple[str, Tables]:
     """(name, tables) of a scenario file, of a shipped scenario's bare name, or of a name that the template makes (template.py)."""
     path = Path(given)
     if not path.is_file():
@@ -45,7 +44,7 @@ def read_scenario(given: str) -> tuple[str, dict[str, Any]]:
     return path.stem, parse(path)
 
 
-def parse(path: Path) -> dict[str, Any]:
+def parse(path: Path) -> Tables:
     """The file's tables, or `InputError`."""
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -63,7 +62,7 @@ def parse(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: is not valid TOML ({str(error)[:120]}).") from None
 
 
-def override(tables: dict[str, Any], settings: list[str]) -> dict[str, Any]:
+def override(tables: Tables, settings: list[str]) -> Tables:
     """Put ``key.path=value`` settings over the tables; values are read as TOML, else as text. Of settings of one key the last one wins."""
     merged = dict(tables)
     for setting in settings:
@@ -82,7 +81,7 @@ def override(tables: dict[str, Any], settings: list[str]) -> dict[str, Any]:
     return merged
 
 
-def plain_value(text: str) -> Any:
+def plain_value(text: str) -> object:
     """``3``, ``0.5``, ``true``, ``[1, 10]`` or ``"text"`` as TOML reads it; anything else is text."""
     try:
         return tomllib.loads(f"value = {text}")["value"] if "\n" not in text else text
@@ -90,7 +89,7 @@ def plain_value(text: str) -> Any:
         return text
 
 
-def study(kinds: Mapping[str, Kind], name: str, tables: dict[str, Any], source: str, stage: bool = False) -> Study:
+def study(kinds: Kinds, name: str, tables: Tables, source: str, *, stage: bool = False) -> Study:
     """Check a scenario's tables and make the study that they describe.
 
     Args:
@@ -114,12 +113,12 @@ def study(kinds: Mapping[str, Kind], name: str, tables: dict[str, Any], source: 
     if not isinstance(title, str):
         raise InputError(f"{source}: key 'title' is {quoted(title)}; allowed: text.")
     files = own.register(kinds[kind].own, tables, source)
-    given: dict[tuple[str, str], Any] = {}
+    given: dict[tuple[str, str], object] = {}
     for table, key in (("data", "name"), ("stream", "domains")):
         if isinstance(tables.get(table), dict) and key in tables[table]:
             given[table, key] = tables[table][key]
             tables[table] = {**tables[table], key: _beside(tables[table][key], source)}
-    made = kinds[kind].read(name, title, tables, source)
+    made: Study = kinds[kind].read(name, title, tables, source)
     for (table, key), name_as_given in given.items():
         # The place of a project on this machine is no setting: a moved project continues its runs, and config.json names no home folder.
         if isinstance(made.merged.get(table), dict) and key in made.merged[table]:
@@ -129,7 +128,7 @@ def study(kinds: Mapping[str, Kind], name: str, tables: dict[str, Any], source: 
     return made
 
 
-def _beside(name: Any, source: str) -> Any:
+def _beside(name: object, source: str) -> object:
     """A folder's path in a data name is, like a file with a network, beside the scenario file; of a command, in the current folder."""
     if isinstance(name, list):
         return [_beside(one, source) for one in name]

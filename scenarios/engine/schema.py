@@ -15,8 +15,10 @@ from distill.errors import InputError, unknown_name
 from distill.evaluation import BASELINES
 from distill.methods import METHODS
 from distill.networks import check_name
+from distill.records import Json
 from distill.train import PROTOCOLS, Recipe
 from scenarios.engine.data_table import DataTable as DataTable
+from scenarios.engine.record import Config, Tables
 
 # Options that came later: where they are not used, hashes stay.
 LATER = ("whole_epochs", "drop_epochs", "imbalance", "min_clients", "wait", "mean", "std", "class_names")
@@ -41,12 +43,12 @@ class EvaluationTable:
     whole_epochs: Annotated[int, Field(ge=1)] | None = None
 
 
-def config_hash(merged: dict[str, Any]) -> str:
+def config_hash(merged: Config) -> str:
     """Eight letters that change with any setting."""
     return hashlib.sha256(json.dumps(_older(merged), sort_keys=True).encode()).hexdigest()[:8]
 
 
-def method_of(table: dict[str, Any], where: str) -> tuple[str, tuple[int, ...], Any]:
+def method_of(table: Tables, where: str) -> tuple[str, tuple[int, ...], Any]:
     name, ipc = table.pop("name", "dm"), table.pop("ipc", 1)
     if not isinstance(name, str) or name not in METHODS:
         raise unknown_name(f"{where}: key 'name': method", shown_value(name), METHODS)
@@ -64,7 +66,7 @@ def method_of(table: dict[str, Any], where: str) -> tuple[str, tuple[int, ...], 
     return name, numbers, settings
 
 
-def evaluation_of(table: dict[str, Any], where: str) -> EvaluationTable:
+def evaluation_of(table: Tables, where: str) -> EvaluationTable:
     made = configure(EvaluationTable, table, where)
     if made.protocol not in PROTOCOLS:
         raise unknown_name(f"{where}: key 'protocol': value", made.protocol, PROTOCOLS)
@@ -87,7 +89,7 @@ def checked(where: str, key: str, check: Callable[[], object]) -> None:
         raise InputError(f"{where}: key {key!r}: {error}") from None
 
 
-def shown_value(value: Any) -> str:
+def shown_value(value: object) -> str:
     """A value of any kind for a message."""
     if isinstance(value, str):
         return value
@@ -97,12 +99,12 @@ def shown_value(value: Any) -> str:
         return "too long to show"
 
 
-def plain_values(value: Any) -> dict[str, Any]:
-    found: dict[str, Any] = _older(pydantic.TypeAdapter(type(value)).dump_python(value, mode="json"))
-    return found
+def plain_values(value: object) -> Config:
+    plain: Config = pydantic.TypeAdapter(type(value)).dump_python(value, mode="json")
+    return {key: _older(inner) for key, inner in plain.items() if not (key in LATER and inner is None)}
 
 
-def _older(value: Any) -> Any:
+def _older(value: Json) -> Json:
     """Plain values without the options of later versions that are not used: studies that do not use them keep their hash."""
     if isinstance(value, dict):
         return {key: _older(inner) for key, inner in value.items() if not (key in LATER and inner is None)}

@@ -6,7 +6,7 @@ A kind is one package of `scenarios/` whose `kind.py` makes one `Kind`; `scenari
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from rich.console import Console
 
@@ -14,12 +14,8 @@ from distill.condensed import CondensedSet
 from distill.data import ImageData
 from distill.drawing import Drawing
 from scenarios.engine.own import Places
+from scenarios.engine.record import Config, Record, Results, Rows, Tables
 from scenarios.engine.schema import DataTable
-
-Tables = dict[str, Any]  # of a scenario file
-Record = dict[str, Any]  # record.json
-Config = dict[str, Any]  # config.json
-Rows = list[list[str]]  # a table: the header, then its rows
 
 
 class Study(Protocol):
@@ -34,7 +30,7 @@ class Study(Protocol):
     @property
     def data(self) -> DataTable: ...
     @property
-    def merged(self) -> dict[str, Any]: ...
+    def merged(self) -> Config: ...
     @property
     def hash(self) -> str: ...
 
@@ -59,7 +55,7 @@ class Run:
     options: Options
     data: ImageData
     folder: Path
-    results: dict[str, Any]
+    results: Results
     console: Console
 
     def say(self, text: str) -> None:
@@ -102,22 +98,24 @@ class View:
 NOBODY = Places()
 
 
-def _no_sets(study: Any, seed: int) -> dict[str, Path]:
+def _no_sets(study: object, seed: int) -> dict[str, Path]:
     return {}
 
 
-def _all_classes(study: Any) -> tuple[int, ...] | None:
-    classes: tuple[int, ...] | None = study.data.classes
-    return classes
+def _all_classes(study: Study) -> tuple[int, ...] | None:
+    return study.data.classes
 
 
-def _load(study: Any, folder: Path, path: Path) -> CondensedSet:
+def _load(study: object, folder: Path, path: Path) -> CondensedSet:
     return CondensedSet.load(folder / path)
 
 
+S = TypeVar("S", bound=Study)
+
+
 @dataclass(frozen=True)
-class Kind:
-    """A kind of study.
+class Kind(Generic[S]):
+    """A kind of study, whose checked studies are of the type ``S``.
 
     Args:
         name: the value of ``kind`` in a scenario file.
@@ -140,14 +138,14 @@ class Kind:
     """
 
     name: str
-    read: Callable[[str, str, Tables, str], Study]
-    check: Callable[[Any, ImageData], None]
-    fill: Callable[[Any, Run], None]
+    read: Callable[[str, str, Tables, str], S]
+    check: Callable[[S, ImageData], None]
+    fill: Callable[[S, Run], None]
     draw: Callable[[Path, Record], Iterator[tuple[str, Drawing]]]
     view: View
-    sets: Callable[[Any, int], Mapping[str, Path]] = _no_sets
-    classes: Callable[[Any], tuple[int, ...] | None] = _all_classes
-    load: Callable[[Any, Path, Path], CondensedSet] = _load
+    sets: Callable[[S, int], Mapping[str, Path]] = _no_sets
+    classes: Callable[[S], tuple[int, ...] | None] = _all_classes
+    load: Callable[[S, Path, Path], CondensedSet] = _load
     takes: str = ""
     needs_set: bool = False
     some_classes: bool = False
@@ -155,7 +153,8 @@ class Kind:
     staged: bool = True
     own: Places = NOBODY
     sharded: bool = False
-    continued: Callable[[Any, Path], Study] | None = None
+    continued: Callable[[S, Path], S] | None = None
 
 
-Kinds = Mapping[str, Kind]
+AnyKind: TypeAlias = Kind[Any]  # of studies of a type that the engine does not know
+Kinds = Mapping[str, AnyKind]

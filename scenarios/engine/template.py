@@ -7,11 +7,11 @@ The settings stand in each method's file: its defaults are its paper's, and `dis
 """
 
 import re
-from typing import Any
 
 import distill.methods
 from distill.data_sets import DATA_SETS
 from distill.methods.presets import Paper, Settings, presets_of
+from scenarios.engine.record import Tables
 
 _PRESETS = {name: presets_of(made) for name, (_, made) in distill.methods.METHODS.items() if presets_of(made).paper is not None}
 METHODS = tuple(_PRESETS)
@@ -31,7 +31,7 @@ COLOUR_STEPS = 1200
 SHORT_RECIPE = {"optimiser": "adamw", "lr": 0.001, "batch_size": 32, "max_steps": 400, "schedule": "cosine"}
 
 
-def from_template(name: str) -> dict[str, Any] | None:
+def from_template(name: str) -> Tables | None:
     """The tables of a scenario by its name, or None when the name is not of this form."""
     if not _NAME.fullmatch(name):
         return None
@@ -48,7 +48,7 @@ def from_template(name: str) -> dict[str, Any] | None:
     return {"kind": "condense", "title": f"{data}, {method}, {ipc} image{'s' if ipc > 1 else ''} a class, {which}", **tables}
 
 
-def _paper(method: str, data: str, ipc: int, paper: Paper) -> dict[str, Any]:
+def _paper(method: str, data: str, ipc: int, paper: Paper) -> Tables:
     return {
         "data": {"name": data, **({"zca": True} if paper.zca else {})},
         "method": {"name": method, "ipc": ipc, **paper.settings},
@@ -56,13 +56,13 @@ def _paper(method: str, data: str, ipc: int, paper: Paper) -> dict[str, Any]:
     }
 
 
-def _short(method: str, data: str, ipc: int, preset: Settings, cross: bool) -> dict[str, Any]:
+def _short(method: str, data: str, ipc: int, preset: Settings, *, cross: bool) -> Tables:
     settings = {"name": method, "ipc": ipc, **preset}
     # 32 x 32 for the digits because the deeper networks need it.
     table = {"name": data, "size": 32} if data == "digits" else {"name": data}
     network = settings.get("network", "ConvNet")
     recipe = {**SHORT_RECIPE, **({"max_steps": COLOUR_STEPS} if len(DATA_SETS[data].mean or ()) == 3 else {})}
-    evaluation: dict[str, Any] = {"networks": [network], "seeds": 5, "baselines": ["random"], "recipe": recipe}
+    evaluation: Tables = {"networks": [network], "seeds": 5, "baselines": ["random"], "recipe": recipe}
     if cross:
         # Random images are judged beside one method only: their figures are the same for all.
         beside = ["random"] if method == CHEAP_FIRST[0] else []

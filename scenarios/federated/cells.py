@@ -4,7 +4,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from apps.federated.settings import ALONE, Settings
 from distill.data import ImageData
@@ -12,11 +11,12 @@ from distill.errors import InputError
 from distill.processes import WorkerFailed, at_once, side_by_side
 from distill.records import read_lines, write_json_lines, write_whole
 from scenarios.engine.folder import load_data
+from scenarios.engine.record import Line
 from scenarios.engine.study import Options
 from scenarios.federated.left_out import left_out
 from scenarios.federated.schema import FederatedStudy
 
-Lines = list[dict[str, Any]]
+Lines = list[Line]
 # What `flwr run` takes, and Flower's engines here. It stands on this floor, where a client of one app may meet another app.
 FLOWER_APP = Path(__file__).parent / "flower_app"
 

@@ -1,15 +1,15 @@
 """Who was left out of a federation's rounds, and why, in words: for the terminal, the record and the report."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from distill.errors import clipped
+from scenarios.engine.record import Line
 
 MOST_LINES = 20  # of one strategy and seed
 CLAIMS = "Client numbers are what the nodes themselves say: no file of node keys says which node is which client."
 
 
-def left_out(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+def left_out(lines: Sequence[Line]) -> list[str]:
     """One line for each client and reason with the rounds, then nodes without a number, late answers, overruns and notes."""
     found: dict[str, list[int]] = {}
     for line in lines:

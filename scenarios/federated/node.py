@@ -9,9 +9,9 @@ import functools
 import json
 import os
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import pydantic
 from pydantic import Field
@@ -22,17 +22,22 @@ from apps.privacy.networks import drawn_once
 from apps.privacy.private_start import private_kmeans
 from apps.privacy.private_statistics import PrivateStatistics
 from apps.privacy.uploads import granted_statistics
+from distill.condensed import CondensedSet
 from distill.configure import STRICT, configure
 from distill.data import ImageData
 from distill.errors import InputError, clipped, unknown_name
+from distill.networks import Factory
+from scenarios.engine.record import Config
 
 if TYPE_CHECKING:
     from apps.federated.messages import Context
 
 STATISTICS: Final = "apps.privacy.private_statistics:PrivateStatistics"
 # By the names that a file may use, the longer ones of earlier versions among them. Nothing else is looked up, and nothing imported.
-STARTS: dict[str, Callable[..., Any]] = {"kmeans": private_kmeans, "apps.privacy.private_start:private_kmeans": private_kmeans}
-NETWORKS: dict[str, Callable[..., Any]] = {"drawn_once": drawn_once, "apps.privacy.networks:drawn_once": drawn_once}
+Start = Callable[[PrivateStatistics, int, int], CondensedSet]
+Pool = Callable[[str, int], Factory]
+STARTS: dict[str, Start] = {"kmeans": private_kmeans, "apps.privacy.private_start:private_kmeans": private_kmeans}
+NETWORKS: dict[str, Pool] = {"drawn_once": drawn_once, "apps.privacy.networks:drawn_once": drawn_once}
 # Of `PrivateStatistics`, beside what is counted for each upload.
 OPTIONS = (
     "population",
@@ -85,7 +90,7 @@ class NodeFile(PrivacyTable):
     data_root: str = ""
 
 
-def checked(table: Mapping[str, Any], where: str) -> dict[str, Any]:
+def checked(table: Config, where: str) -> Config:
     """The keys of a study's ``[privacy]`` as they were given, with long names; `InputError` says what is wrong."""
     found = configure(PrivacyTable, table, where)
     _parts(found, where)
@@ -104,9 +109,8 @@ def client_privacy(file: NodeFile, where: str) -> ClientPrivacy:
             f'{where}: key "ledger" is missing; name the folder that keeps what was released, for example "/srv/distill/ledger".'
         )
     pool = None if networks is None or file.releases is None else functools.partial(_pool, networks, file.releases)
-    options = {name: getattr(file, name) for name in OPTIONS}
     return ClientPrivacy(
-        statistics=functools.partial(_statistics, (file.epsilon, file.delta), options),
+        statistics=functools.partial(_statistics, file),
         epsilon=file.epsilon,
         delta=file.delta,
         ledger=Path(file.ledger).expanduser(),
@@ -116,7 +120,7 @@ def client_privacy(file: NodeFile, where: str) -> ClientPrivacy:
     )
 
 
-def of_study(table: Mapping[str, Any], cell: Settings, ledger: Path, data_root: str, where: str) -> tuple[NodeFile, ClientPrivacy]:
+def of_study(table: Config, cell: Settings, ledger: Path, data_root: str, where: str) -> tuple[NodeFile, ClientPrivacy]:
     """The clients' file for one run of a study whose ``[privacy]`` is ``table``: every round may have an upload, made as [upload] says."""
     limits = {"uploads": cell.rounds, "classes": cell.upload.classes, "methods": (cell.upload.method,), "ipc": cell.upload.ipc}
     places = {"ledger": str(ledger.resolve()), "data": data_settings(cell), "data_root": data_root}
@@ -124,14 +128,14 @@ def of_study(table: Mapping[str, Any], cell: Settings, ledger: Path, data_root: 
     return file, client_privacy(file, where)
 
 
-def check_statistics(table: Mapping[str, Any], settings: Settings, data: ImageData) -> None:
+def check_statistics(table: Config, settings: Settings, data: ImageData) -> None:
     """`InputError` for what the clients' statistics would refuse: numbers that were computed from the images, a size that nobody knows."""
     options = {name: table[name] for name in OPTIONS if name in table}
     share = settings.rounds
     PrivateStatistics(data, table["epsilon"] / share, table.get("delta", 1e-5) / share, classes=settings.upload.classes, **options)
 
 
-def request(table: Mapping[str, Any], rounds: int) -> PrivacyRequest:
+def request(table: Config, rounds: int) -> PrivacyRequest:
     """What the server of a study asks for: a round's equal part of what its clients give."""
     return PrivacyRequest(table["epsilon"] / rounds)
 
@@ -168,7 +172,7 @@ def of_node(context: "Context") -> ClientPrivacy | None:
     return read(Path(str(path)))
 
 
-def _parts(table: PrivacyTable, where: str) -> tuple[Callable[..., Any] | None, Callable[..., Any] | None]:
+def _parts(table: PrivacyTable, where: str) -> tuple[Start | None, Pool | None]:
     for key, name, names in (("start", table.start, STARTS), ("networks", table.networks, NETWORKS)):
         if name is not None and name not in names:
             raise unknown_name(f"{where}: key {key!r}: value", name, names)
@@ -179,18 +183,18 @@ def _parts(table: PrivacyTable, where: str) -> tuple[Callable[..., Any] | None, 
     return STARTS.get(table.start or ""), NETWORKS.get(table.networks or "")
 
 
-def _pool(networks: Callable[..., Any], releases: int, name: str) -> Any:
+def _pool(networks: Pool, releases: int, name: str) -> Factory:
     return networks(name, releases)
 
 
 def _statistics(
-    total: tuple[float, float],
-    options: dict[str, Any],
-    data: Any,
+    file: NodeFile,
+    data: ImageData,
     epsilon: float,
     delta: float,
     classes: tuple[int, ...] | None,
     folder: Path,
     name: str,
-) -> Any:
-    return granted_statistics(data, epsilon, delta, folder, name, total, classes=classes, **options)
+) -> PrivateStatistics:
+    options = {option: getattr(file, option) for option in OPTIONS}
+    return granted_statistics(data, epsilon, delta, folder, name, (file.epsilon, file.delta), classes=classes, **options)

@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from apps.federated.condense import partition_of
 from apps.federated.settings import ALONE
@@ -14,6 +13,7 @@ from distill.randomness import generator
 from scenarios.engine.composition import one_after_another
 from scenarios.engine.progress import watched
 from scenarios.engine.public_part import hand_over, mark
+from scenarios.engine.record import Line, Results
 from scenarios.engine.study import Run, say
 from scenarios.federated import left_out, unions
 from scenarios.federated.cells import answered, lines_of_cell, run_cells
@@ -61,14 +61,14 @@ def fill(study: FederatedStudy, run: Run) -> None:
         results["public"] = public_part(study, options.seed, folder)
 
 
-def public_part(study: FederatedStudy, seed: int, folder: Path) -> dict[str, Any]:
+def public_part(study: FederatedStudy, seed: int, folder: Path) -> Results:
     """Put the unions of the private uploads into public/: each with the total of its clients' rounds, and all seeds' total."""
     sets = {name: unions.load(study, folder, path) for name, path in unions.sets(study, seed).items() if (folder / path).exists()}
     stated = [made.provenance.dp for made in sets.values()]
     return hand_over(folder, sets, stated[0] if len(stated) == 1 else one_after_another(stated))
 
 
-def summary(runs: list[list[dict[str, Any]]]) -> dict[str, Any]:
+def summary(runs: list[list[Line]]) -> Results:
     """Of one strategy: accuracy by round with its interval over seeds, mean bytes by round, and who was dropped."""
     rounds = []
     for number in range(len(runs[0])):

@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pydantic
 from pydantic import Field
@@ -11,6 +11,7 @@ from apps.federated.partition import PartitionConfig
 from apps.federated.settings import STRATEGIES, LocalConfig, ServerConfig, Settings, UploadConfig, from_mapping, method_config
 from distill.configure import STRICT, configure
 from distill.errors import InputError, unknown_name
+from scenarios.engine.record import Config, Tables
 from scenarios.engine.schema import DataTable, config_hash, plain_values
 from scenarios.federated.node import checked, request
 
@@ -42,8 +43,8 @@ class FederatedStudy:
     data: DataTable
     federation: FederationTable
     settings: Settings  # of the first strategy and seed 0; the others differ in these two only
-    merged: dict[str, Any]
-    privacy: dict[str, Any] | None = None  # the clients' own; in the settings is only what the server asks of them
+    merged: Config
+    privacy: Config | None = None  # the clients' own; in the settings is only what the server asks of them
     kind: str = "federated"
 
     @property
@@ -54,7 +55,7 @@ class FederatedStudy:
         return dataclasses.replace(self.settings, strategy=strategy, seed=seed, device="cpu" if device == "cpu" else "cuda")
 
 
-def study(name: str, title: str, tables: dict[str, Any], source: str) -> FederatedStudy:
+def study(name: str, title: str, tables: Tables, source: str) -> FederatedStudy:
     """A checked study; keys of ``[upload]`` that are not its own go to the condensing method."""
     for key, table in tables.items():
         if key not in TABLES:

@@ -1,20 +1,20 @@
 """A record of kind "federated": its pictures, table and sentences."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from apps.federated.settings import ALONE
 from distill.condensed import CondensedSet
 from distill.drawing import Drawing
 from distill.records import read_lines
+from scenarios.engine.record import Config, Line, Record, Results, Rows
 from scenarios.federated.left_out import CLAIMS
 from scenarios.reporting.text import few, other_split, series, shown
 
 NOTE = "Test accuracy in percent of each strategy's network: mean and 95 % interval over seeds. Megabytes: all rounds, mean over seeds."
 
 
-def draw(folder: Path, record: dict[str, Any]) -> Iterator[tuple[str, Drawing]]:
+def draw(folder: Path, record: Record) -> Iterator[tuple[str, Drawing]]:
     """Who holds what, accuracy against rounds and bytes, and the last union by client."""
     import numpy as np
 
@@ -37,13 +37,13 @@ def draw(folder: Path, record: dict[str, Any]) -> Iterator[tuple[str, Drawing]]:
                 yield f"4-union-{name}", union_by_client(union, sent, f"{name}: what each client sent last")
 
 
-def _runs(folder: Path, name: str) -> list[list[dict[str, Any]]]:
+def _runs(folder: Path, name: str) -> list[list[Line]]:
     return [list(read_lines(path / "rounds.jsonl")) for path in sorted((folder / "runs").glob(f"{name}-s*"))]
 
 
-def accuracy_table(record: dict[str, Any]) -> list[list[str]]:
+def accuracy_table(record: Record) -> Rows:
     """Header and rows: one row a strategy; accuracy after the first and the last round, bytes, uploads that were dropped."""
-    found: Mapping[str, Any] = record["results"].get("strategies", {})
+    found: Results = record["results"].get("strategies", {})
     if not found:
         return []
     last = max(part["rounds"][-1]["round"] for part in found.values())
@@ -56,9 +56,9 @@ def accuracy_table(record: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def answer(record: dict[str, Any]) -> str:
+def answer(record: Record) -> str:
     """The record in one sentence."""
-    found: Mapping[str, Any] = record["results"].get("strategies", {})
+    found: Results = record["results"].get("strategies", {})
     if not found:
         return f"No strategy has finished. Status: {record['status']}."
     parts = [f"{name} {shown(part['accuracy'])} % with {part['bytes'] / 1e6:.2f} MB" for name, part in found.items()]
@@ -68,9 +68,9 @@ def answer(record: dict[str, Any]) -> str:
     return f"After {rounds} round{'s' if rounds > 1 else ''}: {'; '.join(parts)}.{total}"
 
 
-def remarks(record: dict[str, Any]) -> list[str]:
+def remarks(record: Record) -> list[str]:
     """For the report: everyone who was left out of a round, and why; and what the clients' numbers rest on."""
-    found: Mapping[str, Any] = record["results"].get("strategies", {})
+    found: Results = record["results"].get("strategies", {})
     said = [
         f"{name}{f', run {place + 1}' if len(part.get('left_out', ())) > 1 else ''}, {text}"
         for name, part in found.items()
@@ -80,7 +80,7 @@ def remarks(record: dict[str, Any]) -> list[str]:
     return [*said, *([CLAIMS] if record["results"].get("engine") == "deployment" else [])]
 
 
-def question(config: dict[str, Any]) -> str:
+def question(config: Config) -> str:
     """The study's question in a sentence."""
     clients, table = config["partition"]["num_partitions"], config["federation"]
     rounds = f"{config['rounds']} round{'s' if config['rounds'] > 1 else ''}"
@@ -90,7 +90,7 @@ def question(config: dict[str, Any]) -> str:
     )
 
 
-def missing(record: dict[str, Any], config: dict[str, Any]) -> list[str]:
+def missing(record: Record, config: Config) -> list[str]:
     """What a reader could miss: rivals and bounds that were not asked for, single runs."""
     results = record["results"]
     wanted, done = config["federation"]["strategies"], results.get("strategies", {})

@@ -2,15 +2,15 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from apps.federated.settings import ALONE, WEIGHTS
 from distill.condensed import CondensedSet
 from distill.errors import InputError
 from distill.records import read_lines
-from scenarios.engine.composition import side_by_side
+from scenarios.engine.composition import Statement, side_by_side
+from scenarios.engine.record import Line
 from scenarios.federated.schema import FederatedStudy
 
 
@@ -40,9 +40,9 @@ def load(study: FederatedStudy, folder: Path, path: Path) -> CondensedSet:
     return made if statement is None else dataclasses.replace(made, provenance=dataclasses.replace(made.provenance, dp=statement))
 
 
-def statements(rounds: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+def statements(rounds: Sequence[Line]) -> dict[str, list[Statement | None]]:
     """What each client whose upload was accepted stated, round by round; None where it stated nothing."""
-    found: dict[str, list[Any]] = {}
+    found: dict[str, list[Statement | None]] = {}
     for line in rounds:
         for client in line["clients"]:
             if client["status"] == "accepted":

@@ -6,7 +6,6 @@ import io
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +29,7 @@ from distill.randomness import generator
 from distill.records import read_json, write_whole
 from distill.run import condense
 from distill.stopping import Interrupted
+from scenarios.engine.record import Record
 from scenarios.engine.study import Options, Run, say
 from scenarios.nas.schema import NasStudy
 
@@ -64,7 +64,7 @@ def fill(study: NasStudy, run: Run) -> None:
     results["data"] = {"name": data.spec.name, **parts, "fingerprint": data.fingerprint}
     known = read_table(_table(study.run.table)) if study.run.table else []
     ledger = Ledger(folder / "metrics.jsonl", known)
-    sets = _given(study, options) | _coresets(study, options, data) | _condensed(study, options, data, folder, ledger, console)
+    sets = _given(study, options) | _coresets(study, options, data) | _condensed(study, dataclasses.replace(run, data=data), ledger)
     say(console, f"{len(study.candidates)} networks; sets: {', '.join(sets)}; {'Ray' if crew.ray else crew.size} workers")
     with console.status("starting the workers") as status:
         clock.show = status.update
@@ -135,15 +135,16 @@ def _given(study: NasStudy, options: Options) -> dict[str, SetProxy]:
     return {study.given.name: SetProxy((one,), one.provenance.seconds)}
 
 
-def _condensed(study: NasStudy, options: Options, data: ImageData, folder: Path, ledger: Ledger, console: Console) -> dict[str, SetProxy]:
+def _condensed(study: NasStudy, run: Run, ledger: Ledger) -> dict[str, SetProxy]:
     """The finished sets of this folder, or newly made ones; the seconds are those of all cores on a CPU, wall time on a GPU."""
+    options, data, folder = run.options, run.data, run.folder
     found = {}
     for method in study.methods:
         sets, seconds, settings = [], 0.0, study.merged["methods"][method]
         for i in range(study.sets.copies):
             path, checkpoint = folder / f"{method}-{i}.safetensors", folder / f"checkpoint-{method}-{i}.safetensors"
             if not path.exists():
-                say(console, f"making {method}, set {i + 1} of {study.sets.copies}")
+                run.say(f"making {method}, set {i + 1} of {study.sets.copies}")
                 wall, cpu = time.monotonic(), time.process_time()
                 made = condense(
                     data,
@@ -192,7 +193,7 @@ def _scores(found: Result) -> str:
     return text.getvalue()
 
 
-def draw(folder: Path, record: dict[str, Any]) -> Iterator[tuple[str, Drawing]]:
+def draw(folder: Path, record: Record) -> Iterator[tuple[str, Drawing]]:
     """Accuracy against truth, rank correlation by cost, regret by cost."""
     results = record["results"]
     with (folder / "scores.csv").open(newline="") as file:

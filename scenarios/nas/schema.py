@@ -1,7 +1,7 @@
 """The tables of a study of kind "nas"."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, TypeVar
 
 import pydantic
 from pydantic import Field
@@ -11,12 +11,17 @@ from apps.nas.study import Proxies, Truth
 from apps.nas.workers import LIMIT
 from distill.configure import STRICT, configure
 from distill.coresets import CORESETS
+from distill.distiller import Config as MethodConfig
 from distill.errors import InputError, unknown_name
 from distill.methods import METHODS
 from scenarios.engine.given import Given
+from scenarios.engine.record import Config, Tables
 from scenarios.engine.schema import DataTable, config_hash, plain_values
 
 TABLES = ("data", "space", "truth", "proxy", "sets", "methods", "run")
+
+
+T = TypeVar("T")
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
@@ -59,9 +64,9 @@ class NasStudy:
     truth: Truth
     proxy: Proxies
     sets: SetsTable
-    methods: dict[str, Any]
+    methods: dict[str, MethodConfig]
     run: RunTable
-    merged: dict[str, Any]
+    merged: Config
     given: Given | None = None  # of a pipeline: one more set that stands for the data
     kind: str = "nas"
 
@@ -74,7 +79,7 @@ class NasStudy:
         return check_candidates(named(self.space.networks)) if self.space.networks else self.space.candidates()
 
 
-def study(name: str, title: str, tables: dict[str, Any], source: str) -> NasStudy:
+def study(name: str, title: str, tables: Tables, source: str) -> NasStudy:
     for key, table in tables.items():
         if key not in TABLES:
             raise unknown_name(f"{source}: key", key, ("kind", "title", *TABLES))
@@ -82,9 +87,13 @@ def study(name: str, title: str, tables: dict[str, Any], source: str) -> NasStud
             raise InputError(f"{source}: table [{key}] is not a table.")
     if "data" not in tables:
         raise InputError(f"{source}: table [data] is missing; a nas study needs it.")
-    kinds: dict[str, Any] = {"data": DataTable, "space": SpaceTable, "truth": Truth, "proxy": Proxies, "sets": SetsTable, "run": RunTable}
-    made = {key: configure(kind, tables.get(key, {}), f"{source}: [{key}]") for key, kind in kinds.items()}
-    methods = {}
+
+    def read(key: str, kind: type[T]) -> T:
+        return configure(kind, tables.get(key, {}), f"{source}: [{key}]")
+
+    data, space, truth = read("data", DataTable), read("space", SpaceTable), read("truth", Truth)
+    proxy, sets, how = read("proxy", Proxies), read("sets", SetsTable), read("run", RunTable)
+    methods: dict[str, MethodConfig] = {}
     for method, settings in tables.get("methods", {}).items():
         if method not in METHODS:
             raise unknown_name(f"{source}: [methods]: method", method, METHODS)
@@ -95,9 +104,10 @@ def study(name: str, title: str, tables: dict[str, Any], source: str) -> NasStud
                 f"{source}: [methods.mtt]: network 'space' is for methods that draw a network a step; name the experts' network."
             )
         methods[method] = configure(METHODS[method][0], settings, f"{source}: [methods.{method}]")
-    for coreset in made["sets"].coresets:
+    for coreset in sets.coresets:
         if coreset not in CORESETS:
             raise unknown_name(f"{source}: [sets]: key 'coresets': value", coreset, CORESETS)
-    merged = {"kind": "nas", **{key: plain_values(value) for key, value in made.items()}}
+    parts = {"data": data, "space": space, "truth": truth, "proxy": proxy, "sets": sets, "run": how}
+    merged = {"kind": "nas", **{key: plain_values(value) for key, value in parts.items()}}
     merged["methods"] = {method: plain_values(settings) for method, settings in methods.items()}
-    return NasStudy(name, title, **made, methods=methods, merged=merged)
+    return NasStudy(name, title, data, space, truth, proxy, sets, methods, how, merged)

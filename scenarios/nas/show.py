@@ -1,8 +1,8 @@
 """A record of kind "nas" in a table and in sentences."""
 
 import math
-from typing import Any
 
+from scenarios.engine.record import Config, Record, Results, Rows
 from scenarios.reporting.text import few, series
 
 NOTE = (
@@ -14,7 +14,7 @@ NOTE = (
 )
 
 
-def accuracy_table(record: dict[str, Any]) -> list[list[str]]:
+def accuracy_table(record: Record) -> Rows:
     """Header and rows: one row a proxy."""
     results = record["results"]
     if "proxies" not in results:
@@ -36,7 +36,7 @@ def accuracy_table(record: dict[str, Any]) -> list[list[str]]:
     return [header, *rows]
 
 
-def answer(record: dict[str, Any]) -> str:
+def answer(record: Record) -> str:
     """The record in one sentence."""
     results = record["results"]
     if "proxies" not in results:
@@ -44,7 +44,7 @@ def answer(record: dict[str, Any]) -> str:
     return sentence(results["known"], results["ceiling"]["reliability"], results["proxies"], results["differences"])
 
 
-def sentence(known: int, ceiling: Any, proxies: dict[str, Any], differences: dict[str, Any]) -> str:
+def sentence(known: int, ceiling: float | None, proxies: Results, differences: Results) -> str:
     """The best condensed set beside each baseline; a difference is significant if its interval leaves out zero."""
     first = f"{known} networks; noise ceiling {_number(ceiling)}."
     condensed = [name for name, row in proxies.items() if row["kind"] == "condensed" and row["spearman"]["value"] is not None]
@@ -62,7 +62,7 @@ def sentence(known: int, ceiling: Any, proxies: dict[str, Any], differences: dic
     return f"{first} {'; '.join([figures, *parts])}."
 
 
-def _regret(row: dict[str, Any]) -> tuple[str, str]:
+def _regret(row: Results) -> tuple[str, str]:
     """The regret of the first k: (its name, points)."""
     key = next(key for key in row if key.startswith("regret@"))
     return key, _number(row[key]["value"])
@@ -76,17 +76,17 @@ def _minus(value: float | None) -> float | None:
     return None if value is None else -value
 
 
-def _number(value: Any, digits: int = 2) -> str:
+def _number(value: object, digits: int = 2) -> str:
     """A number of a record, where NaN and infinity are null."""
     return f"{value:.{digits}f}" if isinstance(value, int | float) and math.isfinite(value) else "-"
 
 
-def _interval(found: dict[str, Any]) -> str:
+def _interval(found: Results) -> str:
     spread = "" if found["low"] is None or not math.isfinite(found["low"]) else f" [{_number(found['low'])}, {_number(found['high'])}]"
     return _number(found["value"]) + spread
 
 
-def question(config: dict[str, Any]) -> str:
+def question(config: Config) -> str:
     """The study's question in a sentence."""
     sets = [*config["methods"], *config["sets"]["coresets"]]
     return (
@@ -95,7 +95,7 @@ def question(config: dict[str, Any]) -> str:
     )
 
 
-def missing(record: dict[str, Any], config: dict[str, Any]) -> list[str]:
+def missing(record: Record, config: Config) -> list[str]:
     """What a reader could miss: rivals and bounds that were not asked for, single runs."""
     results = record["results"]
     if "proxies" not in results:

@@ -6,7 +6,7 @@ from scenarios.engine.study import Kind, Kinds, View
 from scenarios.pipeline import run, schema, show
 
 
-def kind(kinds: Kinds) -> Kind:
+def kind(kinds: Kinds) -> Kind[schema.PipelineStudy]:
     """The kind, for stages of these kinds."""
     return Kind(
         "pipeline",

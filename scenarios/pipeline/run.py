@@ -6,13 +6,9 @@ changed.
 """
 
 import dataclasses
-import glob
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
 
 from distill.condensed import CondensedSet
 from distill.data import ImageData
@@ -24,8 +20,9 @@ from scenarios.engine.composition import one_after_another
 from scenarios.engine.folder import run_study
 from scenarios.engine.given import Given, joined
 from scenarios.engine.public_part import FOLDER, hand_over, has_guarantee, is_private, mark, place
-from scenarios.engine.study import Kind, Kinds, Options, Run, say
-from scenarios.pipeline.schema import PipelineStudy, Stage, folder_of, planned
+from scenarios.engine.record import Record, Results, parsed, run_name
+from scenarios.engine.study import AnyKind, Kinds, Run, Study
+from scenarios.pipeline.schema import PipelineStudy, Stage, planned
 from scenarios.pipeline.show import headline, overview
 
 
@@ -47,21 +44,21 @@ def check(kinds: Kinds, study: PipelineStudy, data: ImageData) -> None:
 
 def fill(kinds: Kinds, study: PipelineStudy, run: Run) -> None:
     """Stage by stage; results hold an entry for each, and the headline figures of those that are done."""
-    options, data, folder, results, console = run.options, run.data, run.folder, run.results, run.console
+    options, data, folder, results = run.options, run.data, run.folder, run.results
     results["data"] = {"name": data.spec.name, "train": len(data.train), "test": len(data.test), "fingerprint": data.fingerprint}
     results["stages"] = {}
     if is_private(folder, study.merged):
         mark(folder)
     sets: dict[tuple[str, str], CondensedSet] = {}
     for number, stage in enumerate(study.stages, 1):
-        entry: dict[str, Any] = {"kind": stage.study.kind, "from": [".".join(pair) for pair in stage.sources], "status": "running"}
+        entry: Results = {"kind": stage.study.kind, "from": [".".join(pair) for pair in stage.sources], "status": "running"}
         results["stages"][stage.name] = entry
         try:
-            made: Any = stage.study
+            made = stage.study
             if stage.sources:
                 given = _given(study, stage, data, sets)
                 made, entry["given"] = stage.given(given), given.fingerprint
-            own, record = _run(stage.kind, made, options, folder, console, f"stage {number} of {len(study.stages)}, {stage.name}")
+            own, record = _run(stage.kind, made, run, f"stage {number} of {len(study.stages)}, {stage.name}")
             for name, path in stage.kind.sets(stage.study, options.seed).items():
                 if place(own, path).exists():
                     sets[stage.name, name] = stage.kind.load(stage.study, own, path)
@@ -94,7 +91,7 @@ def fill(kinds: Kinds, study: PipelineStudy, run: Run) -> None:
     results |= headline(results["stages"])
 
 
-def public_part(stages: Mapping[str, Any], sets: Mapping[tuple[str, str], CondensedSet], folder: Path) -> dict[str, Any]:
+def public_part(stages: Results, sets: Mapping[tuple[str, str], CondensedSet], folder: Path) -> Results:
     """Put the sets with a guarantee into public/. Several stages may use the same examples, so their totals add up."""
     private = {f"{stage}.{name}": one for (stage, name), one in sets.items() if one.provenance.dp is not None}
     makers = dict.fromkeys(name.partition(".")[0] for name in private)
@@ -114,31 +111,31 @@ def _given(study: PipelineStudy, stage: Stage, data: ImageData, sets: dict[tuple
     return joined(plan.name, [sets[pair] for pair in stage.sources], plan.classes)
 
 
-def _run(kind: Kind, made: Any, options: Options, folder: Path, console: Console, what: str) -> tuple[Path, dict[str, Any]]:
-    """The stage's folder and record: from here, from a sister run of this pipeline, or newly run."""
-    name = folder_of(made, options.seed)
-    own = folder / "stages" / name
-    if not own.exists() and (sister := _finished_elsewhere(name, folder)) is not None:
-        # Copied to a name that is no stage's, then renamed: a kill leaves no half folder.
+def _run(kind: AnyKind, made: Study, run: Run, what: str) -> tuple[Path, Record]:
+    """The stage's run.folder and record: from here, from a sister run of this pipeline, or newly run."""
+    name = run_name(made.name, made.hash, run.options.seed)
+    own = run.folder / "stages" / name
+    if not own.exists() and (sister := _finished_elsewhere(name, run.folder)) is not None:
+        # Copied to a name that is no stage's, then renamed: a kill leaves no half run.folder.
         part = own.with_name(f"copy-{own.name}")
         shutil.rmtree(part, ignore_errors=True)
         shutil.copytree(sister, part)
         part.rename(own)
-        say(console, f"{what}: taken from {sister}")
+        run.say(f"{what}: taken from {sister}")
     if _status(own) == "done" and (own / "report.html").exists():
-        say(console, f"{what}: done already, in {own}")
+        run.say(f"{what}: done already, in {own}")
     else:
-        say(console, f"{what} ({made.kind})")
-        run_study(kind, made, dataclasses.replace(options, out=folder / "stages", resume=True))
+        run.say(f"{what} ({made.kind})")
+        run_study(kind, made, dataclasses.replace(run.options, out=run.folder / "stages", resume=True))
     return own, read_json(own / "record.json")  # from the disk, where not-a-number is null, whoever ran the stage
 
 
 def _finished_elsewhere(name: Path, folder: Path) -> Path | None:
     """The same stage, with the same settings and input, done in a run of this pipeline with other settings."""
-    start, _, seed = folder.name.rpartition("-s")
-    family = start.rpartition("-")[0]
-    for other in sorted(folder.parent.glob(f"{glob.escape(family)}-*-s{seed}/stages/{name}")):
-        if other.parents[1] != folder and _status(other) == "done":
+    own = parsed(folder.name)
+    for other in sorted(folder.parent.glob(f"*/stages/{name}")):
+        pipeline = other.parents[1]
+        if own is not None and pipeline != folder and own.same_study(pipeline.name) and _status(other) == "done":
             return other
     return None
 
@@ -151,14 +148,14 @@ def _status(folder: Path) -> str | None:
     return record.get("status") if isinstance(record, dict) else None
 
 
-def _described(one: CondensedSet) -> dict[str, Any]:
+def _described(one: CondensedSet) -> Results:
     from apps.privacy.statement import guarantee
 
     statement = one.provenance.dp
     return {"images": len(one), "counts": list(one.counts), "bytes": one.nbytes, "privacy": statement, "guarantee": guarantee(statement)}
 
 
-def draw(folder: Path, record: dict[str, Any]) -> Iterator[tuple[str, Drawing]]:
+def draw(folder: Path, record: Record) -> Iterator[tuple[str, Drawing]]:
     """The figures of all stages beside each other, and the sets that were handed on."""
     figure = overview(record["results"], record["title"])
     if figure is not None:

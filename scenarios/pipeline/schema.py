@@ -2,8 +2,8 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from distill.configure import configure
@@ -11,8 +11,9 @@ from distill.data import ImageData
 from distill.errors import InputError, clipped, unknown_name
 from scenarios.engine import scenario
 from scenarios.engine.given import Given
+from scenarios.engine.record import Config, Tables
 from scenarios.engine.schema import DataTable, config_hash
-from scenarios.engine.study import Kind, Kinds, Study
+from scenarios.engine.study import AnyKind, Kinds, Study
 
 MAX_STAGES = 32
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
@@ -23,7 +24,7 @@ class Stage:
     """One study of the pipeline. ``sources`` are (stage, set) pairs, whose union it takes; empty where it starts from the data alone."""
 
     name: str
-    kind: Kind
+    kind: AnyKind
     study: Study
     sources: tuple[tuple[str, str], ...] = ()
 
@@ -31,11 +32,12 @@ class Stage:
     def taken(self) -> str:
         return ", ".join(dict.fromkeys(stage for stage, _ in self.sources))
 
-    def given(self, given: Given) -> Any:
+    def given(self, given: Given) -> Study:
         """The study with what it takes; its hash is then that of its settings and of the set's content."""
         made: Any = self.study
         merged = made.merged if given.condensed is None else {**made.merged, "given": {"from": given.name, "set": given.fingerprint}}
-        return dataclasses.replace(made, given=given, merged=merged)
+        study: Study = dataclasses.replace(made, given=given, merged=merged)
+        return study
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class PipelineStudy:
     title: str
     data: DataTable
     stages: tuple[Stage, ...]
-    merged: dict[str, Any]
+    merged: Config
     kind: str = "pipeline"
 
     @property
@@ -57,7 +59,7 @@ class PipelineStudy:
         )
 
 
-def study(kinds: Kinds, name: str, title: str, tables: dict[str, Any], source: str) -> PipelineStudy:
+def study(kinds: Kinds, name: str, title: str, tables: Tables, source: str) -> PipelineStudy:
     """Check the whole file; `InputError`, one line, names file, stage, key and what is allowed."""
     for key in tables:
         if key not in ("data", "stages"):
@@ -87,7 +89,7 @@ def study(kinds: Kinds, name: str, title: str, tables: dict[str, Any], source: s
     return PipelineStudy(name, title, data, stages, {"kind": "pipeline", "data": dataclasses.asdict(data), "stages": plain})
 
 
-def _stage(kinds: Kinds, stage: str, title: str, table: dict[str, Any], data: dict[str, Any], where: str) -> tuple[list[str], Any]:
+def _stage(kinds: Kinds, stage: str, title: str, table: Tables, data: Tables, where: str) -> tuple[list[str], Study]:
     """(texts of ``from``, the stage's study)."""
     kind, wanted = table.get("kind"), table.pop("from", [])
     if not isinstance(kind, str) or kind not in kinds or not kinds[kind].staged:
@@ -108,7 +110,7 @@ def _stage(kinds: Kinds, stage: str, title: str, table: dict[str, Any], data: di
     return texts, scenario.study(kinds, stage, table, where, stage=bool(texts))
 
 
-def _source(kinds: Kinds, stage: str, text: str, made: dict[str, Any], where: str) -> tuple[str, str]:
+def _source(kinds: Kinds, stage: str, text: str, made: Mapping[str, Study], where: str) -> tuple[str, str]:
     """(stage, set) that a text of ``from`` means: ``clients``, or ``clients.NAME`` where there are several sets."""
     other, _, name = text.partition(".")
     if other not in made:
@@ -160,8 +162,3 @@ def planned(study: PipelineStudy, stage: Stage, data: ImageData) -> Given | None
     if not set(classes) <= set(judged):
         raise InputError(f"stage {stage.name!r} is given the classes {clipped(list(classes))}; its own are {clipped(list(judged))}.")
     return Given(stage.taken, classes)
-
-
-def folder_of(stage: Any, seed: int) -> Path:
-    """The name of a stage's run folder inside ``stages/``, as `scenarios.engine.folder.run_study` makes it."""
-    return Path(f"{stage.name}-{stage.hash}-s{seed}")

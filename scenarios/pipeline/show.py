@@ -1,11 +1,11 @@
 """What a pipeline's record says: its headline figures, one picture of them, a table, a sentence."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from matplotlib.figure import Figure
 
 from distill.drawing import Drawing, escaped, title_text
+from scenarios.engine.record import Config, Record, Results, Rows
 
 FIGURES = {
     "epsilon": ("epsilon", ""),
@@ -22,9 +22,9 @@ NOTE = (
 SHOWN = 3  # figures of one kind in a stage's sentence
 
 
-def headline(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def headline(stages: Results) -> Results:
     """``{figure: {stage: {what: {"value", "low", "high"}}}}`` of finished stages; numbers or None, names as docs/pipelines.md says."""
-    found: dict[str, Any] = {figure: {} for figure in FIGURES}
+    found: Results = {figure: {} for figure in FIGURES}
     for name, entry in stages.items():
         if entry.get("status") != "done":
             continue
@@ -40,7 +40,7 @@ def headline(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _figures(entry: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def _figures(entry: Results) -> Iterator[tuple[str, str, Results]]:
     """(figure, what it is of, its row) of one finished stage."""
     results = entry["results"]
     for name, one in entry.get("sets", {}).items():
@@ -65,18 +65,18 @@ def _figures(entry: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any
         yield "attack_rate", name, {**_row(part["advantage_percent"]), "auc": part["auc"]["value"]}
 
 
-def _row(part: Mapping[str, Any]) -> dict[str, Any]:
+def _row(part: Results) -> Results:
     return {"value": part.get("value", part.get("mean")), "low": part.get("low"), "high": part.get("high")}
 
 
-def rows_of(results: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Mapping[str, Any]]]:
+def rows_of(results: Results) -> Iterator[tuple[str, str, str, Results]]:
     """(figure, stage, what it is of, row) in the order of `FIGURES`."""
     for figure in FIGURES:
         for stage, parts in results.get(figure, {}).items():
             yield from ((figure, stage, of, row) for of, row in parts.items())
 
 
-def number(figure: str, row: Mapping[str, Any]) -> str:
+def number(figure: str, row: Results) -> str:
     """``0.71 [0.40, 0.90]``, with as many digits as the figure carries."""
     digits = 2 if figure in ("epsilon", "rank_correlation") else 1
     if row["value"] is None:
@@ -85,14 +85,14 @@ def number(figure: str, row: Mapping[str, Any]) -> str:
     return f"{row['value']:.{digits}f}{ends}"
 
 
-def accuracy_table(record: dict[str, Any]) -> list[list[str]]:
+def accuracy_table(record: Record) -> Rows:
     """Header and rows: one row a headline figure."""
     results = record["results"]
     rows = [[stage, FIGURES[figure][0], of, number(figure, row), FIGURES[figure][1]] for figure, stage, of, row in rows_of(results)]
     return [["stage", "figure", "of", "value", "unit"], *rows] if rows else []
 
 
-def answer(record: dict[str, Any]) -> str:
+def answer(record: Record) -> str:
     """The record in short sentences, a line for each stage; a pipeline that stopped says where."""
     results = record["results"]
     stopped = [f"{name} is {entry['status']}" for name, entry in results.get("stages", {}).items() if entry["status"] != "done"]
@@ -119,21 +119,21 @@ def answer(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _handed_on(name: str, row: Mapping[str, Any]) -> str:
+def _handed_on(name: str, row: Results) -> str:
     if row["value"] is None or row["insecure"]:
         return f"hands on {name} without a guarantee"
     clients = f", the worst of {len(row['clients'])} clients" if row["clients"] else ""
     return f"hands on {name} at epsilon {row['value']:.2f} (delta {row['delta']:.0e}{clients})"
 
 
-def question(config: Mapping[str, Any]) -> str:
+def question(config: Config) -> str:
     """What the pipeline asks, from its configuration."""
     takes = {name: f", takes {' and '.join(part['from'])}" if part["from"] else "" for name, part in config["stages"].items()}
     steps = [f"{name} ({part['kind']}{takes[name]})" for name, part in config["stages"].items()]
     return f"On {config['data']['name']}, what do these stages find, one after the other: {', '.join(steps)}?"
 
 
-def missing(record: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+def missing(record: Record, config: Config) -> list[str]:
     """Stages that did not end, and what no stage of this pipeline looks at."""
     results = record["results"]
     left = [f"Stage {name}: not finished." for name in config["stages"] if results.get("stages", {}).get(name, {}).get("status") != "done"]
@@ -150,7 +150,7 @@ def missing(record: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def overview(results: Mapping[str, Any], title: str) -> Drawing | None:
+def overview(results: Results, title: str) -> Drawing | None:
     """One panel a figure, one bar a row with its interval; None when there is nothing to show."""
     panels = {
         figure: [(f"{s}: {of}", row) for one, s, of, row in rows_of(results) if one == figure and row["value"] is not None]

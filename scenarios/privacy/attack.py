@@ -9,11 +9,9 @@ import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 
 from apps.privacy.attacks import ATTACKS, Runs, alignment_scores, losses_and_margins, nearest_scores, threshold_scores
 from apps.privacy.metrics import Interval, auc, by_run, membership, worst_decile
@@ -26,7 +24,8 @@ from distill.randomness import derived_seed, generator
 from distill.records import write_whole
 from distill.run import condense
 from distill.train import protocol, train_network
-from scenarios.engine.study import Options, say
+from scenarios.engine.record import Results
+from scenarios.engine.study import Run
 from scenarios.privacy.schema import ATTACKED, AttackTable, PrivacyStudy
 from scenarios.privacy.sets import condensed_by, private_set
 
@@ -59,44 +58,44 @@ def arms_of(study: PrivacyStudy, table: AttackTable, data: ImageData) -> list[Ar
     return arms + [Arm(f"random {ipc} a class", "subset", ipc) for ipc in table.subsets]
 
 
-def fill_attack(
-    study: PrivacyStudy, table: AttackTable, options: Options, data: ImageData, folder: Path, results: dict[str, Any], console: Console
-) -> None:
+def fill_attack(study: PrivacyStudy, table: AttackTable, run: Run) -> None:
+    options, data, folder = run.options, run.data, run.folder
     draws = np.random.default_rng(derived_seed(options.seed, "pool"))
     pool = np.sort(draws.permutation(len(data.train))[: table.pool])
     coins: list[np.ndarray] = []
-    for run in range(table.runs):
-        pair = np.random.default_rng(derived_seed(options.seed, "coins", run // 2)).random(len(pool)) < 0.5
-        coins.append(~pair if run % 2 else pair)
+    for number in range(table.runs):
+        pair = np.random.default_rng(derived_seed(options.seed, "coins", number // 2)).random(len(pool)) < 0.5
+        coins.append(~pair if number % 2 else pair)
     labels = data.train.labels[torch.from_numpy(pool).to(data.device)].cpu().numpy()
     arms, found = arms_of(study, table, data), {}
     for arm in arms:
         runs = []
-        for run, inside in enumerate(coins):
-            file = folder / "attack" / f"{arm.stem}-{run}.npz"
+        for number, inside in enumerate(coins):
+            file = folder / "attack" / f"{arm.stem}-{number}.npz"
             if not file.exists():
-                seed = derived_seed(options.seed, "attack", run) % 1_000_000
-                save_arrays(file, _attacked(study, table, options, data, pool, inside, arm, seed))
+                seed = derived_seed(options.seed, "attack", number) % 1_000_000
+                save_arrays(file, _attacked(study, table, run, pool, inside, arm, seed))
             with np.load(file) as saved:
                 runs.append({name: saved[name] for name in saved.files})
         found[arm.label] = _figures(arm, runs, coins, labels, table.attacks)
         row = found[arm.label]
         said = f"accuracy {cell(row['accuracy'], 1)} %, AUC {cell(row['auc'], 3)}, advantage {cell(row['advantage_percent'], 2)} %"
         said += "".join(f", {name} AUC {cell(row[name]['auc'], 3)}" for name in table.attacks if name in row and name not in ATTACKED)
-        say(console, f"attack on {arm.label}: {said}")
-    results["attack"] = found
-    results["same_accuracy"] = _same_accuracy(arms, found)
+        run.say(f"attack on {arm.label}: {said}")
+    run.results["attack"] = found
+    run.results["same_accuracy"] = _same_accuracy(arms, found)
     for row in found.values():
         del row["by_run"]
 
 
 def _attacked(
-    study: PrivacyStudy, table: AttackTable, options: Options, data: ImageData, pool: np.ndarray, inside: np.ndarray, arm: Arm, seed: int
+    study: PrivacyStudy, table: AttackTable, run: Run, pool: np.ndarray, inside: np.ndarray, arm: Arm, seed: int
 ) -> dict[str, np.ndarray]:
     """What one arm's networks say about all points of the pool, and where its set is nearest to them."""
+    options, data = run.options, run.data
     chosen = torch.from_numpy(pool[inside]).to(data.device)
     members = dataclasses.replace(data, train=data.train.at(chosen))
-    source: Any = members
+    source: ImageData | CondensedSet = members
     if arm.kind in ("random", "subset"):
         source = select(members, "random", arm.ipc, generator(seed, "random arm", arm.ipc))
     elif arm.kind == "method":
@@ -140,12 +139,10 @@ def _attacked(
     }
 
 
-def _figures(
-    arm: Arm, runs: list[dict[str, np.ndarray]], coins: list[np.ndarray], labels: np.ndarray, attacks: tuple[str, ...]
-) -> dict[str, Any]:
+def _figures(arm: Arm, runs: list[dict[str, np.ndarray]], coins: list[np.ndarray], labels: np.ndarray, attacks: tuple[str, ...]) -> Results:
     """One arm's row: the loss attack with what it finds by class and in the worst tenth, and the other ``attacks``."""
     loss = [saved["scores"] for saved in runs]
-    row: dict[str, Any] = {"images_a_class": arm.ipc or None, "accuracy": _by_run([float(saved["accuracy"]) for saved in runs])}
+    row: Results = {"images_a_class": arm.ipc or None, "accuracy": _by_run([float(saved["accuracy"]) for saved in runs])}
     row |= _attack(loss, coins)
     row["worst_decile"] = _by_run([worst_decile(s[c], s[~c]) for s, c in zip(loss, coins, strict=True)])
     row["auc_by_class"] = [
@@ -163,7 +160,7 @@ def _figures(
     return {**row, "runs": len(runs)}
 
 
-def _attack(scores: list[np.ndarray], coins: list[np.ndarray]) -> dict[str, Any]:
+def _attack(scores: list[np.ndarray], coins: list[np.ndarray]) -> Results:
     found = [membership(s[c], s[~c], seed=run) for run, (s, c) in enumerate(zip(scores, coins, strict=True))]
     advantages = [100 * m.advantage.value for m in found]
     rates = {name: [m.rates[floor] for m in found] for name, floor in (("tpr_at_1_percent", 0.01), ("tpr_at_01_percent", 0.001))}
@@ -176,15 +173,15 @@ def _attack(scores: list[np.ndarray], coins: list[np.ndarray]) -> dict[str, Any]
     }
 
 
-def _same_accuracy(arms: list[Arm], found: dict[str, Any]) -> dict[str, Any]:
+def _same_accuracy(arms: list[Arm], found: Results) -> Results:
     """Beside each made set, the arm of real images whose networks are as accurate: what both give away, run by run on the same coins."""
     rivals = [arm.label for arm in arms if arm.kind in REAL]
-    rows: dict[str, Any] = {}
+    rows: Results = {}
     for arm in arms:
         if arm.kind not in REAL and rivals:
             ours = found[arm.label]
             rival = min(rivals, key=lambda label: abs(found[label]["accuracy"]["value"] - ours["accuracy"]["value"]))
-            row: dict[str, Any] = {"rival": rival, "accuracy_difference": ours["accuracy"]["value"] - found[rival]["accuracy"]["value"]}
+            row: Results = {"rival": rival, "accuracy_difference": ours["accuracy"]["value"] - found[rival]["accuracy"]["value"]}
             for figure in ("advantage_percent", "tpr_at_1_percent"):
                 pair = ours["by_run"][figure], found[rival]["by_run"][figure]
                 row[f"{figure}_difference"] = None if None in pair else _by_run(list(np.subtract(*pair)))

@@ -1,10 +1,6 @@
 """Two checks of a privacy study: whether sets look like their training images, and whether planted triggers survive condensation."""
 
-from pathlib import Path
-from typing import Any
-
 import safetensors.torch
-from rich.console import Console
 
 from apps.privacy.figures import closest_pairs
 from apps.privacy.poisoning import PoisonedStatistics, Trigger, attack_success, white_square
@@ -15,9 +11,10 @@ from distill.coresets import select
 from distill.data import ImageData
 from distill.evaluation import Accuracy, accuracy
 from distill.randomness import generator
-from distill.records import append_line, read_lines, write_whole
+from distill.records import append_line, write_whole
 from distill.train import train_network
-from scenarios.engine.study import Options, say
+from scenarios.engine.ledger import matching
+from scenarios.engine.study import Options, Run
 from scenarios.privacy.schema import PoisoningTable, PrivacyStudy, VisualTable
 from scenarios.privacy.sets import condensed_by, plain_set
 from scenarios.reporting.text import shown
@@ -25,43 +22,34 @@ from scenarios.reporting.text import shown
 TRIGGERS = ("naive", "optimised")
 
 
-def fill_visual(
-    study: PrivacyStudy,
-    table: VisualTable,
-    options: Options,
-    data: ImageData,
-    folder: Path,
-    results: dict[str, Any],
-    sets: dict[str, CondensedSet],
-    console: Console,
-) -> None:
+def fill_visual(study: PrivacyStudy, table: VisualTable, run: Run, sets: dict[str, CondensedSet]) -> None:
     """The study's sets, and as many random training images: copies, which the check must see."""
     if not sets:
-        sets = {study.method: plain_set(study, options, data, folder)}
-    sets = {**sets, "random": select(data, "random", study.ipc, generator(options.seed, "visual", "control"))}
-    results["visual"] = {}
+        sets = {study.method: plain_set(study, run)}
+    sets = {**sets, "random": select(run.data, "random", study.ipc, generator(run.options.seed, "visual", "control"))}
+    run.results["visual"] = {}
     for label, condensed in sets.items():
         rows = visual_privacy(
             condensed,
-            data,
+            run.data,
             measures=table.measures,
             holdout=table.holdout,
             network=table.network,
             limit=table.limit,
-            seed=options.seed,
+            seed=run.options.seed,
         )
-        results["visual"][label] = {name: row.as_dict() for name, row in rows.items()}
-        pairs = closest_pairs(condensed, data, {name: row.found for name, row in rows.items()}, label)
-        pairs.save(folder / f"figures/pairs-{_stem(label)}.png")
+        run.results["visual"][label] = {name: row.as_dict() for name, row in rows.items()}
+        pairs = closest_pairs(condensed, run.data, {name: row.found for name, row in rows.items()}, label)
+        pairs.save(run.folder / f"figures/pairs-{_stem(label)}.png")
         for name, row in rows.items():
-            say(console, f"visual, {label}, {name}: {row}")
+            run.say(f"visual, {label}, {name}: {row}")
 
 
-def fill_poisoning(
-    study: PrivacyStudy, table: PoisoningTable, options: Options, data: ImageData, folder: Path, results: dict[str, Any], console: Console
-) -> None:
+def fill_poisoning(study: PrivacyStudy, table: PoisoningTable, run: Run) -> None:
     """Sets from clean and from poisoned data, beside networks that learn from all the poisoned data; every trigger tried on all of them."""
-    sources: dict[str, Any] = {"clean": plain_set(study, options, data, folder)}
+    options, data, folder = run.options, run.data, run.folder
+    clean = plain_set(study, run)
+    sources: dict[str, CondensedSet | ImageData] = {"clean": clean}
     triggers: dict[str, Trigger] = {}
     plain = white_square(data.spec, table.size)
     for kind in TRIGGERS:
@@ -75,11 +63,11 @@ def fill_poisoning(
         triggers[kind] = Trigger(safetensors.torch.load_file(pixels)["pixels"].to(data.device), plain.row, plain.column)
     sources["whole data, naive"] = _poisoned(table, options, data, plain, "naive").data
     metrics, network = folder / "metrics.jsonl", study.evaluation.networks[0]
-    recipe = compared(study.evaluation.recipe or study.evaluation.protocol, sources["clean"], data, network)
-    results["poisoning"] = {}
+    recipe = compared(study.evaluation.recipe or study.evaluation.protocol, clean, data, network)
+    run.results["poisoning"] = {}
     for label, source in sources.items():
         key = {"stage": "poisoning", "set": label}
-        done = {line["seed"]: line for line in read_lines(metrics) if all(line.get(k) == v for k, v in key.items())}
+        done = {line["seed"]: line for line in matching(metrics, key)}
         seeds = [options.seed * 1000 + k for k in range(study.evaluation.seeds)]
         for seed in (seed for seed in seeds if seed not in done):
             trained = train_network(source, network, recipe, seed, data.device)
@@ -87,9 +75,9 @@ def fill_poisoning(
             done[seed] = {**key, "seed": seed, "accuracy": accuracy(trained, data), **hits}
             append_line(metrics, done[seed])
         row = {name: Accuracy(tuple(done[seed][name] for seed in seeds)).as_dict() for name in ("accuracy", *TRIGGERS)}
-        results["poisoning"][label] = row
+        run.results["poisoning"][label] = row
         success = ", ".join(f"{kind} trigger {shown(row[kind])} %" for kind in TRIGGERS)
-        say(console, f"poisoning, {label}: clean accuracy {shown(row['accuracy'])} %, {success}")
+        run.say(f"poisoning, {label}: clean accuracy {shown(row['accuracy'])} %, {success}")
 
 
 def _poisoned(table: PoisoningTable, options: Options, data: ImageData, trigger: Trigger, kind: str) -> PoisonedStatistics:

@@ -10,13 +10,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pydantic
 import torch
 from pydantic import Field
-from rich.console import Console
 from torch import Tensor
 
 from apps.privacy.attacks import losses_and_margins, nearest_scores, threshold_scores
@@ -35,8 +34,9 @@ from distill.networks import check_name, create
 from distill.randomness import derived_seed, generator
 from distill.train import PROTOCOLS, Recipe, train_network
 from scenarios.engine.given import Given
+from scenarios.engine.record import Config, Record, Results, Tables
 from scenarios.engine.schema import DataTable, checked, config_hash, plain_values
-from scenarios.engine.study import Options, Run, say
+from scenarios.engine.study import Run
 from scenarios.privacy.attack import save_arrays
 from scenarios.reporting.text import few, series
 
@@ -76,7 +76,7 @@ class ReleasedStudy:
     data: DataTable
     attack: AttackTable | None
     audit: AuditTable | None
-    merged: dict[str, Any]
+    merged: Config
     given: Given | None = None
     kind: str = "released"
 
@@ -85,7 +85,7 @@ class ReleasedStudy:
         return config_hash(self.merged)
 
 
-def study(name: str, title: str, tables: dict[str, Any], source: str) -> ReleasedStudy:
+def study(name: str, title: str, tables: Tables, source: str) -> ReleasedStudy:
     """Check the tables; `InputError` names file, key and what is allowed."""
     for key, table in tables.items():
         if key not in TABLES:
@@ -102,7 +102,7 @@ def study(name: str, title: str, tables: dict[str, Any], source: str) -> Release
         if attack.protocol not in PROTOCOLS:
             raise unknown_name(f"{source}: [attack]: key 'protocol': value", attack.protocol, PROTOCOLS)
     parts = {"data": data, "attack": attack, "audit": canaries}
-    merged: dict[str, Any] = {key: None if part is None else plain_values(part) for key, part in parts.items()}
+    merged: Config = {key: None if part is None else plain_values(part) for key, part in parts.items()}
     return ReleasedStudy(name, title, data, attack, canaries, {"kind": "released", **merged})
 
 
@@ -119,34 +119,33 @@ def check(study: ReleasedStudy, data: ImageData) -> None:
 
 def fill(study: ReleasedStudy, run: Run) -> None:
     """First the audit: figures about a broken mechanism's set would be worth nothing."""
-    options, data, folder, results, console = run.options, run.data, run.folder, run.results, run.console
     assert study.given is not None
-    data = fitted(study.given.made, data)
-    results["data"] = {"name": data.spec.name, "train": len(data.train), "test": len(data.test)}
+    data = fitted(study.given.made, run.data)
+    run = dataclasses.replace(run, data=data)
+    run.results["data"] = {"name": data.spec.name, "train": len(data.train), "test": len(data.test)}
     if study.audit is not None:
-        _audit(study.audit, study.given, options, results, console)
+        _audit(study.audit, study.given, run)
     if study.attack is not None:
-        _attack(study.attack, study.given, options, data, folder, results, console)
+        _attack(study.attack, study.given, run)
 
 
-def _audit(table: AuditTable, given: Given, options: Options, results: dict[str, Any], console: Console) -> None:
+def _audit(table: AuditTable, given: Given, run: Run) -> None:
     stated = given.made.provenance.dp or {}
     epsilon, delta = table.epsilon or stated.get("epsilon"), table.delta or stated.get("delta") or 1e-5
     if not epsilon:
         raise InputError(f"[audit]: the set of {given.name!r} states no epsilon; set audit.epsilon, or leave [audit] out.")
     start = time.monotonic()
-    found = audit(epsilon=epsilon, delta=delta, runs=table.runs, confidence=table.confidence, seed=options.seed)
-    results["audit"] = {**found.as_dict(), "seconds": time.monotonic() - start}
-    say(console, f"audit: {found}")
+    found = audit(epsilon=epsilon, delta=delta, runs=table.runs, confidence=table.confidence, seed=run.options.seed)
+    run.results["audit"] = {**found.as_dict(), "seconds": time.monotonic() - start}
+    run.say(f"audit: {found}")
     if not found.holds:
         raise AssertionError(f"the mechanism reveals more than its account states: {found}")
 
 
-def _attack(
-    table: AttackTable, given: Given, options: Options, data: ImageData, folder: Path, results: dict[str, Any], console: Console
-) -> None:
+def _attack(table: AttackTable, given: Given, run: Run) -> None:
     """One network after the other, each a file; then the figures of each arm, from its networks' mean losses."""
-    results["attack"] = {}
+    options, data, folder = run.options, run.data, run.folder
+    run.results["attack"] = {}
     splits = [
         (data.normalised(name, torch.arange(len(getattr(data, name)), device=data.device)), getattr(data, name).labels)
         for name in ("train", table.others)
@@ -156,21 +155,21 @@ def _attack(
         for number in range(1 if arm == NEAREST else table.networks):
             file = _file(folder, arm, number)
             if not file.exists():
-                save_arrays(file, _attacked(table, given, options, data, splits, arm, number))
+                save_arrays(file, _attacked(table, given, run, splits, arm, number))
             with np.load(file, allow_pickle=False) as saved:
                 right += [float(saved["accuracy"])] if "accuracy" in saved else []
         members, others = scores(folder, arm)
         found = membership(members, others, seed=options.seed)
         low = found.rates[0.01]
-        row: dict[str, Any] = {
+        row: Results = {
             "accuracy": dataclasses.asdict(by_run(right)) if right else None,
             "advantage_percent": {key: 100 * value for key, value in dataclasses.asdict(found.advantage).items()},
             "auc": {"value": found.auc, **_by_point(members, others)},
             "tpr_at_1_percent": None if low is None else dataclasses.asdict(low),
             "runs": len(right) or 1,
         }
-        results["attack"][arm] = row
-        say(console, f"attack on {arm}: advantage {row['advantage_percent']['value']:.1f} %, AUC {row['auc']['value']:.3f}")
+        run.results["attack"][arm] = row
+        run.say(f"attack on {arm}: advantage {row['advantage_percent']['value']:.1f} %, AUC {row['auc']['value']:.3f}")
 
 
 def _file(folder: Path, arm: str, number: int) -> Path:
@@ -197,9 +196,10 @@ def _by_point(members: np.ndarray, others: np.ndarray, draws: int = 500) -> dict
 
 
 def _attacked(
-    table: AttackTable, given: Given, options: Options, data: ImageData, splits: Sequence[tuple[Tensor, Tensor]], arm: str, number: int
+    table: AttackTable, given: Given, run: Run, splits: Sequence[tuple[Tensor, Tensor]], arm: str, number: int
 ) -> dict[str, np.ndarray]:
     """Scores of all members and others, and the network's test accuracy where there is one."""
+    options, data = run.options, run.data
     ((members, _), (others, _)), one = splits, given.made.to(data.device)
     if arm == NEAREST:
         return {"in_scores": nearest_scores(members, one.images), "out_scores": nearest_scores(others, one.images)}
@@ -213,7 +213,7 @@ def _attacked(
     return {"in_scores": found[0], "out_scores": found[1], "accuracy": np.array(accuracy(network, data))}
 
 
-def draw(folder: Path, record: dict[str, Any]) -> Iterator[tuple[str, Drawing]]:
+def draw(folder: Path, record: Record) -> Iterator[tuple[str, Drawing]]:
     """Log-log curves of the attacks."""
     results = record["results"]
     curves = {arm: scores(folder, arm) for arm in results.get("attack", {})}
@@ -221,7 +221,7 @@ def draw(folder: Path, record: dict[str, Any]) -> Iterator[tuple[str, Drawing]]:
         yield "roc", roc_curves(curves)
 
 
-def question(config: dict[str, Any]) -> str:
+def question(config: Config) -> str:
     """The stage's question in a sentence."""
     parts = ["Does the mechanism behind the released set keep its promise?"] if config.get("audit") else []
     if config.get("attack"):
@@ -229,7 +229,7 @@ def question(config: dict[str, Any]) -> str:
     return " ".join(parts)
 
 
-def missing(record: dict[str, Any], config: dict[str, Any]) -> list[str]:
+def missing(record: Record, config: Config) -> list[str]:
     """What a reader could miss."""
     results, sentences = record["results"], []
     for part, words in (("audit", "The mechanism was not audited"), ("attack", "The released set was not attacked")):

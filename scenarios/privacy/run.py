@@ -6,10 +6,6 @@ canaries in the mechanism's own releases and fails when they say more than the a
 """
 
 import time
-from pathlib import Path
-from typing import Any
-
-from rich.console import Console
 
 from apps.privacy.canaries import audit
 from distill.condensed import CondensedSet
@@ -20,7 +16,7 @@ from distill.networks import create
 from distill.randomness import generator
 from distill.records import write_json
 from scenarios.engine.public_part import mark
-from scenarios.engine.study import Options, Run, say
+from scenarios.engine.study import Run
 from scenarios.privacy.attack import arms_of, fill_attack
 from scenarios.privacy.checks import fill_poisoning, fill_visual
 from scenarios.privacy.schema import AuditTable, PrivacyStudy
@@ -50,29 +46,29 @@ def check(study: PrivacyStudy, data: ImageData) -> None:
 
 def fill(study: PrivacyStudy, run: Run) -> None:
     """The mechanism is audited first: there is no point in sets from a broken one."""
-    options, data, folder, results, console = run.options, run.data, run.folder, run.results, run.console
-    results["data"] = {"name": data.spec.name, "train": len(data.train), "test": len(data.test)}
+    data = run.data
+    run.results["data"] = {"name": data.spec.name, "train": len(data.train), "test": len(data.test)}
     if study.audit is not None:
-        _audit(study.audit, options, folder, results, console)
+        _audit(study.audit, run)
     sets: dict[str, CondensedSet] = {}
     if study.privacy is not None:
-        mark(folder, *kept_elsewhere(study))
+        mark(run.folder, *kept_elsewhere(study))
         for number, epsilon in enumerate(study.privacy.epsilon):
-            made = fill_private(study, study.privacy, options, data, folder, results, epsilon, console, study.privacy.epsilon[:number])
+            made = fill_private(study, study.privacy, run, epsilon, study.privacy.epsilon[:number])
             sets |= {f"{label}, epsilon {epsilon:g}": condensed for label, condensed in made.items()}
     if study.visual is not None:
-        fill_visual(study, study.visual, options, data, folder, results, sets, console)
+        fill_visual(study, study.visual, run, sets)
     if study.attack is not None:
-        fill_attack(study, study.attack, options, data, folder, results, console)
+        fill_attack(study, study.attack, run)
     if study.poisoning is not None:
-        fill_poisoning(study, study.poisoning, options, data, folder, results, console)
+        fill_poisoning(study, study.poisoning, run)
 
 
-def _audit(table: AuditTable, options: Options, folder: Path, results: dict[str, Any], console: Console) -> None:
+def _audit(table: AuditTable, run: Run) -> None:
     start = time.monotonic()
-    found = audit(epsilon=table.epsilon, delta=table.delta, runs=table.runs, confidence=table.confidence, seed=options.seed)
-    results["audit"] = {**found.as_dict(), "seconds": time.monotonic() - start}
-    say(console, f"audit: {found}")
+    found = audit(epsilon=table.epsilon, delta=table.delta, runs=table.runs, confidence=table.confidence, seed=run.options.seed)
+    run.results["audit"] = {**found.as_dict(), "seconds": time.monotonic() - start}
+    run.say(f"audit: {found}")
     if not found.holds:
-        write_json(folder / "audit.json", results["audit"])
+        write_json(run.folder / "audit.json", run.results["audit"])
         raise GuaranteeBroken(str(found))

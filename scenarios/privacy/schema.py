@@ -1,8 +1,9 @@
 """The tables of a privacy study, checked."""
 
 import dataclasses
+import functools
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, TypeVar
 
 import pydantic
 from pydantic import Field
@@ -13,6 +14,7 @@ from distill.methods import METHODS
 from distill.methods.presets import matched_by
 from distill.networks import check_name
 from distill.train import Recipe
+from scenarios.engine.record import Config, Tables
 from scenarios.engine.schema import DataTable, EvaluationTable, checked, config_hash, evaluation_of, method_of, plain_values
 
 ARMS = ("method", "private", "random", "whole")
@@ -69,7 +71,7 @@ class AttackTable:
     arms: tuple[str, ...] = ("method", "random", "whole")
     networks: Annotated[int, Field(ge=1)] = 1
     pool: Annotated[int, Field(ge=100)] | None = None
-    methods: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    methods: dict[str, Config] = dataclasses.field(default_factory=dict)
     ratios: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
     subsets: tuple[Annotated[int, Field(ge=1)], ...] = ()
     whole_recipe: Recipe | None = None
@@ -96,7 +98,8 @@ class PoisoningTable:
     steps: Annotated[int, Field(ge=1)] = 5
 
 
-PARTS = {"privacy": PrivacyTable, "audit": AuditTable, "attack": AttackTable, "visual": VisualTable, "poisoning": PoisoningTable}
+PARTS = ("privacy", "audit", "attack", "visual", "poisoning")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -106,14 +109,14 @@ class PrivacyStudy:
     data: DataTable
     method: str
     ipc: int
-    settings: dict[str, Any]  # of the method, as they were given
+    settings: Config  # of the method, as they were given
     privacy: PrivacyTable | None
     evaluation: EvaluationTable
     audit: AuditTable | None
     attack: AttackTable | None
     visual: VisualTable | None
     poisoning: PoisoningTable | None
-    merged: dict[str, Any]
+    merged: Config
     kind: str = "privacy"
 
     @property
@@ -121,14 +124,20 @@ class PrivacyStudy:
         return config_hash(self.merged)
 
 
-def study(name: str, title: str, tables: dict[str, Any], source: str) -> PrivacyStudy:
+def study(name: str, title: str, tables: Tables, source: str) -> PrivacyStudy:
     """Check the tables; `InputError` names file, key and what is allowed."""
     for key, table in tables.items():
         if key not in ("data", *PARTS, "method", "evaluation"):
             raise unknown_name(f"{source}: key", key, ("kind", "title", "data", *PARTS, "method", "evaluation"))
         if not isinstance(table, dict):
             raise InputError(f"{source}: [{key}] is not a table; a privacy study needs one.")
-    parts: dict[str, Any] = {k: configure(kind, tables[k], f"{source}: [{k}]") if k in tables else None for k, kind in PARTS.items()}
+
+    def read(key: str, kind: type[T]) -> T | None:
+        return configure(kind, tables[key], f"{source}: [{key}]") if key in tables else None
+
+    privacy, audit, attack = read("privacy", PrivacyTable), read("audit", AuditTable), read("attack", AttackTable)
+    visual, poisoning = read("visual", VisualTable), read("poisoning", PoisoningTable)
+    parts = {"privacy": privacy, "audit": audit, "attack": attack, "visual": visual, "poisoning": poisoning}
     if not any(parts.values()):
         raise InputError(f"{source}: has none of the tables {', '.join(f'[{key}]' for key in PARTS)}; a privacy study needs one.")
     data = configure(DataTable, tables["data"], f"{source}: [data]") if "data" in tables else DataTable("digits")
@@ -138,32 +147,32 @@ def study(name: str, title: str, tables: dict[str, Any], source: str) -> Privacy
         raise InputError(f"{source}: [method]: key 'ipc' is {list(ipc)}; allowed: one whole number in a privacy study.")
     given = {key: value for key, value in table.items() if key not in ("name", "ipc")}
     evaluation = evaluation_of(dict(tables.get("evaluation", {})), f"{source}: [evaluation]")
-    if parts["attack"]:
-        _check_arms(parts["attack"], parts["privacy"] is not None, f"{source}: [attack]")
-    if parts["visual"]:
-        for measure in parts["visual"].measures:
+    if attack is not None:
+        _check_arms(attack, f"{source}: [attack]", private=privacy is not None)
+    if visual is not None:
+        for measure in visual.measures:
             if measure not in MEASURES:
                 raise unknown_name(f"{source}: [visual]: key 'measures': value", measure, MEASURES)
-        checked(f"{source}: [visual]", "network", lambda: check_name(parts["visual"].network))
+        checked(f"{source}: [visual]", "network", functools.partial(check_name, visual.network))
     # A table that came later and is not given leaves the hash of older studies as it was.
-    plain: dict[str, Any] = {k: plain_values(v) if v else None for k, v in parts.items() if v or k in ("privacy", "audit", "attack")}
-    if parts["attack"] and parts["attack"].attacks == ATTACKED:
+    plain: Config = {k: plain_values(v) if v else None for k, v in parts.items() if v or k in ("privacy", "audit", "attack")}
+    if attack is not None and attack.attacks == ATTACKED:
         plain["attack"].pop("attacks")
-    if parts["privacy"] and not parts["privacy"].centred:
+    if privacy is not None and not privacy.centred:
         plain["privacy"].pop("centred")
-    elif parts["privacy"] and parts["privacy"].start != "kmeans":
+    elif privacy is not None and privacy.start != "kmeans":
         raise InputError(f'{source}: [privacy]: centred = true needs something to be centred on; add start = "kmeans".')
     elif (
-        parts["privacy"] and (matches := matched_by(METHODS[method][1])) != "features"
+        privacy is not None and (matches := matched_by(METHODS[method][1])) != "features"
     ):  # gradients and weights are not released as differences
         found = f"matches {matches}" if matches else 'does not state that (class attribute matches = "features")'
         raise InputError(f"{source}: [privacy]: centred = true is for methods that match features, as dm and datadam; {method!r} {found}.")
     merged = {"kind": "privacy", "data": plain_values(data), "method": {"name": method, "ipc": ipc[0], **plain_values(settings)}}
     merged |= {**plain, "evaluation": plain_values(evaluation)}
-    return PrivacyStudy(name, title, data, method, ipc[0], given, evaluation=evaluation, merged=merged, **parts)
+    return PrivacyStudy(name, title, data, method, ipc[0], given, privacy, evaluation, audit, attack, visual, poisoning, merged)
 
 
-def _check_arms(table: AttackTable, private: bool, where: str) -> None:
+def _check_arms(table: AttackTable, where: str, *, private: bool) -> None:
     for arm in table.arms:
         if arm not in (*ARMS, *METHODS):
             raise unknown_name(f"{where}: key 'arms': value", arm, (*ARMS, *METHODS))

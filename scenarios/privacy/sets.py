@@ -4,9 +4,6 @@ import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
 
 from apps.privacy.networks import drawn_once
 from apps.privacy.private_start import private_kmeans
@@ -18,11 +15,16 @@ from distill.data import ImageData
 from distill.evaluation import Measured, accuracies, summed_up
 from distill.experts import cache_root
 from distill.methods import METHODS
+from distill.networks import Factory
 from distill.records import append_line, read_lines
 from distill.run import condense
+from distill.statistics import RealStatistics
+from distill.synthetic import Initial
 from scenarios.engine.composition import in_sequence
+from scenarios.engine.ledger import matching
 from scenarios.engine.public_part import FOLDER, hand_over, taken_over
-from scenarios.engine.study import Options, say
+from scenarios.engine.record import Results
+from scenarios.engine.study import Options, Run, say
 from scenarios.privacy.schema import PrivacyStudy, PrivacyTable
 from scenarios.reporting.text import shown
 
@@ -46,13 +48,20 @@ def statistics_of(study: PrivacyStudy, data: ImageData, epsilon: float, ledger: 
     )
 
 
-def condensed_by(study: PrivacyStudy, source: Any, seed: int, start: Any, options: Options, checkpoint: Path | None) -> CondensedSet:
+def condensed_by(
+    study: PrivacyStudy,
+    source: ImageData | RealStatistics,
+    seed: int,
+    start: CondensedSet | Initial | None,
+    options: Options,
+    checkpoint: Path | None,
+) -> CondensedSet:
     """The study's method on private or exact statistics: the same networks, the same start."""
     table, settings = study.privacy, dict(study.settings)
     named = "augmentation" in settings or table is None or not table.networks
-    network: Any = settings.pop("network", None)
+    network: Factory | None = settings.pop("network", None)
     if table is not None and table.networks:
-        network = drawn_once(network or "ConvNet", table.networks)
+        network = drawn_once(str(network or "ConvNet"), table.networks)
         settings.setdefault("augmentation", "none")  # a new augmentation would be a new release
     chosen = settings.pop("initial", None)
     made = condense(
@@ -83,31 +92,24 @@ def private_set(
     return condensed_by(study, statistics, seed, start, options, folder / f"checkpoint-{name}.safetensors" if folder else None), start
 
 
-def plain_set(study: PrivacyStudy, options: Options, data: ImageData, folder: Path) -> CondensedSet:
+def plain_set(study: PrivacyStudy, run: Run) -> CondensedSet:
     """The study's method without privacy, for checks of a study that has no [privacy]; made once."""
-    path, checkpoint = folder / "condensed.safetensors", folder / "checkpoint.safetensors"
+    path, checkpoint = run.folder / "condensed.safetensors", run.folder / "checkpoint.safetensors"
     if not path.exists():
-        condensed_by(study, data, options.seed, None, options, checkpoint).save(path)
+        condensed_by(study, run.data, run.options.seed, None, run.options, checkpoint).save(path)
         checkpoint.unlink(missing_ok=True)
-    return CondensedSet.load(path).to(options.device)
+    return CondensedSet.load(path).to(run.options.device)
 
 
 def fill_private(
-    study: PrivacyStudy,
-    table: PrivacyTable,
-    options: Options,
-    data: ImageData,
-    folder: Path,
-    results: dict[str, Any],
-    epsilon: float,
-    console: Console,
-    before: Sequence[float] = (),
+    study: PrivacyStudy, table: PrivacyTable, run: Run, epsilon: float, before: Sequence[float] = ()
 ) -> dict[str, CondensedSet]:
     """One budget's part of the results, after the budgets ``before``; returns the sets that were judged, the private one first."""
+    options, data, folder = run.options, run.data, run.folder
     name = f"epsilon{epsilon:g}"
     path, first = (folder / FOLDER / f"{kind}-{name}.safetensors" for kind in ("condensed", "start"))
     twin = folder / f"exact-{name}.safetensors"
-    part: dict[str, Any] = results.setdefault(name, {})
+    part: Results = run.results.setdefault(name, {})
     new: dict[str, CondensedSet] = {}
     for file in (first, path):
         taken_over(folder, file.relative_to(folder))
@@ -118,7 +120,7 @@ def fill_private(
         finally:  # not in the set's file: the time tells how many images there are
             append_line(folder / "metrics.jsonl", {"stage": "distil", "part": name, "seconds": time.monotonic() - began})
         new = ({} if start is None else {first.stem: start}) | {path.stem: made}
-    results["public"] = public_part([*before, epsilon], folder, new)  # minutes before they are judged
+    run.results["public"] = public_part([*before, epsilon], folder, new)  # minutes before they are judged
     (folder / f"checkpoint-{name}.safetensors").unlink(missing_ok=True)
     private = CondensedSet.load(path).to(options.device)
     lines = read_lines(folder / "metrics.jsonl")
@@ -126,21 +128,21 @@ def fill_private(
     # The account's random id stays in the set's file: a record has no number that a repeated run would not have.
     stated = {name: value for name, value in (private.provenance.dp or {}).items() if name != "account"}
     part |= {"privacy": stated, "distil_seconds": seconds, "guarantee": guarantee(private.provenance.dp)}
-    say(console, f"{study.method} at ipc {study.ipc}, epsilon {epsilon:g}: {seconds:.0f} s")
+    run.say(f"{study.method} at ipc {study.ipc}, epsilon {epsilon:g}: {seconds:.0f} s")
     sets = {f"private {study.method}": private}
     if table.twin:
         if not twin.exists():
-            begin = CondensedSet.load(first).to(options.device) if first.exists() else "noise"
+            begin: CondensedSet | Initial = CondensedSet.load(first).to(options.device) if first.exists() else "noise"
             condensed_by(study, data, options.seed, begin, options, folder / f"checkpoint-exact-{name}.safetensors").save(twin)
             (folder / f"checkpoint-exact-{name}.safetensors").unlink(missing_ok=True)
         sets[f"{study.method} without noise"] = CondensedSet.load(twin).to(options.device)
     if first.exists():
         sets["private start"] = CondensedSet.load(first).to(options.device)
-    part["accuracy"] = judge(study, options, data, folder, sets, name, console)
+    part["accuracy"] = judge(study, run, sets, name)
     return sets
 
 
-def public_part(budgets: Sequence[float], folder: Path, new: Mapping[str, CondensedSet]) -> dict[str, Any]:
+def public_part(budgets: Sequence[float], folder: Path, new: Mapping[str, CondensedSet]) -> Results:
     """Put what the guarantees of these budgets cover, and their total, into public/: the sets are of the same images. ``new`` sets by
     file name are not there yet."""
     names = [f"{kind}-epsilon{epsilon:g}" for epsilon in budgets for kind in ("start", "condensed")]
@@ -158,17 +160,16 @@ def kept_elsewhere(study: PrivacyStudy) -> list[str]:
     return [f"Private, too, and not in this folder: experts of the set without noise, trained on the private images, in {cache_root()}."]
 
 
-def judge(
-    study: PrivacyStudy, options: Options, data: ImageData, folder: Path, sets: dict[str, CondensedSet], name: str, console: Console
-) -> dict[str, Any]:
+def judge(study: PrivacyStudy, run: Run, sets: dict[str, CondensedSet], name: str) -> Results:
     """Accuracies by set; metrics.jsonl is the ledger, so that a stopped study loses one network at most."""
-    table, metrics, rows = study.evaluation, folder / "metrics.jsonl", {}
+    options, data, console = run.options, run.data, run.console
+    table, metrics, rows = study.evaluation, run.folder / "metrics.jsonl", {}
     some = next(iter(sets.values()))
     recipe = compared(table.recipe or table.protocol, some, data, table.networks[0])  # the first set's is everybody's
     seeds = [options.seed * 1000 + k for k in range(table.seeds)]
     for label in (*sets, *table.baselines):
         key = {"stage": "evaluate", "set": label, "network": table.networks[0], "part": name}
-        lines = [line for line in read_lines(metrics) if all(line.get(k) == v for k, v in key.items())]
+        lines = matching(metrics, key)
         done = {line["seed"]: Measured.read(label, line) for line in lines}
         missing = [seed for seed in seeds if seed not in done]
         kind = "condensed" if label in sets else label

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,13 +12,14 @@ from distill.drawing import Drawing
 from distill.evaluation import Accuracy
 from distill.figures import accuracy_bars, image_grid
 from scenarios.engine.public_part import FOLDER, place
+from scenarios.engine.record import Config, Record, Results, Rows
 from scenarios.privacy.attack import cell
 from scenarios.reporting.text import few, other_split, series, shown
 
 MAX_CURVES = 8
 
 
-def draw(folder: Path, record: dict[str, Any]) -> Iterator[tuple[str, Drawing]]:
+def draw(folder: Path, record: Record) -> Iterator[tuple[str, Drawing]]:
     """Images and accuracies of each budget, poisoned sets, log-log curves of the attacks. Closest pairs are drawn with the data."""
     results = record["results"]
     for key, part in results.items():
@@ -39,7 +39,7 @@ def draw(folder: Path, record: dict[str, Any]) -> Iterator[tuple[str, Drawing]]:
         yield "roc", roc_curves(curves)
 
 
-def accuracy_table(record: dict[str, Any]) -> list[list[str]]:
+def accuracy_table(record: Record) -> Rows:
     """One row a set and one column a budget; without sets, one row an attacked arm; without those, one row a poisoned or compared set."""
     results = record["results"]
     columns = {f"epsilon {key[7:]}": part["accuracy"] for key, part in results.items() if key.startswith("epsilon") and "accuracy" in part}
@@ -63,12 +63,12 @@ def accuracy_table(record: dict[str, Any]) -> list[list[str]]:
     return []
 
 
-def _attack_cells(row: dict[str, Any]) -> list[str]:
+def _attack_cells(row: Results) -> list[str]:
     figures = (("accuracy", 1), ("advantage_percent", 2), ("auc", 3), ("tpr_at_1_percent", 4))
     return [*(cell(row[name], digits) for name, digits in figures), cell(row.get("lira", {}).get("tpr_at_1_percent"), 4)]
 
 
-def answer(record: dict[str, Any]) -> str:
+def answer(record: Record) -> str:
     """What was guaranteed, what was found."""
     results, parts = record["results"], []
     for key, part in results.items():
@@ -110,7 +110,7 @@ def answer(record: dict[str, Any]) -> str:
 # What is kept
 
 
-def question(config: dict[str, Any]) -> str:
+def question(config: Config) -> str:
     """The study's question in a sentence."""
     parts = []
     if config.get("privacy"):
@@ -128,7 +128,7 @@ def question(config: dict[str, Any]) -> str:
     return " ".join(parts) or str(config["title"])
 
 
-def missing(record: dict[str, Any], config: dict[str, Any]) -> list[str]:
+def missing(record: Record, config: Config) -> list[str]:
     """What a reader could miss: rivals and bounds that were not asked for, single runs."""
     results = record["results"]
     found = []

@@ -11,13 +11,13 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from distill.errors import InputError, clipped
 from distill.paired import Difference, paired_difference
+from distill.records import Json
 from scenarios.engine.study import Kinds
 from scenarios.reporting.runs import NO_KINDS, Run, by_seed, find_runs, finished
 from scenarios.reporting.text import as_csv, as_markdown, as_text
@@ -175,7 +175,7 @@ def _names(first: Sequence[Run], second: Sequence[Run], patterns: Sequence[str])
     return list(dict.fromkeys(chosen))
 
 
-def _nothing(what: str, left: Any, right: Any) -> InputError:
+def _nothing(what: str, left: Iterable[str], right: Iterable[str]) -> InputError:
     names = [clipped(", ".join(itertools.islice(names, 12)), 300) or "none" for names in (left, right)]
     return InputError(f"{what}; the first has {names[0]}; the second has {names[1]}. Two names: --figure LEFT=RIGHT.")
 
@@ -208,7 +208,7 @@ def _pairs(first: Sequence[Run], second: Sequence[Run], left: str, right: str) -
     return [(first[0].figures[left][0], second[0].figures[right][0])], "runs"
 
 
-def _values(results: Any, name: str) -> list[float | None]:
+def _values(results: Json, name: str) -> list[float | None]:
     """The single values behind a figure, with None for a network that failed; empty where the record does not keep them."""
     part, rest = results, name
     while rest and isinstance(part, dict):
@@ -237,7 +237,7 @@ def shown(found: Sequence[Comparison], form: str, width: int | None = None) -> s
     return "\n".join([as_text(table, width=width), "", *(one.verdict for one in found)])
 
 
-def _plain(one: Comparison) -> dict[str, Any]:
+def _plain(one: Comparison) -> dict[str, object]:
     numbers = asdict(one.difference)
     names = {"first": "first_mean", "second": "second_mean", "mean": "difference"}
     return {

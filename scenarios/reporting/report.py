@@ -4,24 +4,24 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from distill.errors import InputError, clipped
 from distill.records import write_whole
 from scenarios.engine.public_part import handing_on, is_private
-from scenarios.engine.study import Kind, Kinds, View
+from scenarios.engine.record import Config, Record
+from scenarios.engine.study import AnyKind, Kinds, View
 from scenarios.reporting import page
 from scenarios.reporting.runs import Run, by_seed, differing, read_run, short, summary
 
 _CONFIGURATION = 200_000  # characters of it that are shown
 
 
-def view_of(record: dict[str, Any], kinds: Kinds) -> View:
+def view_of(record: Record, kinds: Kinds) -> View:
     """How this record is shown; `InputError` for a kind that is not among ``kinds``: a record may come from anywhere."""
     return kind_of(record, kinds).view
 
 
-def kind_of(record: dict[str, Any], kinds: Kinds) -> Kind:
+def kind_of(record: Record, kinds: Kinds) -> AnyKind:
     """The record's kind; `InputError` where it is not among ``kinds``."""
     name = record.get("kind", "condense")
     if not isinstance(name, str) or name not in kinds:
@@ -29,7 +29,7 @@ def kind_of(record: dict[str, Any], kinds: Kinds) -> Kind:
     return kinds[name]
 
 
-def missing(record: dict[str, Any], config: dict[str, Any], view: View) -> list[str]:
+def missing(record: Record, config: Config, view: View) -> list[str]:
     """Sentences about what a reader could miss: a run that did not end, and what its kind says was not run."""
     sentences = []
     if record.get("status") != "done":
@@ -40,7 +40,7 @@ def missing(record: dict[str, Any], config: dict[str, Any], view: View) -> list[
         return [*sentences, "What else was left out cannot be read from this configuration."]
 
 
-def question(config: dict[str, Any], view: View) -> str:
+def question(config: Config, view: View) -> str:
     """The study's question in a sentence; the title where the configuration does not hold more."""
     try:
         return view.question(config)
@@ -120,7 +120,7 @@ def _described(run: Run, heading: str, figures: Sequence[Path], pictures: dict[P
     return "".join(parts)
 
 
-def _reason(record: dict[str, Any]) -> str:
+def _reason(record: Record) -> str:
     """Why a run has no results or not all: what a reader must see first."""
     if record["status"] == "done" or not record.get("reason"):
         return ""
@@ -166,7 +166,7 @@ def _figure(found: tuple[float, float | None, float | None]) -> str:
     return f"{middle:.4g}" + (f" ({low:.4g} to {high:.4g})" if low is not None and high is not None else "")
 
 
-def _seconds(value: Any) -> str:
+def _seconds(value: object) -> str:
     return f"{value:.0f}" if isinstance(value, int | float) and math.isfinite(value) else "-"
 
 

@@ -14,10 +14,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from distill.errors import InputError, clipped
-from distill.records import read_json
+from distill.records import Json, read_json
+from scenarios.engine.record import Config, Record, Results
 from scenarios.engine.study import Kinds
 from scenarios.reporting.text import as_csv, as_markdown, as_text
 
@@ -32,8 +32,8 @@ class Run:
     """A run folder that was read: what the study is, flat (``{"method.ipc": "[1, 10]"}``), and (middle, low, high) of figures by name."""
 
     folder: Path
-    record: dict[str, Any]
-    config: dict[str, Any]
+    record: Record
+    config: Config
     settings: dict[str, str]
     figures: dict[str, tuple[float, float | None, float | None]]
     main: str = ".*"  # a regular expression of the figures that a reader looks for first
@@ -50,7 +50,8 @@ class Run:
 
 def read_run(folder: Path, kinds: Kinds = NO_KINDS) -> Run:
     """A run folder's record and configuration; `InputError` when they are none. ``kinds`` say which figures a reader looks for first."""
-    record, config = read_json(folder / "record.json"), read_json(folder / "config.json")
+    record: Record = read_json(folder / "record.json")
+    config: Config = read_json(folder / "config.json")
     if not isinstance(record, dict) or record.get("schema") != 1 or not isinstance(record.get("results"), dict):
         raise InputError(f"{folder / 'record.json'}: is not a record of schema 1.")
     if not isinstance(record.get("scenario"), str) or type(record.get("seed")) is not int:
@@ -64,7 +65,7 @@ def read_run(folder: Path, kinds: Kinds = NO_KINDS) -> Run:
         raise InputError(f"{folder / 'record.json'}: is not a record of this program (parts inside parts without end).") from None
 
 
-def _main(record: dict[str, Any], kinds: Kinds) -> str:
+def _main(record: Record, kinds: Kinds) -> str:
     kind = record.get("kind", "condense")
     return kinds[kind].view.main if isinstance(kind, str) and kind in kinds else ".*"
 
@@ -162,16 +163,16 @@ def _chosen(names: Iterable[str], main: str, patterns: Sequence[str]) -> list[st
     return [name for name in every if re.fullmatch(main, name)] or every
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _number(value: Json) -> float | None:
+    """A finite number; None for anything else."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
 
 
-def _figures(part: Any, path: str) -> Iterator[tuple[str, tuple[float, float | None, float | None]]]:
+def _figures(part: Json, path: str) -> Iterator[tuple[str, tuple[float, float | None, float | None]]]:
     if isinstance(part, dict):
-        middle = next((part[key] for key in ("mean", "value") if _number(part.get(key)) and {"low", "high"} <= set(part)), None)
-        if middle is not None:
-            low, high = (float(part[key]) if _number(part[key]) else None for key in ("low", "high"))
-            yield path, (float(middle), low, high)
+        middle = next((value for key in ("mean", "value") if (value := _number(part.get(key))) is not None), None)
+        if middle is not None and {"low", "high"} <= set(part):
+            yield path, (middle, _number(part["low"]), _number(part["high"]))
         else:
             for key, inner in part.items():
                 yield from _figures(inner, f"{path}.{key}" if path else str(key))
@@ -185,13 +186,13 @@ def _figures(part: Any, path: str) -> Iterator[tuple[str, tuple[float, float | N
                 yield from _figures(inner, f"{path}.{name}" if path else name)
 
 
-def _entry(part: dict[str, Any]) -> str:
+def _entry(part: Results) -> str:
     """What an entry of a list is called: its texts, else its first whole number."""
     texts = [value for value in part.values() if isinstance(value, str) and value]
     return " ".join(texts) or next((str(value) for value in part.values() if type(value) is int), "")
 
 
-def _flat(value: Any, path: str) -> Iterator[tuple[str, str]]:
+def _flat(value: Json, path: str) -> Iterator[tuple[str, str]]:
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _flat(inner, f"{path}.{key}" if path else str(key))

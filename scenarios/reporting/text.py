@@ -5,10 +5,11 @@ import io
 import itertools
 import textwrap
 from collections.abc import Iterable, Iterator
-from typing import Any
+
+from scenarios.engine.record import Results
 
 
-def shown(row: dict[str, Any]) -> str:
+def shown(row: Results) -> str:
     """An accuracy of a record as ``89.2 ± 0.6``, or ``failed (2 of 5)`` where networks have none."""
     if row.get("failed"):
         return f"failed ({row['failed']} of {len(row['values'])})"
@@ -28,7 +29,7 @@ def other_split(name: str) -> list[str]:
     return [] if name == "test" else [f"The test images were not used: the figures are those of the {name} split."]
 
 
-def series(values: Iterable[Any]) -> str:
+def series(values: Iterable[object]) -> str:
     """``a, b and c``."""
     texts = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
     return " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)

@@ -16,13 +16,14 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from distill import processes, stopping
 from distill.errors import InputError
 from distill.records import read_json
 from scenarios.catalogue import study
 from scenarios.engine.progress import LINE_SECONDS, time_left
+from scenarios.engine.record import run_name
 from scenarios.engine.scenario import override, read_scenario
 from scenarios.sweep.grid import Cell, cells
 
@@ -51,7 +52,7 @@ def sweep(
     source = scenario if scenario.endswith(".toml") else f"{name}.toml"
 
     def folder_of(settings: list[str], seed: int) -> Path:
-        return out / f"{name}-{study(name, override(tables, settings), source).hash}-s{seed}"
+        return out / run_name(name, study(name, override(tables, settings), source).hash, seed)
 
     good, wrong = cells(combinations, seeds, folder_of)
     if not good:
@@ -74,11 +75,11 @@ def sweep(
 
 def is_done(folder: Path) -> bool:
     record = folder / "record.json"
-    found: Any = read_json(record) if record.exists() else None
+    found = read_json(record) if record.exists() else None
     return isinstance(found, dict) and found.get("status") == "done"
 
 
-def jobs_for(wanted: int | None, count: int, gpu: bool) -> int:
+def jobs_for(wanted: int | None, count: int, *, gpu: bool) -> int:
     """How many runs at a time: as asked, else one a core as far as memory goes, and one on a GPU."""
     most = len(processes.cores())
     if wanted is not None:

@@ -139,7 +139,7 @@ def test_a_run_of_the_earlier_form_goes_on_and_the_terminal_says_what_may_be_han
     assert any(name == "images-epsilon8" for name, _ in show.draw(folder, record)), "its figures can be drawn as it is"
     assert "none has been sorted out" in handing_on({**record, "results": {}}, "this page")
     (folder / "record.json").unlink()
-    run_and_print(given, tmp_path, 0, "cpu", None, True, False)
+    run_and_print(given, tmp_path, 0, "cpu", None, resume=True, quiet=False)
     last = " ".join(capsys.readouterr().out.split()).rpartition(" Private: ")[2]
     assert last.startswith("hand on the ")
     assert "(8.00, 1.0e-05)-differential privacy. Neither this output nor any other file" in last
