@@ -96,8 +96,11 @@ def answer(record: Record) -> str:
     """The record in short sentences, a line for each stage; a pipeline that stopped says where."""
     results = record["results"]
     stopped = [f"{name} is {entry['status']}" for name, entry in results.get("stages", {}).items() if entry["status"] != "done"]
-    if stopped or not any(results.get(figure) for figure in FIGURES):
+    known = any(results.get(figure) for figure in FIGURES)
+    if stopped or not (known or record["status"] == "done"):
         return f"The pipeline is not done: {', '.join(stopped) or record['status']}."
+    if not known:
+        return f"All {len(results['stages'])} stages are done; none of them has one of this page's figures."
     lines = []
     for stage in results["stages"]:
         parts = [_handed_on(name, row) for name, row in results["epsilon"].get(stage, {}).items()]
