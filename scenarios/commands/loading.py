@@ -10,7 +10,7 @@ Arguments = ParamSpec("Arguments")
 
 
 def with_a_line(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
-    """The command, after torch was loaded with a line on the terminal; in a pipe and with ``--quiet`` nothing is added."""
+    """The command, after torch was loaded with a separate line on the terminal; in a pipe and with ``--quiet`` nothing is added."""
 
     @functools.wraps(command)
     def run(*arguments: Arguments.args, **options: Arguments.kwargs) -> None:
