@@ -19,7 +19,7 @@ from apps.continual.memory import Memory
 from apps.continual.memory_config import MemoryConfig
 from apps.continual.online import Batch, Queue
 from apps.continual.policies import attach as attach
-from apps.continual.policies import is_der, refuse_no_replay, refuse_unfit, trains_on_the_buffer
+from apps.continual.policies import checked_device, is_der, refuse_no_replay, refuse_unfit, trains_on_the_buffer
 from apps.continual.policies import outputs as outputs
 from apps.continual.protocols import Agent, AvalancheData, Experience, Strategy
 from distill.errors import InputError, clipped
@@ -47,8 +47,7 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
         folder: the buffer saves itself there after each experience, and a run that is started again loads its sets from there.
         progress: show a progress bar; None: on terminals.
         data_name: name of the data set, which decides the augmentation (digits are not flipped).
-        mean: of the stream's normalisation, per channel; see `MemoryConfig`.
-        std: likewise.
+        mean, std: of the stream's normalisation, per channel; see `MemoryConfig`.
         settings: of the method.
 
     Raises:
@@ -86,7 +85,7 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
         if folder is not None and callable(settings.get("network")):
             raise InputError("network is a function, which the files in folder cannot hold; give a network by its name, or no folder.")
         self.memory, self.transform, self.progress = Memory(config), transform, progress
-        self.device = _device(device)
+        self.device = checked_device(device)
         self.folder = None if folder is None else Path(folder)
         if self.folder is not None:
             with writing(self.folder):
@@ -319,20 +318,3 @@ class OnlineCondensedBuffer(CondensedBuffer):
     def _check_replay(self, agent: Agent, exp: Experience) -> None:
         """The first mini-experiences find an empty buffer; what can never be enough is refused at once."""
         refuse_no_replay(agent, self.max_size, exp)
-
-
-def _device(name: torch.device | str) -> torch.device | str:
-    """The device, or "auto"; `InputError` if torch cannot compute on it here."""
-    if name == "auto":
-        return "auto"
-    try:
-        device = torch.device(name)
-    except (RuntimeError, TypeError):
-        raise InputError(f'device is {clipped(name)!r}; allowed: "auto", "cpu", "cuda" or a torch.device.') from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device is {clipped(name)!r}, and torch finds no GPU here; allowed: cpu, auto.")
-    try:
-        torch.zeros(1, device=device).item()  # "meta" has no values, and others are not in every build of torch
-    except (RuntimeError, NotImplementedError, AssertionError):
-        raise InputError(f"device is {clipped(name)!r}, on which torch cannot compute here; allowed: cpu, auto.") from None
-    return device

@@ -289,14 +289,7 @@ class Memory:
         return {key: condensed.images[condensed.hard_labels == place] for place, key in enumerate(pools)}
 
     def _shrunk(
-        self,
-        shares: list[int],
-        new: list[Exemplars],
-        number: int,
-        *,
-        device: torch.device | str,
-        folder: Path | None,
-        progress: bool | None,
+        self, shares: list[int], new: list[Exemplars], turn: int, *, device: torch.device | str, folder: Path | None, progress: bool | None
     ) -> list[Exemplars]:
         """The groups within their shares: those above are condensed again, together with the others of their experience.
 
@@ -314,11 +307,11 @@ class Memory:
             keys = {(kept[i].task, kept[i].label): i for i in places}
             cut = {key: kept[i].images[: shares[i]] for key, i in keys.items() if self._in_order(kept[i])}
             pools = {key: kept[i].images for key, i in keys.items() if key not in cut}
-            part = None if folder is None else folder / f"checkpoint-{number}-{name}.safetensors"
+            part = None if folder is None else folder / f"checkpoint-{turn}-{name}.safetensors"
             counts = {key: shares[i] for key, i in keys.items()}
             beside = {**self._known(), **{(group.task, group.label): group.images for group in new}} if len(keys) == 1 else {}
             condensed = cut | self._condense(
-                pools, counts, beside, ("shrink", number, name), device=device, checkpoint=part, progress=progress
+                pools, counts, beside, ("shrink", turn, name), device=device, checkpoint=part, progress=progress
             )
             for key, i in keys.items():
                 kept[i] = self._group(condensed[key], key, kept[i].experience, kept[i].seen)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from apps.continual.engine import avalanche
 from apps.continual.protocols import Agent, Experience, Holder, Limited, ReplayBuffer
-from distill.errors import InputError, a_kind
+from distill.errors import InputError, a_kind, clipped
 
 _training = avalanche("avalanche.training")
 T = TypeVar("T")
@@ -110,6 +110,23 @@ def outputs(model: nn.Module, images: Tensor, device: torch.device | str, size: 
     logits = torch.cat([model(part.to(device)).cpu().float() for part in images.split(size)])
     model.train(training)
     return logits
+
+
+def checked_device(name: torch.device | str) -> torch.device | str:
+    """The device, or "auto"; `InputError` if torch cannot compute on it here."""
+    if name == "auto":
+        return "auto"
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        raise InputError(f'device is {clipped(name)!r}; allowed: "auto", "cpu", "cuda" or a torch.device.') from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device is {clipped(name)!r}, and torch finds no GPU here; allowed: cpu, auto.")
+    try:
+        torch.zeros(1, device=device).item()  # "meta" has no values, and others are not in every build of torch
+    except (RuntimeError, NotImplementedError, AssertionError):
+        raise InputError(f"device is {clipped(name)!r}, on which torch cannot compute here; allowed: cpu, auto.") from None
+    return device
 
 
 def table(beside: Iterable[str]) -> str:

@@ -277,8 +277,7 @@ class Federation(Strategy):
             asked.note = f"came back: it was not there from round {since} on"
         asked.images = len(value) if hasattr(value, "__len__") else 0
         asked.privacy = value.provenance.dp if isinstance(value, CondensedSet) else None
-        known = self._known(asked.client, facts)
-        examples = facts.get("num-examples", 1)
+        known, examples = self._known(asked.client, facts), facts.get("num-examples", 1)
         self.claims[asked.client] = (int(examples) if isinstance(examples, int | float) else 1, known)
         return Accepted(asked.client, value)
 

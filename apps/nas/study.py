@@ -87,15 +87,8 @@ class SetProxy:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What `rank` returns.
-
-    Args:
-        candidates: the networks, in the order of all arrays.
-        summary: plain numbers, see `compare.compared`.
-        truth: test accuracies (n networks, S seeds) in percent.
-        scores: by proxy.
-        rows: of the truth.
-    """
+    """What `rank` returns: ``summary`` as in `compare.compared`, ``truth`` the test accuracies (n networks, S seeds) in percent, ``scores``
+    by proxy, ``rows`` of the truth."""
 
     candidates: list[Candidate]
     summary: dict[str, Json]

@@ -241,9 +241,8 @@ class PrivateStatistics:
             check_separable(inner)
             self._separable.add(str(type(inner)) + str(inner))
         parameters = [p for p in inner.parameters() if p.requires_grad]
-        probe = probe_images(self.spec).to(self.device)
+        probe, norm = probe_images(self.spec).to(self.device), self.clip or 1.0
         seen = [augment(probe, position) if augment else probe for position in range(len(self._classes))]
-        norm = self.clip or 1.0
         key = question("gradients", [*(p.detach() for p in parameters), *seen, torch.tensor(norm)])
 
         def rows(images: Tensor, position: int) -> Iterator[tuple[Tensor, None]]:
@@ -251,9 +250,8 @@ class PrivateStatistics:
             labels = torch.full((len(images),), self._classes[position], device=images.device)
             return ((part, None) for part in gradient_rows(inner, images, labels))
 
-        length = sum(p.numel() for p in parameters)
-        stacked = self.release(key, plan, norm, rows, length)[:, 0] / self._expected(plan)
         sizes = [p.numel() for p in parameters]
+        stacked = self.release(key, plan, norm, rows, sum(sizes))[:, 0] / self._expected(plan)
         return [[part.view_as(p) for part, p in zip(row.split(sizes), parameters, strict=True)] for row in stacked]
 
     def _check_uncentred(self, what: str) -> None:
@@ -266,22 +264,12 @@ class PrivateStatistics:
     def release(self, key: str, plan: Plan, norm: float, rows: Rows, length: int, slots: int = 1) -> Tensor:
         """(K, slots, D) float32: what was released for this question, or a new release. The only door out of the private data."""
         with self._ledger.locked():
-            known = self._ledger.find(key)
-            if known is not None:
+            if (known := self._ledger.find(key)) is not None:
                 return known.to(self.device)
             self.check_budget(plan)
-            released = noised_sums(
-                self._data,
-                self._classes,
-                self.sample(plan.sample_rate),
-                plan.noise_multiplier,
-                norm,
-                rows,
-                length=length,
-                slots=slots,
-                entropy=self._entropy,
-            )
-            self._ledger.record(key, released, plan.noise_multiplier, plan.sample_rate)
+            mask, noise = self.sample(plan.sample_rate), plan.noise_multiplier
+            released = noised_sums(self._data, self._classes, mask, noise, norm, rows, length=length, slots=slots, entropy=self._entropy)
+            self._ledger.record(key, released, noise, plan.sample_rate)
             return released
 
     def sample(self, rate: float) -> Tensor:
@@ -300,8 +288,7 @@ class PrivateStatistics:
     def trained(self, name: str, key: str, plan: Plan, steps: int, train: Callable[[], Tensor]) -> Tensor:
         """Weights that ``train`` makes in ``steps`` counted steps of DP-SGD, or those that were kept under this name and question."""
         with self._ledger.locked():
-            known = self._ledger.read(name, key)
-            if known is not None:
+            if (known := self._ledger.read(name, key)) is not None:
                 return known
             self.check_budget(plan, steps)
             weights = train()
