@@ -77,7 +77,7 @@ def format_of(path: Path) -> str:
     form = path.suffix.lower().removeprefix(".")
     if form not in FORMATS:
         state = f"ends in {path.suffix!r}" if path.suffix else "is a folder" if path.is_dir() else "has no suffix"
-        raise InputError(f"{path}: {state}; a figure's file ends in {', '.join(f'.{one}' for one in FORMATS)}.")
+        raise InputError(f"{path}: {state}; a figure's file ends in {', '.join(f'.{form}' for form in FORMATS)}.")
     return form
 
 

@@ -30,6 +30,9 @@ class RealStatistics(Protocol):
         whitening: transform of the images, or None.
 
     In the methods ``augment`` is a function of (images (n, C, H, W), position of the class in ``classes``), or None.
+
+    Statistics may also have ``begin(initial set, total steps, steps done, checkpoint path or None, account or None)``, which
+    `distill.run.condense` calls before the first step, and ``account``, plain values that it saves in checkpoints and passes to ``begin``.
     """
 
     @property

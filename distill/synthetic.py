@@ -54,9 +54,9 @@ class Synthetic:
         self.velocity.mul_(momentum).add_(torch.cat(gradients))
         self.images.sub_(self.velocity, alpha=lr)
 
-    def to_set(self, augmentation: str | None, lr: float | None = None) -> CondensedSet:
-        """A detached snapshot."""
-        images, labels = self.images.detach().clone(), self.labels.clone()
+    def to_set(self, augmentation: str | None, lr: float | None = None, labels: Tensor | None = None) -> CondensedSet:
+        """A detached snapshot; ``labels`` replace the initial ones where a method learns them."""
+        images, labels = self.images.detach().clone(), (self.labels if labels is None else labels).clone()
         return dataclasses.replace(self.template, images=images, labels=labels, augmentation=augmentation, lr=lr)
 
     def state(self) -> dict[str, Tensor]:

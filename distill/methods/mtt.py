@@ -211,9 +211,8 @@ class MTT:
     @property
     def condensed(self) -> CondensedSet:
         """The set in its current state, with its learned step size."""
-        if self.logits is not None:
-            self.synthetic.labels = self.logits.softmax(1)
-        return self.synthetic.to_set(self.augmentation, lr=float(self.lr))
+        labels = None if self.logits is None else self.logits.softmax(1)
+        return self.synthetic.to_set(self.augmentation, lr=float(self.lr), labels=labels)
 
     def prepare(self, statistics: RealStatistics, *, progress: bool | None = None) -> None:
         """Train the experts, or find them in the cache; the first `step` does it if this was not called."""
