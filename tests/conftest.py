@@ -49,8 +49,8 @@ def stopped_at(monkeypatch: pytest.MonkeyPatch, module: Any, count: int) -> Iter
     """Ctrl-C when the ``count``-th evaluation network of the block is trained, in a module that asks for `accuracies`."""
     real, left = module.accuracies, [count]
 
-    def stops(*arguments: Any) -> Any:
-        for one in real(*arguments):
+    def stops(*arguments: Any, **named: Any) -> Any:
+        for one in real(*arguments, **named):
             left[0] -= 1
             if not left[0]:
                 raise KeyboardInterrupt
