@@ -32,7 +32,7 @@ STRATEGIES = (*WITH_MEMORY, *WITHOUT)
 class Training:
     """How Avalanche's strategies train, by SGD.
 
-    Args:
+    Attributes:
         epochs: passes over each experience.
         gdumb_epochs: passes of GDumb over the memory.
         batch_size: images of the stream in a step.

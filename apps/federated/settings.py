@@ -32,7 +32,7 @@ DATA_FIELDS = ("data", "size", "validation", "mean", "std", "class_names", "seed
 class UploadConfig:
     """What a client condenses and sends.
 
-    Args:
+    Attributes:
         method: a name in `METHODS`.
         ipc: images per class that the client holds.
         pixels: type of the pixels that are sent.
@@ -55,7 +55,7 @@ class UploadConfig:
 class ServerConfig:
     """How the server learns from the union, starting from the weights that it sent.
 
-    Args:
+    Attributes:
         recipe: of the training; the published one is 500 epochs of SGD.
         radius: project the new weights onto the ball of this radius around the old ones; None: no limit.
         client_weights: "examples" weighs a client's images by n_k / n, "equal" does not.
@@ -97,7 +97,7 @@ class PrivacyRequest:
 class Settings:
     """All settings of a run.
 
-    Args:
+    Attributes:
         strategy: one of `STRATEGIES`.
         data: a name that `distill.load` takes; ``size``, ``validation``, ``mean``, ``std`` and ``class_names`` are passed with it.
         rounds: number of rounds.
