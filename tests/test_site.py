@@ -1,5 +1,6 @@
 """The pages as a site: links between them hold, the tutorial runs, and `mkdocs build --strict` passes where mkdocs is installed."""
 
+import ast
 import json
 import re
 import subprocess
@@ -97,3 +98,44 @@ def test_the_site_builds_without_warnings_and_loads_nothing_from_elsewhere(tmp_p
         )
         assert loaded == [], name
     assert "search/search_index.json" in {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.json")}
+
+
+def unknown_arguments(tree: ast.Module) -> list[str]:
+    """Entries of "Args:" sections that are no parameter; for a class, no parameter of `__init__` and no field of a standard dataclass.
+
+    The API reference reads sources only: a dataclass of pydantic documents its fields under "Attributes:".
+    """
+    missing = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue
+        section = re.search(r"^Args:\n((?:[ ]{4}.*\n?|\n)+)", ast.get_docstring(node) or "", re.MULTILINE)
+        entries = re.findall(r"^ {4}(\S[^:\n]*):", section[1], re.MULTILINE) if section else []
+        known: set[str] = set()
+        functions = (
+            [node] if not isinstance(node, ast.ClassDef) else [part for part in node.body if getattr(part, "name", "") == "__init__"]
+        )
+        for function in functions:
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                args = function.args
+                every = [*args.posonlyargs, *args.args, *args.kwonlyargs, args.vararg, args.kwarg]
+                known |= {argument.arg for argument in every if argument}
+        standard = any(re.match(r"(dataclasses\.)?dataclass\b", ast.unparse(decorator)) for decorator in node.decorator_list)
+        if isinstance(node, ast.ClassDef) and standard:
+            fields = [part.target for part in node.body if isinstance(part, ast.AnnAssign)]
+            known |= {field.id for field in fields if isinstance(field, ast.Name)}
+        missing += [f"{node.name}: {entry}" for entry in entries if re.sub(r" \(.*\)$", "", entry.lstrip("*")) not in known]
+    return missing
+
+
+@pytest.mark.parametrize("package", ["distill", "apps"])
+def test_documented_arguments_exist(package: str) -> None:
+    trees = {path.relative_to(ROOT): ast.parse(path.read_text()) for path in sorted((ROOT / package).rglob("*.py"))}
+    assert {str(path): missing for path, tree in trees.items() if (missing := unknown_arguments(tree))} == {}
+
+
+def test_an_argument_that_does_not_exist_is_found() -> None:
+    docstring = '"""Run.\n\n    Args:\n        a: one.\n        b, c: two\n            and: more.\n        d: three.\n    """'
+    assert unknown_arguments(ast.parse(f"def run(a, *, b):\n    {docstring}\n")) == ["run: b, c", "run: d"]
+    assert unknown_arguments(ast.parse(f"@dataclass\nclass A:\n    {docstring}\n    a: int\n    d: int\n")) == ["A: b, c"]
+    assert len(unknown_arguments(ast.parse(f"@pydantic.dataclasses.dataclass\nclass A:\n    {docstring}\n    a: int\n"))) == 3
