@@ -42,8 +42,11 @@ def with_changes(**changes: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """In this process; workers have a test of their own."""
     out = tmp_path_factory.mktemp("runs")
-    return run_study(study("test", TABLES, "test.toml"), Options(out, quiet=True))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(federated_cells, "at_once", lambda jobs, threads: 1)
+        return run_study(study("test", TABLES, "test.toml"), Options(out, quiet=True))
 
 
 def test_the_record_has_every_strategy_with_its_interval_and_bytes(done: tuple[Path, dict[str, Any]]) -> None:

@@ -173,7 +173,7 @@ def same_statement(record: dict[str, Any], again: dict[str, Any], folder: Path) 
     assert record["attack"] == again["attack"]
 
 
-@pytest.mark.parametrize("kind", STUDIES)
+@pytest.mark.parametrize("kind", [kind for kind in STUDIES if kind != "condense"])  # "condense gm" is one, with more state
 def test_killed_at_three_moments(kind: str, start: Run, tmp_path: Path) -> None:
     killed_and_resumed(kind, 3, start, tmp_path)
 

@@ -257,6 +257,10 @@ def test_progress_is_a_status_line_or_a_line_a_minute(monkeypatch: pytest.Monkey
     assert said.getvalue().splitlines()[-1] == "truth: 4 of 9 runs; w8 failed: diverged"
 
 
-def test_engines_are_not_imported_by_the_scenario() -> None:
-    code = "import sys, scenarios.nas.run; sys.exit(any(name in sys.modules for name in ('ray', 'optuna')))"
+def test_engines_are_not_imported_by_the_scenarios() -> None:
+    """Neither by the studies' modules, nor by the room of continual learning."""
+    code = (
+        "import sys, apps.continual, distill, scenarios.continual.run, scenarios.nas.run\n"
+        "sys.exit(any(name in sys.modules for name in ('avalanche', 'ray', 'optuna')))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -41,12 +41,3 @@ def test_the_example_in_a_users_own_script(digits: ImageData) -> None:
     exec(second.replace("items=100", "items=100, settings={'iterations': 2, 'network': 'ConvNetD1W8'}"), names)
     memory = names["memory"]
     assert memory.nbytes == 100 * (256 + 8) + 10 * 8  # type: ignore[attr-defined]
-
-
-def test_no_avalanche_for_those_who_do_not_ask_for_it() -> None:
-    """Importing the room and its study imports no Avalanche."""
-    import subprocess
-    import sys
-
-    code = "import sys, apps.continual, scenarios.continual.run, distill; sys.exit('avalanche' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=PAGE.parents[2]).returncode == 0
