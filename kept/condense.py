@@ -1,4 +1,4 @@
-"""What of a "condense" run is kept (see pages.py): a row for each set, network and IPC; and the tables made of such rows."""
+"""The kept figures of a "condense" run (see pages.py): a row for each set, network and IPC, and the pages' tables."""
 
 from pathlib import Path
 
@@ -44,15 +44,15 @@ def kept_rows(folder: Path) -> Rows:
     for key, part in record["results"].items():
         tables = part.get("cross_architecture") or {evaluation["networks"][0]: part.get("accuracy", {})} if key.startswith("ipc") else {}
         for network, sets in tables.items():
-            for name, found in sets.items():
-                if found.get("failed"):
-                    raise InputError(f"{folder}: {found['failed']} networks trained on {name} have no accuracy ({found['reason']})")
+            for name, accuracy in sets.items():
+                if accuracy.get("failed"):
+                    raise InputError(f"{folder}: {accuracy['failed']} networks trained on {name} have no accuracy ({accuracy['reason']})")
                 how = judging(config, network, part.get("augmentation", "auto"))
                 # Published figures are a ConvNet's; in DataDAM's released code the network of that name is batch norm.
                 own = network == "ConvNetBN" and name == "datadam" and config["method"].get("form") == "released"
                 ipc = "" if name == "whole" else key[3:]
                 alike = (network == "ConvNet" or own) and (name == "whole" or isinstance(config["method"].get("ipc", []), list))
-                said = published(PUBLISHED, config["data"]["name"], ipc, name, how) if alike else {}
+                figure = published(PUBLISHED, config["data"]["name"], ipc, name, how) if alike else {}
                 row: Results = {
                     "scenario": record["scenario"],
                     "dataset": config["data"]["name"],
@@ -61,12 +61,12 @@ def kept_rows(folder: Path) -> Rows:
                     "network": network,
                     "protocol": "own recipe" if evaluation["recipe"] else evaluation["protocol"],
                     "judging": how,
-                    "published": said.get("accuracy", ""),
-                    "published_judging": said.get("judging", ""),
-                    "source": said.get("source", ""),
-                    **{field: f"{found[field]:.2f}" for field in ("mean", "low", "high")},
-                    "reproduced": reproduced(found["low"], found["high"], said, how),
-                    "seeds": len(found["values"]),
+                    "published": figure.get("accuracy", ""),
+                    "published_judging": figure.get("judging", ""),
+                    "source": figure.get("source", ""),
+                    **{field: f"{accuracy[field]:.2f}" for field in ("mean", "low", "high")},
+                    "reproduced": reproduced(accuracy["low"], accuracy["high"], figure, how),
+                    "seeds": len(accuracy["values"]),
                     "iterations": config["method"]["iterations"] if name == config["method"]["name"] else "",
                     "device": environment["gpu"] or f"{environment['cores']} cores, {environment['processor']}",
                     "run_seconds": round(record["seconds"]),
@@ -82,8 +82,10 @@ def readme_table(rows: Rows) -> str:
     for row in rows:
         name = f"**{row['set']}**" if row["iterations"] else _set_label(row)
         spread = f"{float(row['mean']):.1f} ({float(row['low']):.1f} to {float(row['high']):.1f})"
-        said = f"{row['published']} ({row['published_judging']})" if row["published"] else ""
-        table.append([f"`{row['scenario']}`", row["ipc"] or "-", name, row["network"], row["judging"], spread, said, row["reproduced"]])
+        published = f"{row['published']} ({row['published_judging']})" if row["published"] else ""
+        table.append(
+            [f"`{row['scenario']}`", row["ipc"] or "-", name, row["network"], row["judging"], spread, published, row["reproduced"]]
+        )
     return as_markdown(table)
 
 

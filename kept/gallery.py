@@ -13,6 +13,7 @@ from distill.figures import method_rows
 
 
 def main(arguments: list[str]) -> None:
+    """Draw the gallery of a finished run's sets from the command line's arguments."""
     if len(arguments) < 2:
         raise SystemExit("usage: python -m kept.gallery PICTURE.png SET.safetensors [SET.safetensors ...]")
     picture, *files = map(Path, arguments)

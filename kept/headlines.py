@@ -66,10 +66,10 @@ def headlines(kept: dict[str, dict[str, Rows]]) -> str:
     return as_markdown(table)
 
 
-def _cell(rows: Rows, wanted: dict[str, str], line: Headline) -> str:
-    row = next((row for row in rows if wanted.items() <= row.items()), None)
+def _cell(rows: Rows, key: dict[str, str], line: Headline) -> str:
+    row = next((row for row in rows if key.items() <= row.items()), None)
     if row is None:
-        raise InputError(f"the kept figures of {line.scenario} have no row {wanted}.")
+        raise InputError(f"the kept figures of {line.scenario} have no row {key}.")
     mean, low, high = (
         next(float(row[name]) for name in (f"{line.column}_{part}", f"{line.column}.{part}", f"{line.column}.value") if name in row)
         for part in ("mean", "low", "high")

@@ -24,8 +24,8 @@ def kept_rows(folder: Path) -> list[dict[str, str]]:
             elif key != "kind":
                 flat[key] = value
         for baseline in _BASELINES:
-            found = results["differences"].get(proxy, {}).get(f"early-cost-{proxy}" if baseline == "early-cost" else baseline, {})
-            flat |= {f"spearman_minus_{baseline}.{part}": found.get(part) for part in ("value", "low", "high")}
+            difference = results["differences"].get(proxy, {}).get(f"early-cost-{proxy}" if baseline == "early-cost" else baseline, {})
+            flat |= {f"spearman_minus_{baseline}.{part}": difference.get(part) for part in ("value", "low", "high")}
         rows.append(
             {key: f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value) for key, value in flat.items()}
         )
@@ -61,9 +61,9 @@ def _kept_sentence(rows: list[dict[str, str]], ceiling: float | None) -> str:
     differences: Results = {row["proxy"]: {} for row in rows}
     for row in rows:
         for baseline in _BASELINES:
-            found = numbers(row, f"spearman_minus_{baseline}")
-            if found["value"] is not None:
-                differences[row["proxy"]][f"early-cost-{row['proxy']}" if baseline == "early-cost" else baseline] = found
+            difference = numbers(row, f"spearman_minus_{baseline}")
+            if difference["value"] is not None:
+                differences[row["proxy"]][f"early-cost-{row['proxy']}" if baseline == "early-cost" else baseline] = difference
     return sentence(int(rows[0]["networks"]), ceiling, proxies, differences)
 
 

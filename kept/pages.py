@@ -85,6 +85,7 @@ def keeper_of(folder: Path) -> Keeper:
 
 
 def to_csv(rows: Rows) -> str:
+    """A table as the text of a CSV file."""
     return as_csv([list(rows[0]), *(list(row.values()) for row in rows)])
 
 
@@ -102,14 +103,14 @@ def keep(folder: Path) -> list[Path]:
 
 def kept(kind: str = "condense") -> dict[str, Rows]:
     """The rows of every kept run of a kind by scenario, quickstart first. A csv without the column "scenario" is a kind's own file."""
-    found = {}
+    tables = {}
     place = EXPECTED / kind
     for path in sorted(place.glob("*.csv"), key=lambda p: (p.stem != "quickstart", p.stem)):
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
         if rows and "scenario" in rows[0]:
-            found[path.stem] = rows
-    return found
+            tables[path.stem] = rows
+    return tables
 
 
 def page_text(kind: str) -> str:
@@ -151,6 +152,7 @@ def pages() -> dict[Path, str]:
 
 
 def main(arguments: list[str]) -> int:
+    """Keep the figures of run folders, and write the pages' tables anew."""
     purpose = "Keep finished runs, then write the tables of the pages."
     parser = argparse.ArgumentParser(prog="python -m kept.pages", description=purpose)
     parser.add_argument("folders", type=Path, nargs="*", metavar="RUN_DIR", help="a finished run; none: write the pages only")

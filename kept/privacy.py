@@ -83,15 +83,15 @@ def _flat(row: Results) -> dict[str, str]:
         "chance_of_closer",
     )
     bounds = ("gaussian_bound", "rates_bound", "one_run_bound", "size_bound")
-    found = {name: "" if row.get(name) is None else str(row[name]) for name in (*plain, *bounds)}
+    flat = {name: "" if row.get(name) is None else str(row[name]) for name in (*plain, *bounds)}
     for column, (path, digits) in FIGURES.items():
         value: object = row
         for key in path.split("."):
             value = value.get(key) if isinstance(value, dict) else None
         for field, names in (("mean", ("mean", "value")), ("low", ("low",)), ("high", ("high",))):
             number = next((value[name] for name in names if value.get(name) is not None), None) if isinstance(value, dict) else None
-            found[f"{column}_{field}"] = "" if number is None else f"{number:.{digits}f}"
-    return found
+            flat[f"{column}_{field}"] = "" if number is None else f"{number:.{digits}f}"
+    return flat
 
 
 PAGE = {  # part: (words, columns of its table)

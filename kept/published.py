@@ -36,16 +36,16 @@ def published(path: Path, dataset: str, ipc: str, name: str, how: str) -> dict[s
     return next((r for r in rows if _same(r["judging"], how)), rows[0] if rows else {})
 
 
-def reproduced(low: float, high: float, said: dict[str, str], how: str) -> str:
+def reproduced(low: float, high: float, figure: dict[str, str], how: str) -> str:
     """ "yes" when the published figure lies in our interval, give or take the rounding of such tables, and was evaluated alike.
 
     Above or below the interval it is "no". "no, other evaluation": another augmentation or whitening, so that the two cannot be compared.
     """
-    if not said:
+    if not figure:
         return ""
-    if said["judging"] != "not stated" and not _same(said["judging"], how):
+    if figure["judging"] != "not stated" and not _same(figure["judging"], how):
         return "no, other evaluation"
-    return "yes" if low - ROUNDING <= float(said["accuracy"]) <= high + ROUNDING else "no"
+    return "yes" if low - ROUNDING <= float(figure["accuracy"]) <= high + ROUNDING else "no"
 
 
 def _same(theirs: str, ours: str) -> bool:

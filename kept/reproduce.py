@@ -24,9 +24,9 @@ from scenarios.engine.scenario import read_scenario
 from scenarios.engine.template import names
 
 
-def missing(wanted: list[str], ready: set[str]) -> tuple[list[str], list[str]]:
+def missing(asked: list[str], ready: set[str]) -> tuple[list[str], list[str]]:
     """(names to run, names whose data are not here) of those without a kept file."""
-    left = [name for name in wanted if not (pages.EXPECTED / "condense" / f"{name}.csv").exists()]
+    left = [name for name in asked if not (pages.EXPECTED / "condense" / f"{name}.csv").exists()]
     there = [name for name in left if read_scenario(name)[1]["data"]["name"] in ready]
     return there, [name for name in left if name not in there]
 
@@ -49,24 +49,25 @@ def run_slice(name: str, out: Path, seconds: float) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Run scenarios of the template one after the other, for at most ``--minutes``."""
     parser = argparse.ArgumentParser(prog="python -m kept.reproduce", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--form", choices=("paper", "released", "short"), default="paper" if torch.cuda.is_available() else "short")
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--out", type=Path, default=Path("runs"))
-    given = parser.parse_args(arguments)
-    end = time.monotonic() + 60 * given.minutes
+    options = parser.parse_args(arguments)
+    end = time.monotonic() + 60 * options.minutes
     ready = {name for name, _, there in describe(None) if there}
-    todo, without_data = missing(given.names or names(given.form), ready)
+    todo, without_data = missing(options.names or names(options.form), ready)
     if without_data:
         print(f"data not here, left out: {', '.join(without_data)}")
     for name in todo:
         left = end - time.monotonic()
-        if left < 5 or not run_slice(name, given.out, left):
-            print(f"{given.minutes:g} minutes are over; the same command continues from here ({name}).")
+        if left < 5 or not run_slice(name, options.out, left):
+            print(f"{options.minutes:g} minutes are over; the same command continues from here ({name}).")
             return
-        made = study(name, read_scenario(name)[1], name)
-        folder = given.out / run_name(name, made.hash, 0)
+        checked = study(name, read_scenario(name)[1], name)
+        folder = options.out / run_name(name, checked.hash, 0)
         if read_json(folder / "record.json")["status"] == "done":
             write_whole(pages.EXPECTED / "condense" / f"{name}.csv", pages.to_csv(pages.rows_of(folder)))
     print("nothing is left to run.")

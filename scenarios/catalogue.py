@@ -96,6 +96,6 @@ def study(name: str, tables: Tables, source: str) -> Study:
     return scenario.study(KINDS, name, tables, source)
 
 
-def run_study(made: Study, options: Options) -> tuple[Path, Record]:
-    """Run (or continue, or find finished) a study; returns its folder and its record. See `scenarios.engine.folder.run_study`."""
-    return folder.run_study(KINDS[made.kind], made, options)
+def run_study(checked: Study, options: Options) -> tuple[Path, Record]:
+    """Run (or continue, or find finished) a checked study; returns its folder and its record. See `scenarios.engine.folder.run_study`."""
+    return folder.run_study(KINDS[checked.kind], checked, options)

@@ -1,4 +1,4 @@
-"""A cell of a sweep, in a process of its own: ``python -m scenarios.cell PARENT ARGUMENTS``."""
+"""A cell of a sweep, in its own process: ``python -m scenarios.cell PARENT ARGUMENTS``."""
 
 import ctypes
 import os

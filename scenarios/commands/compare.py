@@ -28,14 +28,14 @@ def compare(
     if form not in comparing.FORMATS:
         raise unknown_name("format", form, comparing.FORMATS)
     left_out: list[str] = []
-    one, other = (comparing.group(side, left_out, KINDS) for side in (first, second))
-    found, warnings = comparing.compare(one, other, figures or [], anyway=anyway)
+    first_runs, second_runs = (comparing.group(side, left_out, KINDS) for side in (first, second))
+    comparisons, warnings = comparing.compare(first_runs, second_runs, figures or [], anyway=anyway)
     for line in [*left_out, *warnings]:
         typer.echo(f"note: {printable(line)}", err=True)
     width = terminal_width() if form == "text" else None
     typer.echo(
         "\n".join(
             wrapped(printable(line), width) if "  " not in line else printable(line)
-            for line in comparing.shown(found, form, width).splitlines()
+            for line in comparing.shown(comparisons, form, width).splitlines()
         )
     )

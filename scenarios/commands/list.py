@@ -20,7 +20,7 @@ def list_names(
     if what == "methods":
         from distill.methods import METHODS
 
-        typer.echo(columns([(name, (made.__doc__ or " ").splitlines()[0]) for name, (_, made) in METHODS.items()], width))
+        typer.echo(columns([(name, (method.__doc__ or " ").splitlines()[0]) for name, (_, method) in METHODS.items()], width))
     elif what == "data":
         from distill.data_sources import describe
 

@@ -54,14 +54,14 @@ def class_numbers(text: str) -> list[int]:
     from distill.errors import InputError, clipped
     from distill.spec import MAX_CLASSES
 
-    found: set[int] = set()
+    numbers: set[int] = set()
     for part in text.split(","):
         ends = re.fullmatch(r"\s*(\d{1,9})\s*(?:\.\.\s*(\d{1,9})\s*)?", part, re.ASCII)
         first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (1, 0)
         if not first <= last < MAX_CLASSES:
             raise InputError(f"--classes {clipped(text)!r}: allowed: class numbers from 0 and ranges, for example 0,1,7 or 0..4.")
-        found |= set(range(first, last + 1))
-    return sorted(found)
+        numbers |= set(range(first, last + 1))
+    return sorted(numbers)
 
 
 def torch_device(name: str) -> str:

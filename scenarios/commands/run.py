@@ -83,7 +83,7 @@ def _sweep(
         if not quiet:
             typer.echo(wrapped(printable(text), terminal_width(sys.stderr)), err=True)
 
-    done, failed = sweep(scenario, combinations, seeds, out=out, device=device, data_root=data_root, jobs=jobs, resume=resume, told=told)
+    done, failed = sweep(scenario, combinations, seeds, out=out, device=device, data_root=data_root, jobs=jobs, resume=resume, report=told)
     rows = summary(find_runs(done, KINDS)) if done and not quiet else []
     if len(rows) > 1:
         typer.echo(shown(rows, "text", terminal_width()))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def run_and_print(
-    made: "Study",
+    study: "Study",
     out: Path,
     seed: int,
     device: str,
@@ -38,7 +38,7 @@ def run_and_print(
         raise InputError(f"--seed is {clipped(seed)}; allowed: 0 to {MAX_SEED}.")
     before = signal.signal(signal.SIGTERM, stopping.at_once)  # a scheduler's stop saves as Ctrl-C does
     try:
-        folder, record = run_study(made, Options(out, data_root, seed, torch_device(device), resume, quiet, resume_from))
+        folder, record = run_study(study, Options(out, data_root, seed, torch_device(device), resume, quiet, resume_from))
     finally:
         signal.signal(signal.SIGTERM, before)
     if not quiet and record["results"]:
@@ -50,5 +50,5 @@ def run_and_print(
             text = f"- {printable(line)}" if len(lines) > 1 else printable(line)
             typer.echo(wrapped(text, None if ": distill " in text else width))  # a command is copied whole
         typer.echo(f"{record['seconds']:.0f} s, peak memory {record['peak_memory_bytes'] / 1e9:.2f} GB; everything is in {folder}")
-        if is_private(folder, made.merged):
+        if is_private(folder, study.merged):
             typer.echo(wrapped(printable(handing_on(record, "this output")), width))

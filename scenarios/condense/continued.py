@@ -1,4 +1,4 @@
-"""A condense study that goes on from another run's checkpoints with other step sizes: a study of its own, in a folder of its own."""
+"""A condense study that continues another run's checkpoints with other step sizes: another study, in another folder."""
 
 import dataclasses
 import hashlib
@@ -10,20 +10,25 @@ from scenarios.condense.schema import CondenseStudy
 
 
 def continued(study: CondenseStudy, run: Path) -> CondenseStudy:
-    """The study that starts from the checkpoints of the run folder ``run``; its hash differs from that of the study made from the start.
+    """The study that starts from another run's checkpoints; its hash differs from that of the study made from the start.
 
-    Raises `InputError` for another kind of study, and where ``run`` has no checkpoint for any of the study's ipc.
+    Args:
+        study: the study as its file says.
+        run: the folder of a run that stopped or diverged.
+
+    Raises:
+        InputError: where ``run`` has no checkpoint for any of the study's ipc.
     """
-    found = {str(ipc): run / checkpoint(ipc) for ipc in study.ipc if isinstance(ipc, int) and (run / checkpoint(ipc)).is_file()}
-    if not found:
+    checkpoints = {str(ipc): run / checkpoint(ipc) for ipc in study.ipc if isinstance(ipc, int) and (run / checkpoint(ipc)).is_file()}
+    if not checkpoints:
         name = checkpoint(study.ipc[0]) if isinstance(study.ipc[0], int) else "checkpoint of one ipc for all classes"
         raise InputError(f"--resume-from {run}: there is no {name}; give the folder of a run that stopped or diverged.")
-    hashes = {ipc: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for ipc, path in found.items()}
+    hashes = {ipc: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for ipc, path in checkpoints.items()}
     return dataclasses.replace(study, merged={**study.merged, "continued": {"run": run.name, "checkpoints": hashes}})
 
 
 def checkpoint(ipc: int) -> str:
-    """The file in a run folder from which its set of this ipc goes on."""
+    """The file in a run folder from which its set of this ipc is continued."""
     return f"checkpoint-ipc{ipc}.safetensors"
 
 

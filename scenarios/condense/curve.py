@@ -28,16 +28,26 @@ def snapshots(study: CondenseStudy, data: ImageData, folder: Path, ipc: int) -> 
     """Where the run saves its set, by step; the last step is missing, because that set is the study's. Empty for a short run."""
     total = _total(study, data, ipc)
     steps = curve_steps(total)
-    wanted = steps[:-1] if networks_within(total, len(steps), TRAINING_STEPS) else ()
-    return {step: folder / f"snapshot-ipc{ipc}-step{step}.safetensors" for step in wanted}
+    saved = steps[:-1] if networks_within(total, len(steps), TRAINING_STEPS) else ()
+    return {step: folder / f"snapshot-ipc{ipc}-step{step}.safetensors" for step in saved}
 
 
 def measured(
     study: CondenseStudy, seed: int, data: ImageData, folder: Path, ipc: int, condensed: CondensedSet
 ) -> tuple[Results | None, str | None]:
-    """The record's ``curve`` and a sentence where it flattens early; removes the snapshots.
+    """Evaluate the snapshots of a finished run, and remove them.
 
-    None for a short run, and where a network failed. A run that was continued from another's checkpoint has the later points only.
+    Args:
+        study: the study.
+        seed: the run's.
+        data: its data; at most `MOST_IMAGES` validation images are used, training images where there are none.
+        folder: the run folder.
+        ipc: images per class of the set.
+        condensed: the finished set, which is the last point.
+
+    Returns:
+        The record's ``curve``, and a sentence where it flattens early. None for a short run, and where a network failed. A run that
+        was continued from another's checkpoint has the later points only.
     """
     files, metrics = snapshots(study, data, folder, ipc), folder / "metrics.jsonl"
     if not files:
@@ -54,24 +64,24 @@ def measured(
         if missing and step != total and not files[step].is_file():
             continue
         if missing:
-            held = condensed if step == total else CondensedSet.load(files[step]).to(condensed.images.device)
-            for one in accuracies(held, part, ["condensed"], network, recipe, missing, split="validation"):
+            snapshot = condensed if step == total else CondensedSet.load(files[step]).to(condensed.images.device)
+            for one in accuracies(snapshot, part, ["condensed"], network, recipe, missing, split="validation"):
                 done[one.seed] = one.line()
                 append_line(metrics, {**mark, **one.line()})
         values[step] = [Measured.read("condensed", {"seed": one, **done[one]}).value for one in seeds]
     for file in files.values():
         file.unlink(missing_ok=True)
-    if len(values) < FEWEST or any(value != value for found in values.values() for value in found):
+    if len(values) < FEWEST or any(value != value for points in values.values() for value in points):
         return None, None
-    found = curve(list(values), list(values.values()))
-    half = found.half_width
+    points = curve(list(values), list(values.values()))
+    half = points.half_width
     ends = {
-        "low": None if half is None else [max(0.0, mean - half) for mean in found.means],
-        "high": None if half is None else [min(100.0, mean + half) for mean in found.means],
+        "low": None if half is None else [max(0.0, mean - half) for mean in points.means],
+        "high": None if half is None else [min(100.0, mean + half) for mean in points.means],
     }
-    plain = {"steps": list(found.steps), "accuracy": list(found.means), **ends, "split": split, "networks": len(seeds)}
-    said = flat_early(found, max(1, total // study.merged["method"]["iterations"]))
-    return {**plain, "flat_at": found.flat_at}, f"{said} (on training images)" if said and split == "train" else said
+    plain = {"steps": list(points.steps), "accuracy": list(points.means), **ends, "split": split, "networks": len(seeds)}
+    sentence = flat_early(points, max(1, total // study.merged["method"]["iterations"]))
+    return {**plain, "flat_at": points.flat_at}, f"{sentence} (on training images)" if sentence and split == "train" else sentence
 
 
 def _total(study: CondenseStudy, data: ImageData, ipc: int) -> int:
@@ -79,12 +89,12 @@ def _total(study: CondenseStudy, data: ImageData, ipc: int) -> int:
     if ":" in study.method:
         return 0
     start = CondensedSet(torch.zeros(ipc, *data.spec.shape), torch.zeros(ipc, dtype=torch.int64), data.spec)
-    made = METHODS[study.method][1](study.settings, start, None)
-    return int(made.total_steps)
+    distiller = METHODS[study.method][1](study.settings, start, None)
+    return int(distiller.total_steps)
 
 
 def _part(data: ImageData, split: str, seed: int) -> ImageData:
     """The data with at most 1,000 images of the split as validation images."""
-    held: Split = getattr(data, split)
-    chosen = torch.randperm(len(held), generator=generator(seed, "curve"))[:MOST_IMAGES].to(held.labels.device)
-    return dataclasses.replace(data, validation=Split(held.images[chosen], held.labels[chosen]))
+    real: Split = getattr(data, split)
+    chosen = torch.randperm(len(real), generator=generator(seed, "curve"))[:MOST_IMAGES].to(real.labels.device)
+    return dataclasses.replace(data, validation=Split(real.images[chosen], real.labels[chosen]))

@@ -1,4 +1,4 @@
-"""The study of kind "condense": condense a data set at each IPC, and judge the sets."""
+"""The study of kind "condense": condense a data set at each IPC, and evaluate the sets."""
 
 import time
 
@@ -28,7 +28,7 @@ from scenarios.engine.study import Run, say
 
 
 def fill(study: CondenseStudy, run: Run) -> None:
-    """Condense at each IPC, then judge."""
+    """Condense at each IPC, then evaluate the sets."""
     options, data, folder, results, console = run.options, run.data, run.folder, run.results, run.console
     metrics = folder / "metrics.jsonl"
     results["data"] = {"name": data.spec.name, "train": len(data.train), "test": len(data.test), "fingerprint": data.fingerprint}
@@ -64,12 +64,12 @@ def fill(study: CondenseStudy, run: Run) -> None:
 
 
 def by_largest(study: CondenseStudy, data: ImageData) -> dict[int, Ipc]:
-    """What was asked for, by the largest class's number of images, which names results and files."""
-    found: dict[int, Ipc] = {}
+    """The study's sizes, by the largest class's number of images, which names results and files."""
+    sizes: dict[int, Ipc] = {}
     for ipc in study.ipc:
         counts = counts_of(ipc, ExactStatistics(data))
-        found[counts if isinstance(counts, int) else max(counts)] = ipc
-    return found
+        sizes[counts if isinstance(counts, int) else max(counts)] = ipc
+    return sizes
 
 
 def _condense(study: CondenseStudy, run: Run, largest: int, ipc: Ipc) -> CondensedSet:
@@ -113,13 +113,13 @@ def _condense(study: CondenseStudy, run: Run, largest: int, ipc: Ipc) -> Condens
 
 
 def _judge(table: EvaluationTable, method: str, run: Run, condensed: CondensedSet, ipc: int, part: Results) -> None:
-    """Train every network that metrics.jsonl does not have yet; the file is the ledger, so a stopped study loses one network at most."""
+    """Train the evaluation networks that metrics.jsonl does not have yet: a stopped study loses at most one network."""
     options, data, console, metrics = run.options, run.data, run.console, run.folder / "metrics.jsonl"
     seeds = [options.seed * 1000 + k for k in range(table.seeds)]
     start = time.monotonic()
     for network in table.networks:
         recipe = compared(table.recipe or table.protocol, condensed, data, network)
-        found: dict[str, Accuracy] = {}
+        accuracies_by_set: dict[str, Accuracy] = {}
         for label in ("condensed", *table.baselines):
             # The whole set does not depend on the IPC: it is trained once for the study.
             key: dict[str, str | int] = {"stage": "evaluate", "set": method if label == "condensed" else label, "network": network}
@@ -134,11 +134,11 @@ def _judge(table: EvaluationTable, method: str, run: Run, condensed: CondensedSe
                     done[one.seed] = one
                     append_line(metrics, {**key, **one.line()})
                     status.update(f"training {title}: {len(done)} of {len(seeds)} networks, the last at {one.value:.1f} %")
-            row = found[str(key["set"])] = summed_up([done[seed] for seed in seeds])
+            row = accuracies_by_set[str(key["set"])] = summed_up([done[seed] for seed in seeds])
             say(console, f"  {title}: {row}: {row.reason}" if row.failed else f"  {title}: {row} %")
         kinds = {method: "condensed"}
-        trained = {n: training_of(kinds.get(n, n), condensed, data, recipe, table.whole_epochs).as_dict() for n in found}
-        named = {name: {**row.as_dict(), **trained[name]} for name, row in found.items()}
+        trained = {n: training_of(kinds.get(n, n), condensed, data, recipe, table.whole_epochs).as_dict() for n in accuracies_by_set}
+        named = {name: {**row.as_dict(), **trained[name]} for name, row in accuracies_by_set.items()}
         if network == table.networks[0]:
             part["accuracy"] = named
         if len(table.networks) > 1:
@@ -151,7 +151,7 @@ def _judge(table: EvaluationTable, method: str, run: Run, condensed: CondensedSe
 
 
 def check(study: CondenseStudy, data: ImageData) -> None:
-    """Everything that would fail after minutes of work fails now."""
+    """Raise `InputError` for what would fail after minutes of work."""
     for ipc in study.ipc:
         mean = int(ipc.partition(":")[2]) if isinstance(ipc, str) else ipc
         if isinstance(mean, int):  # before counts are dealt out one by one

@@ -12,7 +12,7 @@ from scenarios.engine.schema import MAX_IPC, DataTable, EvaluationTable, config_
 
 @dataclass(frozen=True)
 class CondenseStudy:
-    """``kind = "condense"``: condense a data set at each IPC and judge the sets."""
+    """``kind = "condense"``: condense a data set at each IPC and evaluate the sets."""
 
     name: str
     title: str
@@ -26,10 +26,25 @@ class CondenseStudy:
 
     @property
     def hash(self) -> str:
+        """Eight letters that change with any setting."""
         return config_hash(self.merged)
 
 
 def condense_study(name: str, title: str, tables: Tables, source: str) -> CondenseStudy:
+    """Check the tables of a scenario of kind "condense".
+
+    Args:
+        name: the study's name.
+        title: one line for people.
+        tables: those of the scenario file, without kind and title.
+        source: the file's name, which opens every message.
+
+    Returns:
+        The study, with defaults filled in.
+
+    Raises:
+        InputError: names file, table, key, what was given and what is allowed.
+    """
     for key in tables:
         if key not in ("data", "method", "evaluation"):
             raise unknown_name(f"{source}: key", key, ("kind", "title", "data", "method", "evaluation"))

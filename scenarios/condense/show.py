@@ -70,8 +70,8 @@ def answer(record: Record) -> str:
             others = ", ".join(f"{row_label(name, row)} {shown(row)}" for name, row in rows.items() if name != method)
             images = f"{key[3:]} image{'s' if key != 'ipc1' else ''} a class by {method}"
             images = f"{part['images']} images in all, at most {images}" if "counts" in part else images
-            one = key == "ipc1" and "counts" not in part
-            reached = f"{'trains' if one else 'train'} a network to {shown(rows[method])} %"
+            single = key == "ipc1" and "counts" not in part
+            reached = f"{'trains' if single else 'train'} a network to {shown(rows[method])} %"
             if rows[method].get("failed"):
                 reached = f"have no accuracy, because networks that were trained on them {shown(rows[method])}: {rows[method]['reason']}"
             parts.append(f"{images} {reached}" + (f" ({others})" if others else ""))
@@ -85,11 +85,11 @@ def question(config: Config) -> str:
     ipc = method["ipc"]
     size = f"{series(ipc)} image{'s' if ipc != [1] else ''} a class" if isinstance(ipc, list) else "unequal numbers of images a class"
     size = f"images in proportion to the classes ({ipc.partition(':')[2]} in the mean)" if isinstance(ipc, str) else size
-    made = f"{size} that {method['name']} makes of {config['data']['name']}"
+    images = f"{size} that {method['name']} makes of {config['data']['name']}"
     if judged is None:
-        return f"What do {made} look like?"
+        return f"What do {images} look like?"
     rivals = [RIVALS.get(name, f"{name} images") for name in judged["baselines"]]
-    return f"How well do networks ({series(judged['networks'])}) learn from {made}{', compared with ' if rivals else ''}{series(rivals)}?"
+    return f"How well do networks ({series(judged['networks'])}) learn from {images}{', compared with ' if rivals else ''}{series(rivals)}?"
 
 
 def missing(record: Record, config: Config) -> list[str]:
@@ -97,15 +97,15 @@ def missing(record: Record, config: Config) -> list[str]:
     results = record["results"]
     judged = config["evaluation"]
     asked = config["method"]["ipc"] if isinstance(config["method"]["ipc"], list) else []
-    found = [f"No set at IPC {ipc}." for ipc in asked if f"ipc{ipc}" not in results]
+    sentences = [f"No set at IPC {ipc}." for ipc in asked if f"ipc{ipc}" not in results]
     if judged is None:
-        return [*found, "No network was trained on the sets: the study has no [evaluation] table."]
-    wanted = {config["method"]["name"], *judged["baselines"]}
+        return [*sentences, "No network was trained on the sets: the study has no [evaluation] table."]
+    names = {config["method"]["name"], *judged["baselines"]}
     for key, part in results.items():
         if key.startswith("ipc"):
-            absent = sorted(wanted - set(part.get("accuracy", {})))
-            found += [f"Not evaluated at IPC {key[3:]}: {series(absent)}."] if absent else []
-    found += [f"No comparison with {RIVALS[name]}." for name in ("random", "whole") if name not in judged["baselines"]]
+            absent = sorted(names - set(part.get("accuracy", {})))
+            sentences += [f"Not evaluated at IPC {key[3:]}: {series(absent)}."] if absent else []
+    sentences += [f"No comparison with {RIVALS[name]}." for name in ("random", "whole") if name not in judged["baselines"]]
     if len(judged["networks"]) == 1:
-        found.append(f"No other architecture than {judged['networks'][0]} was trained.")
-    return [*found, *few(judged["seeds"], "network"), *other_split(judged["split"])]
+        sentences.append(f"No other architecture than {judged['networks'][0]} was trained.")
+    return [*sentences, *few(judged["seeds"], "network"), *other_split(judged["split"])]

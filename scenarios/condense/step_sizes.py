@@ -22,10 +22,10 @@ STEPS, NETWORKS, TRAINING_STEPS, VALIDATION, POINTS = 15, 3, 30, 0.2, 7
 def default_step_size(method: str, settings: Mapping[str, object], ipc: int, key: str, data: str = "digits") -> float | None:
     """The step size that ``method`` takes when none is given, at this many images a class; None where it does not say."""
     config = configure(METHODS[method][0], settings, f"method {method!r}")
-    given = getattr(config, key, None)
-    if given is not None:
-        return float(given)
-    # The name only matters for data sets with a step size of their own, and a folder's path may be too long for one.
+    value = getattr(config, key, None)
+    if value is not None:
+        return float(value)
+    # The name only matters for data sets that have their own step size, and a folder's path may be too long for one.
     spec = DataSpec("own" if ":" in data else data, 1, 8, 8, ("0",), (0.0,), (1.0,))
     start = CondensedSet(torch.zeros(ipc, 1, 8, 8), torch.zeros(ipc, dtype=torch.int64), spec)
     return step_sizes(METHODS[method][1](config, start, None))[0].get(key)

@@ -77,7 +77,7 @@ class SweepStudy:
 
 
 def text(value: float) -> str:
-    """A step size as it is written in files, records and commands."""
+    """A step size as text, in files, records and commands."""
     return f"{value:.4g}"
 
 
@@ -126,7 +126,7 @@ def _settings(base: CondenseStudy) -> Results:
 
 
 def check(study: SweepStudy, data: ImageData) -> None:
-    """Everything that would fail after minutes of work fails now."""
+    """Raise `InputError` for what would fail after minutes of work."""
     assert study.base.evaluation is not None
     for name in (study.base.settings.network, *study.base.evaluation.networks):
         create(name, data.spec, generator(0, "check"))
@@ -200,29 +200,29 @@ def _one(study: SweepStudy, run: Run, value: float) -> Results:
     lines = matching(metrics, mark)
     done = {line["seed"]: Measured.read(name, line) for line in lines}
     missing = [seed for seed in seeds if seed not in done]
-    for one in accuracies(condensed, data, ["condensed"], network, recipe, missing, split="validation"):
-        done[one.seed] = one
-        append_line(metrics, {**mark, **one.line()})
+    for measured in accuracies(condensed, data, ["condensed"], network, recipe, missing, split="validation"):
+        done[measured.seed] = measured
+        append_line(metrics, {**mark, **measured.line()})
     accuracy = summed_up([done[seed] for seed in seeds])
     row: Results = {"accuracy": accuracy.as_dict(), "distil_seconds": condensed.provenance.seconds}
     return row | ({"reason": accuracy.reason} if accuracy.failed else {})
 
 
-def chosen(found: dict[float, Accuracy], rows: Results) -> Results:
+def chosen(accuracy: dict[float, Accuracy], rows: Results) -> Results:
     """The step size of the highest mean, its margin over the next best (paired over networks), and whether it lies at the range's edge.
 
-    ``rows`` are all step sizes that were tried; ``found`` those with an accuracy. Of equal means the smaller step size is taken.
+    ``rows`` are all step sizes that were tried; ``accuracy`` those with an accuracy. Of equal means the smaller step size is taken.
     ``level`` are the others that are not significantly lower. ``edge`` is "low", "high" or None: beside a step size that failed there is
     no edge. Raises `InputError` where all failed.
     """
-    if not found:
+    if not accuracy:
         raise InputError(f"every step size failed; the first one: {next(iter(rows.values()))['reason']}")
-    best = max(sorted(found), key=lambda value: found[value].mean)
-    differences = {value: paired_difference(other.values, found[best].values) for value, other in found.items() if value != best}
+    best = max(sorted(accuracy), key=lambda value: accuracy[value].mean)
+    differences = {value: paired_difference(other.values, accuracy[best].values) for value, other in accuracy.items() if value != best}
     tried = sorted(float(name) for name in rows)
     result: Results = {"chosen": best, "margin": None, "edge": {tried[0]: "low", tried[-1]: "high"}.get(best)}
     if differences:
-        second = max(sorted(differences), key=lambda value: found[value].mean)
+        second = max(sorted(differences), key=lambda value: accuracy[value].mean)
         margin = differences[second]
         result["margin"] = {"mean": margin.mean, "low": margin.low, "high": margin.high, "against": second}
     result["level"] = sorted(value for value, found_there in differences.items() if not found_there.significant)
@@ -308,10 +308,11 @@ def answer(record: Record) -> str:
 
 
 def question(config: Config) -> str:
+    """The study's question in a sentence."""
     return f"Which {config['sweep']['key']} suits {config['method']['name']} on {config['data']['name']}, by held-out training images?"
 
 
 def missing(record: Record, config: Config) -> list[str]:
     """What a reader could miss."""
-    found = [] if record.get("status") == "done" else [f"The run is not finished (status {record.get('status')})."]
-    return [*found, "One seed of the condensation; the test images were not used."]
+    sentences = [] if record.get("status") == "done" else [f"The run is not finished (status {record.get('status')})."]
+    return [*sentences, "One seed of the condensation; the test images were not used."]

@@ -1,7 +1,7 @@
 """The parts of a continual study: a memory in one class order with every learner on it, or a learner that has none.
 
-Each part is worked on by one thread, so that its bits do not depend on what runs beside it. A study that takes long goes on in several
-processes, a part for each: a worker writes lines of its own, and `metrics.jsonl` has one writer, who takes them in when the part is done.
+Each part is worked on by one thread, so that its bits do not depend on other parts. A long study continues in several
+processes, one part each: a worker writes its lines to a file, and `metrics.jsonl` has one writer, who takes them in when the part is done.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from scenarios.engine.study import Options, say
 if TYPE_CHECKING:
     from apps.continual.benchmark import Budget, Unit
 
-WORTH_WORKERS = 20.0  # seconds of work from which processes of their own repay the few that each takes to start
+WORTH_WORKERS = 20.0  # seconds of work from which worker processes repay the few that each takes to start
 Stream = Callable[[int], list[ImageData]]  # of a class order
 
 
@@ -62,10 +62,12 @@ class Book:
     earlier: Path | None = None
 
     def lines(self) -> Iterator[Line]:
+        """All lines that are known: the earlier ones, then the part's."""
         yield from read_lines(self.earlier) if self.earlier else ()
         yield from read_lines(self.written)
 
     def matching(self, key: Line) -> list[Line]:
+        """The lines that have every value of ``key``."""
         return matching(self.lines(), key)
 
 
@@ -81,21 +83,21 @@ def parts(study: ContinualStudy, seed: int) -> list[Part]:
     """In the order in which one process works on them."""
     from apps.continual.benchmark import Online, Unit
 
-    table, found = study.stream, list[Part]()
+    table, jobs = study.stream, list[Part]()
     online = Online(table.mini, table.queue, table.every) if table.setting == "online" else None
     shrinking = study.memory.share == "shrinking"
     learners = tuple(name for name in study.learner.strategies if name not in ALONE)
     for order in range(table.orders):
-        found += [Part(order, None, (name,)) for name in study.learner.strategies if name in ALONE]
+        jobs += [Part(order, None, (name,)) for name in study.learner.strategies if name in ALONE]
         for budget, storage in budgets(study):
             for method in study.memory.methods:
                 unit = Unit(budget, method, storage, order, shrinking, study.settings.get(method, {}), seed, online)
-                found.append(Part(order, unit, learners))
-    return found
+                jobs.append(Part(order, unit, learners))
+    return jobs
 
 
 def run_parts(study: ContinualStudy, options: Options, stream: Stream, folder: Path, console: Console) -> None:
-    """Do every part that metrics.jsonl does not have whole: here, and when that has taken a while and several are left, side by side."""
+    """Do every part that metrics.jsonl does not have: here first, several at a time once that has taken `WORTH_WORKERS` seconds."""
     ledger, waiting, start = folder / "metrics.jsonl", parts(study, options.seed), time.monotonic()
     for place in sorted((folder / "parts").glob("*.jsonl")):  # of a run that was stopped
         _take_in(place, ledger)
@@ -110,7 +112,7 @@ def run_parts(study: ContinualStudy, options: Options, stream: Stream, folder: P
 
 
 def _own(study: ContinualStudy) -> bool:
-    """Whether a method or a network is the user's: a process of its own does not know it."""
+    """Whether a method or a network is the user's: a worker process does not know it."""
     named = [study.learner.network, *study.memory.methods, *(str(table.get("network", "")) for table in study.settings.values())]
     return any(":" in name for name in named)
 
@@ -147,7 +149,7 @@ def _worker(study: ContinualStudy, options: Options, folder: Path) -> Callable[[
 
 
 def _take_in(place: Path, ledger: Path) -> None:
-    """Put a part's lines into the ledger, each once, however often this is begun."""
+    """Move a part's lines into the ledger, each once, however often this is started."""
     known = [_key(line) for line in read_lines(ledger)]
     for line in read_lines(place):
         if _key(line) not in known:
@@ -172,31 +174,31 @@ def _finished(study: ContinualStudy, part: Part, book: Book) -> bool:
 
 
 def _do(study: ContinualStudy, options: Options, part: Part, stream: Stream, folder: Path, book: Book, console: Console) -> None:
-    """The memory, then every learner on it; what the book has is not done again."""
+    """Fill the memory, then train every learner on it; lines that the book has are not computed again."""
     if _finished(study, part, book):
         return
-    start, one = time.monotonic(), stream(part.order)
+    start, experiences = time.monotonic(), stream(part.order)
     if part.unit:
-        _remember(options, part, part.unit, one, folder, book)
+        _remember(options, part, part.unit, experiences, folder, book)
     for strategy in part.strategies:
         with console.status(f"order {part.order + 1}: {strategy} {part.memory}"):
-            _learn(study, options, part, one, strategy, folder, book)
+            _learn(study, options, part, experiences, strategy, folder, book)
     _tell(study, part, book, time.monotonic() - start, console)
 
 
 def _tell(study: ContinualStudy, part: Part, book: Book, seconds: float, console: Console) -> None:
     """One line on a part that is done."""
-    found = []
+    texts = []
     for strategy in part.strategies:
         lines = book.matching({"stage": "learn", "strategy": strategy, "memory": part.memory, "order": part.order})
         last = max(line["experience"] for line in lines)
         ends = [sum(line["accuracies"]) / len(line["accuracies"]) for line in lines if line["experience"] == last]
-        found.append(f"{strategy} {sum(ends) / len(ends):.1f} %")
-    held = ""
+        texts.append(f"{strategy} {sum(ends) / len(ends):.1f} %")
+    memory = ""
     if part.unit:
         size = book.matching({"stage": "memory", "memory": part.memory, "order": part.order})[-1]
-        held = f"{part.memory}: {size['items']} items, {size['bytes']} bytes, condensed in {size['seconds']:.0f} s; "
-    say(console, f"order {part.order + 1}, {held}{', '.join(found)} over all experiences at the end ({seconds:.0f} s)")
+        memory = f"{part.memory}: {size['items']} items, {size['bytes']} bytes, condensed in {size['seconds']:.0f} s; "
+    say(console, f"order {part.order + 1}, {memory}{', '.join(texts)} over all experiences at the end ({seconds:.0f} s)")
 
 
 def _remember(options: Options, part: Part, unit: "Unit", stream: list[ImageData], folder: Path, book: Book) -> None:
@@ -218,7 +220,7 @@ def _sizes(unit: "Unit", stream: list[ImageData], folder: Path, *, progress: boo
     if unit.method == RESERVOIR:  # one grid for all images
         shape = stream[0].spec.shape
         size, grid = item_bytes(shape, unit.storage), group_bytes(shape, unit.storage)
-        return [{"items": len(held), "bytes": len(held) * size + grid, "seconds": 0.0} for held in reservoirs(unit, stream)]
+        return [{"items": len(exemplars), "bytes": len(exemplars) * size + grid, "seconds": 0.0} for exemplars in reservoirs(unit, stream)]
     memories = fill_memories(unit, stream, folder / "memories" / unit.name, progress=progress)
     return [{"items": len(memory), "bytes": memory.nbytes, "seconds": memory.seconds} for memory in memories]
 
@@ -240,18 +242,18 @@ def _learn(study: ContinualStudy, options: Options, part: Part, stream: list[Ima
 
     table, unit = study.learner, part.unit
     recipe = table.recipe or protocol(table.protocol, stream[0].spec, table.network)
-    held: list[CondensedSet] = []
+    memories: list[CondensedSet] = []
     for net in range(table.nets if strategy == "scratch" else 1):
         key = {"stage": "learn", "strategy": strategy, "memory": part.memory, "order": part.order, "net": net}
         known = {line["experience"] for line in book.matching(key)}
         if len(known) == (1 if strategy == "joint" else len(stream)):
             continue
-        held = held or (_held(options, unit, stream, folder) if unit else [])
-        found = rows(
+        memories = memories or (_held(options, unit, stream, folder) if unit else [])
+        lines = rows(
             strategy,
             unit,
             stream,
-            held,
+            memories,
             folder=folder / "memories" / (unit.name if unit else ""),
             network=table.network,
             recipe=(table.joint or recipe) if strategy == "joint" else recipe,
@@ -261,6 +263,6 @@ def _learn(study: ContinualStudy, options: Options, part: Part, stream: list[Ima
             first=len(known),
             mini=study.stream.mini if study.stream.setting == "online" else None,
         )
-        for number, accuracies in found:
+        for number, accuracies in lines:
             if number not in known:
                 append_line(book.written, {**key, "experience": number, "accuracies": accuracies})

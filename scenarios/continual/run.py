@@ -46,7 +46,8 @@ def fill(study: ContinualStudy, run: Run) -> None:
     ledger = folder / "metrics.jsonl"
     results["data"] = {"name": data.spec.name, "train": len(data.train), "test": len(data.test), "fingerprint": data.fingerprint}
     results["experiences"] = [
-        {"classes": list(one.classes), "train": len(one.train), "test": len(one.test)} for one in stream_of(study, options, data, 0)
+        {"classes": list(experience.classes), "train": len(experience.train), "test": len(experience.test)}
+        for experience in stream_of(study, options, data, 0)
     ]
     run_parts(study, options, lambda order: stream_of(study, options, data, order), folder, console)
     memories = {(line["memory"], line["order"], line["experience"]): line for line in read_lines(ledger) if line["stage"] == "memory"}
@@ -54,22 +55,22 @@ def fill(study: ContinualStudy, run: Run) -> None:
     results["cells"] = []
     for budget, storage, method, strategy in _cells(study):
         name = f"{budget}-{method}-{storage}" if method else ""
-        found = [_matrix(study, ledger, strategy, name, order, last + 1) for order in range(study.stream.orders)]
+        matrices = [_matrix(study, ledger, strategy, name, order, last + 1) for order in range(study.stream.orders)]
         cell: Results = {"strategy": strategy, "budget": budget, "method": method, "storage": storage}
         if strategy == "joint":
-            cell["accuracy"] = interval([sum(matrix[-1]) / len(matrix[-1]) for matrix in found])
+            cell["accuracy"] = interval([sum(matrix[-1]) / len(matrix[-1]) for matrix in matrices])
         else:
-            cell["accuracy"] = interval([metrics.average_accuracy(matrix) for matrix in found])
-            cell["forgetting"] = interval([metrics.forgetting(matrix) for matrix in found])
-            cell["backward_transfer"] = interval([metrics.backward_transfer(matrix) for matrix in found])
-            cell["by_experience"] = [[metrics.average_accuracy(matrix, after) for after in range(last + 1)] for matrix in found]
-            cell["matrix"] = found[0]
+            cell["accuracy"] = interval([metrics.average_accuracy(matrix) for matrix in matrices])
+            cell["forgetting"] = interval([metrics.forgetting(matrix) for matrix in matrices])
+            cell["backward_transfer"] = interval([metrics.backward_transfer(matrix) for matrix in matrices])
+            cell["by_experience"] = [[metrics.average_accuracy(matrix, after) for after in range(last + 1)] for matrix in matrices]
+            cell["matrix"] = matrices[0]
         if method:
-            held = [memories[name, order, last] for order in range(study.stream.orders)]
+            lines = [memories[name, order, last] for order in range(study.stream.orders)]
             cell |= {
-                "items": held[0]["items"],
-                "bytes": held[0]["bytes"],
-                "condense_seconds": sum(line["seconds"] for line in held) / len(held),
+                "items": lines[0]["items"],
+                "bytes": lines[0]["bytes"],
+                "condense_seconds": sum(line["seconds"] for line in lines) / len(lines),
             }
         results["cells"].append(cell)
 

@@ -80,6 +80,7 @@ class ContinualStudy:
 
     @property
     def hash(self) -> str:
+        """Eight letters that change with any setting."""
         return config_hash(self.merged)
 
 

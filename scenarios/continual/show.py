@@ -110,8 +110,8 @@ def missing(record: Record, config: Config) -> list[str]:
     """What a reader could miss: rivals and bounds that were not asked for, single runs."""
     results = record["results"]
     strategies, methods = config["learner"]["strategies"], config["memory"]["methods"]
-    found = [] if results.get("cells") else ["No memory has been evaluated yet."]
-    found += [] if "random" in methods else ["No comparison with a memory of random real images."]
-    found += [] if "none" in strategies else ["No learner without a memory (the lower bound)."]
-    found += [] if "joint" in strategies else ["No training on all classes at once (the upper bound)."]
-    return [*found, *few(config["stream"]["orders"], "class order"), *other_split(config["learner"]["split"])]
+    sentences = [] if results.get("cells") else ["No memory has been evaluated yet."]
+    sentences += [] if "random" in methods else ["No comparison with a memory of random real images."]
+    sentences += [] if "none" in strategies else ["No learner without a memory (the lower bound)."]
+    sentences += [] if "joint" in strategies else ["No training on all classes at once (the upper bound)."]
+    return [*sentences, *few(config["stream"]["orders"], "class order"), *other_split(config["learner"]["split"])]

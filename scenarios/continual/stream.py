@@ -30,13 +30,13 @@ def check_later(study: ContinualStudy, data: ImageData, given: Given) -> tuple[i
 
 def _given_first(given: Given, data: ImageData) -> ImageData:
     """An experience whose training images are the given set, whose test images are the real ones of its classes."""
-    spec, one = data.spec, given.made.to(data.device)
-    if one.labels.is_floating_point():
+    spec, condensed = data.spec, given.made.to(data.device)
+    if condensed.labels.is_floating_point():
         raise InputError(f"the set of {given.name!r} has soft labels; a stream needs class numbers: give a set with hard labels.")
     mean, std = (torch.tensor(values, device=data.device).view(1, -1, 1, 1) for values in (spec.mean, spec.std))
-    pixels = one.images * std + mean  # learnt images leave the range of pixels, and the stream normalises them again
+    pixels = condensed.images * std + mean  # learnt images leave the range of pixels, and the stream normalises them again
     real = data.subset(given.classes)
-    return dataclasses.replace(real, train=Split(pixels, one.hard_labels))
+    return dataclasses.replace(real, train=Split(pixels, condensed.hard_labels))
 
 
 def _as_float(data: ImageData) -> ImageData:

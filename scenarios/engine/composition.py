@@ -21,30 +21,32 @@ ASSUMED = (
 def side_by_side(owners: Mapping[str, Sequence[Mapping[str, object] | None]]) -> Statement | None:
     """The statement of all that ``owners`` of disjoint shards released, each in one or several rounds; None where one stated nothing.
 
-    An owner's own releases compose one after the other, whatever it was told between them (adaptive composition), so its epsilon is that
+    An owner's own releases compose one after the other, whatever it learned between them (adaptive composition), so its epsilon is that
     of its whole history. Adding or removing one example changes one owner's shard. All other owners' releases then have the same
     distribution as before, given everything that was said until then; what depends on the example is that one owner's history, and the
     rest is post-processing of it. So the union of all releases is (max epsilon, max delta)-differentially private: parallel composition
     (McSherry, SIGMOD 2009, theorem 4). It needs shards whose membership does not depend on other examples, and independent noise.
     """
     clients = {owner: _own(owner, stated) for owner, stated in owners.items()}
-    if not clients or any(one is None for one in clients.values()):
+    if not clients or any(statement is None for statement in clients.values()):
         return None
-    known = [one for one in clients.values() if one is not None]
-    worst = max(known, key=lambda one: one["epsilon"])
-    missing = dict.fromkeys([*ASSUMED, *(clipped(text, 120) for one in known for text in one["not_covered"])])
+    known = [statement for statement in clients.values() if statement is not None]
+    worst = max(known, key=lambda statement: statement["epsilon"])
+    missing = dict.fromkeys([*ASSUMED, *(clipped(text, 120) for statement in known for text in statement["not_covered"])])
     return {
         "epsilon": worst["epsilon"],
-        "delta": max(one["delta"] for one in known),
+        "delta": max(statement["delta"] for statement in known),
         "adjacency": ADJACENCY,
         "mechanism": f"parallel composition over {len(known)} disjoint shards of: {worst['mechanism']}",
         "releases": worst["releases"],
         "history": worst["history"],  # the worst client's, so that its epsilon can be computed again
         "accountant": worst["accountant"],
-        "insecure": any(one["insecure"] for one in known),
+        "insecure": any(statement["insecure"] for statement in known),
         "not_covered": list(missing),
         "clients": {
-            owner: {key: one[key] for key in ("epsilon", "delta", "releases", "insecure")} for owner, one in clients.items() if one
+            owner: {key: statement[key] for key in ("epsilon", "delta", "releases", "insecure")}
+            for owner, statement in clients.items()
+            if statement
         },
     }
 
@@ -54,15 +56,15 @@ def one_after_another(statements: Sequence[Mapping[str, object] | None]) -> Stat
     if not statements or any(not stated for stated in statements):
         return None
     known = [_read("a set", stated) for stated in statements if stated]
-    missing = dict.fromkeys(clipped(text, 120) for one in known for text in one["not_covered"])
+    missing = dict.fromkeys(clipped(text, 120) for statement in known for text in statement["not_covered"])
     return {
-        "epsilon": sum(one["epsilon"] for one in known),
-        "delta": sum(one["delta"] for one in known),
+        "epsilon": sum(statement["epsilon"] for statement in known),
+        "delta": sum(statement["delta"] for statement in known),
         "adjacency": ADJACENCY,
-        "mechanism": " and ".join(dict.fromkeys(one["mechanism"] for one in known)),
-        "releases": sum(one["releases"] for one in known),
+        "mechanism": " and ".join(dict.fromkeys(statement["mechanism"] for statement in known)),
+        "releases": sum(statement["releases"] for statement in known),
         "accountant": BASIC,
-        "insecure": any(one["insecure"] for one in known),
+        "insecure": any(statement["insecure"] for statement in known),
         "not_covered": list(missing),
     }
 
@@ -72,43 +74,43 @@ def in_sequence(statements: Sequence[Mapping[str, object] | None]) -> Statement 
 
     It is at most what `one_after_another` says, which needs no history and may be of different makers. None where one has none.
     """
-    found = _own("of the study", statements)
-    if found is None:
+    together = _own("of the study", statements)
+    if together is None:
         return None
     sizes = {stated.get("population") for stated in statements if stated}
-    missing = list(dict.fromkeys(clipped(text, 120) for text in found["not_covered"]))
-    return {**found, "adjacency": ADJACENCY, "not_covered": missing, "population": sizes.pop() if len(sizes) == 1 else None}
+    missing = list(dict.fromkeys(clipped(text, 120) for text in together["not_covered"]))
+    return {**together, "adjacency": ADJACENCY, "not_covered": missing, "population": sizes.pop() if len(sizes) == 1 else None}
 
 
 def _own(owner: str, stated: Sequence[Mapping[str, object] | None]) -> Statement | None:
     """One owner's guarantee over its rounds, accounted again from the releases that it lists."""
-    if not stated or any(not one for one in stated):
+    if not stated or any(not statement for statement in stated):
         return None
-    read = [_read(f"client {owner}", one) for one in stated if one]
-    delta = max(one["delta"] for one in read)
+    read = [_read(f"client {owner}", statement) for statement in stated if statement]
+    delta = max(statement["delta"] for statement in read)
     history: list[Steps] = []
-    for one in stated:
-        listed = (one or {}).get("history")
+    for statement in stated:
+        listed = (statement or {}).get("history")
         try:
             if not isinstance(listed, list) or len(listed) > MAX_HISTORY:
                 raise ValueError
             history += [Steps(float(noise), float(rate), int(times)) for noise, rate, times in listed]
         except (TypeError, ValueError, OverflowError):
             raise InputError(f"client {owner}'s privacy statement lists no history of (noise multiplier, rate, times).") from None
-    releases = sum(one["releases"] for one in read)
+    releases = sum(statement["releases"] for statement in read)
     if sum(step.times for step in history) != releases:
         raise InputError(f"client {owner}'s privacy statements list a history of other than the {releases:.0f} releases that they state.")
     check_history(history, delta)
     try:
-        found = spent(history, delta)
+        spending = spent(history, delta)
     except (ArithmeticError, RuntimeError, ValueError) as error:
         raise InputError(f"client {owner}'s privacy statements: no epsilon can be computed ({clipped(error, 80)}).") from None
     # A statement that claims less than its own list of releases costs is not believed; one that claims more stands.
-    epsilon = max(found.epsilon, *(one["epsilon"] for one in read))
+    epsilon = max(spending.epsilon, *(statement["epsilon"] for statement in read))
     if not math.isfinite(epsilon):
         raise InputError(f"client {owner}'s privacy statements: their releases have no finite epsilon.")
-    insecure, missing = any(one["insecure"] for one in read), [text for one in read for text in one["not_covered"]]
-    facts = {"epsilon": epsilon, "delta": delta, "releases": sum(step.times for step in history), "accountant": found.accountant}
+    insecure, missing = any(statement["insecure"] for statement in read), [text for statement in read for text in statement["not_covered"]]
+    facts = {"epsilon": epsilon, "delta": delta, "releases": sum(step.times for step in history), "accountant": spending.accountant}
     facts["history"] = [list(step) for step in history]
     return {**facts, "mechanism": read[0]["mechanism"], "insecure": insecure, "not_covered": missing}
 

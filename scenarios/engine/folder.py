@@ -24,9 +24,18 @@ from scenarios.reporting.report import write_report
 
 
 def run_study(kind: AnyKind, study: Study, options: Options) -> tuple[Path, Record]:
-    """Run (or continue, or find finished) a study of this kind; returns its folder and its record.
+    """Run a study of this kind in its folder, continue it, or find it finished.
 
-    Raises `InputError` when the folder holds an unfinished run and ``resume`` is off, or another process is at work in it.
+    Args:
+        kind: the study's kind.
+        study: a checked study.
+        options: where and how it is run.
+
+    Returns:
+        The run folder and its record.
+
+    Raises:
+        InputError: when the folder holds an unfinished run and ``resume`` is off, or when another process is working in it.
     """
     if options.resume_from is not None:
         if kind.continued is None:
@@ -73,7 +82,7 @@ def run_study(kind: AnyKind, study: Study, options: Options) -> tuple[Path, Reco
         except BaseException as error:
             record["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             record["reason"] = _reason(error)
-            with contextlib.suppress(CannotWrite):  # on a full disk the record stays as it was; what stopped the run is what is told
+            with contextlib.suppress(CannotWrite):  # on a full disk the record is not changed; what stopped the run is reported
                 write_json(folder / "record.json", record)
             raise
         record["status"] = "done"
@@ -105,7 +114,7 @@ def load_data(study: Study, options: Options) -> ImageData:
 
 
 def data_of(table: DataTable, options: Options) -> ImageData:
-    """The data of a [data] table on their device: split, subset, thinned out and whitened as it says."""
+    """The data of a [data] table on their device: with its split, subset, imbalance and whitening."""
     data = load(table.name, options.data_root, validation=table.validation, seed=options.seed, size=table.size, **table.given)
     if table.classes is not None:
         data = data.subset(table.classes)

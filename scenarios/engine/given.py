@@ -21,22 +21,23 @@ class Given:
 
     @property
     def made(self) -> CondensedSet:
+        """The set; it exists once the stage that makes it has run."""
         assert self.condensed is not None
         return self.condensed
 
     @property
     def fingerprint(self) -> str:
         """Sixteen letters that change with an image, a label, a step size or a start weight."""
-        one = self.made
-        digest = hashlib.sha256(one.images.detach().cpu().contiguous().numpy().data)
-        digest.update(one.labels.cpu().contiguous().numpy().data)
-        digest.update(repr((one.lr, one.spec.shape, one.spec.classes)).encode())
-        if one.label_kind != DEFAULT_KIND:
-            digest.update(one.label_kind.encode())
-        for name, tensor in later_tensors(one).items():
+        condensed = self.made
+        digest = hashlib.sha256(condensed.images.detach().cpu().contiguous().numpy().data)
+        digest.update(condensed.labels.cpu().contiguous().numpy().data)
+        digest.update(repr((condensed.lr, condensed.spec.shape, condensed.spec.classes)).encode())
+        if condensed.label_kind != DEFAULT_KIND:
+            digest.update(condensed.label_kind.encode())
+        for name, tensor in later_tensors(condensed).items():
             digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-        if one.step_sizes is not None or one.start_weights is not None:
-            digest.update(repr((getattr(one.step_sizes, "order", None), getattr(one.start_weights, "sha256", None))).encode())
+        if condensed.step_sizes is not None or condensed.start_weights is not None:
+            digest.update(repr((getattr(condensed.step_sizes, "order", None), getattr(condensed.start_weights, "sha256", None))).encode())
         return digest.hexdigest()[:16]
 
 
@@ -44,9 +45,9 @@ def joined(name: str, sets: Sequence[CondensedSet], classes: tuple[int, ...]) ->
     """One set of several, in order; `InputError` when the classes are not those that were planned."""
     union = sets[0] if len(sets) == 1 else CondensedSet.concat(sets)
     if len(sets) > 1:
-        together = one_after_another([one.provenance.dp for one in sets])
+        together = one_after_another([condensed.provenance.dp for condensed in sets])
         union = dataclasses.replace(union, provenance=dataclasses.replace(union.provenance, dp=together))
-    held = tuple(label for label, count in enumerate(union.counts) if count)
-    if held != classes:
-        raise InputError(f"what {name!r} hands on holds the classes {clipped(list(held))}; expected: {clipped(list(classes))}.")
+    present = tuple(label for label, count in enumerate(union.counts) if count)
+    if present != classes:
+        raise InputError(f"what {name!r} hands on holds the classes {clipped(list(present))}; expected: {clipped(list(classes))}.")
     return Given(name, classes, union)

@@ -43,18 +43,27 @@ class Places:
 
 
 def register(places: Places, tables: Tables, source: str) -> dict[str, str]:
-    """Make known what the tables name with a colon; import path -> digest of its file, so that another file is another study.
+    """Register the methods and networks that the tables name with a colon.
 
-    ``source`` is the scenario file and opens each message. Raises `InputError`.
+    Args:
+        places: where the kind allows such names.
+        tables: those of the scenario file.
+        source: the scenario file, beside which the user's files are; it opens each message.
+
+    Returns:
+        Import path to digest of its file: another file is another study.
+
+    Raises:
+        InputError: where a file cannot be imported, or what it names is no method or network.
     """
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for what, named in (("method", places.methods), ("network", places.networks)):
         for table, inner, key in _tables(named, tables):
             given = inner.get(key) if isinstance(inner, dict) else None
             for path in given if isinstance(given, list) else [given]:
                 if isinstance(path, str) and ":" in path:
-                    found[path] = _register(what, path, Path(source).parent, f"{source}: [{table}]: key {key!r}")
-    return found
+                    digests[path] = _register(what, path, Path(source).parent, f"{source}: [{table}]: key {key!r}")
+    return digests
 
 
 def _tables(places: tuple[tuple[str, str], ...], tables: Tables) -> Iterator[tuple[str, object, str]]:
@@ -76,11 +85,11 @@ def _register(what: str, path: str, folder: Path, where: str) -> str:
     public = [name for name, value in vars(module).items() if not name.startswith("_") and callable(value)]
     if not hasattr(module, parts["name"]):
         raise unknown_name(f"{where}: {parts['module']}.py: name", parts["name"], public)
-    made = getattr(module, parts["name"])
+    target = getattr(module, parts["name"])
     if what == "network":
-        if not callable(made):
-            raise InputError(f"{where}: {path!r} is {a_kind(made)}; allowed: a function of the data spec that returns a module.")
-        networks.OWN[path] = _named(path, made)
+        if not callable(target):
+            raise InputError(f"{where}: {path!r} is {a_kind(target)}; allowed: a function of the data spec that returns a module.")
+        networks.OWN[path] = _named(path, target)
         return digest
     config = f"{parts['name']}Config"
     if not hasattr(module, config):
@@ -88,18 +97,18 @@ def _register(what: str, path: str, folder: Path, where: str) -> str:
             f"{where}: {path!r} has no settings; put a frozen dataclass {config} next to the class, as {module.__name__}:{config}."
         )
     try:
-        register_method(path, getattr(module, config), made)
+        register_method(path, getattr(module, config), target)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
     return digest
 
 
-def _named(path: str, made: Callable[[DataSpec], nn.Module]) -> Callable[[DataSpec], nn.Module]:
+def _named(path: str, factory: Callable[[DataSpec], nn.Module]) -> Callable[[DataSpec], nn.Module]:
     """The user's function, whose exceptions are `InputError` with its import path, file and line."""
 
     def call(spec: DataSpec) -> nn.Module:
         try:
-            module = made(spec)
+            module = factory(spec)
         except InputError:
             raise
         except (Exception, SystemExit) as error:
@@ -113,12 +122,12 @@ def _named(path: str, made: Callable[[DataSpec], nn.Module]) -> Callable[[DataSp
         return module
 
     tried: list[bool] = []
-    call.__name__ = getattr(made, "__name__", path)
+    call.__name__ = getattr(factory, "__name__", path)
     return call
 
 
 def _try(path: str, module: nn.Module, spec: DataSpec) -> None:
-    """One pass of two empty images through a user's network, which stays as it is; `InputError` when it fails or its outputs do not fit."""
+    """One pass of two empty images through a user's network, unchanged; raises `InputError` when it fails or its outputs do not fit."""
     modes = [(part, part.training) for part in module.modules()]
     device = next((weights.device for weights in module.parameters()), torch.device("cpu"))
     try:
@@ -135,8 +144,8 @@ def _try(path: str, module: nn.Module, spec: DataSpec) -> None:
             part.training = mode
     shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else None
     if shape != (2, spec.num_classes):
-        found = f"an object of type {type(logits).__name__}" if shape is None else f"shape {shape}"
-        raise InputError(f"your network {path} gives {found} for 2 images; allowed: shape (2, {spec.num_classes}), one column a class.")
+        outputs = f"an object of type {type(logits).__name__}" if shape is None else f"shape {shape}"
+        raise InputError(f"your network {path} gives {outputs} for 2 images; allowed: shape (2, {spec.num_classes}), one column a class.")
 
 
 def _raised(path: str, error: BaseException) -> str:

@@ -45,9 +45,9 @@ def is_private(folder: Path, config: Mapping[str, object]) -> bool:
 
 def place(folder: Path, path: str | Path) -> Path:
     """Where a file of public/ is: there, or at the top of the folder, as runs of version 0.1 left it."""
-    found = folder / path
-    earlier = folder / found.name
-    return earlier if earlier.exists() and not found.exists() else found
+    current = folder / path
+    earlier = folder / current.name
+    return earlier if earlier.exists() and not current.exists() else current
 
 
 def load(study: object, folder: Path, path: Path) -> CondensedSet:
@@ -57,21 +57,21 @@ def load(study: object, folder: Path, path: Path) -> CondensedSet:
 
 def taken_over(folder: Path, path: Path) -> None:
     """A set that a run of version 0.1 left at the top of its folder moves into public/, without its time."""
-    earlier, found = folder / path.name, folder / path
+    earlier, current = folder / path.name, folder / path
     if earlier.exists():
-        if not found.exists():
-            covered(CondensedSet.load(earlier)).save(found)
+        if not current.exists():
+            covered(CondensedSet.load(earlier)).save(current)
         earlier.unlink()
 
 
-def covered(made: CondensedSet) -> CondensedSet:
+def covered(condensed: CondensedSet) -> CondensedSet:
     """The set without what its guarantee does not cover: the time that it took, and a fingerprint of the data."""
-    return dataclasses.replace(made, provenance=dataclasses.replace(made.provenance, seconds=0.0, fingerprint=None))
+    return dataclasses.replace(condensed, provenance=dataclasses.replace(condensed.provenance, seconds=0.0, fingerprint=None))
 
 
-def has_guarantee(made: CondensedSet) -> bool:
+def has_guarantee(condensed: CondensedSet) -> bool:
     """Whether the set's statement holds as far as it can be recomputed."""
-    return not guarantee(made.provenance.dp).startswith("No privacy guarantee")
+    return not guarantee(condensed.provenance.dp).startswith("No privacy guarantee")
 
 
 def hand_over(folder: Path, sets: Mapping[str, CondensedSet], total: Mapping[str, object] | None, releases: Iterable[Path] = ()) -> Results:
@@ -89,9 +89,9 @@ def hand_over(folder: Path, sets: Mapping[str, CondensedSet], total: Mapping[str
         ``files``, ``statement`` (``total`` without the account's random id) and ``guarantee`` in words.
     """
     public, lines, files = folder / FOLDER, [], [folder / FOLDER / WORDS]
-    for name, made in sets.items():
-        words = guarantee(made.provenance.dp)
-        if not has_guarantee(made):
+    for name, condensed in sets.items():
+        words = guarantee(condensed.provenance.dp)
+        if not has_guarantee(condensed):
             lines.append(f"{name}: left out. {words}")
             for suffix in ("safetensors", "png"):
                 (public / f"{name}.{suffix}").unlink(missing_ok=True)
@@ -110,11 +110,11 @@ def hand_over(folder: Path, sets: Mapping[str, CondensedSet], total: Mapping[str
             if file.suffix == ".json" or not copy.exists():
                 write_whole(copy, file.read_bytes())
             files.append(copy)
-    for name, made in sets.items():
-        if has_guarantee(made):
-            covered(made).save(public / f"{name}.safetensors")
+    for name, condensed in sets.items():
+        if has_guarantee(condensed):
+            covered(condensed).save(public / f"{name}.safetensors")
             if not (public / f"{name}.png").exists():
-                image_grid(made, f"Images of the set {name}").save(public / f"{name}.png")
+                image_grid(condensed, f"Images of the set {name}").save(public / f"{name}.png")
             files += [public / f"{name}.safetensors", public / f"{name}.png"]
     # The time between two of them tells how many images there are; that of a folder is its last file's.
     for path in [*files, *{path.parent for path in files}]:
@@ -126,10 +126,10 @@ def handing_on(record: Mapping[str, object], this: str) -> str:
     """What of a private run may be handed on, in one sentence; ``this`` names what the sentence is printed in: "this page"."""
     results = record.get("results")
     part = results.get("public") if isinstance(results, Mapping) else None
-    found = part if isinstance(part, Mapping) else {}
-    stated = found.get("statement")
-    files = found.get("files")
-    if not isinstance(stated, Mapping) or not isinstance(files, list) or str(found.get("guarantee")).startswith("No privacy guarantee"):
+    facts = part if isinstance(part, Mapping) else {}
+    stated = facts.get("statement")
+    files = facts.get("files")
+    if not isinstance(stated, Mapping) or not isinstance(files, list) or str(facts.get("guarantee")).startswith("No privacy guarantee"):
         return f"Private: hand on neither {this} nor any other file of this run; none has been sorted out as covered by a guarantee."
     epsilon, delta = stated.get("epsilon"), stated.get("delta")
     numbers = f"({epsilon:.2f}, {delta:.1e})" if isinstance(epsilon, float | int) and isinstance(delta, float | int) else "the stated"

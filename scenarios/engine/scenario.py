@@ -25,27 +25,37 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(HERE.glob("*/shipped/*.toml"))}
 
 
-def read_scenario(given: str) -> tuple[str, Tables]:
-    """(name, tables) of a scenario file, of a shipped scenario's bare name, or of a name that the template makes (template.py)."""
-    path = Path(given)
+def read_scenario(name: str) -> tuple[str, Tables]:
+    """Read a scenario.
+
+    Args:
+        name: a scenario file, a shipped scenario's bare name, or a name that the template makes (template.py).
+
+    Returns:
+        The study's name and its tables.
+
+    Raises:
+        InputError: where there is no such scenario, or the file is not valid TOML.
+    """
+    path = Path(name)
     if not path.is_file():
-        if "/" in given or given.endswith(".toml"):
+        if "/" in name or name.endswith(".toml"):
             near = difflib.get_close_matches(path.name, [file.name for file in path.parent.glob("*.toml")], n=1, cutoff=0.5)
             hint = f"; did you mean {str(path.with_name(near[0]))!r}?" if near else "."
             raise InputError(
-                f"scenario {clipped(given)!r}: there is no such file{hint} Allowed: a .toml file, or a shipped scenario's name"
+                f"scenario {clipped(name)!r}: there is no such file{hint} Allowed: a .toml file, or a shipped scenario's name"
                 " (distill list scenarios)."
             )
-        if (made := from_template(given)) is not None:
-            return given, made
-        if given not in shipped():
-            raise unknown_name("scenario", given, shipped(), listed_by="distill list scenarios")
-        path = shipped()[given]
+        if (tables := from_template(name)) is not None:
+            return name, tables
+        if name not in shipped():
+            raise unknown_name("scenario", name, shipped(), listed_by="distill list scenarios")
+        path = shipped()[name]
     return path.stem, parse(path)
 
 
 def parse(path: Path) -> Tables:
-    """The file's tables, or `InputError`."""
+    """The tables of a scenario file. Raises `InputError` for a file that is too large, unreadable or not valid TOML."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path}: {path.stat().st_size} bytes; a scenario file has at most {MAX_BYTES}.")
@@ -63,7 +73,15 @@ def parse(path: Path) -> Tables:
 
 
 def override(tables: Tables, settings: list[str]) -> Tables:
-    """Put ``key.path=value`` settings over the tables; values are read as TOML, else as text. Of settings of one key the last one wins."""
+    """Tables with ``key.path=value`` settings applied; the last of several settings of one key is used.
+
+    Args:
+        tables: those of a scenario file; they are not changed.
+        settings: texts; a value is read as TOML where it is valid, else as text.
+
+    Raises:
+        InputError: for a setting without ``=``, and where a part of its path is a value.
+    """
     merged = dict(tables)
     for setting in settings:
         key, equals, value = setting.partition("=")
@@ -75,7 +93,7 @@ def override(tables: Tables, settings: list[str]) -> Tables:
             inner = table.get(part, {})
             if not isinstance(inner, dict):
                 raise InputError(f"--set {setting[:80]!r}: {part[:80]!r} is a value, not a table.")
-            table[part] = dict(inner)  # the given tables stay as they are
+            table[part] = dict(inner)  # the caller's tables are not changed
             table = table[part]
         table[parts[-1]] = plain_value(value.strip())
     return merged
@@ -113,25 +131,25 @@ def study(kinds: Kinds, name: str, tables: Tables, source: str, *, stage: bool =
     if not isinstance(title, str):
         raise InputError(f"{source}: key 'title' is {quoted(title)}; allowed: text.")
     files = own.register(kinds[kind].own, tables, source)
-    given: dict[tuple[str, str], object] = {}
+    names: dict[tuple[str, str], object] = {}
     for table, key in (("data", "name"), ("stream", "domains")):
         if isinstance(tables.get(table), dict) and key in tables[table]:
-            given[table, key] = tables[table][key]
+            names[table, key] = tables[table][key]
             tables[table] = {**tables[table], key: _beside(tables[table][key], source)}
-    made: Study = kinds[kind].read(name, title, tables, source)
-    for (table, key), name_as_given in given.items():
+    checked: Study = kinds[kind].read(name, title, tables, source)
+    for (table, key), name_as_given in names.items():
         # The place of a project on this machine is no setting: a moved project continues its runs, and config.json names no home folder.
-        if isinstance(made.merged.get(table), dict) and key in made.merged[table]:
-            made.merged[table][key] = name_as_given
+        if isinstance(checked.merged.get(table), dict) and key in checked.merged[table]:
+            checked.merged[table][key] = name_as_given
     if files:
-        made.merged["own"] = files  # a changed file is another study, in a folder of its own
-    return made
+        checked.merged["own"] = files  # a changed file is another study, in another folder
+    return checked
 
 
 def _beside(name: object, source: str) -> object:
     """A folder's path in a data name is, like a file with a network, beside the scenario file; of a command, in the current folder."""
     if isinstance(name, list):
-        return [_beside(one, source) for one in name]
+        return [_beside(part, source) for part in name]
     kind, _, path = name.partition(":") if isinstance(name, str) else ("", "", "")
     if kind not in ("folder", "mhist") or not path or "\0" in path:
         return name

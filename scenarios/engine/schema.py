@@ -49,6 +49,18 @@ def config_hash(merged: Config) -> str:
 
 
 def method_of(table: Tables, where: str) -> tuple[str, tuple[int, ...], Any]:
+    """Check a ``[method]`` table.
+
+    Args:
+        table: the table; ``name`` and ``ipc`` are taken out of it.
+        where: opens the messages, for example ``"study.toml: [method]"``.
+
+    Returns:
+        The method's name, its images per class (one number or several different ones), and its config.
+
+    Raises:
+        InputError: for an unknown method, key, network or augmentation, and for a value out of range.
+    """
     name, ipc = table.pop("name", "dm"), table.pop("ipc", 1)
     if not isinstance(name, str) or name not in METHODS:
         raise unknown_name(f"{where}: key 'name': method", shown_value(name), METHODS)
@@ -67,18 +79,23 @@ def method_of(table: Tables, where: str) -> tuple[str, tuple[int, ...], Any]:
 
 
 def evaluation_of(table: Tables, where: str) -> EvaluationTable:
-    made = configure(EvaluationTable, table, where)
-    if made.protocol not in PROTOCOLS:
-        raise unknown_name(f"{where}: key 'protocol': value", made.protocol, PROTOCOLS)
-    for name in made.baselines:
+    """Check an ``[evaluation]`` table; ``where`` opens the messages.
+
+    Raises:
+        InputError: for an unknown protocol, baseline, network or augmentation, and for a value out of range.
+    """
+    evaluation = configure(EvaluationTable, table, where)
+    if evaluation.protocol not in PROTOCOLS:
+        raise unknown_name(f"{where}: key 'protocol': value", evaluation.protocol, PROTOCOLS)
+    for name in evaluation.baselines:
         if name not in BASELINES:
             raise unknown_name(f"{where}: key 'baselines': value", name, BASELINES)
-    for name in made.networks:
+    for name in evaluation.networks:
         checked(where, "networks", functools.partial(check_name, name))
-    if made.recipe is not None:
-        text = made.recipe.augmentation
+    if evaluation.recipe is not None:
+        text = evaluation.recipe.augmentation
         checked(where, "recipe.augmentation", lambda: strategy("" if text == "auto" else text))
-    return made
+    return evaluation
 
 
 def checked(where: str, key: str, check: Callable[[], object]) -> None:
@@ -100,6 +117,7 @@ def shown_value(value: object) -> str:
 
 
 def plain_values(value: object) -> Config:
+    """A config dataclass as plain values for config.json, without options of later versions that are not used."""
     plain: Config = pydantic.TypeAdapter(type(value)).dump_python(value, mode="json")
     return {key: _older(inner) for key, inner in plain.items() if not (key in LATER and inner is None)}
 

@@ -24,8 +24,19 @@ FLOWER_APP = Path(__file__).parent / "flower_app"
 def run_cells(
     study: FederatedStudy, cells: Sequence[Settings], options: Options, data: ImageData, folder: Path, say: Callable[[str], None]
 ) -> None:
-    """Run every cell that its folder does not hold finished. On the inline engine of a CPU, several processes of ``threads`` threads each
-    work on them (a cell's bits do not depend on it); Flower's engines start processes of their own, so there cells follow one another."""
+    """Run every cell that its folder does not hold finished.
+
+    On the inline engine of a CPU, several processes of ``threads`` threads each share the cells (a cell's bits do not depend on it).
+    Flower's engines start their own processes, so their cells run one after the other.
+
+    Args:
+        study: the study.
+        cells: its runs, one for each strategy and seed.
+        options: where and how it is run.
+        data: the study's data.
+        folder: the run folder.
+        say: prints a line.
+    """
     waiting = [cell for cell in cells if not finished(cell, folder)]
     workers = at_once(len(waiting), study.settings.threads)
     if workers > 1 and study.federation.engine == "inline" and options.device == "cpu":
@@ -42,16 +53,18 @@ def place(cell: Settings, folder: Path) -> Path:
 
 
 def lines_of_cell(cell: Settings, folder: Path) -> Lines:
+    """The rounds that a cell's folder holds."""
     return list(read_lines(place(cell, folder) / "rounds.jsonl"))
 
 
 def finished(cell: Settings, folder: Path) -> bool:
+    """Whether a cell's folder holds its last round."""
     lines = lines_of_cell(cell, folder)
     return bool(lines) and lines[-1]["round"] == cell.rounds
 
 
 def run_cell(study: FederatedStudy, cell: Settings, options: Options, data: ImageData, folder: Path) -> Lines:
-    """One run to its end; it goes on from the last round that its folder holds."""
+    """Run a cell to its end, from the last round that its folder holds; returns its rounds."""
     own, root = place(cell, folder), str(options.data_root or "")
     own.mkdir(parents=True, exist_ok=True)
     if cell.strategy in ALONE:

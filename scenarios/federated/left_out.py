@@ -11,27 +11,29 @@ CLAIMS = "Client numbers are what the nodes themselves say: no file of node keys
 
 def left_out(lines: Sequence[Line]) -> list[str]:
     """One line for each client and reason with the rounds, then nodes without a number, late answers, overruns and notes."""
-    found: dict[str, list[int]] = {}
+    rounds: dict[str, list[int]] = {}
     for line in lines:
         number = line["round"]
         for client in line["clients"]:
             if client["status"] != "accepted":
-                found.setdefault(f"client {client['client']} {client['status']}: {client['why']}", []).append(number)
+                rounds.setdefault(f"client {client['client']} {client['status']}: {client['why']}", []).append(number)
             if client.get("note"):
-                found.setdefault(f"client {client['client']}: {client['note']}", []).append(number)
+                rounds.setdefault(f"client {client['client']}: {client['note']}", []).append(number)
         for node in line.get("unknown", ()):
-            found.setdefault(f"node {node['node']} left out: {node['why']}", []).append(number)
+            rounds.setdefault(f"node {node['node']} left out: {node['why']}", []).append(number)
         for late in line.get("late", ()):
             who, when = late["client"], late["round"]
-            found.setdefault(f"client {who}: its answer to round {when} came after the end of that round and was not used", []).append(
+            rounds.setdefault(f"client {who}: its answer to round {when} came after the end of that round and was not used", []).append(
                 number
             )
         if line.get("overrun", 0.0) >= 0.1:
-            found.setdefault(f"{line['overrun']:.1f} s longer than the timeout", []).append(number)
+            rounds.setdefault(f"{line['overrun']:.1f} s longer than the timeout", []).append(number)
         if line.get("note"):
-            found.setdefault(line["note"], []).append(number)
-    said = [f"{_rounds(numbers)}: {clipped(what, 300)}" for what, numbers in found.items()]
-    return said if len(said) <= MOST_LINES else [*said[:MOST_LINES], f"{len(said) - MOST_LINES} more are in rounds.jsonl"]
+            rounds.setdefault(line["note"], []).append(number)
+    sentences = [f"{_rounds(numbers)}: {clipped(what, 300)}" for what, numbers in rounds.items()]
+    return (
+        sentences if len(sentences) <= MOST_LINES else [*sentences[:MOST_LINES], f"{len(sentences) - MOST_LINES} more are in rounds.jsonl"]
+    )
 
 
 def _rounds(numbers: Sequence[int]) -> str:

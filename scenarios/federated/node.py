@@ -92,8 +92,8 @@ class NodeFile(PrivacyTable):
 
 def checked(table: Config, where: str) -> Config:
     """The keys of a study's ``[privacy]`` as they were given, with long names; `InputError` says what is wrong."""
-    found = configure(PrivacyTable, table, where)
-    _parts(found, where)
+    values = configure(PrivacyTable, table, where)
+    _parts(values, where)
     long = {"statistics": STATISTICS, **table}
     for key, names in (("start", STARTS), ("networks", NETWORKS)):
         if key in long:
@@ -102,7 +102,7 @@ def checked(table: Config, where: str) -> Config:
 
 
 def client_privacy(file: NodeFile, where: str) -> ClientPrivacy:
-    """What the file says as a value that a client takes; ``where`` opens the messages."""
+    """A node file as the value that a client takes; ``where`` opens the messages. Raises `InputError`."""
     start, networks = _parts(file, where)
     if not file.ledger:
         raise InputError(
@@ -155,8 +155,8 @@ def read(path: Path) -> ClientPrivacy:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({clipped(error, 200)}); a privacy file is TOML.") from None
-    made = client_privacy(configure(NodeFile, values, str(path)), str(path))
-    return dataclasses.replace(made, ledger=path.absolute().parent / made.ledger)
+    privacy = client_privacy(configure(NodeFile, values, str(path)), str(path))
+    return dataclasses.replace(privacy, ledger=path.absolute().parent / privacy.ledger)
 
 
 def of_node(context: "Context") -> ClientPrivacy | None:

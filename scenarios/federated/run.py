@@ -22,7 +22,7 @@ from scenarios.federated.schema import FederatedStudy
 
 
 def check(study: FederatedStudy, data: ImageData) -> None:
-    """Everything that would fail after minutes of work fails now."""
+    """Raise `InputError` for what would fail after minutes of work."""
     create(study.settings.network, data.spec, generator(0, "check"))
     if not len(getattr(data, study.federation.split)):
         raise InputError(f"the study evaluates on the {study.federation.split} split, which data {data.spec.name!r} does not have.")
@@ -35,7 +35,7 @@ def check(study: FederatedStudy, data: ImageData) -> None:
 
 
 def fill(study: FederatedStudy, run: Run) -> None:
-    """One run a strategy and seed, each in a folder of its own that is its ledger; then the table."""
+    """One run for each strategy and seed, each in its own folder, which is its ledger; then the table."""
     options, data, folder, results, console = run.options, run.data, run.folder, run.results, run.console
     if study.settings.privacy is not None:
         mark(folder)
@@ -64,7 +64,7 @@ def fill(study: FederatedStudy, run: Run) -> None:
 def public_part(study: FederatedStudy, seed: int, folder: Path) -> Results:
     """Put the unions of the private uploads into public/: each with the total of its clients' rounds, and all seeds' total."""
     sets = {name: unions.load(study, folder, path) for name, path in unions.sets(study, seed).items() if (folder / path).exists()}
-    stated = [made.provenance.dp for made in sets.values()]
+    stated = [condensed.provenance.dp for condensed in sets.values()]
     return hand_over(folder, sets, stated[0] if len(stated) == 1 else one_after_another(stated))
 
 
@@ -72,10 +72,10 @@ def summary(runs: list[list[Line]]) -> Results:
     """Of one strategy: accuracy by round with its interval over seeds, mean bytes by round, and who was dropped."""
     rounds = []
     for number in range(len(runs[0])):
-        found = Accuracy(tuple(lines[number]["accuracy"] for lines in runs))
+        accuracy = Accuracy(tuple(lines[number]["accuracy"] for lines in runs))
         moved = {way: sum(lines[number][way] for lines in runs) / len(runs) for way in ("up", "down", "images", "dropped")}
         total = sum(line["up"] + line["down"] for lines in runs for line in lines[: number + 1]) / len(runs)
-        rounds.append({"round": runs[0][number]["round"], "accuracy": found.as_dict(), **moved, "cumulative_bytes": total})
+        rounds.append({"round": runs[0][number]["round"], "accuracy": accuracy.as_dict(), **moved, "cumulative_bytes": total})
     refused = [
         {"run": place, "round": line["round"], "client": client["client"], "status": client["status"], "why": client["why"]}
         for place, lines in enumerate(runs)

@@ -38,6 +38,8 @@ class FederationTable:
 
 @dataclass(frozen=True)
 class FederatedStudy:
+    """``kind = "federated"``: strategies compared on the same partition of the data."""
+
     name: str
     title: str
     data: DataTable
@@ -49,9 +51,11 @@ class FederatedStudy:
 
     @property
     def hash(self) -> str:
+        """Eight letters that change with any setting."""
         return config_hash(self.merged)
 
     def settings_for(self, strategy: str, seed: int, device: str) -> Settings:
+        """The settings of one run of the study."""
         return dataclasses.replace(self.settings, strategy=strategy, seed=seed, device="cpu" if device == "cpu" else "cuda")
 
 
@@ -72,9 +76,9 @@ def study(name: str, title: str, tables: Tables, source: str) -> FederatedStudy:
         if strategy not in STRATEGIES:
             raise unknown_name(f"{source}: [federation]: key 'strategies': value", strategy, STRATEGIES)
     own = {field.name for field in dataclasses.fields(UploadConfig)} - {"settings"}
-    given = dict(tables.get("upload", {}))
-    upload = {key: value for key, value in given.items() if key in own}
-    upload["settings"] = {key: value for key, value in given.items() if key not in own}
+    upload_table = dict(tables.get("upload", {}))
+    upload = {key: value for key, value in upload_table.items() if key in own}
+    upload["settings"] = {key: value for key, value in upload_table.items() if key not in own}
     for key, kind in (("partition", PartitionConfig), ("server", ServerConfig), ("local", LocalConfig)):
         configure(kind, tables.get(key, {}), f"{source}: [{key}]")
     values = {

@@ -43,13 +43,13 @@ def _runs(folder: Path, name: str) -> list[list[Line]]:
 
 def accuracy_table(record: Record) -> Rows:
     """Header and rows: one row a strategy; accuracy after the first and the last round, bytes, uploads that were dropped."""
-    found: Results = record["results"].get("strategies", {})
-    if not found:
+    strategies: Results = record["results"].get("strategies", {})
+    if not strategies:
         return []
-    last = max(part["rounds"][-1]["round"] for part in found.values())
+    last = max(part["rounds"][-1]["round"] for part in strategies.values())
     columns = ["round 1", *([f"round {last}"] if last > 1 else [])]
     rows = [["strategy", *columns, "MB up", "MB down", "dropped"]]
-    for name, part in found.items():
+    for name, part in strategies.items():
         values = [shown(part["rounds"][number]["accuracy"]) for number in ((1, last) if last > 1 else (1,))]
         up, down = (sum(line[way] for line in part["rounds"]) / 1e6 for way in ("up", "down"))
         rows.append([name, *values, f"{up:.3f}", f"{down:.3f}", str(len(part["dropped"]))])
@@ -58,11 +58,11 @@ def accuracy_table(record: Record) -> Rows:
 
 def answer(record: Record) -> str:
     """The record in one sentence."""
-    found: Results = record["results"].get("strategies", {})
-    if not found:
+    strategies: Results = record["results"].get("strategies", {})
+    if not strategies:
         return f"No strategy has finished. Status: {record['status']}."
-    parts = [f"{name} {shown(part['accuracy'])} % with {part['bytes'] / 1e6:.2f} MB" for name, part in found.items()]
-    rounds = next(iter(found.values()))["rounds"][-1]["round"]
+    parts = [f"{name} {shown(part['accuracy'])} % with {part['bytes'] / 1e6:.2f} MB" for name, part in strategies.items()]
+    rounds = next(iter(strategies.values()))["rounds"][-1]["round"]
     public = record["results"].get("public")
     total = f" All rounds and seeds together: {public['guarantee']}" if public else ""
     return f"After {rounds} round{'s' if rounds > 1 else ''}: {'; '.join(parts)}.{total}"
@@ -70,10 +70,10 @@ def answer(record: Record) -> str:
 
 def remarks(record: Record) -> list[str]:
     """For the report: everyone who was left out of a round, and why; and what the clients' numbers rest on."""
-    found: Results = record["results"].get("strategies", {})
+    strategies: Results = record["results"].get("strategies", {})
     said = [
         f"{name}{f', run {place + 1}' if len(part.get('left_out', ())) > 1 else ''}, {text}"
-        for name, part in found.items()
+        for name, part in strategies.items()
         for place, lines in enumerate(part.get("left_out", ()))
         for text in lines
     ]
@@ -93,12 +93,12 @@ def question(config: Config) -> str:
 def missing(record: Record, config: Config) -> list[str]:
     """What a reader could miss: rivals and bounds that were not asked for, single runs."""
     results = record["results"]
-    wanted, done = config["federation"]["strategies"], results.get("strategies", {})
-    found = [f"Not finished: {series([name for name in wanted if name not in done])}."] if set(wanted) - set(done) else []
+    asked, done = config["federation"]["strategies"], results.get("strategies", {})
+    sentences = [f"Not finished: {series([name for name in asked if name not in done])}."] if set(asked) - set(done) else []
     bounds = {
         "fedavg": "federated averaging of weights",
         "local": "clients that learn alone",
         "central": "training on all data in one place",
     }
-    found += [f"No comparison with {words} ({name})." for name, words in bounds.items() if name not in wanted]
-    return [*found, *few(config["federation"]["seeds"], "seed"), *other_split(config["split"])]
+    sentences += [f"No comparison with {words} ({name})." for name, words in bounds.items() if name not in asked]
+    return [*sentences, *few(config["federation"]["seeds"], "seed"), *other_split(config["split"])]

@@ -32,19 +32,19 @@ def load(study: FederatedStudy, folder: Path, path: Path) -> CondensedSet:
 
     It has none where a client's statement does not make sense: what one client says does not end a study that is done.
     """
-    made = CondensedSet.load(folder / path)
+    union = CondensedSet.load(folder / path)
     rounds = list(read_lines(folder / path.parent / "rounds.jsonl"))
     statement = None
     with contextlib.suppress(InputError):
         statement = side_by_side(statements(rounds))
-    return made if statement is None else dataclasses.replace(made, provenance=dataclasses.replace(made.provenance, dp=statement))
+    return union if statement is None else dataclasses.replace(union, provenance=dataclasses.replace(union.provenance, dp=statement))
 
 
 def statements(rounds: Sequence[Line]) -> dict[str, list[Statement | None]]:
     """What each client whose upload was accepted stated, round by round; None where it stated nothing."""
-    found: dict[str, list[Statement | None]] = {}
+    by_client: dict[str, list[Statement | None]] = {}
     for line in rounds:
         for client in line["clients"]:
             if client["status"] == "accepted":
-                found.setdefault(str(client["client"]), []).append(client.get("privacy"))
-    return found
+                by_client.setdefault(str(client["client"]), []).append(client.get("privacy"))
+    return by_client

@@ -37,7 +37,7 @@ TRUTH = Path(__file__).parent / "truth"
 
 
 def check(study: NasStudy, data: ImageData) -> None:
-    """Everything that would fail after minutes of work fails now."""
+    """Raise `InputError` for what would fail after minutes of work."""
     data = _cut(study, data, 0)
     candidates = study.candidates
     names = [*([study.given.name] if study.given else []), *study.sets.coresets, *study.methods]
@@ -45,13 +45,13 @@ def check(study: NasStudy, data: ImageData) -> None:
         raise InputError(f"the sets are called {', '.join(names)}: two have one name; give the stage {names[0]!r} another one.")
     sets = dict.fromkeys(names, SetProxy(()))
     check_input(data, candidates, sets, study.proxy)
-    for one in candidates:
-        create(one.network, data.spec, generator(0, "check"), "meta" if isinstance(one.network, str) else "cpu")
+    for candidate in candidates:
+        create(candidate.network, data.spec, generator(0, "check"), "meta" if isinstance(candidate.network, str) else "cpu")
     for settings in study.methods.values():
         create(_network(study, settings.network), data.spec, generator(0, "check"))
     if study.run.table is not None:
         read_table(_table(study.run.table))
-    check_crew(_crew(study), {one.id: one.network for one in candidates})
+    check_crew(_crew(study), {candidate.id: candidate.network for candidate in candidates})
 
 
 def fill(study: NasStudy, run: Run) -> None:
@@ -68,10 +68,12 @@ def fill(study: NasStudy, run: Run) -> None:
     say(console, f"{len(study.candidates)} networks; sets: {', '.join(sets)}; {'Ray' if crew.ray else crew.size} workers")
     with console.status("starting the workers") as status:
         clock.show = status.update
-        found = rank(data, study.candidates, sets, study.truth, study.proxy, seed=options.seed, crew=crew, ledger=ledger, on_row=clock.told)
-    results.update(found.summary)
-    write_table(folder / "truth.csv", found.rows)
-    write_whole(folder / "scores.csv", _scores(found))
+        result = rank(
+            data, study.candidates, sets, study.truth, study.proxy, seed=options.seed, crew=crew, ledger=ledger, on_row=clock.told
+        )
+    results.update(result.summary)
+    write_table(folder / "truth.csv", result.rows)
+    write_whole(folder / "scores.csv", _scores(result))
 
 
 class _Clock:
@@ -117,28 +119,28 @@ def _cut(study: NasStudy, data: ImageData, seed: int) -> ImageData:
 
 def _coresets(study: NasStudy, options: Options, data: ImageData) -> dict[str, SetProxy]:
     """Real images; a new draw for each run where the choice is random. All are baselines, random images the first."""
-    found = {}
+    proxies = {}
     for name in study.sets.coresets:
         start = time.process_time()
         copies = 1 if name in ("herding", "kcenter") else study.proxy.seeds
         draws = [generator(options.seed, "coreset", name, study.sets.ipc, i) for i in range(copies)]
-        sets = tuple(select(data, name, study.sets.ipc, one) for one in draws)
-        found[name] = SetProxy(sets, time.process_time() - start, "coreset")
-    return found
+        sets = tuple(select(data, name, study.sets.ipc, randomness) for randomness in draws)
+        proxies[name] = SetProxy(sets, time.process_time() - start, "coreset")
+    return proxies
 
 
 def _given(study: NasStudy, options: Options) -> dict[str, SetProxy]:
     """The set of another stage; what it cost is that stage's, and is counted here once."""
     if study.given is None:
         return {}
-    one = study.given.made.to(options.device)
-    return {study.given.name: SetProxy((one,), one.provenance.seconds)}
+    condensed = study.given.made.to(options.device)
+    return {study.given.name: SetProxy((condensed,), condensed.provenance.seconds)}
 
 
 def _condensed(study: NasStudy, run: Run, ledger: Ledger) -> dict[str, SetProxy]:
     """The finished sets of this folder, or newly made ones; the seconds are those of all cores on a CPU, wall time on a GPU."""
     options, data, folder = run.options, run.data, run.folder
-    found = {}
+    proxies = {}
     for method in study.methods:
         sets, seconds, settings = [], 0.0, study.merged["methods"][method]
         for i in range(study.sets.copies):
@@ -146,7 +148,7 @@ def _condensed(study: NasStudy, run: Run, ledger: Ledger) -> dict[str, SetProxy]
             if not path.exists():
                 run.say(f"making {method}, set {i + 1} of {study.sets.copies}")
                 wall, cpu = time.monotonic(), time.process_time()
-                made = condense(
+                condensed = condense(
                     data,
                     method,
                     ipc=study.sets.ipc,
@@ -165,16 +167,16 @@ def _condensed(study: NasStudy, run: Run, ledger: Ledger) -> dict[str, SetProxy]
                         "id": method,
                         "seed": i,
                         "key": "",
-                        "seconds": made.provenance.seconds,
-                        "cpu_seconds": made.provenance.seconds * cores,
+                        "seconds": condensed.provenance.seconds,
+                        "cpu_seconds": condensed.provenance.seconds * cores,
                     }
                 )
-                made.save(path)
+                condensed.save(path)
                 checkpoint.unlink(missing_ok=True)
             sets.append(CondensedSet.load(path).to(options.device))
             seconds += ledger.rows["condensed", method, i, ""]["cpu_seconds" if options.device == "cpu" else "seconds"]
-        found[method] = SetProxy(tuple(sets), seconds)
-    return found
+        proxies[method] = SetProxy(tuple(sets), seconds)
+    return proxies
 
 
 def _network(study: NasStudy, name: str) -> Factory:
@@ -182,14 +184,14 @@ def _network(study: NasStudy, name: str) -> Factory:
     return drawn(study.candidates) if name == "space" else name
 
 
-def _scores(found: Result) -> str:
+def _scores(result: Result) -> str:
     """Every network's true accuracy and what each proxy gave it, as csv."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["id", "truth", *found.scores])
-    columns = [means(found.truth), *(scores.values for scores in found.scores.values())]
-    for one, *values in zip(found.candidates, *columns, strict=True):
-        writer.writerow([one.id, *(f"{value:.6g}" for value in values)])
+    writer.writerow(["id", "truth", *result.scores])
+    columns = [means(result.truth), *(scores.values for scores in result.scores.values())]
+    for candidate, *values in zip(result.candidates, *columns, strict=True):
+        writer.writerow([candidate.id, *(f"{value:.6g}" for value in values)])
     return text.getvalue()
 
 
@@ -206,7 +208,7 @@ def draw(folder: Path, record: Record) -> Iterator[tuple[str, Drawing]]:
     yield "regret", regret_by_cost(results, read_json(folder / "config.json")["proxy"]["top"][0])
 
 
-def _table(given: str) -> Path:
+def _table(name: str) -> Path:
     """A truth table's file: a path, or the name of a shipped one."""
-    shipped = TRUTH / f"{given}.csv"
-    return shipped if "/" not in given and shipped.is_file() else Path(given)
+    shipped = TRUTH / f"{name}.csv"
+    return shipped if "/" not in name and shipped.is_file() else Path(name)

@@ -45,7 +45,7 @@ class SpaceTable(Grid):
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class RunTable:
     """``[run]``: how, not what; no result depends on it, so it is no part of the folder's name. ``minutes`` ends a slice of a long
-    study; --resume goes on. ``table`` is a truth table (a file, or a shipped one's name) whose networks are not trained again.
+    study, which --resume continues. ``table`` is a truth table (a file, or a shipped one's name) whose networks are not trained again.
     ``limit`` is the seconds after which one training or score of a network is given up (0: never)."""
 
     workers: Annotated[int, Field(ge=0, le=1024)] | None = None
@@ -57,6 +57,8 @@ class RunTable:
 
 @dataclass(frozen=True)
 class NasStudy:
+    """``kind = "nas"``: rank architectures on condensed sets, and compare the ranking with full training."""
+
     name: str
     title: str
     data: DataTable
@@ -72,14 +74,21 @@ class NasStudy:
 
     @property
     def hash(self) -> str:
+        """Eight letters that change with any setting but those of ``[run]``."""
         return config_hash({key: value for key, value in self.merged.items() if key != "run"})
 
     @property
     def candidates(self) -> list[Candidate]:
+        """The architectures that are ranked."""
         return check_candidates(named(self.space.networks)) if self.space.networks else self.space.candidates()
 
 
 def study(name: str, title: str, tables: Tables, source: str) -> NasStudy:
+    """Check the tables of a scenario of kind "nas"; ``source`` opens every message.
+
+    Raises:
+        InputError: names file, table, key, what was given and what is allowed.
+    """
     for key, table in tables.items():
         if key not in TABLES:
             raise unknown_name(f"{source}: key", key, ("kind", "title", *TABLES))

@@ -45,7 +45,7 @@ def answer(record: Record) -> str:
 
 
 def sentence(known: int, ceiling: float | None, proxies: Results, differences: Results) -> str:
-    """The best condensed set beside each baseline; a difference is significant if its interval leaves out zero."""
+    """The best condensed set compared with each baseline; a difference is significant if its interval leaves out zero."""
     first = f"{known} networks; noise ceiling {_number(ceiling)}."
     condensed = [name for name, row in proxies.items() if row["kind"] == "condensed" and row["spearman"]["value"] is not None]
     if not condensed:
@@ -53,8 +53,8 @@ def sentence(known: int, ceiling: float | None, proxies: Results, differences: R
     best = max(condensed, key=lambda name: proxies[name]["spearman"]["value"])
     key, regret = _regret(proxies[best])
     verdicts: dict[str, list[str]] = {}
-    for baseline, found in differences.get(best, {}).items():
-        verdict = "better" if _above(found["low"]) else "worse" if _above(_minus(found["high"])) else "no significant difference"
+    for baseline, difference in differences.get(best, {}).items():
+        verdict = "better" if _above(difference["low"]) else "worse" if _above(_minus(difference["high"])) else "no significant difference"
         figures = f"{baseline} ({_number(proxies[baseline]['spearman']['value'])}, {key} {_regret(proxies[baseline])[1]})"
         verdicts.setdefault(verdict, []).append(figures)
     parts = [f"{verdict} {'from' if verdict.endswith('difference') else 'than'} {', '.join(which)}" for verdict, which in verdicts.items()]
@@ -81,9 +81,9 @@ def _number(value: object, digits: int = 2) -> str:
     return f"{value:.{digits}f}" if isinstance(value, int | float) and math.isfinite(value) else "-"
 
 
-def _interval(found: Results) -> str:
-    spread = "" if found["low"] is None or not math.isfinite(found["low"]) else f" [{_number(found['low'])}, {_number(found['high'])}]"
-    return _number(found["value"]) + spread
+def _interval(row: Results) -> str:
+    spread = "" if row["low"] is None or not math.isfinite(row["low"]) else f" [{_number(row['low'])}, {_number(row['high'])}]"
+    return _number(row["value"]) + spread
 
 
 def question(config: Config) -> str:
@@ -100,8 +100,8 @@ def missing(record: Record, config: Config) -> list[str]:
     results = record["results"]
     if "proxies" not in results:
         return ["The networks are not ranked yet."]
-    found = [] if "random" in config["sets"]["coresets"] else ["No comparison with random real images."]
-    found += [] if config["proxy"]["early"] else ["No comparison with early stopping on the full training set."]
+    sentences = [] if "random" in config["sets"]["coresets"] else ["No comparison with random real images."]
+    sentences += [] if config["proxy"]["early"] else ["No comparison with early stopping on the full training set."]
     if results["known"] < results["networks"]:
-        found.append(f"{results['networks'] - results['known']} of {results['networks']} networks have no true accuracy.")
-    return [*found, *few(config["truth"]["seeds"], "fully trained network for each architecture")]
+        sentences.append(f"{results['networks'] - results['known']} of {results['networks']} networks have no true accuracy.")
+    return [*sentences, *few(config["truth"]["seeds"], "fully trained network for each architecture")]

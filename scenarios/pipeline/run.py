@@ -1,4 +1,4 @@
-"""The study of kind "pipeline": studies that hand their sets on to each other, by name, each a run folder of its own.
+"""The study of kind "pipeline": studies that hand their sets on to each other, by name, each in its own run folder.
 
 Every stage runs through `scenarios.engine.folder.run_study`, the code of ``distill run``. A stage whose settings and input (the content
 of the set that it takes) are those of a finished folder is not run again: not after a stop, and not when another stage's settings were
@@ -34,10 +34,10 @@ def check(kinds: Kinds, study: PipelineStudy, data: ImageData) -> None:
     """Every stage's own check, before the first one starts."""
     for stage in study.stages:
         given = planned(study, stage, data)
-        made = stage.study if given is None else stage.given(given)
+        stage_study = stage.study if given is None else stage.given(given)
         classes = stage.study.data.classes
         try:
-            stage.kind.check(made, data if classes is None else data.subset(classes))
+            stage.kind.check(stage_study, data if classes is None else data.subset(classes))
         except InputError as error:
             raise InputError(f"stage {stage.name!r}: {error}") from None
 
@@ -54,11 +54,11 @@ def fill(kinds: Kinds, study: PipelineStudy, run: Run) -> None:
         entry: Results = {"kind": stage.study.kind, "from": [".".join(pair) for pair in stage.sources], "status": "running"}
         results["stages"][stage.name] = entry
         try:
-            made = stage.study
+            stage_study = stage.study
             if stage.sources:
                 given = _given(study, stage, data, sets)
-                made, entry["given"] = stage.given(given), given.fingerprint
-            own, record = _run(stage.kind, made, run, f"stage {number} of {len(study.stages)}, {stage.name}")
+                stage_study, entry["given"] = stage.given(given), given.fingerprint
+            own, record = _run(stage.kind, stage_study, run, f"stage {number} of {len(study.stages)}, {stage.name}")
             for name, path in stage.kind.sets(stage.study, options.seed).items():
                 if place(own, path).exists():
                     sets[stage.name, name] = stage.kind.load(stage.study, own, path)
@@ -78,14 +78,14 @@ def fill(kinds: Kinds, study: PipelineStudy, run: Run) -> None:
             "answer": stage.kind.view.answer(record),
         }
         entry["results"] = record["results"]
-        handed = {name: one for (owner, name), one in sets.items() if owner == stage.name}
-        entry["sets"] = {name: _described(one) for name, one in handed.items()}
-        for name, one in handed.items():
+        handed = {name: condensed for (owner, name), condensed in sets.items() if owner == stage.name}
+        entry["sets"] = {name: _described(condensed) for name, condensed in handed.items()}
+        for name, condensed in handed.items():
             file = folder / "sets" / f"{stage.name}.{name}.safetensors"
-            if has_guarantee(one):  # in public/
+            if has_guarantee(condensed):  # in public/
                 file.unlink(missing_ok=True)
             elif any(pair == (stage.name, name) for later in study.stages for pair in later.sources):
-                one.save(file)
+                condensed.save(file)
         if is_private(folder, study.merged):
             results["public"] = public_part(results["stages"], sets, folder)
     results |= headline(results["stages"])
@@ -93,11 +93,11 @@ def fill(kinds: Kinds, study: PipelineStudy, run: Run) -> None:
 
 def public_part(stages: Results, sets: Mapping[tuple[str, str], CondensedSet], folder: Path) -> Results:
     """Put the sets with a guarantee into public/. Several stages may use the same examples, so their totals add up."""
-    private = {f"{stage}.{name}": one for (stage, name), one in sets.items() if one.provenance.dp is not None}
+    private = {f"{stage}.{name}": condensed for (stage, name), condensed in sets.items() if condensed.provenance.dp is not None}
     makers = dict.fromkeys(name.partition(".")[0] for name in private)
     totals = []
     for maker in makers:
-        own = [one.provenance.dp for name, one in private.items() if name.partition(".")[0] == maker]
+        own = [condensed.provenance.dp for name, condensed in private.items() if name.partition(".")[0] == maker]
         totals.append(stages[maker]["results"].get("public", {}).get("statement") or (own[0] if len(own) == 1 else one_after_another(own)))
     return hand_over(folder, private, totals[0] if len(totals) == 1 else one_after_another(totals))
 
@@ -111,9 +111,9 @@ def _given(study: PipelineStudy, stage: Stage, data: ImageData, sets: dict[tuple
     return joined(plan.name, [sets[pair] for pair in stage.sources], plan.classes)
 
 
-def _run(kind: AnyKind, made: Study, run: Run, what: str) -> tuple[Path, Record]:
+def _run(kind: AnyKind, study: Study, run: Run, what: str) -> tuple[Path, Record]:
     """The stage's run.folder and record: from here, from a sister run of this pipeline, or newly run."""
-    name = run_name(made.name, made.hash, run.options.seed)
+    name = run_name(study.name, study.hash, run.options.seed)
     own = run.folder / "stages" / name
     if not own.exists() and (sister := _finished_elsewhere(name, run.folder)) is not None:
         # Copied to a name that is no stage's, then renamed: a kill leaves no half run.folder.
@@ -125,8 +125,8 @@ def _run(kind: AnyKind, made: Study, run: Run, what: str) -> tuple[Path, Record]
     if _status(own) == "done" and (own / "report.html").exists():
         run.say(f"{what}: done already, in {own}")
     else:
-        run.say(f"{what} ({made.kind})")
-        run_study(kind, made, dataclasses.replace(run.options, out=run.folder / "stages", resume=True))
+        run.say(f"{what} ({study.kind})")
+        run_study(kind, study, dataclasses.replace(run.options, out=run.folder / "stages", resume=True))
     return own, read_json(own / "record.json")  # from the disk, where not-a-number is null, whoever ran the stage
 
 
@@ -148,11 +148,17 @@ def _status(folder: Path) -> str | None:
     return record.get("status") if isinstance(record, dict) else None
 
 
-def _described(one: CondensedSet) -> Results:
+def _described(condensed: CondensedSet) -> Results:
     from apps.privacy.statement import guarantee
 
-    statement = one.provenance.dp
-    return {"images": len(one), "counts": list(one.counts), "bytes": one.nbytes, "privacy": statement, "guarantee": guarantee(statement)}
+    statement = condensed.provenance.dp
+    return {
+        "images": len(condensed),
+        "counts": list(condensed.counts),
+        "bytes": condensed.nbytes,
+        "privacy": statement,
+        "guarantee": guarantee(statement),
+    }
 
 
 def draw(folder: Path, record: Record) -> Iterator[tuple[str, Drawing]]:

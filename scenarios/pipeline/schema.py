@@ -30,6 +30,7 @@ class Stage:
 
     @property
     def taken(self) -> str:
+        """The names of the stages whose sets it takes, separated by commas."""
         return ", ".join(dict.fromkeys(stage for stage, _ in self.sources))
 
     def given(self, given: Given) -> Study:
@@ -53,6 +54,7 @@ class PipelineStudy:
 
     @property
     def hash(self) -> str:
+        """Eight letters that change with the data and with any stage's hash or sources."""
         # Of the stages' own hashes: a setting on which no result depends is in none of them.
         return config_hash(
             {"data": self.merged["data"], "stages": {s.name: [[list(p) for p in s.sources], s.study.hash] for s in self.stages}}
@@ -60,7 +62,18 @@ class PipelineStudy:
 
 
 def study(kinds: Kinds, name: str, title: str, tables: Tables, source: str) -> PipelineStudy:
-    """Check the whole file; `InputError`, one line, names file, stage, key and what is allowed."""
+    """Check the complete file of a pipeline.
+
+    Args:
+        kinds: the kinds that its stages may have.
+        name: the study's name.
+        title: one line for people.
+        tables: those of the scenario file, without kind and title.
+        source: the file's name, which opens every message.
+
+    Raises:
+        InputError: names file, stage, key and what is allowed.
+    """
     for key in tables:
         if key not in ("data", "stages"):
             raise unknown_name(f"{source}: key", key, ("kind", "title", "data", "stages"))
@@ -76,27 +89,29 @@ def study(kinds: Kinds, name: str, title: str, tables: Tables, source: str) -> P
         raise InputError(
             f"{source}: [data]: classes and zca are for a stage, not for a whole pipeline; write [stages.NAME.data] classes = [...]."
         )
-    wanted, made = {}, {}
+    sources_of, studies = {}, {}
     for stage, table in tables["stages"].items():
         where = f"{source}: [stages.{clipped(stage, 40)}]"
         if not _NAME.fullmatch(stage) or not isinstance(table, dict):
             raise InputError(f"{where}: allowed: a table whose name is a small letter, then up to 31 small letters, digits, - and _.")
-        wanted[stage], made[stage] = _stage(kinds, stage, title, dict(table), tables["data"], where)
-    sources = {stage: tuple(_source(kinds, stage, text, made, f"{source}: [stages.{stage}]") for text in wanted[stage]) for stage in made}
+        sources_of[stage], studies[stage] = _stage(kinds, stage, title, dict(table), tables["data"], where)
+    sources = {
+        stage: tuple(_source(kinds, stage, text, studies, f"{source}: [stages.{stage}]") for text in sources_of[stage]) for stage in studies
+    }
     order = _ordered({stage: [other for other, _ in taken] for stage, taken in sources.items()}, source)
-    stages = tuple(Stage(stage, kinds[made[stage].kind], made[stage], sources[stage]) for stage in order)
+    stages = tuple(Stage(stage, kinds[studies[stage].kind], studies[stage], sources[stage]) for stage in order)
     plain = {stage.name: {"from": [".".join(pair) for pair in stage.sources], **stage.study.merged} for stage in stages}
     return PipelineStudy(name, title, data, stages, {"kind": "pipeline", "data": dataclasses.asdict(data), "stages": plain})
 
 
 def _stage(kinds: Kinds, stage: str, title: str, table: Tables, data: Tables, where: str) -> tuple[list[str], Study]:
     """(texts of ``from``, the stage's study)."""
-    kind, wanted = table.get("kind"), table.pop("from", [])
+    kind, sources = table.get("kind"), table.pop("from", [])
     if not isinstance(kind, str) or kind not in kinds or not kinds[kind].staged:
         raise unknown_name(f"{where}: kind", kind, [name for name in kinds if kinds[name].staged])
-    texts = [wanted] if isinstance(wanted, str) else wanted
+    texts = [sources] if isinstance(sources, str) else sources
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts) or len(texts) > MAX_STAGES:
-        raise InputError(f"{where}: key 'from' is {clipped(wanted)}; allowed: a stage's name, or a list of some.")
+        raise InputError(f"{where}: key 'from' is {clipped(sources)}; allowed: a stage's name, or a list of some.")
     if texts and kinds[kind].with_set:
         kind = table["kind"] = kinds[kind].with_set
     if texts and not kinds[kind].takes:
@@ -110,18 +125,20 @@ def _stage(kinds: Kinds, stage: str, title: str, table: Tables, data: Tables, wh
     return texts, scenario.study(kinds, stage, table, where, stage=bool(texts))
 
 
-def _source(kinds: Kinds, stage: str, text: str, made: Mapping[str, Study], where: str) -> tuple[str, str]:
+def _source(kinds: Kinds, stage: str, text: str, studies: Mapping[str, Study], where: str) -> tuple[str, str]:
     """(stage, set) that a text of ``from`` means: ``clients``, or ``clients.NAME`` where there are several sets."""
     other, _, name = text.partition(".")
-    if other not in made:
-        raise unknown_name(f"{where}: key 'from': stage", other, [key for key in made if key != stage])
-    sets = list(kinds[made[other].kind].sets(made[other], 0))
+    if other not in studies:
+        raise unknown_name(f"{where}: key 'from': stage", other, [key for key in studies if key != stage])
+    sets = list(kinds[studies[other].kind].sets(studies[other], 0))
     if not sets:
-        raise InputError(f"{where}: takes a condensed set from {other!r}, a {made[other].kind} stage that hands on none with its settings.")
+        raise InputError(
+            f"{where}: takes a condensed set from {other!r}, a {studies[other].kind} stage that hands on none with its settings."
+        )
     if name and name not in sets:
         raise unknown_name(f"{where}: key 'from': set of stage {other!r}", name, sets)
     if not name and len(sets) > 1:
-        choices = ", ".join(f'"{other}.{one}"' for one in sets[:8])
+        choices = ", ".join(f'"{other}.{choice}"' for choice in sets[:8])
         raise InputError(
             f"{where}: stage {other!r} hands on {len(sets)} sets; say which, or list several for their union: from = {choices}."
         )
@@ -143,12 +160,16 @@ def _ordered(needs: dict[str, list[str]], source: str) -> list[str]:
 
 
 def planned(study: PipelineStudy, stage: Stage, data: ImageData) -> Given | None:
-    """What the stage will be given, as far as it is known before anything has run; `InputError` where classes cannot fit."""
+    """The set that a stage will take, as far as it is known before anything has run; None where it takes none.
+
+    Raises:
+        InputError: where the classes of the set and of the stage's data do not fit.
+    """
     if not stage.sources:
         return None
-    by_name = {one.name: one for one in study.stages}
-    found = [by_name[other].kind.classes(by_name[other].study) or data.classes for other, _ in stage.sources]
-    classes = tuple(sorted({label for part in found for label in part}))
+    by_name = {other_stage.name: other_stage for other_stage in study.stages}
+    parts = [by_name[other].kind.classes(by_name[other].study) or data.classes for other, _ in stage.sources]
+    classes = tuple(sorted({label for part in parts for label in part}))
     if any(label not in data.classes for label in classes):
         raise InputError(
             f"stage {stage.taken!r}: hands on the classes {clipped(list(classes))}; the data have {clipped(list(data.classes))}."

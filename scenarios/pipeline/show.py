@@ -24,27 +24,27 @@ SHOWN = 3  # figures of one kind in a stage's sentence
 
 def headline(stages: Results) -> Results:
     """``{figure: {stage: {what: {"value", "low", "high"}}}}`` of finished stages; numbers or None, names as docs/pipelines.md says."""
-    found: Results = {figure: {} for figure in FIGURES}
+    figures: Results = {figure: {} for figure in FIGURES}
     for name, entry in stages.items():
         if entry.get("status") != "done":
             continue
         for figure, of, row in _figures(entry):
-            found[figure].setdefault(name, {})[of] = row
+            figures[figure].setdefault(name, {})[of] = row
         if "audit" in entry["results"]:
             audit = entry["results"]["audit"]
             bounds = [audit[key] for key in ("gaussian_bound", "rates_bound", "one_run_bound", "size_bound")]
             part = {"claimed_epsilon": audit["claimed_epsilon"], "found_epsilon": max(bounds), "holds": audit["holds"]}
-            found.setdefault("audit", {})[name] = part
+            figures.setdefault("audit", {})[name] = part
         if "ceiling" in entry["results"]:
-            found.setdefault("rank_ceiling", {})[name] = entry["results"]["ceiling"]["reliability"]
-    return found
+            figures.setdefault("rank_ceiling", {})[name] = entry["results"]["ceiling"]["reliability"]
+    return figures
 
 
 def _figures(entry: Results) -> Iterator[tuple[str, str, Results]]:
     """(figure, what it is of, its row) of one finished stage."""
     results = entry["results"]
-    for name, one in entry.get("sets", {}).items():
-        stated = one["privacy"] or {}
+    for name, described in entry.get("sets", {}).items():
+        stated = described["privacy"] or {}
         extra = {"delta": stated.get("delta"), "insecure": stated.get("insecure"), "clients": stated.get("clients")}
         yield "epsilon", name, {"value": stated.get("epsilon"), "low": None, "high": None, **extra}
     for name, part in results.get("strategies", {}).items():
@@ -156,7 +156,7 @@ def missing(record: Record, config: Config) -> list[str]:
 def overview(results: Results, title: str) -> Drawing | None:
     """One panel a figure, one bar a row with its interval; None when there is nothing to show."""
     panels = {
-        figure: [(f"{s}: {of}", row) for one, s, of, row in rows_of(results) if one == figure and row["value"] is not None]
+        figure: [(f"{s}: {of}", row) for panel, s, of, row in rows_of(results) if panel == figure and row["value"] is not None]
         for figure in FIGURES
     }
     panels = {figure: rows for figure, rows in panels.items() if rows and figure != "epsilon"}
@@ -177,7 +177,7 @@ def overview(results: Results, title: str) -> Drawing | None:
         axis.set_title(f"{words}{f', {unit}' if unit else ''}", fontsize=9, loc="left")
         axis.tick_params(axis="x", labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
-    epsilons = [f"epsilon {row['value']:.2f}" for one, _, _, row in rows_of(results) if one == "epsilon" and row["value"] is not None]
+    epsilons = [f"epsilon {row['value']:.2f}" for panel, _, _, row in rows_of(results) if panel == "epsilon" and row["value"] is not None]
     figure.suptitle(title_text(f"{title[:70]}{': ' + ', '.join(epsilons[:2]) if epsilons else ''}"), fontsize=10)
     words = "One panel a figure, one bar a stage and set, with its 95 % interval where there is one."
     return Drawing(figure, "The figures of all stages", words)

@@ -1,4 +1,4 @@
-"""Whom does membership inference find? Each arm learns from the images that a coin put in, and every image of the pool is attacked.
+"""Membership inference attacks: each arm learns from the images that a coin put in, and every image of the pool is attacked.
 
 Runs come in pairs with opposite coins over one pool, so that every image is in half of the runs and the other pairs are LiRA's shadows.
 What a run's networks say about the pool is kept in attack/ARM-RUN.npz, which `python -m apps.privacy.audit` reads, too.
@@ -42,6 +42,7 @@ class Arm:
 
     @property
     def stem(self) -> str:
+        """The arm's part of file names."""
         return self.label.replace(" ", "-")
 
 
@@ -59,6 +60,10 @@ def arms_of(study: PrivacyStudy, table: AttackTable, data: ImageData) -> list[Ar
 
 
 def fill_attack(study: PrivacyStudy, table: AttackTable, run: Run) -> None:
+    """Train each arm's networks in every run, attack all points of the pool, and put the figures into the results.
+
+    What a run's networks say is a file each, so that a stopped study continues with the next one.
+    """
     options, data, folder = run.options, run.data, run.folder
     draws = np.random.default_rng(derived_seed(options.seed, "pool"))
     pool = np.sort(draws.permutation(len(data.train))[: table.pool])
@@ -67,7 +72,7 @@ def fill_attack(study: PrivacyStudy, table: AttackTable, run: Run) -> None:
         pair = np.random.default_rng(derived_seed(options.seed, "coins", number // 2)).random(len(pool)) < 0.5
         coins.append(~pair if number % 2 else pair)
     labels = data.train.labels[torch.from_numpy(pool).to(data.device)].cpu().numpy()
-    arms, found = arms_of(study, table, data), {}
+    arms, rows = arms_of(study, table, data), {}
     for arm in arms:
         runs = []
         for number, inside in enumerate(coins):
@@ -77,14 +82,14 @@ def fill_attack(study: PrivacyStudy, table: AttackTable, run: Run) -> None:
                 save_arrays(file, _attacked(study, table, run, pool, inside, arm, seed))
             with np.load(file) as saved:
                 runs.append({name: saved[name] for name in saved.files})
-        found[arm.label] = _figures(arm, runs, coins, labels, table.attacks)
-        row = found[arm.label]
-        said = f"accuracy {cell(row['accuracy'], 1)} %, AUC {cell(row['auc'], 3)}, advantage {cell(row['advantage_percent'], 2)} %"
-        said += "".join(f", {name} AUC {cell(row[name]['auc'], 3)}" for name in table.attacks if name in row and name not in ATTACKED)
-        run.say(f"attack on {arm.label}: {said}")
-    run.results["attack"] = found
-    run.results["same_accuracy"] = _same_accuracy(arms, found)
-    for row in found.values():
+        rows[arm.label] = _figures(arm, runs, coins, labels, table.attacks)
+        row = rows[arm.label]
+        text = f"accuracy {cell(row['accuracy'], 1)} %, AUC {cell(row['auc'], 3)}, advantage {cell(row['advantage_percent'], 2)} %"
+        text += "".join(f", {name} AUC {cell(row[name]['auc'], 3)}" for name in table.attacks if name in row and name not in ATTACKED)
+        run.say(f"attack on {arm.label}: {text}")
+    run.results["attack"] = rows
+    run.results["same_accuracy"] = _same_accuracy(arms, rows)
+    for row in rows.values():
         del row["by_run"]
 
 
@@ -135,7 +140,7 @@ def _attacked(
     return {
         **arrays,
         "accuracy": np.array(accurate),
-        **{name: np.concatenate(found) for name, found in (("nearest", near), ("alignment", alignment)) if found},
+        **{name: np.concatenate(parts) for name, parts in (("nearest", near), ("alignment", alignment)) if parts},
     }
 
 
@@ -150,7 +155,9 @@ def _figures(arm: Arm, runs: list[dict[str, np.ndarray]], coins: list[np.ndarray
         for label in np.unique(labels)
     ]
     saved = {
-        name: np.stack([one[name] for one in runs]) for name in ("margins", "nearest", "alignment") if all(name in one for one in runs)
+        name: np.stack([saved_run[name] for saved_run in runs])
+        for name in ("margins", "nearest", "alignment")
+        if all(name in saved_run for saved_run in runs)
     }
     known = Runs(-np.stack(loss), saved["margins"], np.stack(coins), saved.get("nearest"), saved.get("alignment"))
     for name in attacks:
@@ -161,46 +168,46 @@ def _figures(arm: Arm, runs: list[dict[str, np.ndarray]], coins: list[np.ndarray
 
 
 def _attack(scores: list[np.ndarray], coins: list[np.ndarray]) -> Results:
-    found = [membership(s[c], s[~c], seed=run) for run, (s, c) in enumerate(zip(scores, coins, strict=True))]
-    advantages = [100 * m.advantage.value for m in found]
-    rates = {name: [m.rates[floor] for m in found] for name, floor in (("tpr_at_1_percent", 0.01), ("tpr_at_01_percent", 0.001))}
+    figures = [membership(s[c], s[~c], seed=run) for run, (s, c) in enumerate(zip(scores, coins, strict=True))]
+    advantages = [100 * m.advantage.value for m in figures]
+    rates = {name: [m.rates[floor] for m in figures] for name, floor in (("tpr_at_1_percent", 0.01), ("tpr_at_01_percent", 0.001))}
     values = {name: None if any(r is None for r in part) else [r.value for r in part if r is not None] for name, part in rates.items()}
     return {
         "advantage_percent": _by_run(advantages),
-        "auc": _by_run([m.auc for m in found]),
+        "auc": _by_run([m.auc for m in figures]),
         **{name: None if part is None else _by_run(part) for name, part in values.items()},
         "by_run": {"advantage_percent": advantages, "tpr_at_1_percent": values["tpr_at_1_percent"]},
     }
 
 
-def _same_accuracy(arms: list[Arm], found: Results) -> Results:
+def _same_accuracy(arms: list[Arm], arm_rows: Results) -> Results:
     """Beside each made set, the arm of real images whose networks are as accurate: what both give away, run by run on the same coins."""
     rivals = [arm.label for arm in arms if arm.kind in REAL]
     rows: Results = {}
     for arm in arms:
         if arm.kind not in REAL and rivals:
-            ours = found[arm.label]
-            rival = min(rivals, key=lambda label: abs(found[label]["accuracy"]["value"] - ours["accuracy"]["value"]))
-            row: Results = {"rival": rival, "accuracy_difference": ours["accuracy"]["value"] - found[rival]["accuracy"]["value"]}
+            ours = arm_rows[arm.label]
+            rival = min(rivals, key=lambda label: abs(arm_rows[label]["accuracy"]["value"] - ours["accuracy"]["value"]))
+            row: Results = {"rival": rival, "accuracy_difference": ours["accuracy"]["value"] - arm_rows[rival]["accuracy"]["value"]}
             for figure in ("advantage_percent", "tpr_at_1_percent"):
-                pair = ours["by_run"][figure], found[rival]["by_run"][figure]
+                pair = ours["by_run"][figure], arm_rows[rival]["by_run"][figure]
                 row[f"{figure}_difference"] = None if None in pair else _by_run(list(np.subtract(*pair)))
             rows[arm.label] = row
     return rows
 
 
 def _by_run(values: list[float]) -> dict[str, float]:
-    found: Interval = by_run(values)
-    return dataclasses.asdict(found)
+    interval: Interval = by_run(values)
+    return dataclasses.asdict(interval)
 
 
-def cell(found: dict[str, float] | None, digits: int) -> str:
+def cell(interval: dict[str, float] | None, digits: int) -> str:
     """An interval of a record for a table."""
-    if found is None:
+    if interval is None:
         return "n/a"
-    ends = found["low"], found["high"]
+    ends = interval["low"], interval["high"]
     known = all(end is not None and math.isfinite(end) for end in ends)  # one run has none
-    return f"{found['value']:.{digits}f}" + (f" ({ends[0]:.{digits}f} to {ends[1]:.{digits}f})" if known else "")
+    return f"{interval['value']:.{digits}f}" + (f" ({ends[0]:.{digits}f} to {ends[1]:.{digits}f})" if known else "")
 
 
 def save_arrays(file: Path, arrays: dict[str, np.ndarray]) -> None:

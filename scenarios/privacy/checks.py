@@ -56,9 +56,9 @@ def fill_poisoning(study: PrivacyStudy, table: PoisoningTable, run: Run) -> None
         path, pixels = folder / f"poisoning/{kind}.safetensors", folder / f"poisoning/trigger-{kind}.safetensors"
         poisoned = _poisoned(table, options, data, plain, kind)
         if not (path.exists() and pixels.exists()):
-            made = condensed_by(study, poisoned, options.seed, None, options, None)
+            condensed = condensed_by(study, poisoned, options.seed, None, options, None)
             write_whole(pixels, safetensors.torch.save({"pixels": poisoned.trigger.pixels.cpu().contiguous()}))
-            made.save(path)
+            condensed.save(path)
         sources[kind] = CondensedSet.load(path).to(options.device)
         triggers[kind] = Trigger(safetensors.torch.load_file(pixels)["pixels"].to(data.device), plain.row, plain.column)
     sources["whole data, naive"] = _poisoned(table, options, data, plain, "naive").data

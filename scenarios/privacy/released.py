@@ -82,6 +82,7 @@ class ReleasedStudy:
 
     @property
     def hash(self) -> str:
+        """Eight letters that change with any setting, and with the set that it takes."""
         return config_hash(self.merged)
 
 
@@ -107,7 +108,7 @@ def study(name: str, title: str, tables: Tables, source: str) -> ReleasedStudy:
 
 
 def check(study: ReleasedStudy, data: ImageData) -> None:
-    """What would fail after minutes of work fails now."""
+    """Raise `InputError` for what would fail after minutes of work."""
     if study.attack is not None:
         create(study.attack.network, data.spec, generator(0, "check"))
         if len(getattr(data, study.attack.others)) < 20:
@@ -135,11 +136,11 @@ def _audit(table: AuditTable, given: Given, run: Run) -> None:
     if not epsilon:
         raise InputError(f"[audit]: the set of {given.name!r} states no epsilon; set audit.epsilon, or leave [audit] out.")
     start = time.monotonic()
-    found = audit(epsilon=epsilon, delta=delta, runs=table.runs, confidence=table.confidence, seed=run.options.seed)
-    run.results["audit"] = {**found.as_dict(), "seconds": time.monotonic() - start}
-    run.say(f"audit: {found}")
-    if not found.holds:
-        raise AssertionError(f"the mechanism reveals more than its account states: {found}")
+    result = audit(epsilon=epsilon, delta=delta, runs=table.runs, confidence=table.confidence, seed=run.options.seed)
+    run.results["audit"] = {**result.as_dict(), "seconds": time.monotonic() - start}
+    run.say(f"audit: {result}")
+    if not result.holds:
+        raise AssertionError(f"the mechanism reveals more than its account states: {result}")
 
 
 def _attack(table: AttackTable, given: Given, run: Run) -> None:
@@ -159,12 +160,12 @@ def _attack(table: AttackTable, given: Given, run: Run) -> None:
             with np.load(file, allow_pickle=False) as saved:
                 right += [float(saved["accuracy"])] if "accuracy" in saved else []
         members, others = scores(folder, arm)
-        found = membership(members, others, seed=options.seed)
-        low = found.rates[0.01]
+        figures = membership(members, others, seed=options.seed)
+        low = figures.rates[0.01]
         row: Results = {
             "accuracy": dataclasses.asdict(by_run(right)) if right else None,
-            "advantage_percent": {key: 100 * value for key, value in dataclasses.asdict(found.advantage).items()},
-            "auc": {"value": found.auc, **_by_point(members, others)},
+            "advantage_percent": {key: 100 * value for key, value in dataclasses.asdict(figures.advantage).items()},
+            "auc": {"value": figures.auc, **_by_point(members, others)},
             "tpr_at_1_percent": None if low is None else dataclasses.asdict(low),
             "runs": len(right) or 1,
         }
@@ -177,8 +178,10 @@ def _file(folder: Path, arm: str, number: int) -> Path:
 
 
 def scores(folder: Path, arm: str) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of members and of others, each the mean over the arm's networks. All networks saw the same members, so that the points, not
-    the networks, are what an interval is over."""
+    """Scores of members and of others (n,), each the mean over the arm's networks.
+
+    All networks saw the same members: an interval is over points, not over networks.
+    """
     found: dict[str, list[np.ndarray]] = {"in_scores": [], "out_scores": []}
     while (file := _file(folder, arm, len(found["in_scores"]))).exists():
         with np.load(file, allow_pickle=False) as saved:
@@ -200,17 +203,17 @@ def _attacked(
 ) -> dict[str, np.ndarray]:
     """Scores of all members and others, and the network's test accuracy where there is one."""
     options, data = run.options, run.data
-    ((members, _), (others, _)), one = splits, given.made.to(data.device)
+    ((members, _), (others, _)), condensed = splits, given.made.to(data.device)
     if arm == NEAREST:
-        return {"in_scores": nearest_scores(members, one.images), "out_scores": nearest_scores(others, one.images)}
+        return {"in_scores": nearest_scores(members, condensed.images), "out_scores": nearest_scores(others, condensed.images)}
     # The random members are one draw for all networks: they stand for a set that was released once.
-    source = select(data, "random", one.counts, generator(options.seed, "released", "random arm")) if arm == "random" else None
-    recipe = compared(table.recipe or table.protocol, one, data, table.network)
+    source = select(data, "random", condensed.counts, generator(options.seed, "released", "random arm")) if arm == "random" else None
+    recipe = compared(table.recipe or table.protocol, condensed, data, table.network)
     seed = derived_seed(options.seed, "released", arm, number) % 1_000_000_000
-    sets: dict[str, CondensedSet | ImageData] = {"released": one, "whole": data}
+    sets: dict[str, CondensedSet | ImageData] = {"released": condensed, "whole": data}
     network = train_network(source or sets[arm], table.network, recipe, seed, data.device)
-    found = [threshold_scores(losses_and_margins([network], images, labels)[0]) for images, labels in splits]
-    return {"in_scores": found[0], "out_scores": found[1], "accuracy": np.array(accuracy(network, data))}
+    point_scores = [threshold_scores(losses_and_margins([network], images, labels)[0]) for images, labels in splits]
+    return {"in_scores": point_scores[0], "out_scores": point_scores[1], "accuracy": np.array(accuracy(network, data))}
 
 
 def draw(folder: Path, record: Record) -> Iterator[tuple[str, Drawing]]:

@@ -28,7 +28,7 @@ class GuaranteeBroken(AssertionError):
 
 
 def check(study: PrivacyStudy, data: ImageData) -> None:
-    """What would fail after minutes of work fails now."""
+    """Raise `InputError` for what would fail after minutes of work."""
     for name in (*study.evaluation.networks, METHODS[study.method][0](**study.settings).network or "ConvNet"):
         create(name, data.spec, generator(0, "check"))
     if study.privacy is not None:
@@ -54,8 +54,8 @@ def fill(study: PrivacyStudy, run: Run) -> None:
     if study.privacy is not None:
         mark(run.folder, *kept_elsewhere(study))
         for number, epsilon in enumerate(study.privacy.epsilon):
-            made = fill_private(study, study.privacy, run, epsilon, study.privacy.epsilon[:number])
-            sets |= {f"{label}, epsilon {epsilon:g}": condensed for label, condensed in made.items()}
+            condensed_sets = fill_private(study, study.privacy, run, epsilon, study.privacy.epsilon[:number])
+            sets |= {f"{label}, epsilon {epsilon:g}": condensed for label, condensed in condensed_sets.items()}
     if study.visual is not None:
         fill_visual(study, study.visual, run, sets)
     if study.attack is not None:
@@ -66,9 +66,9 @@ def fill(study: PrivacyStudy, run: Run) -> None:
 
 def _audit(table: AuditTable, run: Run) -> None:
     start = time.monotonic()
-    found = audit(epsilon=table.epsilon, delta=table.delta, runs=table.runs, confidence=table.confidence, seed=run.options.seed)
-    run.results["audit"] = {**found.as_dict(), "seconds": time.monotonic() - start}
-    run.say(f"audit: {found}")
-    if not found.holds:
+    result = audit(epsilon=table.epsilon, delta=table.delta, runs=table.runs, confidence=table.confidence, seed=run.options.seed)
+    run.results["audit"] = {**result.as_dict(), "seconds": time.monotonic() - start}
+    run.say(f"audit: {result}")
+    if not result.holds:
         write_json(run.folder / "audit.json", run.results["audit"])
-        raise GuaranteeBroken(str(found))
+        raise GuaranteeBroken(str(result))

@@ -27,7 +27,7 @@ class PrivacyTable:
     """``[privacy]``: the budget, and what it is spent on.
 
     ``start`` "kmeans" spends ``start_share`` of the budget on a private start in ``start_releases`` releases. ``networks`` is how many
-    random networks there are: with 0 every step has a network and a release of its own. ``centred`` releases features as differences from
+    random networks there are: with 0 every step has its own network and release. ``centred`` releases features as differences from
     the private start's, which a smaller ``clip`` can hold. ``twin`` makes a second set without noise or clipping from the same start with
     the same networks, so that one sees what the noise costs.
     """
@@ -60,11 +60,12 @@ class AttackTable:
     """``[attack]``: in each of ``runs``, a fair coin puts every image of ``pool`` (None: all) in or out; each arm learns from those in.
 
     ``networks`` networks are trained on each arm's set, their losses averaged; all points of the pool are attacked. An arm is "method" (the
-    study's), "private", "random" (as many real images), "whole", or a method's name with settings of its own in ``[attack.methods.NAME]``.
-    ``ratios`` are sizes of sets as parts of a class, in place of the study's ipc; ``subsets`` adds random subsets of so many images a
-    class, among which the one with a made set's accuracy is looked for. ``[attack.whole_recipe]`` trains the arm "whole", which needs more
-    steps than a handful of images. ``attacks`` are names in `apps.privacy.attacks.ATTACKS`, made beside "loss"; "lira", "calibrated" and
-    "rmia" need an even number of ``runs`` from 6.
+    study's), "private", "random" (as many real images), "whole", or a method's name, whose settings are in ``[attack.methods.NAME]``.
+    ``ratios`` are sizes of sets as parts of a class, in place of the study's ipc; ``subsets`` lists sizes (images a class)
+    of random real subsets: the one whose accuracy is closest to a condensed set's is compared with it.
+    ``[attack.whole_recipe]`` trains the arm "whole", which needs more steps than a handful of images.
+    ``attacks`` are names in `apps.privacy.attacks.ATTACKS`, made beside "loss"; "lira", "calibrated" and "rmia" need an even number of
+    ``runs`` from 6.
     """
 
     runs: Annotated[int, Field(ge=2)] = 4
@@ -104,6 +105,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class PrivacyStudy:
+    """``kind = "privacy"``: each part is there when its table is."""
+
     name: str
     title: str
     data: DataTable
@@ -121,6 +124,7 @@ class PrivacyStudy:
 
     @property
     def hash(self) -> str:
+        """Eight letters that change with any setting."""
         return config_hash(self.merged)
 
 
@@ -145,7 +149,7 @@ def study(name: str, title: str, tables: Tables, source: str) -> PrivacyStudy:
     method, ipc, settings = method_of(dict(table), f"{source}: [method]")
     if len(ipc) != 1:
         raise InputError(f"{source}: [method]: key 'ipc' is {list(ipc)}; allowed: one whole number in a privacy study.")
-    given = {key: value for key, value in table.items() if key not in ("name", "ipc")}
+    plain_settings = {key: value for key, value in table.items() if key not in ("name", "ipc")}
     evaluation = evaluation_of(dict(tables.get("evaluation", {})), f"{source}: [evaluation]")
     if attack is not None:
         _check_arms(attack, f"{source}: [attack]", private=privacy is not None)
@@ -165,11 +169,11 @@ def study(name: str, title: str, tables: Tables, source: str) -> PrivacyStudy:
     elif (
         privacy is not None and (matches := matched_by(METHODS[method][1])) != "features"
     ):  # gradients and weights are not released as differences
-        found = f"matches {matches}" if matches else 'does not state that (class attribute matches = "features")'
-        raise InputError(f"{source}: [privacy]: centred = true is for methods that match features, as dm and datadam; {method!r} {found}.")
+        words = f"matches {matches}" if matches else 'does not state that (class attribute matches = "features")'
+        raise InputError(f"{source}: [privacy]: centred = true is for methods that match features, as dm and datadam; {method!r} {words}.")
     merged = {"kind": "privacy", "data": plain_values(data), "method": {"name": method, "ipc": ipc[0], **plain_values(settings)}}
     merged |= {**plain, "evaluation": plain_values(evaluation)}
-    return PrivacyStudy(name, title, data, method, ipc[0], given, privacy, evaluation, audit, attack, visual, poisoning, merged)
+    return PrivacyStudy(name, title, data, method, ipc[0], plain_settings, privacy, evaluation, audit, attack, visual, poisoning, merged)
 
 
 def _check_arms(table: AttackTable, where: str, *, private: bool) -> None:

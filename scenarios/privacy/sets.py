@@ -30,6 +30,7 @@ from scenarios.reporting.text import shown
 
 
 def statistics_of(study: PrivacyStudy, data: ImageData, epsilon: float, ledger: Path | None) -> PrivateStatistics:
+    """The study's private statistics at a budget; ``ledger`` is the folder of its account and releases, None for a check."""
     table = study.privacy
     assert table is not None
     return PrivateStatistics(
@@ -64,7 +65,7 @@ def condensed_by(
         network = drawn_once(str(network or "ConvNet"), table.networks)
         settings.setdefault("augmentation", "none")  # a new augmentation would be a new release
     chosen = settings.pop("initial", None)
-    made = condense(
+    condensed = condense(
         source,
         study.method,
         ipc=study.ipc,
@@ -78,13 +79,26 @@ def condensed_by(
         **settings,
     )
     # Matching without augmentation saves releases; it is no advice to learners.
-    return made if named else dataclasses.replace(made, augmentation=None)
+    return condensed if named else dataclasses.replace(condensed, augmentation=None)
 
 
 def private_set(
     study: PrivacyStudy, data: ImageData, epsilon: float, seed: int, options: Options, folder: Path | None, name: str = ""
 ) -> tuple[CondensedSet, CondensedSet | None]:
-    """(the private set, the private start where there is one)."""
+    """A set under differential privacy.
+
+    Args:
+        study: the study; its ``privacy`` table is set.
+        data: the private images.
+        epsilon: the budget.
+        seed: of public randomness.
+        options: where and how the study is run.
+        folder: keeps the releases and a checkpoint; None keeps nothing.
+        name: the set's part of file names.
+
+    Returns:
+        The set, and the private start where there is one.
+    """
     table = study.privacy
     assert table is not None
     statistics = statistics_of(study, data, epsilon, folder / f"{name}-releases" if folder else None)
@@ -104,7 +118,18 @@ def plain_set(study: PrivacyStudy, run: Run) -> CondensedSet:
 def fill_private(
     study: PrivacyStudy, table: PrivacyTable, run: Run, epsilon: float, before: Sequence[float] = ()
 ) -> dict[str, CondensedSet]:
-    """One budget's part of the results, after the budgets ``before``; returns the sets that were judged, the private one first."""
+    """Make and evaluate the sets of one budget.
+
+    Args:
+        study: the study.
+        table: its ``[privacy]``.
+        run: the study at work; the budget's part is added to its results.
+        epsilon: the budget.
+        before: budgets that were done before, whose releases count in public/.
+
+    Returns:
+        The sets that were evaluated by name, the private one first.
+    """
     options, data, folder = run.options, run.data, run.folder
     name = f"epsilon{epsilon:g}"
     path, first = (folder / FOLDER / f"{kind}-{name}.safetensors" for kind in ("condensed", "start"))
@@ -116,10 +141,10 @@ def fill_private(
     if not path.exists():
         began = time.monotonic()
         try:
-            made, start = private_set(study, data, epsilon, options.seed, options, folder, name)
+            condensed, start = private_set(study, data, epsilon, options.seed, options, folder, name)
         finally:  # not in the set's file: the time tells how many images there are
             append_line(folder / "metrics.jsonl", {"stage": "distil", "part": name, "seconds": time.monotonic() - began})
-        new = ({} if start is None else {first.stem: start}) | {path.stem: made}
+        new = ({} if start is None else {first.stem: start}) | {path.stem: condensed}
     run.results["public"] = public_part([*before, epsilon], folder, new)  # minutes before they are judged
     (folder / f"checkpoint-{name}.safetensors").unlink(missing_ok=True)
     private = CondensedSet.load(path).to(options.device)
@@ -161,7 +186,7 @@ def kept_elsewhere(study: PrivacyStudy) -> list[str]:
 
 
 def judge(study: PrivacyStudy, run: Run, sets: dict[str, CondensedSet], name: str) -> Results:
-    """Accuracies by set; metrics.jsonl is the ledger, so that a stopped study loses one network at most."""
+    """Accuracies by set; metrics.jsonl is the ledger: a stopped study loses at most one network."""
     options, data, console = run.options, run.data, run.console
     table, metrics, rows = study.evaluation, run.folder / "metrics.jsonl", {}
     some = next(iter(sets.values()))
@@ -173,11 +198,11 @@ def judge(study: PrivacyStudy, run: Run, sets: dict[str, CondensedSet], name: st
         done = {line["seed"]: Measured.read(label, line) for line in lines}
         missing = [seed for seed in seeds if seed not in done]
         kind = "condensed" if label in sets else label
-        for one in accuracies(
+        for measured in accuracies(
             sets.get(label, some), data, [kind], table.networks[0], recipe, missing, split=table.split, whole_epochs=table.whole_epochs
         ):
-            done[one.seed] = one
-            append_line(metrics, {**key, **one.line()})
+            done[measured.seed] = measured
+            append_line(metrics, {**key, **measured.line()})
         trained = training_of(kind, sets.get(label, some), data, recipe, table.whole_epochs)
         rows[label] = summed_up([done[seed] for seed in seeds]).as_dict() | trained.as_dict()
         say(console, f"  {name}, {table.networks[0]} on {label}: {shown(rows[label])} %")

@@ -58,7 +58,7 @@ def accuracy_table(record: Record) -> Rows:
         rows = [[name, *(shown(row[key]) for key in ("accuracy", "naive", "optimised"))] for name, row in results["poisoning"].items()]
         return [["learned from", "clean accuracy, %", "naive trigger obeyed, %", "optimised trigger obeyed, %"], *rows]
     if "visual" in results:
-        rows = [[name, *(cell(row["share_outstanding"], 2) for row in found.values())] for name, found in results["visual"].items()]
+        rows = [[name, *(cell(row["share_outstanding"], 2) for row in measures.values())] for name, measures in results["visual"].items()]
         return [["nearest training image stands out", *next(iter(results["visual"].values()))], *rows]
     return []
 
@@ -81,14 +81,14 @@ def answer(record: Record) -> str:
     budgets = [key for key, part in results.items() if key.startswith("epsilon") and "guarantee" in part]
     if len(budgets) > 1 and results.get("public"):
         parts.append(f"All sets and releases of the {len(budgets)} budgets together: {results['public']['guarantee']}")
-    found = results.get("audit")
-    if found:
-        highest = max(found["gaussian_bound"], found["rates_bound"], found["one_run_bound"], found["size_bound"])
-        verdict = "contradict the account" if not found["holds"] else "do not contradict it, which proves nothing more"
-        parts.append(f"The account says epsilon {found['claimed_epsilon']:.2f}, canaries find at least {highest:.2f}: they {verdict}.")
+    audit = results.get("audit")
+    if audit:
+        highest = max(audit["gaussian_bound"], audit["rates_bound"], audit["one_run_bound"], audit["size_bound"])
+        verdict = "contradict the account" if not audit["holds"] else "do not contradict it, which proves nothing more"
+        parts.append(f"The account says epsilon {audit['claimed_epsilon']:.2f}, canaries find at least {highest:.2f}: they {verdict}.")
     if results.get("attack"):
-        said = ", ".join(f"{arm} {cell(row['advantage_percent'], 2)} %" for arm, row in results["attack"].items())
-        parts.append(f"Loss-based membership advantage: {said}; an advantage near 0 is no proof of privacy.")
+        text = ", ".join(f"{arm} {cell(row['advantage_percent'], 2)} %" for arm, row in results["attack"].items())
+        parts.append(f"Loss-based membership advantage: {text}; an advantage near 0 is no proof of privacy.")
     for arm, row in results.get("same_accuracy", {}).items():
         parts.append(
             f"{arm} compared with {row['rival']}, the baseline that is the nearest in accuracy ({row['accuracy_difference']:+.1f} points): "
@@ -97,17 +97,14 @@ def answer(record: Record) -> str:
         )
     if results.get("visual"):
         copied = {name: [measure for measure, row in rows.items() if row["copied"]] for name, rows in results["visual"].items()}
-        said = "; ".join(f"{name} in {' and '.join(measures) or 'none'}" for name, measures in copied.items())
-        parts.append(f"Distances in which a set looks copied from its training images: {said}; none is no proof of privacy.")
+        text = "; ".join(f"{name} in {' and '.join(measures) or 'none'}" for name, measures in copied.items())
+        parts.append(f"Distances in which a set looks copied from its training images: {text}; none is no proof of privacy.")
     if results.get("poisoning"):
-        said = ", ".join(
+        text = ", ".join(
             f"{name} {shown(row['naive'])} % naive and {shown(row['optimised'])} % optimised" for name, row in results["poisoning"].items()
         )
-        parts.append(f"Images of other classes with the trigger that are called the target: {said}.")
+        parts.append(f"Images of other classes with the trigger that are called the target: {text}.")
     return " ".join(parts) or f"Nothing was found. Status: {record['status']}."
-
-
-# What is kept
 
 
 def question(config: Config) -> str:
@@ -131,17 +128,17 @@ def question(config: Config) -> str:
 def missing(record: Record, config: Config) -> list[str]:
     """What a reader could miss: rivals and bounds that were not asked for, single runs."""
     results = record["results"]
-    found = []
+    sentences = []
     if config.get("privacy") is None:
-        found.append("No private set was made: the study has no [privacy] table.")
+        sentences.append("No private set was made: the study has no [privacy] table.")
     else:
         budgets = [f"{epsilon:g}" for epsilon in config["privacy"]["epsilon"]]
-        found += [f"Not evaluated: epsilon {one}." for one in budgets if "accuracy" not in results.get(f"epsilon{one}", {})]
-        found += [] if config["privacy"]["twin"] else ["No twin without noise, so the cost of privacy is not measured."]
-        found += few(config["evaluation"]["seeds"], "network")
+        sentences += [f"Not evaluated: epsilon {budget}." for budget in budgets if "accuracy" not in results.get(f"epsilon{budget}", {})]
+        sentences += [] if config["privacy"]["twin"] else ["No twin without noise, so the cost of privacy is not measured."]
+        sentences += few(config["evaluation"]["seeds"], "network")
     for part, words in (("audit", "The mechanism was not audited"), ("attack", "No point was attacked")):
         if config.get(part) is None:
-            found.append(f"{words}: the study has no [{part}] table.")
+            sentences.append(f"{words}: the study has no [{part}] table.")
         elif part not in results:
-            found.append(f"{words} yet.")
-    return [*found, *other_split(config["evaluation"]["split"])]
+            sentences.append(f"{words} yet.")
+    return [*sentences, *other_split(config["evaluation"]["split"])]

@@ -39,28 +39,34 @@ class Comparison:
 
     @property
     def figure(self) -> str:
+        """The figure's name, or both names where they differ."""
         return self.first if self.first == self.second else f"{self.first} = {self.second}"
 
     @property
     def verdict(self) -> str:
         """The difference in plain words."""
-        found = self.difference
-        pairs = f"{found.pairs} pair{'s' if found.pairs > 1 else ''} of {self.over}"
-        if found.low is None or found.high is None:
-            return f"{self.figure}: {found.mean:+.2f}; {pairs}, so no interval: more seeds are needed to compare."
-        spread = f"{found.mean:+.2f} (95 % interval {found.low:+.2f} to {found.high:+.2f})"
-        if not found.significant:
+        difference = self.difference
+        pairs = f"{difference.pairs} pair{'s' if difference.pairs > 1 else ''} of {self.over}"
+        if difference.low is None or difference.high is None:
+            return f"{self.figure}: {difference.mean:+.2f}; {pairs}, so no interval: more seeds are needed to compare."
+        spread = f"{difference.mean:+.2f} (95 % interval {difference.low:+.2f} to {difference.high:+.2f})"
+        if not difference.significant:
             return f"{self.figure}: difference not significant: {spread}, {pairs}."
-        return f"{self.figure}: the second is {'higher' if found.mean > 0 else 'lower'}: {spread}, {pairs}."
+        return f"{self.figure}: the second is {'higher' if difference.mean > 0 else 'lower'}: {spread}, {pairs}."
 
 
-def group(given: str | Path, left_out: list[str] | None = None, kinds: Kinds = NO_KINDS) -> list[Run]:
-    """The finished runs of one side: a run folder, a folder of runs, or a pattern in quotes; one study, seeds in order.
+def group(place: str | Path, left_out: list[str] | None = None, kinds: Kinds = NO_KINDS) -> list[Run]:
+    """The finished runs of one side of a comparison, in the order of their seeds; all of one study.
 
-    A line for each run that is not finished is appended to ``left_out``. Raises `InputError` when nothing is finished there, or the runs
-    are of several studies.
+    Args:
+        place: a run folder, a folder of runs, or a pattern.
+        left_out: a line for each run that is not finished is appended to it.
+        kinds: say which figures a reader looks for first.
+
+    Raises:
+        InputError: when nothing is finished there, or the runs are of several studies.
     """
-    text = str(given)
+    text = str(place)
     places = [Path(text)] if Path(text).exists() else [Path(path) for path in sorted(glob.glob(text)) if Path(path).is_dir()]
     if not places:
         raise InputError(f"{clipped(text, 200)}: there is no such folder; give a run folder, a folder that holds runs, or a pattern.")
@@ -71,31 +77,31 @@ def group(given: str | Path, left_out: list[str] | None = None, kinds: Kinds = N
         raise InputError(f"{clipped(text, 200)}: no run there is done; finish one with --resume.")
     groups = by_seed(runs)
     if len(groups) > 1:
-        names = ", ".join(sorted({one[0].folder.name for one in groups})[:4])
+        names = ", ".join(sorted({runs_of_study[0].folder.name for runs_of_study in groups})[:4])
         raise InputError(f"{clipped(text, 200)}: holds runs of {len(groups)} studies ({names}); give the runs of one.")
     return groups[0]
 
 
 def measured_differently(first: Run, second: Run) -> list[str]:
     """In what the measurements of two runs differ (data, split, recipe, evaluation networks): a line each."""
-    found = []
+    lines = []
     for key in dict.fromkeys([*first.settings, *second.settings]):
-        one, other = first.settings.get(key, "-"), second.settings.get(key, "-")
-        if one != other and _MEASURED.fullmatch(key) and not _FREE.fullmatch(key):
-            found.append(f"{key} is {clipped(one, 60)} and {clipped(other, 60)}")
+        ours_value, theirs_value = first.settings.get(key, "-"), second.settings.get(key, "-")
+        if ours_value != theirs_value and _MEASURED.fullmatch(key) and not _FREE.fullmatch(key):
+            lines.append(f"{key} is {clipped(ours_value, 60)} and {clipped(theirs_value, 60)}")
     prints = [run.record["results"].get("data", {}) for run in (first, second)]
     marks = [part.get("fingerprint") if isinstance(part, dict) else None for part in prints]
-    if None not in marks and marks[0] != marks[1] and not any(line.startswith("data.") for line in found):
-        found.append("the training data have other pixels or labels (results.data.fingerprint)")
+    if None not in marks and marks[0] != marks[1] and not any(line.startswith("data.") for line in lines):
+        lines.append("the training data have other pixels or labels (results.data.fingerprint)")
     for key, part in first.record["results"].items():
         same = second.record["results"].get(key)
         if key.startswith("ipc") and isinstance(part, dict) and isinstance(same, dict):
             ours, theirs = part.get("augmentation"), same.get("augmentation")
             if ours != theirs and None not in (ours, theirs):  # "auto" is what the set names
-                found.append(f"{key}: the evaluation's augmentation is {clipped(ours, 60)} and {clipped(theirs, 60)}")
+                lines.append(f"{key}: the evaluation's augmentation is {clipped(ours, 60)} and {clipped(theirs, 60)}")
     if first.record.get("kind") != second.record.get("kind"):
-        found.append(f"kind is {clipped(first.record.get('kind'), 40)} and {clipped(second.record.get('kind'), 40)}")
-    return found
+        lines.append(f"kind is {clipped(first.record.get('kind'), 40)} and {clipped(second.record.get('kind'), 40)}")
+    return lines
 
 
 def compare(
@@ -116,7 +122,7 @@ def compare(
             "again under the other's settings, or add --anyway."
         )
     warnings = [f"not measured alike: {line}" for line in unlike]
-    found = []
+    comparisons = []
     for left, right in _names(first, second, patterns):
         pairs, over = _pairs(first, second, left, right)
         if not pairs and {run.record["seed"] for run in first} & {run.record["seed"] for run in second} and over == "runs":
@@ -126,7 +132,7 @@ def compare(
                 f"{left}: no seed is in both ({_seeds(first)} and {_seeds(second)}), so nothing can be paired; run both with the same "
                 "--seed, or with the same --seeds."
             )
-        found.append(Comparison(left, right, paired_difference(*zip(*pairs, strict=True)), over))
+        comparisons.append(Comparison(left, right, paired_difference(*zip(*pairs, strict=True)), over))
     if not patterns:
         roles = [_by_role(runs[0]) for runs in (first, second)]
         lone = [
@@ -137,11 +143,11 @@ def compare(
         ]
         warnings += [f"{name}: not in both runs (a figure of which a network failed has no mean)" for name in lone]
     unpaired = {run.record["seed"] for run in first} ^ {run.record["seed"] for run in second}
-    if unpaired and found and found[0].over == "runs":
+    if unpaired and comparisons and comparisons[0].over == "runs":
         warnings.append(f"seeds on one side only are left out: {', '.join(map(str, sorted(unpaired)))}")
-    if found and found[0].over != "runs":
+    if comparisons and comparisons[0].over != "runs":
         warnings.append("one run on each side: the interval is over evaluation networks; it is about these two runs, not about other seeds")
-    return found, warnings
+    return comparisons, warnings
 
 
 def _seeds(runs: Sequence[Run]) -> str:
@@ -159,14 +165,14 @@ def _names(first: Sequence[Run], second: Sequence[Run], patterns: Sequence[str])
         return chosen
     chosen = []
     for pattern in patterns:
-        one, equals, other = pattern.partition("=")
+        left_name, equals, right_name = pattern.partition("=")
         if equals:
-            for name, runs in ((one, first), (other, second)):
+            for name, runs in ((left_name, first), (right_name, second)):
                 if name not in runs[0].figures:
                     raise _nothing(
                         f"--figure {clipped(pattern)!r}: {clipped(name)!r} is no figure of its run", left.values(), right.values()
                     )
-            chosen.append((one, other))
+            chosen.append((left_name, right_name))
             continue
         matching = [(name, right[role]) for role, name in left.items() if role in right and fnmatch.fnmatchcase(name, pattern)]
         if not matching:
@@ -196,8 +202,8 @@ def _pairs(first: Sequence[Run], second: Sequence[Run], left: str, right: str) -
     ones, others = ({run.record["seed"]: run for run in runs} for runs in (first, second))
     both = [seed for seed in ones if seed in others]
     if len(first) > 1 or len(second) > 1:
-        held = [seed for seed in both if left in ones[seed].figures and right in others[seed].figures]
-        return [(ones[seed].figures[left][0], others[seed].figures[right][0]) for seed in held], "runs"
+        seeds = [seed for seed in both if left in ones[seed].figures and right in others[seed].figures]
+        return [(ones[seed].figures[left][0], others[seed].figures[right][0]) for seed in seeds], "runs"
     if not both:
         return [], ""
     # Networks of a run are numbered from its seed on, so those at the same place have the same seed.
@@ -220,30 +226,30 @@ def _values(results: Json, name: str) -> list[float | None]:
     return [float(x) if isinstance(x, int | float) and math.isfinite(x) else None for x in values] if isinstance(values, list) else []
 
 
-def shown(found: Sequence[Comparison], form: str, width: int | None = None) -> str:
+def shown(comparisons: Sequence[Comparison], form: str, width: int | None = None) -> str:
     """The comparisons as ``text`` (sentences below the table), ``markdown``, ``csv`` or ``json`` (these two with all digits)."""
     if form == "json":
-        return json.dumps([_plain(one) for one in found], indent=2)
+        return json.dumps([_plain(comparison) for comparison in comparisons], indent=2)
     if form == "csv":
-        rows = [_plain(one) for one in found]
+        rows = [_plain(comparison) for comparison in comparisons]
         return as_csv([list(rows[0]), *(["" if value is None else str(value) for value in row.values()] for row in rows)])
     table = [["figure", "first", "second", "difference", "95 % interval", "pairs"]]
-    for one in found:
-        d = one.difference
+    for comparison in comparisons:
+        d = comparison.difference
         interval = "-" if d.low is None or d.high is None else f"{d.low:+.2f} to {d.high:+.2f}"
-        table.append([one.first, f"{d.first:.4g}", f"{d.second:.4g}", f"{d.mean:+.2f}", interval, str(d.pairs)])
+        table.append([comparison.first, f"{d.first:.4g}", f"{d.second:.4g}", f"{d.mean:+.2f}", interval, str(d.pairs)])
     if form == "markdown":
-        return "\n".join([as_markdown(table), "", *(f"- {one.verdict}" for one in found)])
-    return "\n".join([as_text(table, width=width), "", *(one.verdict for one in found)])
+        return "\n".join([as_markdown(table), "", *(f"- {comparison.verdict}" for comparison in comparisons)])
+    return "\n".join([as_text(table, width=width), "", *(comparison.verdict for comparison in comparisons)])
 
 
-def _plain(one: Comparison) -> dict[str, object]:
-    numbers = asdict(one.difference)
+def _plain(comparison: Comparison) -> dict[str, object]:
+    numbers = asdict(comparison.difference)
     names = {"first": "first_mean", "second": "second_mean", "mean": "difference"}
     return {
-        "first_figure": one.first,
-        "second_figure": one.second,
+        "first_figure": comparison.first,
+        "second_figure": comparison.second,
         **{names.get(key, key): value for key, value in numbers.items()},
-        "over": one.over,
-        "significant": one.difference.significant,
+        "over": comparison.over,
+        "significant": comparison.difference.significant,
     }

@@ -66,6 +66,7 @@ def text(content: object, tag: str = "p", name: str = "") -> str:
 
 
 def listed(lines: Sequence[str]) -> str:
+    """A list with one item for each line."""
     return f"<ul>{''.join(text(line, 'li') for line in lines)}</ul>"
 
 
@@ -78,17 +79,18 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return f"<div class=wide tabindex=0><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>"
 
 
-def picture(found: Picture, name: str, label: str = "") -> str:
+def picture(figure: Picture, name: str, label: str = "") -> str:
     """A figure with its heading, its label (of one among several runs), its caption and its legend; ``name`` is the alternative text."""
-    data = base64.b64encode(found.png).decode()
-    image = f"<img alt='{html.escape(name)}' width={found.width} height={found.height} src='data:image/png;base64,{data}'>"
-    under = " ".join(part for part in (f"{label}." if label else "", *found.words[:1]) if part)
-    caption = (text(under, "span") if under else "") + (listed(found.words[1:]) if found.words[1:] else "")
+    data = base64.b64encode(figure.png).decode()
+    image = f"<img alt='{html.escape(name)}' width={figure.width} height={figure.height} src='data:image/png;base64,{data}'>"
+    under = " ".join(part for part in (f"{label}." if label else "", *figure.words[:1]) if part)
+    caption = (text(under, "span") if under else "") + (listed(figure.words[1:]) if figure.words[1:] else "")
     below = f"<figcaption class=small>{caption}</figcaption>" if caption else ""
-    return f"<figure>{text(found.title, 'h3') if found.title else ''}{image}{below}</figure>"
+    return f"<figure>{text(figure.title, 'h3') if figure.title else ''}{image}{below}</figure>"
 
 
 def folded(title: str, content: str) -> str:
+    """Text that the reader opens by its title."""
     return f"<details><summary>{html.escape(title)}</summary><pre>{html.escape(content)}</pre></details>"
 
 
@@ -99,22 +101,22 @@ def whole(title: str, body: str) -> str:
 
 
 def fitted(paths: Sequence[Path], room: int) -> dict[Path, Picture]:
-    """The figures, in at most ``room`` bytes of page: as they are, else with fewer colours, else smaller; too small a room leaves some out.
+    """The figures, in at most ``room`` bytes of page: unchanged, else with fewer colours, else smaller; those that do not fit are left out.
 
     A file that is no picture is left out, too. Raises `InputError` for a figure that cannot be read from the disk.
     """
     room = room * 3 // 4 - 400 * len(paths)  # base64, and the tags around it
-    originals = {path: one for path in paths if (one := _opened(path)) is not None}
-    found = originals
+    originals = {path: figure for path in paths if (figure := _opened(path)) is not None}
+    pictures = originals
     for scale in _SCALES:
-        if sum(one.weight for one in found.values()) <= room:
-            return found
-        found = {path: _smaller(one, scale) for path, one in originals.items()}
+        if sum(figure.weight for figure in pictures.values()) <= room:
+            return pictures
+        pictures = {path: _smaller(figure, scale) for path, figure in originals.items()}
     kept: dict[Path, Picture] = {}
-    for path, one in found.items():
-        if one.weight <= room:
-            kept[path] = one
-            room -= one.weight
+    for path, figure in pictures.items():
+        if figure.weight <= room:
+            kept[path] = figure
+            room -= figure.weight
     return kept
 
 
@@ -138,14 +140,14 @@ def _opened(path: Path) -> Picture | None:
         return None
 
 
-def _smaller(one: Picture, scale: float) -> Picture:
+def _smaller(figure: Picture, scale: float) -> Picture:
     """The picture in few colours, its sides times ``scale`` of what they are; shown as wide as before."""
-    with Image.open(io.BytesIO(one.png), formats=["PNG"]) as image:
+    with Image.open(io.BytesIO(figure.png), formats=["PNG"]) as image:
         plain = Image.new("RGB", image.size, "white")
-        shown = image.convert("RGBA")
-        plain.paste(shown, mask=shown.getchannel("A"))
-    width = max(1, round(min(plain.width, one.width * scale)))
+        opaque = image.convert("RGBA")
+        plain.paste(opaque, mask=opaque.getchannel("A"))
+    width = max(1, round(min(plain.width, figure.width * scale)))
     plain = plain.resize((width, max(1, round(plain.height * width / plain.width))), Image.Resampling.LANCZOS)
     out = io.BytesIO()
     plain.quantize(_COLOURS).save(out, "PNG", optimize=True)
-    return min(one, replace(one, png=out.getvalue()), key=lambda picture: len(picture.png))
+    return min(figure, replace(figure, png=out.getvalue()), key=lambda picture: len(picture.png))

@@ -52,7 +52,7 @@ def write_report(folders: Sequence[Path], out: Path, kinds: Kinds) -> None:
     """One HTML file of at most 5 MB with everything inside; several runs side by side, then one after the other."""
     runs = [read_run(folder, kinds) for folder in {folder.resolve(): folder for folder in folders}.values()]
     figures = {run.folder: sorted((run.folder / "figures").glob("*.png")) for run in runs}
-    paths = [path for found in figures.values() for path in found]
+    paths = [path for files in figures.values() for path in files]
     bare = _page(runs, figures, {}, kinds)
     if len(bare.encode()) > page.MAX_BYTES:
         raise InputError(f"the report would have {len(bare.encode())} bytes without a figure; allowed: {page.MAX_BYTES}. Give fewer runs.")
@@ -134,6 +134,7 @@ def _answer(lines: list[str]) -> str:
 
 
 def clipped_lines(text: str) -> str:
+    """The text, cut after `_CONFIGURATION` characters."""
     return text if len(text) <= _CONFIGURATION else f"{text[:_CONFIGURATION]}\n... ({len(text)} characters; all of it is in config.json)"
 
 

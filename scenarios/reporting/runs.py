@@ -40,6 +40,7 @@ class Run:
 
     @property
     def scenario(self) -> str:
+        """The study's name."""
         return str(self.record["scenario"])
 
     @property
@@ -49,7 +50,15 @@ class Run:
 
 
 def read_run(folder: Path, kinds: Kinds = NO_KINDS) -> Run:
-    """A run folder's record and configuration; `InputError` when they are none. ``kinds`` say which figures a reader looks for first."""
+    """Read a run folder.
+
+    Args:
+        folder: the run folder.
+        kinds: say which figures a reader looks for first.
+
+    Raises:
+        InputError: where record.json or config.json is missing, damaged or of another form.
+    """
     record: Record = read_json(folder / "record.json")
     config: Config = read_json(folder / "config.json")
     if not isinstance(record, dict) or record.get("schema") != 1 or not isinstance(record.get("results"), dict):
@@ -70,10 +79,10 @@ def _main(record: Record, kinds: Kinds) -> str:
     return kinds[kind].view.main if isinstance(kind, str) and kind in kinds else ".*"
 
 
-def find_runs(given: Sequence[Path], kinds: Kinds = NO_KINDS) -> list[Run]:
+def find_runs(places: Sequence[Path], kinds: Kinds = NO_KINDS) -> list[Run]:
     """The runs of these folders: a run folder itself, or all run folders directly inside; each once."""
     folders: dict[Path, Path] = {}
-    for place in given:
+    for place in places:
         inside = [place] if (place / "record.json").exists() else sorted(path.parent for path in place.glob("*/record.json"))
         if not inside:
             raise InputError(
@@ -96,9 +105,9 @@ def by_seed(runs: Sequence[Run]) -> list[list[Run]]:
         groups.setdefault(json.dumps([run.scenario, run.settings], sort_keys=True), []).append(run)
     for group in groups.values():
         group.sort(key=lambda run: run.record["seed"])
-        for one, other in itertools.pairwise(group):
-            if one.record["seed"] == other.record["seed"]:
-                raise InputError(f"{one.folder} and {other.folder} are the same study with the same seed; give one of them.")
+        for previous, other in itertools.pairwise(group):
+            if previous.record["seed"] == other.record["seed"]:
+                raise InputError(f"{previous.folder} and {other.folder} are the same study with the same seed; give one of them.")
     return list(groups.values())
 
 
@@ -118,9 +127,9 @@ def summary(runs: Sequence[Run], patterns: Sequence[str] = ()) -> list[list[str]
         first = group[0]
         changed = differing([other[0] for other in groups if other[0].scenario == first.scenario])
         label = " ".join([first.scenario, *(f"{key}={first.settings.get(key, '')}" for key in changed)])
-        found = [run.figures for run in group]
-        for name in _chosen(dict.fromkeys(name for one in found for name in one), first.main, patterns):
-            values = [one[name] for one in found if name in one]
+        figures = [run.figures for run in group]
+        for name in _chosen(dict.fromkeys(name for one in figures for name in one), first.main, patterns):
+            values = [one[name] for one in figures if name in one]
             if len(values) == 1:
                 middle, low, high = values[0]
                 over = "within the run" if low is not None and high is not None else ""

@@ -77,6 +77,7 @@ def as_markdown(rows: list[list[str]]) -> str:
 
 
 def as_csv(rows: list[list[str]]) -> str:
+    """A table as CSV."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()

@@ -22,7 +22,7 @@ def alternatives(value: str, key: str = "") -> list[str]:
     """
     if "," not in value:
         return [value]
-    found, start, expected, quote, begins, skip = [], 0, [], "", True, False
+    values, start, expected, quote, begins, skip = [], 0, [], "", True, False
     for place, char in enumerate(value):
         if quote:
             skip, escaped = char == "\\" and quote == '"' and not skip, skip
@@ -37,19 +37,19 @@ def alternatives(value: str, key: str = "") -> list[str]:
             expected.pop()
             begins = False
         elif char == "," and not expected:
-            found.append(value[start:place])
+            values.append(value[start:place])
             start, begins = place + 1, True
         elif not char.isspace():
             begins = char in ",="
-    found = [text.strip() for text in [*found, value[start:]]]
-    given = f"{key}={value}" if key else value
+    values = [text.strip() for text in [*values, value[start:]]]
+    setting = f"{key}={value}" if key else value
     if quote or expected:
-        raise InputError(f"--set {clipped(given)!r}: {quote or expected[-1]} is missing; close it, or put the whole value in quotes.")
-    if not all(found):
-        raise InputError(f"--set {clipped(given)!r}: an alternative is empty; allowed: values between commas, for example 1,10,50.")
-    if len(set(found)) < len(found):
-        raise InputError(f"--set {clipped(given)!r}: an alternative is there twice; allowed: different ones.")
-    return found
+        raise InputError(f"--set {clipped(setting)!r}: {quote or expected[-1]} is missing; close it, or put the whole value in quotes.")
+    if not all(values):
+        raise InputError(f"--set {clipped(setting)!r}: an alternative is empty; allowed: values between commas, for example 1,10,50.")
+    if len(set(values)) < len(values):
+        raise InputError(f"--set {clipped(setting)!r}: an alternative is there twice; allowed: different ones.")
+    return values
 
 
 def combinations(settings: list[str]) -> list[tuple[list[str], list[str]]]:
@@ -57,28 +57,32 @@ def combinations(settings: list[str]) -> list[tuple[list[str], list[str]]]:
     options = []
     for setting in settings:
         key, equals, value = setting.partition("=")
-        options.append([f"{key}={one}" for one in alternatives(value, key)] if equals else [setting])
+        options.append([f"{key}={combination}" for combination in alternatives(value, key)] if equals else [setting])
     count = 1
     for option in options:
         count *= len(option)
     _not_too_many(count)
     varied = [len(option) > 1 for option in options]
-    return [(list(one), list(itertools.compress(one, varied))) for one in itertools.product(*options)]
+    return [(list(combination), list(itertools.compress(combination, varied))) for combination in itertools.product(*options)]
 
 
 def seeds(text: str) -> list[int]:
-    """``0..4`` is 0 to 4, both included; ``0..2,7`` is 0, 1, 2, 7."""
-    found: list[int] = []
+    """The seeds of a text: ``0..4`` is 0 to 4, both included; ``0..2,7`` is 0, 1, 2, 7.
+
+    Raises:
+        InputError: for another form, a repeated seed, and more than `MAX_CELLS` seeds.
+    """
+    numbers: list[int] = []
     for part in text.split(","):
         first, dots, last = (piece.strip() for piece in part.partition(".."))
         ends = (first, last) if dots else (first, first)
         if not all(end.isascii() and end.isdigit() and len(end) <= len(str(MAX_SEED)) for end in ends) or int(ends[0]) > int(ends[1]):
             raise InputError(f"--seeds {clipped(text)!r}: allowed: whole numbers and ranges, for example 0..4 or 0,3,7.")
         _not_too_many(int(ends[1]) - int(ends[0]) + 1)
-        found += range(int(ends[0]), int(ends[1]) + 1)
-    if len(set(found)) < len(found):
+        numbers += range(int(ends[0]), int(ends[1]) + 1)
+    if len(set(numbers)) < len(numbers):
         raise InputError(f"--seeds {clipped(text)!r}: a seed is there twice; allowed: different ones.")
-    return found
+    return numbers
 
 
 def _not_too_many(count: int) -> None:

@@ -1,4 +1,4 @@
-"""A sweep: the cells of a grid (grid.py), each a `distill run` of its own in a process of its own, all cores at work.
+"""A sweep: the cells of a grid (grid.py), each a `distill run` in its own process; all cores are used.
 
 As many processes run at a time as ``--jobs`` says; each has its own share of the cores, and as many threads. A cell that is done is
 skipped, a cell that fails is named at the end and does not stop the others. A cell ends with the process that started it, however that
@@ -41,12 +41,26 @@ def sweep(
     data_root: Path | None = None,
     jobs: int | None = None,
     resume: bool = False,
-    told: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> tuple[list[Path], dict[str, tuple[int, str]]]:
-    """Run every combination with every seed that is not done; (folders that are done now, what failed).
+    """Run every combination of settings with every seed that is not done.
 
-    Of what failed: its exit code (2 for wrong input, 1 for a fault of ours) and its last words. Raises `InputError` when the settings of
-    all are wrong.
+    Args:
+        scenario: a scenario's name or file.
+        combinations: (all settings, those that vary) of each.
+        seeds: one run each.
+        out: the folder of the run folders.
+        device: "cpu" or "cuda".
+        data_root: where the data are; None for the default.
+        jobs: runs at a time; None: as many as cores and memory allow.
+        resume: continue unfinished runs.
+        report: takes lines about the progress.
+
+    Returns:
+        The folders that are done now, and what failed by label: its exit code (2 for wrong input, 1 for a fault of ours) and last words.
+
+    Raises:
+        InputError: when the settings of all runs are wrong.
     """
     name, tables = read_scenario(scenario)
     source = scenario if scenario.endswith(".toml") else f"{name}.toml"
@@ -67,25 +81,26 @@ def sweep(
     jobs = jobs_for(jobs, max(1, len(todo)), gpu=device != "cpu")
     share = max(1, len(processes.cores()) // jobs)
     counts = f"{len(good) + len(wrong)} runs: {done} done already, {len(failed)} that cannot be run, {len(todo)} to do"
-    told(f"{counts}, {jobs} at a time with {share} core{'s' if share > 1 else ''} each")
+    report(f"{counts}, {jobs} at a time with {share} core{'s' if share > 1 else ''} each")
     shared = ["run", scenario, "--out", str(out), "--device", device, "--quiet", *(["--resume"] if resume else [])]
-    failed |= run_cells(todo, [*shared, *(["--data-root", str(data_root)] if data_root else [])], jobs, told)
+    failed |= run_cells(todo, [*shared, *(["--data-root", str(data_root)] if data_root else [])], jobs, report)
     return [cell.folder for cell in good if is_done(cell.folder)], failed
 
 
 def is_done(folder: Path) -> bool:
+    """Whether the folder holds a finished run."""
     record = folder / "record.json"
-    found = read_json(record) if record.exists() else None
-    return isinstance(found, dict) and found.get("status") == "done"
+    content = read_json(record) if record.exists() else None
+    return isinstance(content, dict) and content.get("status") == "done"
 
 
-def jobs_for(wanted: int | None, count: int, *, gpu: bool) -> int:
-    """How many runs at a time: as asked, else one a core as far as memory goes, and one on a GPU."""
+def jobs_for(asked: int | None, count: int, *, gpu: bool) -> int:
+    """Number of runs at a time: as asked for, else one a core as far as memory allows, and one on a GPU. Raises `InputError`."""
     most = len(processes.cores())
-    if wanted is not None:
-        if not 1 <= wanted <= most:
-            raise InputError(f"--jobs {wanted}: allowed: 1 to {most}, the cores that are here.")
-        return min(wanted, count)
+    if asked is not None:
+        if not 1 <= asked <= most:
+            raise InputError(f"--jobs {asked}: allowed: 1 to {most}, the cores that are here.")
+        return min(asked, count)
     return 1 if gpu else processes.at_once(count)
 
 
@@ -98,11 +113,20 @@ class _Worker:
     start: float
 
 
-def run_cells(todo: list[Cell], shared: list[str], jobs: int, told: Callable[[str], None]) -> dict[str, tuple[int, str]]:
-    """Run the cells, ``jobs`` at a time; (exit code, last words) of those that failed, by label.
+def run_cells(todo: list[Cell], shared: list[str], jobs: int, report: Callable[[str], None]) -> dict[str, tuple[int, str]]:
+    """Run the cells, ``jobs`` at a time.
 
-    ``shared`` is a `distill run` command line without the cells' own part. Ctrl-C and SIGTERM stop all cells, wait until they have saved
-    themselves (a second Ctrl-C does not wait), and raise `KeyboardInterrupt`.
+    Ctrl-C and SIGTERM stop all cells, wait until they have saved themselves (a second Ctrl-C does not wait), and raise
+    `KeyboardInterrupt`.
+
+    Args:
+        todo: the cells.
+        shared: a `distill run` command line without the cells' part.
+        jobs: processes at a time, each with its share of the cores.
+        report: takes lines about the progress.
+
+    Returns:
+        (exit code, last words) of the cells that failed, by label.
     """
     here = processes.cores()
     threads = max(1, len(here) // max(1, jobs))
@@ -119,17 +143,17 @@ def run_cells(todo: list[Cell], shared: list[str], jobs: int, told: Callable[[st
                 if (now := time.monotonic()) - last > LINE_SECONDS:
                     left = time_left(finished, len(todo), now - start)
                     running = ", ".join(worker.cell.label for worker in busy)
-                    told(f"[{finished}/{len(todo)}] running: {running}{'; ' if left else ''}{left}")
+                    report(f"[{finished}/{len(todo)}] running: {running}{'; ' if left else ''}{left}")
                     last = now
                 for worker in [worker for worker in busy if worker.process.poll() is not None]:
                     busy.remove(worker)
                     free.append(worker.share)
                     finished += 1
-                    code, said = _end(worker)
+                    code, words_of_cell = _end(worker)
                     if code:
-                        failed[worker.cell.label] = (code, said)
+                        failed[worker.cell.label] = (code, words_of_cell)
                     words = f"{worker.cell.label}, {time.monotonic() - worker.start:.0f} s, {worker.cell.folder}"
-                    told(f"[{finished}/{len(todo)}] {'failed' if code else 'done'}: {words}")
+                    report(f"[{finished}/{len(todo)}] {'failed' if code else 'done'}: {words}")
         finally:
             _stop(busy)
     return failed
@@ -138,12 +162,12 @@ def run_cells(todo: list[Cell], shared: list[str], jobs: int, told: Callable[[st
 def _start(cell: Cell, shared: list[str], here: list[int], threads: int, share: int) -> _Worker:
     environment = dict(os.environ)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        given = environment.get(name, "")
-        environment[name] = str(min(threads, int(given)) if given.isdigit() and int(given) > 0 else threads)
+        value = environment.get(name, "")
+        environment[name] = str(min(threads, int(value)) if value.isdigit() and int(value) > 0 else threads)
     errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed when the cell has ended)
     command = [*COMMAND, str(os.getpid()), *shared, *cell.arguments]
     process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, start_new_session=True)
-    if hasattr(os, "sched_setaffinity"):  # rooms that start processes of their own count the cores they are given
+    if hasattr(os, "sched_setaffinity"):  # studies that start processes count the cores they may use
         with contextlib.suppress(OSError):
             os.sched_setaffinity(process.pid, here[share * threads : (share + 1) * threads] or here)
     return _Worker(cell, process, errors, share, time.monotonic())
@@ -153,12 +177,12 @@ def _end(worker: _Worker) -> tuple[int, str]:
     """(exit code, last words) of a cell that has ended, and the end of whatever it has left behind."""
     _signal_group(worker, signal.SIGKILL)
     worker.errors.seek(0)
-    said = worker.errors.read().decode(errors="replace").strip()
+    output = worker.errors.read().decode(errors="replace").strip()
     worker.errors.close()
     code = worker.process.returncode
     if code < 0:
         return 1, f"ended by signal {-code}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
-    return code, said if code == 1 else said.rpartition("\n")[2].removeprefix("error: ")
+    return code, output if code == 1 else output.rpartition("\n")[2].removeprefix("error: ")
 
 
 def _stop(busy: list[_Worker]) -> None:
