@@ -47,7 +47,8 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
         folder: the buffer saves itself there after each experience, and a run that is started again loads its sets from there.
         progress: show a progress bar; None: on terminals.
         data_name: name of the data set, which decides the augmentation (digits are not flipped).
-        mean, std: of the stream's normalisation, per channel; see `MemoryConfig`.
+        mean: of the stream's normalisation, per channel; see `MemoryConfig`.
+        std: likewise, the standard deviation.
         settings: of the method.
 
     Raises:
