@@ -21,7 +21,7 @@ Transform = Callable[[Tensor], Tensor]
 
 
 class _Items(Dataset):  # type: ignore[type-arg]
-    """(values, label) of one group; the values stay as they are stored, the label is of the stream's kind (a collate mixes no kinds)."""
+    """(values, label) of one group; the values stay as stored, and the label has the stream's type (a collate function mixes no types)."""
 
     def __init__(self, group: Exemplars, *, tensor_labels: bool) -> None:
         self.values, self.label = group.values, torch.tensor(group.label) if tensor_labels else group.label

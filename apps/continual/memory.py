@@ -69,7 +69,7 @@ class Memory:
         return CondensedSet(self.images, self.labels, spec, augmentation=augmentation, provenance=origin)
 
     def shares(self, groups: int, shape: tuple[int, ...]) -> list[int]:
-        """Items that each of so many groups may have, the oldest first; `InputError` when the budget has none for one of them.
+        """Items for each of ``groups`` groups, the oldest first; `InputError` when the budget has none for one of them.
 
         What does not divide is dealt out, one item more for each of the oldest groups. A group's share never grows as others come.
         """
@@ -107,9 +107,9 @@ class Memory:
     ) -> None:
         """Take in one experience: real images (N, C, H, W) float32 as the learner sees them, labels (N,) int64, one task or tasks (N,).
 
-        Each class of each task becomes a group of its own, also when an earlier experience had it (another domain). A class with no more
-        images than its share keeps them as they are; the others are condensed together. With the folder ``checkpoints`` a stopped
-        condensation goes on to the same bits (`memory_file.observe` saves the memory there too).
+        Each class of each task becomes a separate group, also when an earlier experience had it (another domain). A class with no more
+        images than its share keeps them unchanged; the others are condensed together. With the folder ``checkpoints`` a stopped
+        condensation continues to the same bits (`memory_file.observe` saves the memory there too).
         """
         tasks = self.checked(images, labels, task)
         history, number = self.history_with(images, labels, tasks), self.experiences
@@ -139,7 +139,7 @@ class Memory:
     ) -> None:
         """Fold a few recent images into the groups of their classes (online streams): one group a task and class, whatever the experience.
 
-        A learned method goes on from the stored images; what they stood for counts with its number: they are repeated in the pool that is
+        A learned method starts from the stored images, which count as the images that they stand for: they are repeated in the pool that is
         condensed until past and present weigh as their counts. A method that compares classes (gradients, trajectories) sees all that are
         known, those without recent images as they are stored; these stay untouched. "random" is a reservoir: each real image that was
         merged is as likely to be kept. Herding, k-center and k-means choose from stored and recent images alike.

@@ -17,7 +17,7 @@ class MemoryConfig:
 
     The budget is ``items`` or ``nbytes`` in all (both: both hold), shared equally among the (experience, task, class) groups seen so far:
     when groups arrive, the older ones are condensed again to their smaller share. ``per_class`` fixes the share instead; the memory grows
-    up to the budget, if there is one, and old groups stay as they are. ``method`` is a name of `METHODS` or of a coreset, ``settings`` its
+    up to the budget, if there is one, and old groups stay unchanged. ``method`` is a name of `METHODS` or of a coreset, ``settings`` its
     config fields (under them: the method's ``presets.memory``). ``mean`` and ``std`` are the stream's normalisation; with
     them uint8 storage keeps real images exactly, and pictures show pixels. Raises `InputError` for settings that are
     wrong whatever the images are.

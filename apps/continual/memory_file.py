@@ -174,7 +174,7 @@ def observe(
     device: torch.device | str = "cpu",
     progress: bool | None = None,
 ) -> None:
-    """`Memory.observe`, saved in ``folder`` after the experience; a run that is started again goes on from what the folder holds, to the
+    """`Memory.observe`, saved in ``folder`` after the experience; a run that is started again continues from the folder's files, to the
     same bits."""
     if not restored(memory, images, labels, folder=folder, task=task):
         memory.observe(images, labels, task=task, device=device, checkpoints=folder, progress=progress)
@@ -199,7 +199,7 @@ def restored(memory: Memory, images: Tensor, labels: Tensor, *, folder: Path, ta
     """Put in place what the folder has for the memory after this experience; False when it has nothing yet.
 
     Outputs (DER) belong to the run that trains, not to the file: a group that stayed as it was keeps them. Where finished experiences
-    were skipped and this one is in the folder too, the files' outputs are taken. Otherwise `InputError` names the way to go on.
+    were skipped and this one is in the folder too, the files' outputs are taken. Otherwise `InputError` names how to continue.
     """
     tasks = memory.checked(images, labels, task)
     path = place(folder, memory.experiences)
@@ -234,7 +234,7 @@ def restored(memory: Memory, images: Tensor, labels: Tensor, *, folder: Path, ta
 
 
 def _after_skipping(memory: Memory, images: Tensor, labels: Tensor, tasks: Tensor, folder: Path) -> Memory | None:
-    """The folder's memory that this experience led to, if one says so: its history is another file's with the experience."""
+    """The folder's memory after this experience, if there is one: its history is that of another file with the experience added."""
     number = 1
     while place(folder, number).exists():
         later = load(place(folder, number))

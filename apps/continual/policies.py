@@ -13,7 +13,7 @@ from distill.errors import InputError, a_kind, clipped
 _training = avalanche("avalanche.training")
 T = TypeVar("T")
 
-# Strategies and plugins of avalanche-lib 0.6, by the names of their classes. Those with a storage policy of their own making:
+# Strategies and plugins of avalanche-lib 0.6, by the names of their classes. Those that create their storage policy:
 OWN_POLICY = (
     *("Replay", "GDumb", "ER_ACE", "DER", "MIR", "SCR", "CoPE", "MER", "LaMAML"),
     *("ReplayPlugin", "GDumbPlugin", "MIRPlugin", "CoPEPlugin", "RARPlugin", "MemoryNCMUpdate", "MemoryFeCAMUpdate"),

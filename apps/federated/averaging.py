@@ -79,17 +79,17 @@ def normaliser(steps: int, momentum: float) -> float:
 def weighted_mean(items: Sequence[Weights], shares: Sequence[float]) -> Weights:
     """Mean by ``shares`` (any positive numbers); whole-number entries take the largest."""
     total = float(sum(shares))
-    found = {}
+    means = {}
     for name, first in items[0].items():
         if first.is_floating_point():
-            found[name] = (
+            means[name] = (
                 torch.stack([item[name].double() * (share / total) for item, share in zip(items, shares, strict=True)])
                 .sum(0)
                 .to(first.dtype)
             )
         else:
-            found[name] = torch.stack([item[name] for item in items]).amax(0)
-    return found
+            means[name] = torch.stack([item[name] for item in items]).amax(0)
+    return means
 
 
 def fednova(weights: Weights, results: Sequence[LocalResult], normalisers: Sequence[float] | None = None) -> Weights:
@@ -101,7 +101,7 @@ def fednova(weights: Weights, results: Sequence[LocalResult], normalisers: Seque
     shares = [result.examples / total for result in results]
     lengths = normalisers or [result.normaliser for result in results]
     effective = sum(share * length for share, length in zip(shares, lengths, strict=True))
-    found = weighted_mean([result.weights for result in results], shares)  # for what is no float
+    averages = weighted_mean([result.weights for result in results], shares)  # for what is no float
     for name, old in weights.items():
         if old.is_floating_point():
             step = torch.stack(
@@ -110,8 +110,8 @@ def fednova(weights: Weights, results: Sequence[LocalResult], normalisers: Seque
                     for share, result in zip(shares, results, strict=True)
                 ]
             ).sum(0)
-            found[name] = (old.double() - effective * step).to(old.dtype)
-    return found
+            averages[name] = (old.double() - effective * step).to(old.dtype)
+    return averages
 
 
 def control_variate(own: Weights, server: Weights, received: Weights, result: LocalResult, lr: float) -> Weights:

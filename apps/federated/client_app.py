@@ -180,10 +180,10 @@ def _private(message: Message, context: Context, privacy: ClientPrivacy, given: 
     epsilon = check_request(privacy, settings, context, weights="arrays" in message.content)
     with torch_threads(settings.threads):
         data, client = own_data(context, settings, spec, given, privacy)
-        made = private_upload(privacy, epsilon, data, settings, server_round, client, spec)
+        condensed = private_upload(privacy, epsilon, data, settings, server_round, client, spec)
     facts = MetricRecord({"partition-id": client, "round": server_round})
-    statement = ConfigRecord({"statement": json.dumps(made.provenance.dp)})
-    content = RecordDict({"upload": record_of(encode(made, settings.upload.pixels)), "facts": facts, "privacy": statement})
+    statement = ConfigRecord({"statement": json.dumps(condensed.provenance.dp)})
+    content = RecordDict({"upload": record_of(encode(condensed, settings.upload.pixels)), "facts": facts, "privacy": statement})
     return Message(content, reply_to=message)
 
 
@@ -199,23 +199,23 @@ def _asked(message: Message, context: Context) -> tuple[Settings, int, DataSpec]
 def _condensed(content: RecordDict, context: Context, settings: Settings, server_round: int, data: ImageData, client: int) -> RecordDict:
     start, spec = time.monotonic(), data.spec
     weights = _received(content, settings, spec)
-    wanted = settings.upload.classes
+    asked = settings.upload.classes
     facts: dict[str, MetricValue] = {"partition-id": client, "round": server_round}
     if "data" in context.node_config:
         facts["own-data"] = 1
     if settings.server.client_weights == "examples":
         facts["num-examples"] = len(data.train)
-    if wanted is not None and not set(wanted) & set(data.classes):
+    if asked is not None and not set(asked) & set(data.classes):
         return RecordDict({"facts": MetricRecord(facts)})  # nothing that was asked for: an empty answer, no failure
     previous = None
     if settings.upload.warm_start and (earlier := _earlier(context, server_round)):
         limits = Limits(spec, tuple(range(spec.num_classes)), settings.upload.ipc, "float32")
         previous = decode(parts_of(context.state, earlier), limits).to(data.device)
-    made = upload(data, settings, server_round, client, weights, previous)
+    condensed = upload(data, settings, server_round, client, weights, previous)
     if settings.upload.warm_start:
-        _remember(context, server_round, record_of(encode(made, "float32")))
+        _remember(context, server_round, record_of(encode(condensed, "float32")))
     facts["seconds"] = time.monotonic() - start
-    return RecordDict({"upload": record_of(encode(made, settings.upload.pixels)), "facts": MetricRecord(facts)})
+    return RecordDict({"upload": record_of(encode(condensed, settings.upload.pixels)), "facts": MetricRecord(facts)})
 
 
 def _fitted(content: RecordDict, context: Context, settings: Settings, server_round: int, data: ImageData, client: int) -> RecordDict:

@@ -108,9 +108,9 @@ def check_request(privacy: ClientPrivacy, settings: Settings, context: "Context"
         (not own and privacy.data is None, "data that its own text names", 'a node config with data="..."'),
         (not own and privacy.data != data_settings(settings), "another data set, or another part of it", "what the node's file names"),
     )
-    for wrong, given, right in demands:
+    for wrong, request, right in demands:
         if wrong:
-            raise InputError(f"the server asks for {given}; this client allows: {right}.")
+            raise InputError(f"the server asks for {request}; this client allows: {right}.")
     return asked
 
 
@@ -134,7 +134,7 @@ def private_upload(
     values = {name: value for name, value in vars(config).items() if name not in ("network", "initial")}
     delta = privacy.delta / privacy.uploads
     statistics = privacy.statistics(data, epsilon, delta, privacy.classes, privacy.folder(client), name)
-    made = condense(
+    condensed = condense(
         statistics,
         settings.upload.method,
         ipc=settings.upload.ipc,
@@ -145,4 +145,4 @@ def private_upload(
         more_images_than_data=True,  # a client may hold fewer than were asked for
         **values,
     )
-    return dataclasses.replace(made, images=within_range(made))
+    return dataclasses.replace(condensed, images=within_range(condensed))

@@ -100,12 +100,12 @@ class Exchange:
     def poll(self, open_: dict[str, Request], end: float = float("inf")) -> list[Answer]:
         """The answers that are there now; they leave ``open_``."""
         answers = []
-        for name, found in self.reader.read(list(open_), self.most, end):
+        for name, content in self.reader.read(list(open_), self.most, end):
             request = open_.pop(name, None)
             if request is None:
                 self.strays += 1
             else:
-                answers.append(self._checked(request.node, found))
+                answers.append(self._checked(request.node, content))
         return answers
 
     def close(self, name: str, request: Request, why: str) -> Answer:
@@ -116,15 +116,15 @@ class Exchange:
             self._unanswered[name] = request
         return Answer(request.node, status="missing", why=f"{why}: {begun}" if begun else why, up=up)
 
-    def _checked(self, node: int, found: "Message | Answer") -> Answer:
-        if isinstance(found, Answer):
-            return Answer(node, None, found.status, found.why, found.up)
-        sender = found.metadata.src_node_id
-        if found.has_error() and sender != node:  # Flower's own word: the node is gone, or what it sent
-            return Answer(node, status="missing", why=f"Flower says: {_reason(found)}")
+    def _checked(self, node: int, content: "Message | Answer") -> Answer:
+        if isinstance(content, Answer):
+            return Answer(node, None, content.status, content.why, content.up)
+        sender = content.metadata.src_node_id
+        if content.has_error() and sender != node:  # Flower's own word: the node is gone, or what it sent
+            return Answer(node, status="missing", why=f"Flower says: {_reason(content)}")
         if sender != node:
             return Answer(node, status="refused", why=f"the answer says that it is from node {sender}; allowed: the node that was asked.")
-        return Answer(node, found)
+        return Answer(node, content)
 
     def _late(self, now: float) -> None:
         """Answers to earlier exchanges: noted, and taken off the link, whose memory they fill."""
@@ -157,7 +157,9 @@ class Whole:
         return "", 0
 
     def discard(self, names: Sequence[str]) -> list[tuple[str, bool]]:
-        return [(name, not found.has_error()) for name, found in self.read(names, 0, 0.0) if isinstance(found, Message) and name in names]
+        return [
+            (name, not content.has_error()) for name, content in self.read(names, 0, 0.0) if isinstance(content, Message) and name in names
+        ]
 
 
 @dataclass
@@ -199,7 +201,7 @@ class InParts:
             raise TooLarge(response.headers["content-length"])
 
     def read(self, names: Sequence[str], most: int, end: float) -> list[Found]:
-        found: list[Found] = []
+        answers: list[Found] = []
         for name in names:
             if time.monotonic() >= end:
                 break
@@ -210,8 +212,8 @@ class InParts:
             except Exception as error:  # another party's bytes, in Flower's parsers
                 answer = self._given_up(name, f"the answer cannot be read ({clipped(f'{type(error).__name__}: {error}', 200)})")
             if answer is not None:
-                found.append((name, answer))
-        return found
+                answers.append((name, answer))
+        return answers
 
     def _read(self, name: str, most: int, end: float) -> "Message | Answer | None":
         from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
@@ -279,16 +281,16 @@ class InParts:
         return text, begun.bytes
 
     def discard(self, names: Sequence[str]) -> list[tuple[str, bool]]:
-        found = []
+        discarded = []
         for name in names:
             try:
                 there = self._head(name)
             except Exception:  # whatever it is, it is not waited for
                 there = True
             if there:
-                found.append((name, name in self.begun and not self.begun[name].error))
+                discarded.append((name, name in self.begun and not self.begun[name].error))
                 self.leave(name)
-        return found
+        return discarded
 
     def _given_up(self, name: str, why: str, status: str = "refused") -> Answer:
         _, up = self.leave(name)

@@ -114,7 +114,7 @@ def _pathological(labels: Indices, config: PartitionConfig, rng: np.random.Gener
         )
     random = config.class_assignment_mode == "random"
     deck: list[int] = []
-    held: list[list[int]] = []
+    labels_of: list[list[int]] = []
     for _ in range(clients):
         while len(set(deck)) < each:
             deck += (rng.permutation(classes) if random else classes).tolist()
@@ -123,10 +123,10 @@ def _pathological(labels: Indices, config: PartitionConfig, rng: np.random.Gener
             if len(hand) < each and label not in hand:
                 hand.append(label)
                 deck.remove(label)
-        held.append(hand)
+        labels_of.append(hand)
     parts: list[list[Indices]] = [[] for _ in range(clients)]
     for label in classes.tolist():
-        holders = [client for client in range(clients) if label in held[client]]
+        holders = [client for client in range(clients) if label in labels_of[client]]
         pool = rng.permutation(np.flatnonzero(labels == label))
         for client, piece in zip(holders, np.array_split(pool, len(holders)), strict=True):
             parts[client].append(piece)

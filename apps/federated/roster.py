@@ -76,8 +76,8 @@ class Roster:
             present = self._sorted(nodes, number)
             there, waited = len(present.clients), time.monotonic() - start
             asking = {request.node for request in self._open.values()} & {node.id for node in nodes} - self._slow
-            wanted = there < self.count if self._first is None or asking else there < self.least
-            if not wanted or not link.waits or waited >= self.wait:
+            incomplete = there < self.count if self._first is None or asking else there < self.least
+            if not incomplete or not link.waits or waited >= self.wait:
                 break
             time.sleep(0.2)
         self._slow |= asking
@@ -127,11 +127,11 @@ class Roster:
         claims: dict[int, list[int]] = {}
         left_out = []
         for node in nodes:
-            said = self.said.get(node.id, "it has not said who it is")
-            if isinstance(said, int):
-                claims.setdefault(said, []).append(node.id)
+            claim = self.said.get(node.id, "it has not said who it is")
+            if isinstance(claim, int):
+                claims.setdefault(claim, []).append(node.id)
             else:
-                left_out.append(LeftOut(None, node.id, "unknown", said))
+                left_out.append(LeftOut(None, node.id, "unknown", claim))
         clients: dict[int, int] = {}
         notes: dict[int, str] = {}
         for client in range(self.count):
@@ -176,10 +176,10 @@ def _name(left: LeftOut) -> str:
 
 def nodes_of(link: Exchange) -> list[Node]:
     """The nodes that Flower holds for connected, by id; one that was killed stays among them for up to a minute."""
-    found = [
+    nodes = [
         Node(info.node_id, fingerprint(info.public_key), str(getattr(info, "last_activated_at", ""))) for info in link.grid.get_nodes()
     ]
-    return sorted(found, key=lambda node: node.id)
+    return sorted(nodes, key=lambda node: node.id)
 
 
 # Keys
@@ -196,8 +196,8 @@ def fingerprint(key: bytes) -> str:
 
 
 def _digest(encoded: bytes) -> str:
-    made = hashlib.sha256(base64.b64decode(encoded, validate=True)).digest()
-    return f"SHA256:{base64.b64encode(made).decode().rstrip('=')}"
+    digest = hashlib.sha256(base64.b64decode(encoded, validate=True)).digest()
+    return f"SHA256:{base64.b64encode(digest).decode().rstrip('=')}"
 
 
 def keys_of(path: Path) -> dict[str, int]:
@@ -214,7 +214,7 @@ def keys_of(path: Path) -> dict[str, int]:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: the file of node keys cannot be read ({error}).") from None
-    found: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     for place, line in enumerate(lines, 1):
         if not (words := line.split()) or words[0].startswith("#"):
             continue
@@ -225,7 +225,7 @@ def keys_of(path: Path) -> dict[str, int]:
             raise InputError(
                 f"{path}, line {place}: {clipped(line, 60)!r}; allowed: a client number, then a public key or its SHA256 fingerprint."
             ) from None
-        if key in found or number in found.values():
+        if key in numbers or number in numbers.values():
             raise InputError(f"{path}, line {place}: client {number} or its key stands there twice; allowed: one key a client.")
-        found[key] = number
-    return found
+        numbers[key] = number
+    return numbers

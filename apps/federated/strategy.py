@@ -157,7 +157,7 @@ class Federation(Strategy):
             return None, None
         try:
             new = self.rule.combine(number, self.weights, self._sized(accepted))
-        except CannotWrite:  # our own disk: the run can go on from its checkpoint
+        except CannotWrite:  # the server's disk: the run can be resumed from its checkpoint
             raise
         except Exception as error:  # whatever answers set off that each passed alone
             self._put_back(f"the answers could not be put together ({clipped(f'{type(error).__name__}: {error}', 200)})")

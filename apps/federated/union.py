@@ -31,9 +31,9 @@ def union(sets: Sequence[CondensedSet], shares: Sequence[float] | None = None) -
 def learn(weights: Mapping[str, Tensor], joined: CondensedSet, network: str, config: ServerConfig, seed: int) -> dict[str, Tensor]:
     """The server's new weights: the recipe on the union, from ``weights``, then (optional) back into the ball around them."""
     trained = train_network(joined, network_with(network, weights), config.recipe, seed)
-    found = {name: value.detach().cpu() for name, value in trained.state_dict().items()}
+    state = {name: value.detach().cpu() for name, value in trained.state_dict().items()}
     trainable = {name for name, _ in trained.named_parameters()}
-    return found if config.radius is None else within_ball(found, weights, config.radius, trainable)
+    return state if config.radius is None else within_ball(state, weights, config.radius, trainable)
 
 
 def within_ball(new: Mapping[str, Tensor], old: Mapping[str, Tensor], radius: float, names: set[str]) -> dict[str, Tensor]:

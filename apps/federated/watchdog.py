@@ -24,12 +24,12 @@ PREFIX, OWNER = "flwr-", "owner.lock"
 def carrying(home: Path) -> list[int]:
     """Ids of living processes with ``FLWR_HOME`` set to this folder (Linux)."""
     mark = f"FLWR_HOME={home}".encode()
-    found = []
+    ids = []
     for entry in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
             if mark in entry.read_bytes().split(b"\0") and int(entry.parent.name) != os.getpid():
-                found.append(int(entry.parent.name))
-    return found
+                ids.append(int(entry.parent.name))
+    return ids
 
 
 def end_all(home: Path, children: Sequence["subprocess.Popen[bytes]"] = (), *, gently: bool = True) -> None:

@@ -113,7 +113,7 @@ def guess(scores: np.ndarray, was_in: np.ndarray, guesses: int) -> int:
 
 
 def one_run_epsilon(in_scores: object, out_scores: object, delta: float = 1e-5, confidence: float = 0.95) -> float:
-    """`one_run_bound` from the scores of one model's points, each put in or left out by a fair coin of its own; a fifth of them guessed.
+    """`one_run_bound` from the scores of one model's points, each included by an independent fair coin; a fifth of them are guessed.
 
     Points of one model are not independent, so that `lower_bounds` would not hold for them. `InputError` where the coins were not fair.
     """

@@ -1,4 +1,4 @@
-"""White-box canaries: rows of exactly the clipping norm in directions of their own, put in by a coin and looked for in a release.
+"""White-box canaries: rows of exactly the clipping norm in orthogonal directions, included by a coin and looked for in a release.
 
 They audit the real code path of `PrivateStatistics` (clipping, sums, noise, sampling, kept releases, the account) in seconds. A planted
 bug that a test of the finished set could never see, such as noise of half the size, stands out here.
@@ -89,7 +89,7 @@ def _ask(statistics: PrivateStatistics, scale: Tensor | float = 1.0, batch: int 
 def _directions(make: Make, epsilon: float, delta: float, runs: int, confidence: float, seed: int) -> tuple[float, Bounds, float]:
     """One release over ``runs`` canaries, each in by a coin, scored by the release along its own direction.
 
-    Directions are orthogonal and their noise independent, so each canary is a run of its own. Every second canary's row is three times
+    Directions are orthogonal and their noise independent, so each canary is a separate run. Every second canary's row is three times
     as long as the clip: a missing clip shows.
     """
     coins = np.random.default_rng(seed).random(runs) < 0.5

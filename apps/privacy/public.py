@@ -28,7 +28,7 @@ def public_size(spec: DataSpec, given: int | None) -> int:
 
 
 def check_target(epsilon: float, delta: float, population: int) -> None:
-    """`InputError` unless (epsilon, delta) is a guarantee that means something for so many examples."""
+    """`InputError` unless (epsilon, delta) is a meaningful guarantee for ``population`` examples."""
     if not (isinstance(epsilon, int | float) and 0 < epsilon < float("inf")):
         raise InputError(f"epsilon is {str(epsilon)[:40]}; allowed: a positive number (1 is strong, 10 is weak).")
     if delta >= 1 / population:

@@ -1,6 +1,6 @@
 """Private statistics for a party that answers several requests from the same data: every answer is counted before it is made.
 
-Each answer has an account of its own in a folder of its own. The folder above holds what was granted to all of them: their epsilons and
+Each answer has a separate account in a separate folder. The folder above holds what was granted to all of them: their epsilons and
 deltas add up (basic composition, which holds for requests that somebody chooses after seeing earlier answers), and the sums never pass
 what the party gives in all.
 """

@@ -132,7 +132,7 @@ def visual_privacy(
 ) -> dict[str, Closeness]:
     """`Closeness` of a set by each measure, to ``data``'s training split and the split called ``holdout``.
 
-    ``limit`` looks at so many images of each split only (drawn by seed), for a quick look: a copy of another image is then not found.
+    ``limit`` is the number of images of each split that are compared (drawn by seed); a copy of another image is then not found.
     Raises `InputError` when set and data do not fit, or the holdout is empty.
     """
     for name in measures:
