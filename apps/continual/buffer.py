@@ -37,8 +37,7 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
     Args:
         max_size: budget in items, the plugin's ``mem_size``.
         method: a condensation method or coreset.
-        per_class: items per class; None: the budget is shared among the classes seen so far, and old classes are condensed again when new
-            ones come.
+        per_class: items per class; None: the budget is shared among the classes seen, and old classes are condensed again for new ones.
         max_bytes: budget in bytes, in addition to ``max_size``.
         storage: "float32", or "uint8" with a quarter of the bytes.
         seed: of the condensation.
