@@ -144,7 +144,8 @@ def fill_private(
             condensed, start = private_set(study, data, epsilon, options.seed, options, folder, name)
         finally:  # not in the set's file: the time tells how many images there are
             append_line(folder / "metrics.jsonl", {"stage": "distil", "part": name, "seconds": time.monotonic() - began})
-        new = ({} if start is None else {first.stem: start}) | {path.stem: condensed}
+        # A start that is there already, because the run was stopped between the two files, has these images; it is not written again.
+        new = ({} if start is None or first.exists() else {first.stem: start}) | {path.stem: condensed}
     run.results["public"] = public_part([*before, epsilon], folder, new)  # minutes before they are judged
     (folder / f"checkpoint-{name}.safetensors").unlink(missing_ok=True)
     private = CondensedSet.load(path).to(options.device)
