@@ -4,15 +4,20 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from distill.condensed import CondensedSet
 from distill.coresets import CORESETS, available, select
 from distill.data import ImageData
-from distill.errors import unknown_name
+from distill.decode import Decode, as_text
+from distill.errors import InputError, unknown_name
 from distill.networks import Factory
 from distill.randomness import generator
 from distill.train import Recipe, protocol, resolved
 
-BASELINES = (*CORESETS, "whole")
+# Real images stored in a decoded set's form: as many as it decodes to, in as many bytes.
+DECODED = {f"{name}-decoded": name for name in CORESETS if name != "class_mean"}
+BASELINES = (*CORESETS, *DECODED, "whole")
 
 
 @dataclass(frozen=True)
@@ -42,12 +47,44 @@ def row_label(name: str, row: Mapping[str, float]) -> str:
 
 
 def learner_set(name: str, condensed: CondensedSet, data: ImageData, seed: int) -> CondensedSet | ImageData:
-    """The training set of a baseline: a coreset with the set's own `CondensedSet.counts` (another draw for each seed), or all data."""
+    """The training set of a baseline: a coreset with the set's own `CondensedSet.counts` (another draw for each seed), the same with more
+    images in the set's stored form ("random-decoded"), or all data."""
     if name == "whole":
         return data
+    if name in DECODED:
+        if condensed.decode is None:
+            raise InputError(
+                f"baseline {name} is stored in the form of a decoded set, and this set stores its images plainly; leave it out."
+            )
+        return formed(data, DECODED[name], condensed.counts, condensed.decode, generator(seed, "coreset", name, condensed.ipc))
     if name not in CORESETS:
         raise unknown_name("baseline", name, BASELINES)
     return select(data, name, condensed.counts, generator(seed, "coreset", name, condensed.ipc))
+
+
+def formed(data: ImageData, name: str, ipc: int | Sequence[int], decode: Decode, draws: torch.Generator) -> CondensedSet:
+    """A coreset whose images are stored in the form ``decode``: ``ipc`` stored rows a class (or counts (K,)), each of several images.
+
+    A class with fewer images than that repeats them in its last row.
+    """
+    rows = [ipc] * data.spec.num_classes if isinstance(ipc, int) else list(ipc)
+    chosen = select(data, name, [count * decode.copies for count in rows], draws)
+    parts = []
+    for label, count in enumerate(rows):
+        images = chosen.images[chosen.labels == label]
+        if count and len(images):
+            count = min(count, -(-len(images) // decode.copies))
+            parts.append(images[torch.arange(count * decode.copies, device=images.device) % len(images)])
+    labels = torch.cat([torch.full((len(part) // decode.copies,), label) for label, part in zip(chosen.classes, parts, strict=True)])
+    stored = decode.encoded(torch.cat(parts), data.spec)
+    return dataclasses.replace(chosen, images=stored, labels=labels.to(stored.device), decode=decode)
+
+
+def with_decoded(baselines: Sequence[str], condensed: CondensedSet) -> list[str]:
+    """The baselines of a comparison: beside each coreset the same in the set's form, where the set is stored in one."""
+    more = [] if condensed.decode is None else [f"{name}-decoded" for name in baselines if f"{name}-decoded" in DECODED]
+    asked = [*baselines, *(name for name in more if name not in baselines)]
+    return sorted(asked, key="whole".__eq__)
 
 
 def compared(recipe: Recipe | str, condensed: CondensedSet, data: ImageData, network: Factory = "ConvNet") -> Recipe:
@@ -66,8 +103,14 @@ def recipe_of(name: str, recipe: Recipe, whole_epochs: int | None) -> Recipe:
 
 def training_of(name: str, condensed: CondensedSet, data: ImageData, recipe: Recipe, whole_epochs: int | None = None) -> Training:
     """How the networks of a row ("condensed" or a baseline) are trained under a comparison's recipe."""
-    coreset = name not in ("condensed", "whole")
-    images = sum(available(data, condensed.counts)) if coreset else len(data.train if name == "whole" else condensed)
+    copies = 1 if condensed.decode is None else condensed.decode.copies
+    if name in ("condensed", "whole"):
+        images = len(data.train) if name == "whole" else len(condensed) * copies
+    elif name in DECODED:
+        held = zip(condensed.counts, data.counts, strict=True)
+        images = sum(copies * min(count, -(-most // copies)) for count, most in held)
+    else:
+        images = sum(available(data, condensed.counts))
     own = recipe_of(name, recipe, whole_epochs)
     return Training(images, own.steps(images), own.passes(images))
 
@@ -75,6 +118,11 @@ def training_of(name: str, condensed: CondensedSet, data: ImageData, recipe: Rec
 def notes_on(condensed: CondensedSet, data: ImageData, recipe: Recipe, baselines: Sequence[str]) -> list[str]:
     """Notes on differences between rows: sizes, if the data have too few images, and a learned step size."""
     notes = []
+    if condensed.decode is not None:
+        notes.append(
+            f"stored as {as_text(condensed.decode)}: {len(condensed)} stored rows ({condensed.nbytes:,} bytes) decode to "
+            f"{len(condensed) * condensed.decode.copies} images; rows named -decoded are real images in the same form"
+        )
     few = [label for label, count in enumerate(condensed.counts) if count > data.counts[label]]
     small = [name for name in baselines if name != "whole"]
     if few and small:

@@ -16,14 +16,15 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from distill import quantise, set_file
 from distill.augment import strategy
+from distill.decode import Decode, as_text
 from distill.errors import InputError, type_and_shape
 from distill.joining import check_alike
 from distill.labels import DEFAULT_KIND, check_kind, check_labels
 from distill.randomness import generator
 from distill.records import write_whole
-from distill.set_file import DECODE, MAX_FILE_BYTES, check_size, later_facts, later_parts, later_tensors, loadable, parse
+from distill.set_file import MAX_FILE_BYTES, check_size, later_facts, later_parts, later_tensors, loadable, parse
 from distill.set_file import Provenance as Provenance
-from distill.set_parts import Encoded, StartWeights, StepSizes
+from distill.set_parts import StartWeights, StepSizes
 from distill.spec import DataSpec
 from distill.whitening import Whitening
 
@@ -32,8 +33,10 @@ from distill.whitening import Whitening
 class CondensedSet:
     """A small set of images that stands for a data set. Checked on construction: raises `InputError`.
 
+    Images, labels, length, ``ipc`` and ``nbytes`` are of what is stored; `decoded` is the set of the images that a learner sees.
+
     Attributes:
-        images: (N, C, H, W) float32, normalised.
+        images: (N, C, H, W) float32, normalised; with ``decode`` stored rows (N, *shape of that kind).
         labels: (N,) int64, or (N, K) float32 soft labels of K classes.
         spec: shape, class names and normalisation of the data.
         lr: learned step size for training on the set (MTT), or None.
@@ -45,7 +48,7 @@ class CondensedSet:
             against their softmax), "scores" (mean squared error), "weighted" (probabilities times a weight for each image).
         step_sizes: one learned step size per step, in place of ``lr`` (`distill.set_parts`; not used in training yet).
         start_weights: weights to start training from (`distill.set_parts`; not used in training yet).
-        decode: how the images are encoded in the file (`distill.set_parts`), or None.
+        decode: how stored rows become images (`distill.decode`), or None if the images are stored.
     """
 
     images: Tensor
@@ -59,12 +62,13 @@ class CondensedSet:
     label_kind: str = "probabilities"
     step_sizes: StepSizes | None = None
     start_weights: StartWeights | None = None
-    decode: Encoded | None = None
+    decode: Decode | None = None
 
     def __post_init__(self) -> None:
         images, labels, classes = self.images, self.labels, self.spec.num_classes
-        if images.dtype != torch.float32 or images.ndim != 4 or tuple(images.shape[1:]) != self.spec.shape or len(images) == 0:
-            expected = ", ".join(map(str, self.spec.shape))
+        shape = self.spec.shape if self.decode is None else self.decode.stored_shape(self.spec)
+        if images.dtype != torch.float32 or tuple(images.shape[1:]) != shape or images.ndim == 0 or len(images) == 0:
+            expected = ", ".join(map(str, shape))
             raise InputError(f"images are {type_and_shape(images)}; allowed: float32 of shape (N, {expected}) with N at least 1.")
         check_labels(labels, len(images), classes)
         for name, tensor in (("images", images), ("labels", labels)):
@@ -79,10 +83,15 @@ class CondensedSet:
             good = len(self.quantisation) == self.spec.channels
             if not (good and all(math.isfinite(low) and math.isfinite(step) and step > 0 for low, step in self.quantisation)):
                 raise InputError(f"quantisation is {str(self.quantisation)[:80]}; allowed: a finite low and a positive step per channel.")
-        if self.decode is not None and self.quantisation is not None:
-            raise InputError("a set's images are stored encoded or quantised, not both; leave one of the two out.")
+            if self.decode is not None and not self.decode.pixels:
+                raise InputError(f"quantisation is of pixels, and this set stores {self.decode.kind} rows; leave one of the two out.")
         if self.step_sizes is not None:
-            self.step_sizes.check(len(images))
+            self.step_sizes.check(len(images) * (1 if self.decode is None else self.decode.copies))
+        if self.whitening is not None and self.decode is not None and self.decode.pads(self.spec):
+            raise InputError(
+                f"{as_text(self.decode)} pads images of {self.spec.height} x {self.spec.width} pixels with grey, which whitened images do "
+                "not have; take a factor that divides both sides, or no whitening."
+            )
         if self.whitening is not None and self.whitening.mean.numel() != math.prod(self.spec.shape):
             raise InputError(
                 f"whitening is for images of {self.whitening.mean.numel()} values; allowed: {math.prod(self.spec.shape)}, as these have."
@@ -99,10 +108,10 @@ class CondensedSet:
         return f"CondensedSet({size} of {origin}, {labels}{place})"
 
     def _repr_html_(self) -> str:
-        """For Jupyter: that line above the images, at most 50 of each of 100 classes."""
+        """For Jupyter: that line above the decoded images, at most 50 of each of 100 classes."""
         from distill.image_grids import images_by_class  # matplotlib is slow to import
 
-        drawing = images_by_class(self.pixels(), self.hard_labels, self.spec.classes, "Images of a condensed set")
+        drawing = images_by_class(self.pixels(), self.decoded().hard_labels, self.spec.classes, "Images of a condensed set")
         text, data = "<br>".join(map(html.escape, (repr(self), *drawing.legend))), base64.b64encode(drawing.encoded(dpi=60)).decode()
         return f"<p>{text}</p><img alt='{html.escape(drawing.heading)}' src='data:image/png;base64,{data}'>"
 
@@ -145,23 +154,31 @@ class CondensedSet:
     def nbytes(self) -> int:
         """Bytes of all tensors as `save` stores them (uint8 images when quantised)."""
         images = self.images.numel() * (1 if self.quantisation else 4) + 8 * len(self.quantisation or ())
-        images = self.decode.nbytes if self.decode else images
         more = sum(tensor.numel() * tensor.element_size() for tensor in later_tensors(self).values())
         return images + self.labels.numel() * self.labels.element_size() + (self.whitening.nbytes if self.whitening else 0) + more
 
     def pixels(self) -> Tensor:
-        """Images (N, C, H, W) in [0, 1], clipped: to look at, not to train on."""
-        return self.spec.denormalise(self.images) if self.whitening is None else self.whitening.undo(self.images).clamp(0.0, 1.0)
+        """Images (N, C, H, W) of `decoded` in [0, 1], clipped: to look at, not to train on."""
+        images = self.decoded().images
+        return self.spec.denormalise(images) if self.whitening is None else self.whitening.undo(images).clamp(0.0, 1.0)
 
     def dataset(self) -> TensorDataset:
-        """A `TensorDataset` of normalised images (C, H, W) with their labels (a number, or K soft labels)."""
-        return TensorDataset(self.images, self.labels)
+        """A `TensorDataset` of decoded, normalised images (C, H, W) with their labels (a number, or K soft labels)."""
+        plain = self.decoded()
+        return TensorDataset(plain.images, plain.labels)
 
     def loader(self, batch_size: int = 256, seed: int = 0) -> DataLoader[tuple[Tensor, ...]]:
         """A `DataLoader` of batches (images, labels), reshuffled in each epoch from ``seed``."""
         return DataLoader(self.dataset(), batch_size, shuffle=True, generator=generator(seed, "loader"))
 
     # New sets from this one
+
+    def decoded(self) -> "CondensedSet":
+        """The set of the images that a learner sees, in the order of the stored rows; the same set where images are stored plainly."""
+        if self.decode is None:
+            return self
+        images, labels = self.decode.decoded(self.images, self.spec), self.labels.repeat_interleave(self.decode.copies, 0)
+        return dataclasses.replace(self, images=images, labels=labels, decode=None, quantisation=None)
 
     def to(self, device: torch.device | str) -> "CondensedSet":
         """The same set with its tensors on ``device``."""
@@ -172,11 +189,10 @@ class CondensedSet:
             whitening=self.whitening and self.whitening.to(device),
             step_sizes=self.step_sizes and self.step_sizes.to(device),
             start_weights=self.start_weights and self.start_weights.to(device),
-            decode=self.decode and self.decode.to(device),
         )
 
     def subset(self, classes: Iterable[int]) -> "CondensedSet":
-        """Only the images of these classes; label numbers and spec are unchanged, ``decode`` is dropped.
+        """Only the images of these classes; label numbers and spec are unchanged.
 
         Raises `InputError` if no image is left, or if step sizes name the images of each step.
         """
@@ -190,7 +206,7 @@ class CondensedSet:
         labels = self.labels[keep]
         if self.label_kind == "weighted" and float(labels.sum()) > 0:
             labels = labels / labels.sum(1).mean()  # 1 in the mean again
-        part = dataclasses.replace(self, images=self.images[keep], labels=labels, decode=None)
+        part = dataclasses.replace(self, images=self.images[keep], labels=labels)
         return part.made_for(label for label in self.classes if label in chosen)
 
     def made_for(self, classes: Iterable[int]) -> "CondensedSet":
@@ -233,14 +249,20 @@ class CondensedSet:
             label_kind=first.label_kind,
             step_sizes=first.step_sizes,
             start_weights=first.start_weights,
+            decode=first.decode,
         )
         return joined.made_for(label for part in sets for label in part.classes)
 
     def quantised(self) -> "CondensedSet":
-        """The same set with each channel rounded to 256 evenly spaced values: its file holds uint8, a quarter of the bytes."""
+        """The same set with each channel rounded to 256 evenly spaced values: its file holds uint8, a quarter of the bytes.
+
+        Raises `InputError` if stored rows are no pixels.
+        """
+        if self.decode is not None and not self.decode.pixels:
+            raise InputError(f"quantised() is for pixels, and this set stores {self.decode.kind} rows; take decoded() first.")
         grid = quantise.pairs(quantise.grid_of(self.images))
         images = quantise.decode(quantise.encode(self.images, grid), grid)
-        return dataclasses.replace(self, images=images, quantisation=grid, decode=None)
+        return dataclasses.replace(self, images=images, quantisation=grid)
 
     # The file
 
@@ -253,10 +275,7 @@ class CondensedSet:
     def to_bytes(self) -> bytes:
         """The file's content, in the format of `distill.set_file`."""
         images = quantise.encode(self.images, self.quantisation) if self.quantisation else self.images
-        tensors = {"images": images} if self.decode is None else {f"{DECODE}{name}": t for name, t in self.decode.tensors.items()}
-        tensors |= {"labels": self.labels} | later_tensors(self)
-        if self.decode is not None and not torch.allclose(self.decode.images(self.spec, len(self)), self.images, atol=1e-4):
-            raise InputError("the images are not those that the set's decode gives; leave it out: dataclasses.replace(set, decode=None).")
+        tensors = {"images": images, "labels": self.labels} | later_tensors(self)
         if self.whitening is not None:
             tensors |= {"whitening_mean": self.whitening.mean, "whitening_matrix": self.whitening.matrix}
         header = {
@@ -292,12 +311,12 @@ class CondensedSet:
     def from_bytes(data: bytes, max_bytes: int = MAX_FILE_BYTES) -> "CondensedSet":
         """The set in the bytes of a file, which are checked before memory of the stated size is allocated."""
         tensors, header = parse(data, max_bytes)
-        steps, weights, stored = later_parts(tensors, header, max_bytes)
-        images = tensors["images"] if stored is None else stored.images(header.spec, len(tensors["labels"]))
-        if stored is None and (images.dtype == torch.uint8) != (header.quantisation is not None):
+        steps, weights, form = later_parts(tensors, header, max_bytes)
+        images = tensors["images"]
+        if (images.dtype == torch.uint8) != (header.quantisation is not None):
             raise InputError("images are uint8 without a quantisation grid, or float32 with one.")
         if header.quantisation is not None and images.ndim == 4 and len(header.quantisation) == images.shape[1]:
             images = quantise.decode(images, header.quantisation)
         white = Whitening(tensors["whitening_mean"], tensors["whitening_matrix"]) if "whitening_mean" in tensors else None
         facts = (header.lr, header.augmentation, header.provenance, header.quantisation, white, header.label_kind or DEFAULT_KIND)
-        return CondensedSet(images, tensors["labels"], header.spec, *facts, steps, weights, stored)
+        return CondensedSet(images, tensors["labels"], header.spec, *facts, steps, weights, form)

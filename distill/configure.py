@@ -74,6 +74,8 @@ def _one_line(kind: type, error: pydantic.ValidationError, where: str) -> InputE
     allowed = allowed_values(kind, [str(part) for part in names])
     if first["type"] in ("missing", "missing_argument"):
         return InputError(f"{where}: key {key!r} is missing; allowed: {allowed}.")
+    if isinstance(own := error.errors()[0].get("ctx", {}).get("error"), InputError):  # a field's own check says what is allowed
+        return InputError(f"{where}: key {key!r}: {own}")
     value = quoted(first["input"])
     if first["type"] == "literal_error" and isinstance(first["input"], str):
         options = [part.strip().strip("'") for part in allowed.split(",")]

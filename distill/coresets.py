@@ -71,7 +71,7 @@ def _chosen(data: ImageData, label: int, name: str, count: int, generator: torch
     pool = data.normalised("train", places)
     if name == "class_mean":
         return _group_means(pool, count, generator)
-    picks = {"herding": _herding, "kcenter": _kcenter, "kmeans": _kmeans}[name](_features(pool, embed), count, generator)
+    picks = {"herding": _herding, "kcenter": _kcenter, "kmeans": clustered}[name](_features(pool, embed), count, generator)
     return pool[picks.to(pool.device)]
 
 
@@ -109,7 +109,7 @@ def _kcenter(features: Tensor, count: int, generator: torch.Generator) -> Tensor
     return torch.stack(picks)
 
 
-def _kmeans(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def clustered(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """The real image nearest to each of ``count`` cluster centres (Lloyd from k-means++); no image twice."""
     from sklearn.cluster import KMeans  # slow to import
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from distill.batches import chunk_size
 from distill.comparison import BASELINES as BASELINES
-from distill.comparison import Training, compared, learner_set, notes_on, recipe_of, row_label, training_of
+from distill.comparison import Training, compared, learner_set, notes_on, recipe_of, row_label, training_of, with_decoded
 from distill.condensed import CondensedSet
 from distill.data import ImageData, Split
 from distill.errors import Diverged, InputError, clipped, unknown_name
@@ -246,10 +246,10 @@ def evaluate(
     if whole_epochs is not None and whole_epochs < 1:
         raise InputError(f"whole_epochs is {whole_epochs}; allowed: 1 or more.")
     factories: list[Factory] = list(network) if isinstance(network, list | tuple) else [network]  # type: ignore[list-item]
-    names = ["condensed", *baselines]
     for name in baselines:
         if name not in BASELINES:
             raise unknown_name("baseline", name, BASELINES)
+    names = ["condensed", *with_decoded(baselines, condensed)]
     # A protocol may depend on the network.
     recipes = [compared(recipe, condensed, data, factory) for factory in factories]
     labels = [factory if isinstance(factory, str) else getattr(factory, "__name__", "own network") for factory in factories]

@@ -48,6 +48,7 @@ class ExpertConfig:
     """Defaults are those of the paper's code: SGD without momentum or decay at a constant step size, DSA's augmentation.
 
     ``epochs`` is what matching can use, not what training could: `distill.methods.mtt` asks for max_start_epoch + expert_epochs.
+    ``momentum`` is SGD's; ``per_epoch`` snapshots are taken in each epoch, at equal numbers of batches.
     ``snapshots`` "bf16" keeps each epoch's change since the first weights in bfloat16: half the disk, relative error 2^-9 of the change.
     """
 
@@ -59,11 +60,25 @@ class ExpertConfig:
     augmentation: str = "auto"
     snapshots: Literal["float32", "bf16"] = "float32"
     seed: Annotated[int, Field(ge=0)] = 0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    per_epoch: Annotated[int, Field(ge=1)] = 1
+
+    @property
+    def length(self) -> int:
+        """Snapshots of a trajectory after its first weights."""
+        return self.epochs * self.per_epoch
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What each expert depends on by name: not their number, and later fields only where they are used, so that old ones are found."""
+        later = {"momentum": 0.0, "per_epoch": 1}
+        fields = dataclasses.asdict(self).items()
+        return {name: value for name, value in fields if name != "experts" and value != later.get(name, ...)}
 
 
 @dataclass(frozen=True, eq=False)
 class Trajectories:
-    """Weights of experts by epoch, read from files one snapshot at a time.
+    """Weights of experts by snapshot, read from files one at a time.
 
     Attributes:
         experts: number of experts.
@@ -96,28 +111,30 @@ def train_experts(data: ImageData, config: ExpertConfig, network: Factory | None
 
     Experts of a network given as a function, which has no name for the cache, are kept in memory only.
     """
+    batches = -(-len(data.train) // config.batch_size)
+    config = dataclasses.replace(config, per_epoch=min(config.per_epoch, batches))  # a batch has one snapshot at most
     if network is not None and not isinstance(network, str):
         weights = [torch.stack(list(_epochs(data, config, network, k))) for k in range(config.experts)]
-        return Trajectories(config.experts, config.epochs, lambda expert, epoch: weights[expert][epoch])
+        return Trajectories(config.experts, config.length, lambda expert, epoch: weights[expert][epoch])
     folder = cache_folder(data, config)
     write_json(folder / "config.json", {"data": data.spec.name, **dataclasses.asdict(config)})
     with locked(folder / ".lock", -1), _bar(progress, config) as advance:  # another process may be training the same experts
         missing = [expert for expert in range(config.experts) if not _place(folder, expert).exists()]
         done = config.experts - len(missing)
-        advance(done * config.epochs)
+        advance(done * config.length)
         if missing and _side_by_side(data, config):
             try:
                 # As bytes: tensors would be sent through shared memory, which is small in containers.
                 for number, _ in enumerate(side_by_side(_trainer, (pickle.dumps(data), config, folder), missing, at_once(len(missing)))):
-                    advance((done + number + 1) * config.epochs)
+                    advance((done + number + 1) * config.length)
             except WorkerFailed as failed:
                 if isinstance(failed.error, Diverged):
                     raise failed.error from None
                 raise InputError(f"training expert {failed.job}: {failed.reason}") from None
         else:
             for number, expert in enumerate(missing):
-                _train_one(data, config, expert, folder, lambda epoch, at=done + number: advance(at * config.epochs + epoch))  # type: ignore[misc]
-    return Trajectories(config.experts, config.epochs, lambda expert, epoch: _read(_place(folder, expert), epoch))
+                _train_one(data, config, expert, folder, lambda epoch, at=done + number: advance(at * config.length + epoch))  # type: ignore[misc]
+    return Trajectories(config.experts, config.length, lambda expert, epoch: _read(_place(folder, expert), epoch))
 
 
 def _side_by_side(data: ImageData, config: ExpertConfig) -> bool:
@@ -150,8 +167,7 @@ def cache_root() -> Path:
 def cache_folder(data: ImageData, config: ExpertConfig) -> Path:
     """Where experts with this configuration on these data are kept."""
     # Experts are independent: a larger number of them reuses those that are here.
-    settings = {name: value for name, value in dataclasses.asdict(config).items() if name != "experts"}
-    facts = [settings, data.fingerprint, data.spec.facts]
+    facts = [config.facts, data.fingerprint, data.spec.facts]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     name = "".join(c if c.isalnum() or c in "-_" else "-" for c in data.spec.name)[:40]
     return cache_root() / f"{name}-{config.network}-{key}"
@@ -160,16 +176,23 @@ def cache_folder(data: ImageData, config: ExpertConfig) -> Path:
 def _epochs(
     data: ImageData, config: ExpertConfig, network: Factory, expert: int, done: dict[str, Tensor] | None = None
 ) -> Iterator[Tensor]:
-    """Flat weights after 0, 1, 2, ... epochs. ``done`` is the saved state to continue from; it is updated."""
+    """Flat weights at the start and at each snapshot. ``done`` is the saved state to continue from: at the end of an epoch it is updated
+    with the generator's state and the momentum, within an epoch it is empty."""
     done = {} if done is None else done
     model = create(network, data.spec, generator(config.seed, "expert", expert, "weights"), data.device).train()
     draws = generator(config.seed, "expert", expert, "training", device=data.device)
     transform = strategy(for_data(data.spec) if config.augmentation == "auto" else config.augmentation)
     parameters = [p for p in model.parameters() if p.requires_grad]
+    velocity = [torch.zeros_like(p) for p in parameters] if config.momentum else None
     start = 0
     if "generator" in done:
         draws.set_state(done["generator"])
-        start = len(done["weights"]) - 1
+        start = (len(done["weights"]) - 1) // config.per_epoch
+        if velocity is not None:
+            velocity = [
+                v.view_as(p)
+                for v, p in zip(done["velocity"].to(data.device).split([p.numel() for p in parameters]), parameters, strict=True)
+            ]
         # A copy: the parameters become views of this vector, and training would change what was saved.
         torch.nn.utils.vector_to_parameters(done["weights"][-1].clone().to(data.device), parameters)
         yield from done["weights"]
@@ -179,21 +202,30 @@ def _epochs(
     every, steps, finite = 1 if data.device.type == "cpu" else LATEST, 0, torch.ones((), dtype=torch.bool, device=data.device)
     for epoch in range(start + 1, config.epochs + 1):
         order = torch.randperm(len(data.train), generator=draws, device=draws.device).to(data.device)
-        for indices in order.split(config.batch_size):
+        batches = order.split(config.batch_size)
+        taken = {round(len(batches) * part / config.per_epoch) for part in range(1, config.per_epoch)}
+        for number, indices in enumerate(batches, 1):
             images = data.normalised("train", indices)
             if transform.transforms:
                 images = augment(images, transform, draws)
             gradients = mean_gradient(model, images, data.train.labels[indices])
             with torch.no_grad():
-                for parameter, gradient in zip(parameters, gradients, strict=True):
+                for place, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
+                    if velocity is not None:
+                        gradient = velocity[place].mul_(config.momentum).add_(gradient)
                     parameter.sub_(gradient, alpha=config.lr)
             # A loss that is not finite reaches the last layer's gradient first.
             steps, finite = steps + 1, finite & torch.isfinite(gradients[-1]).all()
             if steps % every == 0 and not finite:
                 raise _diverged(expert, epoch, config)
+            if number in taken:
+                done.clear()
+                yield flat(model).cpu()
         if not torch.isfinite(flat(model)).all():
             raise _diverged(expert, epoch, config)
         done["generator"] = draws.get_state()
+        if velocity is not None:
+            done["velocity"] = torch.cat([part.flatten() for part in velocity]).cpu()
         yield flat(model).cpu()
 
 
@@ -207,23 +239,23 @@ def _train_one(data: ImageData, config: ExpertConfig, expert: int, folder: Path,
     done: dict[str, Tensor] = _load(part) if part.exists() else {}
     first = len(done["weights"]) - 1 if done else 1
     weights: list[Tensor] = []
-    last = time.monotonic()
+    state: dict[str, Tensor] = {}  # at the end of the last complete epoch, with the number of weights until then
+    last, whole = time.monotonic(), 0
 
     def keep() -> None:
-        write_whole(part, safetensors.torch.save({"weights": torch.stack(weights), "generator": generators[len(weights) - 1].cpu()}))
+        write_whole(part, safetensors.torch.save({**state, "weights": torch.stack(weights[:whole])}))
 
-    generators: dict[int, Tensor] = {}
     try:
-        for epoch, snapshot in enumerate(_epochs(data, config, config.network, expert, done)):
-            if "generator" in done and epoch >= first:
-                generators = {epoch: done["generator"]}
+        for place, snapshot in enumerate(_epochs(data, config, config.network, expert, done)):
             weights.append(snapshot)
-            advance(epoch)
-            if generators and epoch < config.epochs and time.monotonic() - last > SAVE_SECONDS:
+            if "generator" in done and place >= first:
+                state, whole = {name: done[name].cpu() for name in ("generator", "velocity") if name in done}, place + 1
+            advance(place)
+            if state and whole == place + 1 and place < config.length and time.monotonic() - last > SAVE_SECONDS:
                 keep()
                 last = time.monotonic()
     except KeyboardInterrupt:
-        if len(weights) - 1 in generators:  # complete epochs only
+        if state:  # complete epochs only
             keep()
         raise
     tensors = {"weights": torch.stack(weights)}
@@ -261,5 +293,5 @@ def _bar(progress: bool | None, config: ExpertConfig) -> Iterator[Callable[[int]
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(f"{config.experts} experts", total=config.experts * config.epochs)
+        task = bar.add_task(f"{config.experts} experts", total=config.experts * config.length)
         yield lambda done: bar.update(task, completed=done)

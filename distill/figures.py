@@ -17,6 +17,7 @@ from distill.image_grids import rows_of_images as rows_of_images
 def image_grid(condensed: CondensedSet, heading: str = "Images of a condensed set") -> Drawing:
     """All images of a set, at most 50 of each of 100 classes: one row per class, or ten in a line if every class has one image."""
     white = "whitened set, shown with the whitening undone" if condensed.whitening is not None else ""
+    condensed = condensed.decoded()
     return images_by_class(condensed.pixels(), condensed.hard_labels, condensed.spec.classes, heading, white)
 
 
@@ -26,7 +27,7 @@ def method_rows(sets: Mapping[str, CondensedSet], heading: str = "The first imag
     present = [label for label, count in enumerate(first.counts) if count]
     labels = present[:MAX_IMAGES]
     rows = []
-    for condensed in sets.values():
+    for condensed in (made.decoded() for made in sets.values()):
         colours, owners = as_colours(condensed.pixels()), condensed.hard_labels.cpu().numpy()
         blank = np.ones_like(colours[0])
         rows.append(np.stack([next(iter(colours[owners == label]), blank) for label in labels]))

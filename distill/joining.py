@@ -1,11 +1,15 @@
 """Checks of condensed sets that are joined."""
 
+from distill.decode import as_text
 from distill.errors import InputError
 from distill.set_file import Stored
 
 
 def check_alike(first: Stored, other: Stored) -> None:
-    """Raises `InputError` unless the sets agree on their spec, whitening, step sizes and start weights."""
+    """Raises `InputError` unless the sets agree on their spec, decode, whitening, step sizes and start weights."""
+    if first.decode != other.decode:
+        ours, theirs = as_text(first.decode), as_text(other.decode)
+        raise InputError(f"concat: the images are stored in different forms ({ours} and {theirs}); join their decoded() sets.")
     for name in ("channels", "height", "width", "classes", "mean", "std"):
         ours, theirs = getattr(first.spec, name), getattr(other.spec, name)
         if ours != theirs:

@@ -15,6 +15,7 @@ from distill.checkpoint import State, load_changed, load_checkpoint, save_checkp
 from distill.condensed import CondensedSet, Provenance
 from distill.configure import configure
 from distill.data import ImageData
+from distill.decode import from_text
 from distill.distiller import Config, check_condensed, check_distiller, check_tensors
 from distill.distiller import Distiller as Distiller
 from distill.divergence import Watch, diverged_at
@@ -27,6 +28,7 @@ from distill.progress import step_bar
 from distill.randomness import generator
 from distill.records import append_line, read_lines, versions, write_json_lines
 from distill.set_file import check_size
+from distill.shared_config import stated as stated_settings
 from distill.sizes import Ipc, counts_of
 from distill.statistics import ExactStatistics, RealStatistics
 from distill.stopping import Cut, Interrupted, last_wish, stop_signals
@@ -285,8 +287,9 @@ def _make(
         gradients = len(statistics.classes) * parameter_count(counted)
     check_memory(count, statistics.spec, gradients, statistics.device)
     start = initial if isinstance(initial, CondensedSet) else config.initial
-    first = initial_set(statistics, start, sizes, generator(seed, "initial", name, _text(sizes), device=statistics.device))
-    stated = dataclasses.asdict(config)
+    draws = generator(seed, "initial", name, _text(sizes), device=statistics.device)
+    first = initial_set(statistics, start, sizes, draws, from_text(getattr(config, "decode", "none")))
+    stated = stated_settings(dataclasses.asdict(config))
     if network is not None and not isinstance(network, str):
         stated["network"] = f"given: {getattr(network, '__name__', type(network).__name__)}"
     if isinstance(initial, CondensedSet):

@@ -8,11 +8,11 @@ FORMAT 2 adds at least one of these; a set without any is written as FORMAT 1.
   written where something was given, or where the set has a privacy statement, which rests on them. In a file they are statements
   of its author: what a private run may treat as public is decided by the data's own spec.
 - ``label_kind``: of soft labels that are not probabilities.
-- ``decode``: {"kind": ..., and plain parameters}, with tensors ``decode.<name>`` in place of ``images``.
+- ``decode``: {"kind": ..., and plain parameters} (`distill.decode`): ``images`` are stored rows, which decode to the images.
 - ``step_sizes``: {"order": "sequence" or "cycle"}, with the tensor ``step_sizes`` and perhaps ``step_batches``.
 - ``start_weights``: {"network": name or null, "sha256": digest or null}, with tensors ``start_weights.<name>`` where there is no digest.
 
-`distill.set_parts` has the meaning, shapes and limits of the last three.
+`distill.set_parts` has the meaning, shapes and limits of the last two.
 """
 
 import dataclasses
@@ -28,15 +28,16 @@ import safetensors.torch
 from torch import Tensor
 
 from distill.configure import STRICT
+from distill.decode import Decode, from_parameters
 from distill.errors import InputError, clipped
 from distill.labels import DEFAULT_KIND
-from distill.set_parts import MAX_TENSORS, Encoded, StartWeights, StepSizes
+from distill.set_parts import MAX_TENSORS, StartWeights, StepSizes
 from distill.spec import DataSpec
 from distill.whitening import Whitening
 
 FORMAT = 1
 FORMAT_WITH_PARTS = 2
-DECODE, WEIGHTS = "decode.", "start_weights."
+WEIGHTS = "start_weights."
 MAX_FILE_BYTES = 1 << 30  # of bytes that another party sent
 # Of a file that the user names, and so of what `CondensedSet.save` writes: 200 classes x 200 images of 64 px are 2 GB.
 MAX_OWN_BYTES = 16 << 30
@@ -169,15 +170,13 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
 
 
 def _known_tensors(names: list[str]) -> bool:
-    """Whether a file may hold these: images or what decodes to them, labels, a whole whitening, step sizes, start weights."""
-    grouped = [name for name in names if name.startswith((DECODE, WEIGHTS))]
-    alone = set(names) - set(grouped)
-    encoded = any(name.startswith(DECODE) for name in grouped)
+    """Whether a file may hold these: images, labels, a whole whitening, step sizes, start weights."""
+    weights = [name for name in names if name.startswith(WEIGHTS)]
+    alone = set(names) - set(weights)
     white = {"whitening_matrix", "whitening_mean"} & alone
     steps = {"step_sizes", "step_batches"} & alone
     rest = alone - white - steps
-    whole = len(white) != 1 and steps != {"step_batches"} and len(grouped) <= 2 * MAX_TENSORS
-    return whole and rest == ({"labels"} if encoded else {"images", "labels"})
+    return len(white) != 1 and steps != {"step_batches"} and len(weights) <= 2 * MAX_TENSORS and rest == {"images", "labels"}
 
 
 class Stored(Protocol):
@@ -192,7 +191,7 @@ class Stored(Protocol):
     @property
     def label_kind(self) -> str: ...
     @property
-    def decode(self) -> Encoded | None: ...
+    def decode(self) -> Decode | None: ...
     @property
     def step_sizes(self) -> StepSizes | None: ...
     @property
@@ -218,7 +217,7 @@ def later_facts(condensed: Stored) -> dict[str, object]:
 
 
 def later_tensors(condensed: Stored) -> dict[str, Tensor]:
-    """The tensors of FORMAT 2 by name, without encoded images."""
+    """The tensors of FORMAT 2 by name."""
     steps = {} if condensed.step_sizes is None else condensed.step_sizes.tensors
     weights = {} if condensed.start_weights is None else condensed.start_weights.tensors
     return {**steps, **{f"{WEIGHTS}{name}": tensor for name, tensor in weights.items()}}
@@ -226,11 +225,10 @@ def later_tensors(condensed: Stored) -> dict[str, Tensor]:
 
 def later_parts(
     tensors: dict[str, Tensor], header: Header, max_bytes: int = MAX_OWN_BYTES
-) -> tuple[StepSizes | None, StartWeights | None, Encoded | None]:
+) -> tuple[StepSizes | None, StartWeights | None, Decode | None]:
     """The parts that FORMAT 2 adds, checked; raises `InputError` if tensors and header disagree."""
-    stored, weights = (_group(tensors, p) for p in (DECODE, WEIGHTS))
+    weights = {name.removeprefix(WEIGHTS): tensors[name] for name in sorted(tensors) if name.startswith(WEIGHTS)}
     for name, present, stated in (
-        ("decode", bool(stored), header.decode),
         ("step_sizes", "step_sizes" in tensors, header.step_sizes),
         ("start_weights", bool(weights), header.start_weights),
     ):
@@ -243,16 +241,12 @@ def later_parts(
     if header.decode is None:
         return steps, initial, None
     facts = dict(header.decode)
-    encoded = Encoded(facts.pop("kind", None), facts, stored)
-    # Encoded images may be far smaller than what they decode to.
-    size = len(tensors["labels"]) * math.prod(header.spec.shape) * 4 if tensors["labels"].ndim else 0
-    if not 0 < size <= max_bytes or header.quantisation is not None:
-        raise InputError(f"decodes to {size} bytes; allowed: 1 to {max_bytes}, without quantisation.")
-    return steps, initial, encoded
-
-
-def _group(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensors[name] for name in sorted(tensors) if name.startswith(prefix)}
+    form = from_parameters(facts.pop("kind", None), facts)
+    # Stored rows may be far smaller than what they decode to.
+    size = len(tensors["labels"]) * form.copies * math.prod(header.spec.shape) * 4 if tensors["labels"].ndim else 0
+    if not 0 < size <= max_bytes:
+        raise InputError(f"decodes to {size} bytes; allowed: 1 to {max_bytes}.")
+    return steps, initial, form
 
 
 def check_size(count: int, spec: DataSpec, label_values: int = 1, per_value: int = 4) -> None:

@@ -1,28 +1,23 @@
-"""Optional parts of a condensed set: step sizes, start weights and encoded images. Each is checked on construction.
+"""Optional parts of a condensed set: step sizes and start weights. Each is checked on construction.
 
 `distill.set_file` defines how they are stored.
 """
 
-import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from distill.errors import InputError, clipped, type_and_shape
-from distill.records import Json
-from distill.spec import MAX_NAME, DataSpec
+from distill.spec import MAX_NAME
 
 ORDERS = ("sequence", "cycle")
 MAX_STEPS = 1_000_000
-MAX_TENSORS = 2000  # of start weights, or of encoded images
+MAX_TENSORS = 2000  # of start weights
 MAX_WEIGHT_BYTES = 256 << 20
-# (parameters, tensors, spec, number of images) to images (N, C, H, W) float32, or `InputError`; by kind. This version has none yet.
-Decoder = Callable[[Mapping[str, Json], Mapping[str, Tensor], DataSpec, int], Tensor]
-DECODERS: dict[str, Decoder] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,50 +97,6 @@ class StartWeights:
     def same_as(self, other: "StartWeights | None") -> bool:
         """Whether both are the same weights."""
         return other is not None and (self.sha256, self.network) == (other.sha256, other.network) and _alike(self.tensors, other.tensors)
-
-
-@dataclass(frozen=True, eq=False)
-class Encoded:
-    """Encoded images. Raises `InputError`, also for a kind that is not in `DECODERS`.
-
-    Attributes:
-        kind: a name in `DECODERS`.
-        parameters: plain values for the decoder.
-        tensors: by name, for the decoder.
-    """
-
-    kind: str
-    parameters: Mapping[str, Json] = field(default_factory=dict)
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.kind, str) or self.kind not in DECODERS:
-            known = ", ".join(sorted(DECODERS)) or "none"
-            raise InputError(
-                f"the images are stored in the form {clipped(self.kind)!r}, which this version cannot decode (known: {known}); they were "
-                "made by another version of this toolkit: use that one."
-            )
-        _check_named(self.tensors, "decode", (torch.float32, torch.uint8, torch.int64))
-        if not self.tensors:
-            raise InputError("decode has no tensors; allowed: those that its kind is made of.")
-        try:
-            json.dumps(dict(self.parameters), allow_nan=False)
-        except (TypeError, ValueError, RecursionError):
-            raise InputError(f"decode has the parameters {clipped(self.parameters)}; allowed: finite numbers, texts, lists.") from None
-
-    def images(self, spec: DataSpec, count: int) -> Tensor:
-        """The ``count`` decoded images (N, C, H, W) float32."""
-        decoded = DECODERS[self.kind](self.parameters, self.tensors, spec, count)
-        if decoded.dtype != torch.float32 or tuple(decoded.shape) != (count, *spec.shape):
-            raise InputError(f"decoding ({self.kind}) gives {type_and_shape(decoded)}; allowed: float32 of shape {(count, *spec.shape)}.")
-        return decoded
-
-    @property
-    def nbytes(self) -> int:
-        return _nbytes(self.tensors)
-
-    def to(self, device: torch.device | str) -> "Encoded":
-        return Encoded(self.kind, self.parameters, {name: value.to(device) for name, value in self.tensors.items()})
 
 
 def _check_named(tensors: Mapping[str, Tensor], what: str, dtypes: tuple[torch.dtype, ...]) -> None:

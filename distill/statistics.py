@@ -10,12 +10,14 @@ from distill import sharding
 from distill.batches import Augment as Augment
 from distill.batches import Embed as Embed
 from distill.batches import chunked_sum, mean_gradient
-from distill.coresets import select
+from distill.coresets import clustered, select
 from distill.data import ImageData
 from distill.experts import ExpertConfig, Trajectories, train_experts
 from distill.networks import Factory
 from distill.spec import DataSpec
 from distill.whitening import Whitening
+
+CHOICE_CHUNK = 512  # images at a time whose features clusters are found in
 
 
 class RealStatistics(Protocol):
@@ -79,6 +81,17 @@ class RealStatistics(Protocol):
         """Weights of networks trained on the real data, by epoch, which MTT matches."""
         ...
 
+    def choose(self, embed: Embed, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+        """For each class the positions (n,) of the images nearest to its ``batch_size`` cluster centres, for `take`.
+
+        Every image is read, so that a private form raises `InputError`.
+        """
+        ...
+
+    def take(self, chosen: list[Tensor]) -> None:
+        """Batches are these images from now on; an empty list draws random batches again."""
+        ...
+
     def initial_images(self, kind: str, ipc: int | Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Normalised real images (n, C, H, W) and labels (n,) of the coreset ``kind``; ``ipc`` may be counts by class (K,)."""
         ...
@@ -89,6 +102,7 @@ class ExactStatistics:
 
     def __init__(self, data: ImageData) -> None:
         self.data = data
+        self._chosen: list[Tensor] = []
         self.privacy: dict[str, object] | None = None
 
     @property
@@ -121,6 +135,8 @@ class ExactStatistics:
         return self.data.normalised("train", self._drawn(position, size, generator))
 
     def _drawn(self, position: int, size: int, generator: torch.Generator) -> Tensor:
+        if self._chosen:
+            return self._chosen[position][:size].to(self.device)
         indices = self.data.class_indices(self.classes[position])
         order = torch.randperm(len(indices), generator=generator, device=generator.device)[:size]
         return indices[order.to(indices.device)]
@@ -180,6 +196,21 @@ class ExactStatistics:
     def trajectories(self, config: ExpertConfig, network: Factory, *, progress: bool | None = None) -> Trajectories:
         """Experts trained now, or found in the cache (`distill.experts.train_experts`)."""
         return train_experts(self.data, config, network, progress=progress)
+
+    def choose(self, embed: Embed, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+        """See `RealStatistics.choose`; clusters are those of features, by k-means as `distill.coresets` runs it."""
+        chosen = []
+        for label in self.classes:
+            indices = self.data.class_indices(label)
+            count = min(batch_size, len(indices))
+            with torch.no_grad():
+                parts = [embed(self.data.normalised("train", part)) for part in indices.split(CHOICE_CHUNK)]
+            chosen.append(indices[clustered(torch.cat(parts), count, generator).to(indices.device)])
+        return chosen
+
+    def take(self, chosen: list[Tensor]) -> None:
+        """See `RealStatistics.take`."""
+        self._chosen = chosen
 
     def initial_images(self, kind: str, ipc: int | Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Up to ``ipc`` images a class, chosen by a coreset; `InputError` for an unknown name."""

@@ -1,48 +1,72 @@
 """The images that a method optimises: initialisation, update steps, and the resulting set."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from distill.condensed import CondensedSet, Provenance
+from distill.decode import Decode, as_text
 from distill.errors import InputError, clipped
 from distill.labels import DEFAULT_KIND
+from distill.shared_config import SHARED
 from distill.statistics import RealStatistics
 
 Initial = Literal["real", "noise", "herding", "kcenter", "kmeans", "class_mean"]
 
 
-@dataclass
 class Synthetic:
-    """Learnable images with the momentum of plain SGD (the optimiser of every published method).
+    """Learnable images with the state of their optimiser: SGD with momentum (every method's published one) or Adam.
 
-    Shapes: images and velocity (N, C, H, W) float32, labels (N,) or (N, K). Images of one class lie together, classes in rising order.
+    A method sees ``images`` (N, C, H, W), which are decoded, and ``labels`` (N,) or (N, K); images of one class lie next to each other,
+    classes in rising order. `descend` pulls gradients of these images back to the stored rows.
     """
 
-    images: Tensor
-    labels: Tensor
-    velocity: Tensor
-    template: CondensedSet
+    def __init__(self, initial: CondensedSet, config: object = None, total_steps: int = 0) -> None:
+        """Own copies of a set's rows, sorted by class, encoded as the config's ``decode`` says.
 
-    @staticmethod
-    def start(initial: CondensedSet) -> "Synthetic":
-        """Copies of a set's images, sorted by class. Raises `InputError` for soft labels that are not probabilities."""
+        ``config`` may have the fields of `distill.shared_config.SharedConfig`; ``total_steps`` is for its schedule. Raises `InputError`
+        for soft labels that are not probabilities.
+        """
         if initial.label_kind != DEFAULT_KIND:
             raise InputError(
                 f"the initial set's labels are {initial.label_kind}; allowed: class numbers or probabilities (of logits, the softmax)."
             )
+        settings = {**SHARED, **{name: getattr(config, name) for name in SHARED if hasattr(config, name)}}
+        self.adam, self.cosine = settings["optimizer"] == "adam", settings["schedule"] == "cosine"
+        self.clamp, self.per_class_updates, self.total_steps = settings["clamp"], settings["updates"] == "per_class", total_steps
         order = torch.argsort(initial.hard_labels, stable=True)
-        images = initial.images[order].detach().clone()
-        return Synthetic(images, initial.labels[order].clone(), torch.zeros_like(images), dataclasses.replace(initial, quantisation=None))
-
-    def __post_init__(self) -> None:
+        self.decode, self.spec = initial.decode, initial.spec
+        self.stored = initial.images[order].detach().clone()
+        self.velocity = torch.zeros_like(self.stored)
+        self.squares = torch.zeros_like(self.stored) if self.adam else None
+        self.updates, self.counts_updates = (
+            0,
+            self.adam or self.cosine or settings["calibration_every"] > 1 or settings["real_batches"] != "random",
+        )
+        self.template = dataclasses.replace(initial, quantisation=None)
+        self.stored_labels = initial.labels[order].clone()
+        copies = 1 if self.decode is None else self.decode.copies
+        self.labels = self.stored_labels if copies == 1 else self.stored_labels.repeat_interleave(copies, 0)
         hard = self.labels if self.labels.dtype == torch.int64 else self.labels.argmax(1)
-        self.classes, counts = (t.tolist() for t in hard.unique(sorted=True, return_counts=True))
-        self.counts: list[int] = counts
+        self.classes, self.counts = (t.tolist() for t in hard.unique(sorted=True, return_counts=True))
+        self.copies = copies
+        if self.clamp and (initial.whitening is not None or (self.decode is not None and not self.decode.pixels)):
+            kind = "whitened images" if initial.whitening is not None else f"{as_text(self.decode)} rows"
+            raise InputError(f"clamp keeps pixels in the data's range, and {kind} are no pixels; leave it out.")
+        self.range = self._range() if self.clamp else None
+
+    def _range(self) -> tuple[Tensor, Tensor]:
+        mean, std = (torch.tensor(values, device=self.stored.device).view(1, -1, 1, 1) for values in (self.spec.mean, self.spec.std))
+        return (0 - mean) / std, (1 - mean) / std
+
+    @property
+    def images(self) -> Tensor:
+        """(N, C, H, W): the decoded images, without gradients."""
+        return self.stored if self.decode is None else self.decode.decoded(self.stored, self.spec)
 
     def per_class(self) -> list[tuple[Tensor, Tensor]]:
         """(images, labels) of each class, the images as leaves that require gradients, which go to `descend` in this order."""
@@ -50,23 +74,59 @@ class Synthetic:
         return [(part.clone().requires_grad_(True), target) for part, target in zip(images, self.labels.split(self.counts), strict=True)]
 
     def descend(self, gradients: list[Tensor], lr: float, momentum: float) -> None:
-        """One step of SGD with momentum, in place."""
-        self.velocity.mul_(momentum).add_(torch.cat(gradients))
-        self.images.sub_(self.velocity, alpha=lr)
+        """One update of the stored rows, in place, from gradients of the decoded images (lists by class, or one for all)."""
+        gradient = self._pulled_back(torch.cat(gradients))
+        if self.cosine:
+            lr = lr * 0.5 * (1 + math.cos(math.pi * min(1.0, self.updates / max(1, self.total_steps))))
+        self.updates += 1
+        if self.squares is not None:
+            self.velocity.mul_(0.9).add_(gradient, alpha=0.1)
+            self.squares.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+            size = (self.squares / (1 - 0.999**self.updates)).sqrt_().add_(1e-8)
+            self.stored.addcdiv_(self.velocity, size, value=-lr / (1 - 0.9**self.updates))
+        elif self.per_class_updates:
+            start = 0
+            for count in self.counts:
+                rows = slice(start, start + count // self.copies)
+                self.velocity.mul_(momentum)
+                self.velocity[rows] += gradient[rows]
+                self.stored.sub_(self.velocity, alpha=lr)
+                start = rows.stop
+        else:
+            self.velocity.mul_(momentum).add_(gradient)
+            self.stored.sub_(self.velocity, alpha=lr)
+        if self.range is not None:
+            low, high = self.range
+            self.stored.copy_(torch.minimum(torch.maximum(self.stored, low), high))
+
+    def _pulled_back(self, gradient: Tensor) -> Tensor:
+        """The gradient of the stored rows from that of the decoded images: the decode's vector-Jacobian product."""
+        if self.decode is None:
+            return gradient
+        stored = self.stored.detach().requires_grad_(True)
+        (pulled,) = torch.autograd.grad(self.decode.decoded(stored, self.spec), stored, gradient)
+        return pulled
 
     def to_set(self, augmentation: str | None, lr: float | None = None, labels: Tensor | None = None) -> CondensedSet:
-        """A detached snapshot; ``labels`` replace the initial ones where a method learns them."""
-        images, labels = self.images.detach().clone(), (self.labels if labels is None else labels).clone()
+        """A detached snapshot, in the stored form; ``labels`` replace the initial ones where a method learns them."""
+        images, labels = self.stored.detach().clone(), (self.stored_labels if labels is None else labels).clone()
         return dataclasses.replace(self.template, images=images, labels=labels, augmentation=augmentation, lr=lr)
 
     def state(self) -> dict[str, Tensor]:
-        """Images and velocity, for a checkpoint."""
-        return {"images": self.images, "velocity": self.velocity}
+        """Stored rows and the optimiser's state, for a checkpoint."""
+        state = {"images": self.stored, "velocity": self.velocity}
+        if self.squares is not None:
+            state["squares"] = self.squares
+        return {**state, "updates": torch.tensor(self.updates)} if self.counts_updates else state
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Restore a checkpoint's tensors in place."""
-        self.images.copy_(state["images"])
+        self.stored.copy_(state["images"])
         self.velocity.copy_(state["velocity"])
+        if self.squares is not None:
+            self.squares.copy_(state["squares"])
+        if "updates" in state:
+            self.updates = int(state["updates"])
 
 
 def check_classes(statistics: RealStatistics, start: CondensedSet) -> None:
@@ -95,16 +155,26 @@ def check_count(counts: Sequence[int], ipc: int) -> None:
         )
 
 
-def initial_set(statistics: RealStatistics, kind: str | CondensedSet, ipc: int | Sequence[int], generator: torch.Generator) -> CondensedSet:
+def initial_set(
+    statistics: RealStatistics, kind: str | CondensedSet, ipc: int | Sequence[int], generator: torch.Generator, decode: Decode | None = None
+) -> CondensedSet:
     """The images to start from: "real", "noise" (standard normal), a coreset's name, or a given set.
 
     ``ipc`` is one number for all classes, or counts by class (K,).
     "real" draws without replacement; a class with fewer images gives all of them and then repeats with a little noise, so
-    that the copies can part.
+    that the copies can part. With ``decode``, ``ipc`` counts stored rows, each of which holds several images; a given set must be stored
+    in that form.
     """
     if isinstance(kind, CondensedSet):
+        if decode is not None and kind.decode != decode:
+            raise InputError(
+                f"the initial set is stored as {as_text(kind.decode)}, and decode is {as_text(decode)}; give one of that form."
+            )
         return kind.to(statistics.device)
-    spec, device = statistics.spec, statistics.device
+    spec, device, copies = statistics.spec, statistics.device, 1 if decode is None else decode.copies
+    if decode is not None:
+        decode.stored_shape(spec)
+    ipc = ipc * copies if isinstance(ipc, int) else [count * copies for count in ipc]
     counts = [ipc if isinstance(ipc, int) else ipc[label] for label in statistics.classes]
     labels = torch.tensor(statistics.classes, device=device).repeat_interleave(torch.tensor(counts, device=device))
     shape = (len(labels), *spec.shape)
@@ -118,4 +188,6 @@ def initial_set(statistics: RealStatistics, kind: str | CondensedSet, ipc: int |
             copied[len(source) :] += 0.1 * images[places[len(source) :]]
             images[places] = copied
     origin = Provenance(f"initial:{kind}", fingerprint=statistics.fingerprint)
-    return CondensedSet(images, labels, spec, provenance=origin, whitening=statistics.whitening)
+    if decode is not None:
+        images, labels = decode.encoded(images, spec), labels[::copies]
+    return CondensedSet(images, labels, spec, provenance=origin, whitening=statistics.whitening, decode=decode)

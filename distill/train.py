@@ -19,6 +19,7 @@ from distill.data import ImageData
 from distill.errors import unknown_name
 from distill.fast import Compile, Precision, accelerated
 from distill.labels import DEFAULT_KIND, LABEL_KINDS
+from distill.mixing import mixed
 from distill.networks import Factory, create, flops, has_batchnorm
 from distill.randomness import generator
 from distill.spec import DataSpec
@@ -42,6 +43,9 @@ class Recipe:
         augmentation: a strategy (`distill.augment.strategy`); "auto": the set's own (`CondensedSet.augmentation`), else DSA's for the data.
         precision: "float32" or "bf16", in training and testing.
         compile: "auto", "on" or "off", see `distill.fast`.
+        mix: "cutmix" or "mixup" mixes half of the batches (`distill.mixing`); None: no mixing.
+        milestones: fractions of all steps after which lr is multiplied by ``decay``, in place of ``schedule``.
+        decay: see ``milestones``; None: 0.1.
     """
 
     epochs: Annotated[int, Field(ge=1)] = 1001
@@ -56,6 +60,9 @@ class Recipe:
     augmentation: str = "auto"
     precision: Precision = "float32"
     compile: Compile = "auto"
+    mix: Literal["cutmix", "mixup"] | None = None
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = None
+    decay: Annotated[float, Field(gt=0, lt=1)] | None = None
 
     def steps(self, images: int) -> int:
         """Number of optimiser steps when training on ``images`` images."""
@@ -71,7 +78,7 @@ class Recipe:
         end = f", at most {self.max_steps} steps" if self.max_steps else ""
         return (
             f"{name}, lr {self.lr:g} ({self.schedule}), batch size {self.batch_size}, {self.epochs} epochs{end}, "
-            f"augmentation {self.augmentation}"
+            f"augmentation {self.augmentation}{f', {self.mix}' if self.mix else ''}"
         )
 
 
@@ -96,6 +103,10 @@ PROTOCOLS: dict[str, Recipe] = {
     "datadam": _published(1800, batch_size=64),
     # Settings of the paper as a user quotes them (DataDAM issue 6, not contradicted there): batch 256, and ZCA, which is the data's.
     "datadam-paper": _published(1800, batch_size=256),
+    # snu-mllab/Efficient-Dataset-Condensation, argument.py and train.py; the strategy is DSA's without cutout (`protocol`).
+    "idc": Recipe(epochs=1000, batch_size=64, mix="cutmix", milestones=(2 / 3, 5 / 6), decay=0.2),
+    # gszfwsb/NCFM, config/: the mean over networks of the last epoch, where the authors take each network's best one.
+    "ncfm": Recipe(epochs=2000, batch_size=128, optimiser="adamw", lr=0.001, mix="cutmix", milestones=(0.2, 0.4, 0.6, 0.8), decay=0.5),
     "laptop": Recipe(epochs=1001, max_steps=200, batch_size=32, optimiser="adamw", lr=0.001, schedule="cosine"),
 }
 
@@ -103,13 +114,16 @@ PROTOCOLS: dict[str, Recipe] = {
 def protocol(name: str, spec: DataSpec, network: Factory = "ConvNet") -> Recipe:
     """A named recipe of `PROTOCOLS`, as its authors use it for this data set and evaluation network.
 
-    Only ``dc`` depends on them: MNIST is augmented and a ConvNetBN gets crops and noise, both for 1,000 epochs; every other data set,
-    SVHN and FashionMNIST included, is used without augmentation for 300 (`get_daparam` of the authors' utils.py). Raises `InputError`
-    for an unknown name.
+    ``idc`` has no cutout, and no CutMix on MNIST. ``dc`` depends on both: MNIST is augmented and a ConvNetBN gets crops and noise, both
+    for 1,000 epochs; every other data set, SVHN and FashionMNIST included, is used without augmentation for 300 (`get_daparam` of the
+    authors' utils.py). Raises `InputError` for an unknown name.
     """
     if name not in PROTOCOLS:
         raise unknown_name("protocol", name, PROTOCOLS)
     augmentation = "none"
+    if name == "idc":
+        grey = spec.name.lower() == "mnist"  # whose formations the authors train without CutMix
+        return dataclasses.replace(PROTOCOLS[name], augmentation=for_data(spec).replace("_cutout", ""), mix=None if grey else "cutmix")
     if name == "dc":
         augmentation = augment_dc.BATCHNORM if network == "ConvNetBN" else augment_dc.for_data(spec)
     return PROTOCOLS[name] if augmentation == "none" else dataclasses.replace(PROTOCOLS["dc-augmented"], augmentation=augmentation)
@@ -151,6 +165,7 @@ def train_network(
     """
     recipe = protocol(recipe, source.spec, network) if isinstance(recipe, str) else recipe
     source = source if device is None else source.to(device)
+    source = source.decoded() if isinstance(source, CondensedSet) else source
     count, where, fetch, lr = _parts(source)
     loss = LABEL_KINDS[source.label_kind if isinstance(source, CondensedSet) else DEFAULT_KIND].loss
     model = create(network, source.spec, generator(seed, "weights"), where)
@@ -172,7 +187,11 @@ def train_network(
         place = step % per_epoch
         if place == 0:
             order = torch.randperm(count, generator=draws, device=draws.device).to(where)
-        if recipe.schedule == "step" and step == drop:
+        if recipe.milestones is not None:
+            passed = sum(step >= round(total * part) for part in recipe.milestones)
+            for group in optimiser.param_groups:
+                group["lr"] = lr * (recipe.decay or 0.1) ** passed
+        elif recipe.schedule == "step" and step == drop:
             optimiser = _optimiser(model, recipe, 0.1 * lr)
         elif recipe.schedule == "cosine":
             for group in optimiser.param_groups:
@@ -181,8 +200,15 @@ def train_network(
         if transform.transforms:
             images = augment(images, transform, draws)
         optimiser.zero_grad()
-        for part, target in chunks(images, labels, whole=whole):
-            (loss(run(part), target) / len(images)).backward()
+        both = mixed(images, recipe.mix, draws)
+        if both is None:
+            for part, target in chunks(images, labels, whole=whole):
+                (loss(run(part), target) / len(images)).backward()
+        else:
+            for part, rows in chunks(both.images, torch.arange(len(images), device=images.device), whole=whole):
+                outputs = run(part)
+                own, other = loss(outputs, labels[rows]), loss(outputs, labels[both.other[rows]])
+                ((both.share * own + (1 - both.share) * other) / len(images)).backward()
         optimiser.step()
     return model.eval()
 

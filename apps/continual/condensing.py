@@ -63,6 +63,10 @@ def check_settings(method: str, settings: Mapping[str, object]) -> None:
     config = configure(METHODS[method][0], chosen, f"the memory's method {method!r}")
     if not callable(network):
         check_name(config.network)
+    if getattr(config, "decode", "none") != "none":
+        raise InputError("a memory keeps plain images, and the method would store them in another form; leave decode at 'none'.")
+    if getattr(config, "clamp", False):
+        raise InputError("a memory's images are in the learner's space, which has no range of pixels; leave clamp at false.")
     if getattr(config, "soft_labels", False):
         raise InputError("a memory keeps images by class, and the method would make soft labels; leave soft_labels out.")
 

@@ -31,7 +31,7 @@ from apps.federated.messages import (
     record_of,
     settings_of,
 )
-from apps.federated.settings import Settings
+from apps.federated.settings import Settings, upload_form
 from apps.federated.silence import silence, silent_answer
 from apps.federated.wire import Limits, decode, decode_weights, encode, encode_weights
 from distill.data import ImageData
@@ -209,7 +209,7 @@ def _condensed(content: RecordDict, context: Context, settings: Settings, server
         return RecordDict({"facts": MetricRecord(facts)})  # nothing that was asked for: an empty answer, no failure
     previous = None
     if settings.upload.warm_start and (earlier := _earlier(context, server_round)):
-        limits = Limits(spec, tuple(range(spec.num_classes)), settings.upload.ipc, "float32")
+        limits = Limits(spec, tuple(range(spec.num_classes)), settings.upload.ipc, "float32", upload_form(settings))
         previous = decode(parts_of(context.state, earlier), limits).to(data.device)
     condensed = upload(data, settings, server_round, client, weights, previous)
     if settings.upload.warm_start:

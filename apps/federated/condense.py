@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from apps.federated.partition import Partition, split
-from apps.federated.settings import Settings, method_config
+from apps.federated.settings import Settings, method_config, upload_form
 from apps.federated.wire import within_range
+from distill.comparison import formed
 from distill.condensed import CondensedSet
 from distill.coresets import select
 from distill.data import ImageData, Split
 from distill.errors import InputError, clipped
 from distill.networks import Factory, create
+from distill.pool import Received
 from distill.randomness import derived_seed, generator
 from distill.run import condense
 from distill.spec import DataSpec
@@ -93,10 +95,14 @@ def agreed(data: ImageData, spec: DataSpec, *, own: bool = False) -> ImageData:
     return dataclasses.replace(data, spec=agreed_spec)
 
 
-def network_with(network: str, weights: Mapping[str, Tensor] | None) -> Factory:
-    """A network's name, or a function that makes it with these weights."""
+def network_with(network: str, weights: Mapping[str, Tensor] | None, spec: DataSpec | None = None) -> Factory:
+    """A network's name, or a function that makes it with these weights; with ``spec`` one whose weights are a pool's trained ones."""
     if weights is None:
         return network
+    if spec is not None:
+        trained = create(network, spec, torch.Generator().manual_seed(0))
+        trained.load_state_dict(dict(weights))
+        return Received(network, torch.nn.utils.parameters_to_vector(trained.parameters()).detach())
 
     def received(spec: DataSpec) -> nn.Module:
         module = create(network, spec, torch.Generator().manual_seed(0))
@@ -122,11 +128,13 @@ def first_images(statistics: RealStatistics, data: ImageData, kind: Initial, set
     Returns:
         ``kind`` where every class has ``ipc`` images, else the images.
     """
-    ipc, counts = settings.upload.ipc, data.counts
+    form = upload_form(settings)
+    copies = 1 if form is None else form.copies
+    ipc, counts = settings.upload.ipc, [-(-count // copies) for count in data.counts]
     if all(counts[label] >= ipc for label in data.classes):
         return kind
     draws = generator(seed, "initial", settings.upload.method, ipc, device=statistics.device)
-    condensed = initial_set(statistics, kind, ipc, draws)
+    condensed = initial_set(statistics, kind, ipc, draws, form)
     number = torch.arange(len(condensed.labels), device=condensed.labels.device) % ipc  # within its class
     real = number < torch.tensor(counts, device=condensed.labels.device)[condensed.labels]
     return dataclasses.replace(condensed, images=condensed.images[real], labels=condensed.labels[real])
@@ -162,7 +170,10 @@ def upload(
         data = data.subset(settings.upload.classes)
     seed = derived_seed(settings.seed, "client", client, "round", server_round)
     if settings.strategy != "feddm":
-        return select(data, settings.strategy, settings.upload.ipc, generator(seed, "coreset"))
+        form, draws = upload_form(settings), generator(seed, "coreset")
+        if form is not None:
+            return formed(data, settings.strategy, settings.upload.ipc, form, draws)
+        return select(data, settings.strategy, settings.upload.ipc, draws)
     config = method_config(settings)
     values = {name: value for name, value in vars(config).items() if name not in ("network", "initial")}
     statistics = ExactStatistics(data)
@@ -174,10 +185,15 @@ def upload(
         settings.upload.method,
         ipc=settings.upload.ipc,
         seed=seed,
-        network=network_with(settings.network, weights),
+        network=network_with(settings.network, weights, data.spec if pooled(config) else None),
         initial=initial,
         progress=False,
         more_images_than_data=True,  # a client may hold fewer than were asked for
         **values,
     )
     return dataclasses.replace(condensed, images=within_range(condensed))
+
+
+def pooled(config: object) -> bool:
+    """Whether a method's config asks for trained networks, which the server's are on a client."""
+    return getattr(config, "pool", "random") != "random" or getattr(config, "calibration", 0) > 0

@@ -109,13 +109,14 @@ def union_by_client(union: CondensedSet, images: Sequence[tuple[int, int]], titl
     At most 20 images of each of the first 20 clients, evenly over what a client sent, so that every class shows.
     """
     pixels = union.pixels()
+    copies = len(pixels) // len(union)  # decoded images of each stored one
     rows: dict[str, Tensor] = {}
     start = 0
-    for client, count in images:
+    for client, count in ((client, count * copies) for client, count in images):
         if len(rows) < MAX_SHOWN:
             chosen = np.unique(np.linspace(start, start + count - 1, min(count, MAX_SHOWN)).round().astype(int))
             rows[f"client {client}"] = pixels[chosen]
         start += count
-    most = max(count for _, count in images)
+    most = copies * max(count for _, count in images)
     parts = [*left_out(len(rows), len(images), "clients"), f"{MAX_SHOWN} of {most} images, evenly chosen" if most > MAX_SHOWN else ""]
     return rows_of_images(rows, title, "One row a client: the images of its last upload.", joined(parts))

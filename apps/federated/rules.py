@@ -22,7 +22,7 @@ from apps.federated.messages import (
     statement_of,
     whole,
 )
-from apps.federated.settings import WEIGHTS, Settings
+from apps.federated.settings import WEIGHTS, Settings, upload_form
 from apps.federated.union import learn, union
 from apps.federated.wire import ROOM_BYTES, Limits, decode, decode_weights, encode_weights, upload_bytes
 from distill.condensed import CondensedSet
@@ -99,7 +99,7 @@ class CondensedUnion:
         asked = settings.upload.classes
         classes = tuple(range(spec.num_classes)) if asked is None else tuple(c for c in asked if c < spec.num_classes)
         self.settings, self.folder = settings, folder
-        self.limits = Limits(spec, classes, settings.upload.ipc, settings.upload.pixels)
+        self.limits = Limits(spec, classes, settings.upload.ipc, settings.upload.pixels, upload_form(settings))
         self.memory: list[CondensedSet] = []
         self.records = ("upload", "facts") if settings.privacy is None else ("upload", "facts", "privacy")
 

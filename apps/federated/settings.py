@@ -12,6 +12,7 @@ from apps.federated.partition import PartitionConfig
 from apps.federated.wire import Pixels
 from distill.configure import STRICT, configure
 from distill.coresets import CORESETS
+from distill.decode import Decode, from_text
 from distill.errors import InputError, unknown_name
 from distill.methods import METHODS
 from distill.methods.presets import presets_of
@@ -194,6 +195,11 @@ def method_config(settings: Settings) -> MethodConfig:
             raise InputError("radius was given and networks is 'fresh'; a ball needs the server's weights: networks = \"received\".")
     config: MethodConfig = configure(METHODS[name][0], {**base, "network": settings.network, **chosen}, f"[upload] of method {name!r}")
     return config
+
+
+def upload_form(settings: Settings) -> Decode | None:
+    """How uploaded images are stored: the ``decode`` of the upload's method, for chosen real images, too."""
+    return from_text(getattr(method_config(settings), "decode", "none"))
 
 
 def data_settings(settings: Settings) -> str:

@@ -4,6 +4,7 @@ Everything that arrives is hostile until it has passed here: no pickle, no zip, 
 is an `InputError` of one line.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from distill import quantise
 from distill.condensed import CondensedSet, Provenance
+from distill.decode import Decode
 from distill.errors import InputError, clipped
 from distill.labels import DEFAULT_KIND, LABEL_KINDS
 from distill.spec import DataSpec
@@ -37,17 +39,26 @@ _COMPACT = {"uint8": 1 << 8, "uint16": 1 << 16, "int32": 1 << 31}
 
 @dataclass(frozen=True)
 class Limits:
-    """What the server asked for: labels in ``classes``, at most ``per_class`` images of each, pixels as ``pixels``."""
+    """What the server asked for: labels in ``classes``, at most ``per_class`` images of each, pixels as ``pixels``.
+
+    ``form`` is how images are stored (None: plainly), which both sides know from the run's settings, so that nothing in a message names it.
+    """
 
     spec: DataSpec
     classes: tuple[int, ...]
     per_class: int
     pixels: Pixels = "uint8"
+    form: Decode | None = None
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of one stored image."""
+        return self.spec.shape if self.form is None else self.form.stored_shape(self.spec)
 
 
 def upload_bytes(limits: Limits) -> int:
     """The most bytes that the arrays of an honest upload can have, with room for names and headers."""
-    count, pixels = limits.per_class * len(limits.classes), limits.spec.channels * limits.spec.height * limits.spec.width
+    count, pixels = limits.per_class * len(limits.classes), math.prod(limits.row_shape)
     return count * (pixels * np.dtype(limits.pixels).itemsize + 2 * limits.spec.num_classes + 8) + 8 * limits.spec.channels + ROOM_BYTES
 
 
@@ -81,6 +92,8 @@ def encode(condensed: CondensedSet, pixels: Pixels = "uint8") -> Arrays:
         raise InputError("whitened images cannot be uploaded: their space is this client's own; use data without zca.")
     if condensed.label_kind != DEFAULT_KIND:
         raise InputError(f"labels of kind {condensed.label_kind!r} cannot be uploaded; allowed: class numbers or probabilities.")
+    if condensed.decode is not None and not condensed.decode.pixels and pixels == "uint8":
+        raise InputError(f'{condensed.decode.kind} rows are no pixels and cannot be uploaded as uint8; take pixels = "float16".')
     images = condensed.images.detach().cpu()
     arrays: Arrays = {}
     if pixels == "uint8":
@@ -103,10 +116,9 @@ def decode(parts: Mapping[str, bytes], limits: Limits) -> CondensedSet:
         raise InputError(f"the upload holds the arrays {clipped(sorted(map(str, parts))[:8])}; allowed: {', '.join(sorted(wanted))}.")
     most = limits.per_class * len(limits.classes)
     raw, labels = parse_npy(parts["images"], "images"), parse_npy(parts["labels"], "labels")
-    if str(raw.dtype) != limits.pixels or raw.shape[1:] != spec.shape or raw.ndim != 4:
-        raise InputError(
-            f"images are {raw.dtype} {clipped(raw.shape)}; allowed: {limits.pixels} of shape (N, {', '.join(map(str, spec.shape))})."
-        )
+    if str(raw.dtype) != limits.pixels or raw.shape[1:] != limits.row_shape or raw.ndim != len(limits.row_shape) + 1:
+        shape = ", ".join(map(str, limits.row_shape))
+        raise InputError(f"images are {raw.dtype} {clipped(raw.shape)}; allowed: {limits.pixels} of shape (N, {shape}).")
     if not 1 <= len(raw) <= most:
         raise InputError(f"{len(raw)} images; allowed: 1 to {most}, as {limits.per_class} a class were asked for.")
     if limits.pixels == "uint8":
@@ -119,10 +131,9 @@ def decode(parts: Mapping[str, bytes], limits: Limits) -> CondensedSet:
     if not np.isfinite(images).all():
         raise InputError("images hold values that are not finite; allowed: finite numbers only.")
     below, above = pixel_range(spec)
-    if (images < below[:, None, None] - 1e-3).any() or (images > above[:, None, None] + 1e-3).any():
-        raise InputError(
-            f"images lie in {images.min():.3g}..{images.max():.3g}; allowed: {below.min():.3g}..{above.max():.3g} (normalised)."
-        )
+    seen = images if limits.form is None else limits.form.decoded(torch.from_numpy(images), spec).numpy()
+    if not ((seen >= below[:, None, None] - 1e-3) & (seen <= above[:, None, None] + 1e-3)).all():
+        raise InputError(f"images lie in {seen.min():.3g}..{seen.max():.3g}; allowed: {below.min():.3g}..{above.max():.3g} (normalised).")
     hard = _labels(labels, len(images), spec.num_classes)
     counts = np.bincount(hard.argmax(1) if hard.ndim == 2 else hard, minlength=spec.num_classes)
     foreign = [int(c) for c in np.flatnonzero(counts) if int(c) not in limits.classes]
@@ -131,7 +142,7 @@ def decode(parts: Mapping[str, bytes], limits: Limits) -> CondensedSet:
     if counts.max() > limits.per_class:
         raise InputError(f"{counts.max()} images of class {counts.argmax()}; allowed: {limits.per_class} a class.")
     made = torch.from_numpy(np.array(hard))
-    return CondensedSet(torch.from_numpy(images), made, spec, provenance=Provenance("upload"))
+    return CondensedSet(torch.from_numpy(images), made, spec, provenance=Provenance("upload"), decode=limits.form)
 
 
 def _labels(labels: NDArray[np.generic], count: int, classes: int) -> NDArray[np.generic]:
@@ -157,7 +168,9 @@ def pixel_range(spec: DataSpec) -> tuple[NDArray[np.float32], NDArray[np.float32
 
 
 def within_range(condensed: CondensedSet) -> Tensor:
-    """The set's images, clipped to what the server accepts."""
+    """The set's images, clipped to what the server accepts; rows that are no pixels stay as they are."""
+    if condensed.decode is not None and not condensed.decode.pixels:
+        return condensed.images
     low, high = (torch.from_numpy(v).to(condensed.images.device).view(1, -1, 1, 1) for v in pixel_range(condensed.spec))
     return condensed.images.clamp(low, high)
 

@@ -19,6 +19,7 @@ from apps.nas.training import Row, RowName, Shelf, Task
 from apps.nas.workers import Crew, rows
 from distill.condensed import CondensedSet
 from distill.data import ImageData
+from distill.decode import as_text
 from distill.errors import InputError, clipped
 from distill.labels import DEFAULT_KIND
 from distill.records import append_line, read_lines, write_json_lines, write_whole
@@ -103,6 +104,8 @@ def set_key(condensed: CondensedSet, data: ImageData, recipe: Recipe) -> str:
     content = hashlib.sha256(condensed.images.cpu().contiguous().numpy().data)
     content.update(condensed.labels.cpu().numpy().tobytes())
     content.update(repr(condensed.lr).encode())
+    if condensed.decode is not None:
+        content.update(as_text(condensed.decode).encode())
     if condensed.label_kind != DEFAULT_KIND:
         content.update(condensed.label_kind.encode())
     return hashlib.sha256(f"{data_key(data, recipe)} {content.hexdigest()}".encode()).hexdigest()[:12]

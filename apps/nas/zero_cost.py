@@ -74,7 +74,7 @@ class ScoreJob:
         if self.source == WHOLE:
             assert shelf.batch is not None
             return shelf.batch
-        condensed = shelf.sets[self.source].to("cpu")
+        condensed = shelf.sets[self.source].to("cpu").decoded()
         return condensed.images, condensed.labels if condensed.label_kind == DEFAULT_KIND else condensed.hard_labels
 
 

@@ -36,6 +36,7 @@ def closest_pairs(condensed: CondensedSet, data: ImageData, found: dict[str, Nea
 
     ``name`` says which set it is.
     """
+    condensed = condensed.decoded()
     count = min(count, len(condensed))
     figure = Figure(figsize=(0.9 * count + 0.9, 2.1 * len(found) + 0.4))
     axes = np.asarray(figure.subplots(2 * len(found), count, squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.35}))

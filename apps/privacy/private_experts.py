@@ -4,7 +4,6 @@ The batches are Poisson masks of the operating system's entropy, as in every rel
 noise. Step sizes are public. A finished expert is kept in the ledger's folder; of one that was stopped nobody has seen anything.
 """
 
-import dataclasses
 import functools
 import json
 import warnings
@@ -47,7 +46,7 @@ class Account(Protocol):
 def train_private_experts(
     statistics: Account, data: ImageData, config: ExpertConfig, network: Factory | None, plan: Plan, steps: int
 ) -> Trajectories:
-    """``config.experts`` experts of ``steps`` DP-SGD steps each, snapshots after each of ``config.epochs`` equal parts.
+    """``config.experts`` experts of ``steps`` DP-SGD steps each, snapshots after each of ``config.length`` equal parts.
 
     No augmentation: several views of an example would be several contributions. Raises `InputError` when the budget does not cover it.
     """
@@ -60,13 +59,12 @@ def train_private_experts(
         trained.append(statistics.trained(f"expert-{expert:04d}", key, plan, steps, train))
         if not bool(torch.isfinite(trained[-1]).all()):
             raise diverged(f"private expert {expert}", f"{steps} steps", {"expert_lr": config.lr}, {"expert_lr": ExpertConfig.lr})
-    return Trajectories(config.experts, config.epochs, lambda expert, epoch: trained[expert][epoch], statistics.privacy)
+    return Trajectories(config.experts, config.length, lambda expert, epoch: trained[expert][epoch], statistics.privacy)
 
 
 def _question(config: ExpertConfig, model: nn.Module, plan: Plan, steps: int, clip: float | None) -> str:
     """What an expert depends on beside the data: an expert that began or was trained otherwise is no answer."""
-    settings = {name: value for name, value in dataclasses.asdict(config).items() if name != "experts"}
-    return question(json.dumps(["expert", settings, str(model), list(plan), steps, clip], sort_keys=True), [flat(model)])
+    return question(json.dumps(["expert", config.facts, str(model), list(plan), steps, clip], sort_keys=True), [flat(model)])
 
 
 class _NoisedSums(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
@@ -95,7 +93,7 @@ def _train(statistics: Account, data: ImageData, config: ExpertConfig, model: nn
     check_separable(model)
     watched = GradSampleModule(model, loss_reduction="mean")
     optimiser = _NoisedSums(
-        torch.optim.SGD(watched.parameters(), lr=config.lr),
+        torch.optim.SGD(watched.parameters(), lr=config.lr, momentum=config.momentum),
         noise_multiplier=plan.noise_multiplier,
         max_grad_norm=statistics.clip or 1.0,
         expected_batch_size=round(plan.sample_rate * statistics.population),
@@ -115,6 +113,6 @@ def _train(statistics: Account, data: ImageData, config: ExpertConfig, model: nn
                 F.cross_entropy(watched(images), labels[part]).backward()
             optimiser.step()
             optimiser.zero_grad()
-        if step * config.epochs % steps < config.epochs:
+        if step * config.length % steps < config.length:
             snapshots.append(flat(model).cpu())
     return torch.stack(snapshots)

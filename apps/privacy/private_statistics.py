@@ -314,5 +314,11 @@ class PrivateStatistics:
     def warm_batchnorm(self, network: nn.Module, per_class: int, generator: torch.Generator) -> None:
         raise refused("BatchNorm statistics of real images", "use a network with instance or group norm, for example ConvNet")
 
+    def choose(self, embed: Embed, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+        raise refused("batches chosen by looking at all images", 'use real_batches="random"')
+
+    def take(self, chosen: list[Tensor]) -> None:
+        raise refused("batches chosen by looking at all images", 'use real_batches="random"')
+
     def initial_images(self, kind: str, ipc: int | Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
         raise refused(f"initial images of kind {kind!r}, made of private images", 'use initial="noise" or a public set')

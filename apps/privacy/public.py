@@ -81,7 +81,7 @@ def check_start(start: CondensedSet, data: ImageData, public: str | None, accoun
             f"refused, because it has no privacy guarantee: an initial set made by {clipped(origin.method)!r}, which may come from private "
             'images; use initial="noise", or a public set, and name where it is from: PrivateStatistics(..., public_start="...").'
         )
-    spec, images = data.spec, start.images.to(data.device)
+    spec, images = data.spec, start.decoded().images.to(data.device)
     for part in torch.arange(len(data.train), device=data.device).split(4096):
         near = torch.cdist(images.flatten(1), spec.normalise(data.train.images[part]).flatten(1)).min()
         if float(near) < 1e-3:

@@ -142,7 +142,7 @@ def visual_privacy(
         raise unknown_name("holdout", holdout, ("validation", "test"))
     data, condensed = fitted(condensed, data), condensed.to(data.device)
     draws = generator(seed, "visual", "limit")
-    chosen = {}
+    condensed, chosen = condensed.decoded(), {}
     for split in ("train", holdout):
         count = len(getattr(data, split))
         if not count:

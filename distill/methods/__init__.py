@@ -8,16 +8,33 @@ import pydantic
 
 from distill.configure import STRICT
 from distill.errors import InputError, a_kind, clipped
+from distill.methods.accdd import AccDD
+from distill.methods.accdd import AccDDConfig as AccDDConfig
+from distill.methods.cafe import CAFE
+from distill.methods.cafe import CAFEConfig as CAFEConfig
+from distill.methods.dance import DANCE
+from distill.methods.dance import DANCEConfig as DANCEConfig
 from distill.methods.datadam import DataDAM
 from distill.methods.datadam import DataDAMConfig as DataDAMConfig
+from distill.methods.dcc import DCC, DSAC
+from distill.methods.dcc import DCCConfig as DCCConfig
+from distill.methods.dcc import DSACConfig as DSACConfig
 from distill.methods.dm import DM
 from distill.methods.dm import DMConfig as DMConfig
+from distill.methods.dream import DREAM
+from distill.methods.dream import DREAMConfig as DREAMConfig
 from distill.methods.dsa import DSA
 from distill.methods.dsa import DSAConfig as DSAConfig
 from distill.methods.gm import GM
 from distill.methods.gm import GMConfig as GMConfig
+from distill.methods.idc import IDC
+from distill.methods.idc import IDCConfig as IDCConfig
+from distill.methods.idm import IDM
+from distill.methods.idm import IDMConfig as IDMConfig
 from distill.methods.mtt import MTT
 from distill.methods.mtt import MTTConfig as MTTConfig
+from distill.methods.ncfm import NCFM
+from distill.methods.ncfm import NCFMConfig as NCFMConfig
 from distill.methods.presets import matched_by, presets_of
 
 METHODS: dict[str, tuple[type[Any], type[Any]]] = {
@@ -26,6 +43,15 @@ METHODS: dict[str, tuple[type[Any], type[Any]]] = {
     "dm": (DMConfig, DM),
     "datadam": (DataDAMConfig, DataDAM),
     "mtt": (MTTConfig, MTT),
+    "dcc": (DCCConfig, DCC),
+    "dsac": (DSACConfig, DSAC),
+    "cafe": (CAFEConfig, CAFE),
+    "idc": (IDCConfig, IDC),
+    "accdd": (AccDDConfig, AccDD),
+    "dream": (DREAMConfig, DREAM),
+    "idm": (IDMConfig, IDM),
+    "dance": (DANCEConfig, DANCE),
+    "ncfm": (NCFMConfig, NCFM),
 }
 
 PARTS = ("step", "condensed", "state", "load_state")

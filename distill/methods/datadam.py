@@ -19,7 +19,10 @@ from distill.fast import Compile, Precision, accelerated
 from distill.matching import class_mean_gradients
 from distill.methods.presets import Paper, Presets
 from distill.methods.siamese import shared_draws
-from distill.networks import Factory, activations, flops, has_batchnorm, renew
+from distill.networks import Factory, activations, flops, has_batchnorm
+from distill.pool import Pool
+from distill.real_batches import RealBatches
+from distill.shared_config import SharedConfig
 from distill.statistics import RealStatistics
 from distill.synthetic import Initial, Synthetic
 
@@ -69,7 +72,7 @@ STEP_SIZE = (
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
-class DataDAMConfig:
+class DataDAMConfig(SharedConfig):
     """Settings of DataDAM.
 
     Attributes:
@@ -126,7 +129,6 @@ class DataDAM:
         self.config = config
         self.power, self.weight = config.power or form.power, config.weight or form.weight
         self.batch_real = config.batch_real or form.batch_real
-        self.synthetic = Synthetic.start(initial)
         self.factory: Factory = network or config.network or form.network
         self.network: nn.Module | None = None
         self.augmentation = for_data(initial.spec) if config.augmentation == "auto" else config.augmentation
@@ -135,6 +137,9 @@ class DataDAM:
         small = max(initial.spec.shape[1:]) <= 32
         self.feature_weight = (0.01 if small else 0.02) if config.feature_weight is None else config.feature_weight
         self.total_steps = config.iterations or form.iterations
+        self.synthetic = Synthetic(initial, config, self.total_steps)
+        self.batches = RealBatches(config.real_batches)
+        self.pool = Pool(config, self.factory, config.network or form.network or "ConvNet", self.augmentation)
 
     @property
     def condensed(self) -> CondensedSet:
@@ -154,22 +159,29 @@ class DataDAM:
         parts = [attention(maps[layer], self.power) for layer in layers]
         return torch.cat([self.weight**0.5 * part for part in parts] + [(self.weight * self.feature_weight) ** 0.5 * features], 1)
 
+    def prepare(self, statistics: RealStatistics, progress: bool | None = None) -> None:
+        """Train the pool's networks, or find them in the cache."""
+        self.pool.prepare(statistics, progress)
+
     def step(self, statistics: RealStatistics, generator: torch.Generator) -> dict[str, Tensor]:
         """One iteration of algorithm 1; returns ``loss``, summed over classes (0-dimensional)."""
         network = self._network(statistics, generator)
         augment = shared_draws(self.strategy, statistics, generator)
         joint = has_batchnorm(network)
+        self.batches.renew(statistics, self.real_view, self.batch_real, generator, step=self.synthetic.updates)
         real = statistics.class_means(self.real_view, self.batch_real, augment, generator, joint=joint)
-        images = [part for part, _ in self.synthetic.per_class()]
-        loss, gradients = class_mean_gradients(self.view, real, images, augment, joint=joint)
+        classes = self.synthetic.per_class()
+        images = [part for part, _ in classes]
+        loss, gradients = class_mean_gradients(self.view, real, images, augment, joint=joint, flipped=self.config.flipped)
+        gradients = self.pool.calibrated(gradients, classes, augment, statistics, generator, step=self.synthetic.updates)
         self.synthetic.descend(gradients, self.lr_img, self.config.momentum)
         return {"loss": loss}
 
     def _network(self, statistics: RealStatistics, generator: torch.Generator) -> nn.Module:
         """This step's network, frozen; `view` and `real_view` are its features of synthetic and of real images."""
-        network = renew(self.factory, self.network, statistics.spec, generator, statistics.device).train().requires_grad_(False)
+        network = self.pool.draw(statistics, generator).train().requires_grad_(False)
         if network is not self.network:
-            stays = isinstance(self.factory, str)  # compiling for one step is never worth it
+            stays = isinstance(self.factory, str) or self.config.pool != "random"  # compiling for one step is never worth it
             work = flops(network, statistics.spec) * self.batch_real * len(statistics.classes) * self.total_steps if stays else 0
 
             def view(images: Tensor) -> Tensor:
@@ -182,9 +194,11 @@ class DataDAM:
         return network
 
     def state(self) -> dict[str, Tensor]:
-        """Images and velocity."""
-        return self.synthetic.state()
+        """Images and velocity, and the pool's place."""
+        return {**self.synthetic.state(), **self.pool.state(), **self.batches.state()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Restore `state`."""
         self.synthetic.load_state(state)
+        self.pool.load_state(state, self.synthetic.images.device)
+        self.batches.load_state(state)

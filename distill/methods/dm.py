@@ -14,10 +14,13 @@ from distill.augment import for_data, strategy
 from distill.condensed import CondensedSet
 from distill.configure import STRICT
 from distill.fast import Compile, Precision, accelerated
-from distill.matching import class_mean_gradients
+from distill.matching import class_mean_gradients, mean_distance
 from distill.methods.presets import Paper, Presets
 from distill.methods.siamese import shared_draws
-from distill.networks import Factory, around, create, embed, embed_and_logits, flops, has_batchnorm, renew
+from distill.networks import Factory, around, create, embed, embed_and_logits, flops, has_batchnorm
+from distill.pool import Pool
+from distill.real_batches import RealBatches
+from distill.shared_config import SharedConfig
 from distill.spec import DataSpec
 from distill.statistics import RealStatistics
 from distill.synthetic import Initial, Synthetic
@@ -51,7 +54,7 @@ STEP_SIZE = (
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
-class DMConfig:
+class DMConfig(SharedConfig):
     """Settings of DM. Defaults are those of the paper's code.
 
     Attributes:
@@ -89,12 +92,14 @@ class DM:
 
     def __init__(self, config: DMConfig, initial: CondensedSet, network: Factory | None = None) -> None:
         self.config = config
-        self.synthetic = Synthetic.start(initial)
+        self.synthetic = Synthetic(initial, config, config.iterations)
         self.factory: Factory = network or config.network
         self.network: nn.Module | None = None
         self.centre: Tensor | None = None
         self.augmentation = for_data(initial.spec) if config.augmentation == "auto" else config.augmentation
         self.strategy = strategy(self.augmentation)
+        self.batches = RealBatches(config.real_batches)
+        self.pool = Pool(config, self.factory, config.network, self.augmentation)
         self.lr_img = config.lr_img or image_step(initial.spec, initial.ipc)
         self.total_steps = config.iterations
 
@@ -103,22 +108,50 @@ class DM:
         """The set in its current state."""
         return self.synthetic.to_set(self.augmentation)
 
+    def prepare(self, statistics: RealStatistics, progress: bool | None = None) -> None:
+        """Train the pool's networks, or find them in the cache."""
+        self.pool.prepare(statistics, progress)
+
     def step(self, statistics: RealStatistics, generator: torch.Generator) -> dict[str, Tensor]:
         """One iteration of algorithm 1; returns ``loss``, summed over classes (0-dimensional)."""
         network = self._network(statistics, generator)
+        self.batches.renew(statistics, self.real_features, self.config.batch_real, generator, step=self.synthetic.updates)
         augment = shared_draws(self.strategy, statistics, generator)
         joint = has_batchnorm(network)
         real = statistics.class_means(self.real_view, self.config.batch_real, augment, generator, joint=joint)
-        images = [part for part, _ in self.synthetic.per_class()]
-        loss, gradients = class_mean_gradients(self.view, real, images, augment, joint=joint)
+        classes = self.synthetic.per_class()
+        images = [part for part, _ in classes]
+        flipped, distance = self.config.flipped, self.distance
+        loss, gradients = class_mean_gradients(self.view, real, images, augment, joint=joint, flipped=flipped, distance=distance)
+        gradients = self.pool.calibrated(gradients, classes, augment, statistics, generator, step=self.synthetic.updates)
         self.synthetic.descend(gradients, self.lr_img, self.config.momentum)
         return {"loss": loss}
+
+    def features(self, network: nn.Module, images: Tensor) -> Tensor:
+        """(N, D) of images (N, C, H, W): what is compared, but for what `seen` makes of it."""
+        return embed_and_logits(network, images) if self.config.logits else embed(network, images)
+
+    def seen(self, features: Tensor) -> Tensor:
+        """(N, D') of features (N, D), the same for real and synthetic images; DM compares the features themselves."""
+        return features
+
+    def view(self, images: Tensor) -> Tensor:
+        """What is compared of synthetic images, in this step's network."""
+        return self.seen(self.synthetic_features(images))
+
+    def real_view(self, images: Tensor) -> Tensor:
+        """The same of real images, perhaps compiled or in bfloat16."""
+        return self.seen(self.real_features(images).float())
+
+    def distance(self, real: Tensor, synthetic: Tensor) -> Tensor:
+        """The loss of class means (K, D') of both sides, summed over classes (scalar)."""
+        return mean_distance(real, synthetic)
 
     def _network(self, statistics: RealStatistics, generator: torch.Generator) -> nn.Module:
         """This step's network, frozen; `view` and `real_view` are its features of synthetic and of real images."""
         config, device = self.config, statistics.device
         if config.radius is None:
-            network = renew(self.factory, self.network, statistics.spec, generator, device)
+            network = self.pool.draw(statistics, generator)
         else:
             # Its weights are set below; a resumed run, which has the centre, must not draw them again.
             first = generator if self.centre is None else torch.Generator(device)
@@ -128,24 +161,32 @@ class DM:
             around(network, self.centre, config.radius, generator)
         network.train().requires_grad_(False)
         if network is not self.network:
-            compared = embed_and_logits if config.logits else embed
-            stays = isinstance(self.factory, str) or config.radius is not None  # compiling for one step is never worth it
+            stays = (
+                isinstance(self.factory, str) or config.pool != "random" or config.radius is not None
+            )  # compiling for one step is never worth it
             work = flops(network, statistics.spec) * config.batch_real * len(statistics.classes) * self.total_steps if stays else 0
 
-            def view(images: Tensor) -> Tensor:
-                return compared(network, images)
+            def features(images: Tensor) -> Tensor:
+                return self.features(network, images)
 
-            self.view = view
-            self.real_view = accelerated(view, device, work, config.precision, config.compile if stays else "off")
+            self.real_features = accelerated(features, device, work, config.precision, config.compile if stays else "off")
+            self.synthetic_features = features
             self.network = network
         return network
 
     def state(self) -> dict[str, Tensor]:
         """Images, velocity and (with ``radius``) the centre (P,)."""
-        return {**self.synthetic.state(), **({} if self.centre is None else {"centre": self.centre})}
+        return {
+            **self.synthetic.state(),
+            **self.pool.state(),
+            **self.batches.state(),
+            **({} if self.centre is None else {"centre": self.centre}),
+        }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Restore `state`."""
         self.synthetic.load_state(state)
+        self.pool.load_state(state, self.synthetic.images.device)
+        self.batches.load_state(state)
         if "centre" in state:
             self.centre = state["centre"].to(self.synthetic.images.device)

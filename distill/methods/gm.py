@@ -14,14 +14,17 @@ from torch import Tensor, nn
 
 from distill import sharding
 from distill.augment import apply, draw, for_data, strategy
-from distill.batches import mean_gradient
+from distill.batches import Augment, mean_gradient
 from distill.condensed import CondensedSet
 from distill.configure import STRICT
 from distill.fast import Compile, Fast, Precision
-from distill.matching import gradient_distance
+from distill.matching import gradient_distance, mirrored
 from distill.methods.presets import Paper, Presets
 from distill.methods.siamese import shared_draws
-from distill.networks import Factory, flops, has_batchnorm, renew
+from distill.networks import Factory, embed, flops, has_batchnorm, renew
+from distill.pool import Pool
+from distill.real_batches import RealBatches
+from distill.shared_config import SharedConfig
 from distill.statistics import RealStatistics
 from distill.synthetic import Initial, Synthetic
 
@@ -33,6 +36,8 @@ LARGE_LOOPS = (50, 10)
 # The step size of the images; the readme wants the smaller one for an MLP.
 LR_IMG, LR_IMG_MLP = 0.1, 0.01
 
+
+Distance = Literal["layerwise", "mse", "cosine", "convolutions-mse", "convolutions-l1"]
 
 PRESETS = Presets(
     paper=lambda data, ipc: Paper("VICO-UoE/DatasetCondensation, main.py and utils.py", protocol="dc"),
@@ -60,7 +65,7 @@ STEP_SIZE = (
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
-class GMConfig:
+class GMConfig(SharedConfig):
     """Settings of GM. Defaults are those of the paper's code.
 
     Attributes:
@@ -89,7 +94,7 @@ class GMConfig:
     lr_net: Annotated[float, Field(gt=0)] = 0.01
     batch_real: Annotated[int, Field(ge=1)] = 256
     batch_train: Annotated[int, Field(ge=1)] = 256
-    distance: Literal["layerwise", "mse", "cosine"] = "layerwise"
+    distance: Distance = "layerwise"
     network: str = "ConvNet"
     augmentation: str = "none"
     initial: Initial = "noise"
@@ -116,7 +121,6 @@ class GM:
 
     def __init__(self, config: GMConfig, initial: CondensedSet, network: Factory | None = None) -> None:
         self.config = config
-        self.synthetic = Synthetic.start(initial)
         self.factory: Factory = network or config.network
         self.network: nn.Module | None = None
         self.real_side: Fast | None = None
@@ -124,6 +128,10 @@ class GM:
         self.strategy = strategy(self.augmentation)
         self.outer_steps, self.inner_epochs = loops(config, initial.ipc)
         self.total_steps = config.iterations * self.outer_steps
+        self.lr_img = config.lr_img or LR_IMG
+        self.synthetic = Synthetic(initial, config, self.total_steps)
+        self.pool = Pool(config, self.factory, config.network, self.augmentation)
+        self.batches = RealBatches(config.real_batches)
         self.steps_done = 0
 
     @property
@@ -132,11 +140,15 @@ class GM:
         plain = self.augmentation == "none" == type(self.config)().augmentation
         return self.synthetic.to_set(None if plain else self.augmentation)
 
+    def prepare(self, statistics: RealStatistics, progress: bool | None = None) -> None:
+        """Train the pool's networks, or find them in the cache."""
+        self.pool.prepare(statistics, progress)
+
     def step(self, statistics: RealStatistics, generator: torch.Generator) -> dict[str, Tensor]:
         """One pass of algorithm 1's inner block; returns ``loss``, summed over classes (0-dimensional)."""
         place = self.steps_done % self.outer_steps
-        if place == 0:
-            self.network = renew(self.factory, self.network, statistics.spec, generator, statistics.device)
+        if place == 0 or self.config.pool == "walk":
+            self.network = self.pool.draw(statistics, generator)
         assert self.network is not None
         network = self.network.train()
         if self.real_side is None or self.real_side.network is not network:
@@ -144,28 +156,44 @@ class GM:
         if has_batchnorm(network):
             statistics.warm_batchnorm(network, 16, generator)
 
+        self.batches.renew(statistics, lambda images: embed(network, images), self.config.batch_real, generator, step=self.steps_done)
         augment = shared_draws(self.strategy, statistics, generator)
         real = statistics.class_gradients(self.real_side, self.config.batch_real, augment, generator)
-        parameters = [p for p in network.parameters() if p.requires_grad]
-        total = torch.zeros((), device=statistics.device)
         classes = self.synthetic.per_class()
+        total, gradients = self.compared(network, real, classes, augment)
+        gradients = self.pool.calibrated(gradients, classes, augment, statistics, generator, step=self.synthetic.updates)
+        self.synthetic.descend(gradients, self.lr_img, self.config.momentum)
+
+        self.steps_done += 1
+        # The published loop does not train the network after its last image update: that network is thrown away.
+        # A network that walks through a training on real data is not trained on the images.
+        if place < self.outer_steps - 1 and self.config.pool != "walk":
+            self._train(network.train(), generator)
+        return {"loss": total}
+
+    def compared(
+        self, network: nn.Module, real: list[list[Tensor]], classes: list[tuple[Tensor, Tensor]], augment: Augment
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The loss, summed over classes, and its gradient for each class's images; ``real`` are gradients by class and parameter."""
+        parameters = [p for p in network.parameters() if p.requires_grad]
+        total = torch.zeros((), device=self.synthetic.stored.device)
         gradients = [torch.zeros_like(images) for images, _ in classes]
         for position, (images, labels) in enumerate(classes):
             if not sharding.mine(position):
                 continue
-            loss = F.cross_entropy(network(augment(images, position)), labels)
+            loss = F.cross_entropy(network(augment(self.shown(images), position)), self.shown(labels, mirror=False))
             synthetic = torch.autograd.grad(loss, parameters, create_graph=True)
             distance = gradient_distance(real[position], synthetic, self.config.distance)
             (gradients[position],) = torch.autograd.grad(distance, [images])
             total += distance.detach()
         sharding.summed([total, *gradients])
-        self.synthetic.descend(gradients, self.config.lr_img or LR_IMG, self.config.momentum)
+        return total, gradients
 
-        self.steps_done += 1
-        # As published, the network is not trained after its last image update, because it is discarded.
-        if place < self.outer_steps - 1:
-            self._train(network.train(), generator)
-        return {"loss": total}
+    def shown(self, rows: Tensor, *, mirror: bool = True) -> Tensor:
+        """Images, or with ``mirror`` False their labels; with ``flipped`` twice, the images mirrored the second time."""
+        if not self.config.flipped:
+            return rows
+        return mirrored(rows) if mirror else torch.cat([rows, rows])
 
     def _real_side(self, network: nn.Module, statistics: RealStatistics) -> Fast:
         """The network for real images, which need first derivatives only, so that it may be compiled."""
@@ -193,11 +221,19 @@ class GM:
     def state(self) -> dict[str, Tensor]:
         """Images, velocity, image updates done, and the network that is being trained."""
         network = {f"network.{name}": value for name, value in self.network.state_dict().items()} if self.network else {}
-        return {**self.synthetic.state(), "steps_done": torch.tensor(self.steps_done), **network}
+        return {
+            **self.synthetic.state(),
+            **self.pool.state(),
+            **self.batches.state(),
+            "steps_done": torch.tensor(self.steps_done),
+            **network,
+        }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Restore `state`."""
         self.synthetic.load_state(state)
+        self.pool.load_state(state, self.synthetic.images.device)
+        self.batches.load_state(state)
         self.steps_done = int(state["steps_done"])
         saved = {name.removeprefix("network."): value for name, value in state.items() if name.startswith("network.")}
         if saved:  # interrupted between two image updates of one network; any new one of the same shape gets its weights

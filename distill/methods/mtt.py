@@ -23,6 +23,7 @@ from distill.fast import Compile, worth
 from distill.methods.presets import Paper, Presets
 from distill.networks import Factory, create, flops
 from distill.randomness import generator as stream
+from distill.shared_config import SHARED, SharedConfig
 from distill.statistics import RealStatistics
 from distill.synthetic import Initial, Synthetic
 
@@ -119,7 +120,7 @@ STEP_SIZE = (
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
-class MTTConfig:
+class MTTConfig(SharedConfig):
     """Settings of MTT. Defaults are the authors' for CIFAR-10 at 10 images per class without ZCA; other data need others (`TRAJECTORIES`).
 
     ZCA is a property of the data (``data.whitened()``).
@@ -192,7 +193,7 @@ class MTT:
 
     def __init__(self, config: MTTConfig, initial: CondensedSet, network: Factory | None = None) -> None:
         self.config = config
-        self.synthetic = Synthetic.start(initial)
+        self.synthetic = Synthetic(initial, config, config.iterations)
         self.factory: Factory = network or config.network
         self.augmentation = for_data(initial.spec) if config.augmentation == "auto" else config.augmentation
         self.strategy = strategy(self.augmentation)
@@ -201,6 +202,11 @@ class MTT:
         device = self.synthetic.images.device
         self.lr = torch.tensor(initial.lr or config.lr_init, device=device)
         self.lr_velocity = torch.zeros_like(self.lr)
+        for name in ("pool", "calibration", "flipped", "real_batches"):
+            if getattr(config, name) != SHARED[name]:
+                raise InputError(f"mtt compares weights, not images in networks, so it has no {name}; leave it out.")
+        if config.soft_labels and initial.decode is not None:
+            raise InputError("mtt learns one label an image, and a decoded set stores one for several; leave out soft_labels or decode.")
         soft = initial.labels.is_floating_point()
         if soft and not config.soft_labels:
             raise InputError("the initial set has soft labels and soft_labels is false; set it to true.")

@@ -3,7 +3,7 @@
 import time
 
 from distill import sharding
-from distill.comparison import compared, notes_on, training_of
+from distill.comparison import compared, notes_on, training_of, with_decoded
 from distill.condensed import CondensedSet
 from distill.data import ImageData
 from distill.errors import Diverged, InputError
@@ -120,7 +120,7 @@ def _judge(table: EvaluationTable, method: str, run: Run, condensed: CondensedSe
     for network in table.networks:
         recipe = compared(table.recipe or table.protocol, condensed, data, network)
         accuracies_by_set: dict[str, Accuracy] = {}
-        for label in ("condensed", *table.baselines):
+        for label in ("condensed", *with_decoded(table.baselines, condensed)):
             # The whole set does not depend on the IPC: it is trained once for the study.
             key: dict[str, str | int] = {"stage": "evaluate", "set": method if label == "condensed" else label, "network": network}
             key |= {"ipc": ipc} if label != "whole" else {}

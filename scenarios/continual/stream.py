@@ -30,7 +30,7 @@ def check_later(study: ContinualStudy, data: ImageData, given: Given) -> tuple[i
 
 def _given_first(given: Given, data: ImageData) -> ImageData:
     """An experience whose training images are the given set, whose test images are the real ones of its classes."""
-    spec, condensed = data.spec, given.made.to(data.device)
+    spec, condensed = data.spec, given.made.to(data.device).decoded()
     if condensed.labels.is_floating_point():
         raise InputError(f"the set of {given.name!r} has soft labels; a stream needs class numbers: give a set with hard labels.")
     mean, std = (torch.tensor(values, device=data.device).view(1, -1, 1, 1) for values in (spec.mean, spec.std))

@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Sequence
 
 from distill.condensed import CondensedSet
+from distill.decode import as_text
 from distill.errors import InputError, clipped
 from distill.labels import DEFAULT_KIND
 from distill.set_file import later_tensors
@@ -32,6 +33,8 @@ class Given:
         digest = hashlib.sha256(condensed.images.detach().cpu().contiguous().numpy().data)
         digest.update(condensed.labels.cpu().contiguous().numpy().data)
         digest.update(repr((condensed.lr, condensed.spec.shape, condensed.spec.classes)).encode())
+        if condensed.decode is not None:
+            digest.update(as_text(condensed.decode).encode())
         if condensed.label_kind != DEFAULT_KIND:
             digest.update(condensed.label_kind.encode())
         for name, tensor in later_tensors(condensed).items():

@@ -16,12 +16,13 @@ from distill.evaluation import BASELINES
 from distill.methods import METHODS
 from distill.networks import check_name
 from distill.records import Json
+from distill.shared_config import SharedConfig, stated
 from distill.train import PROTOCOLS, Recipe
 from scenarios.engine.data_table import DataTable as DataTable
 from scenarios.engine.record import Config, Tables
 
 # Options that came later: where they are not used, hashes stay.
-LATER = ("whole_epochs", "drop_epochs", "imbalance", "min_clients", "wait", "mean", "std", "class_names")
+LATER = ("whole_epochs", "drop_epochs", "imbalance", "min_clients", "wait", "mean", "std", "class_names", "mix", "milestones", "decay")
 MAX_IPC = 100_000
 
 
@@ -119,6 +120,8 @@ def shown_value(value: object) -> str:
 def plain_values(value: object) -> Config:
     """A config dataclass as plain values for config.json, without options of later versions that are not used."""
     plain: Config = pydantic.TypeAdapter(type(value)).dump_python(value, mode="json")
+    if isinstance(value, SharedConfig):
+        plain = stated(plain)
     return {key: _older(inner) for key, inner in plain.items() if not (key in LATER and inner is None)}
 
 

@@ -130,9 +130,10 @@ def _attacked(
         losses.append(loss)
         margins.append(margin)
         if isinstance(source, CondensedSet):
-            near.append(nearest_scores(images, source.images))
+            shown = source.decoded()
+            near.append(nearest_scores(images, shown.images))
             if "alignment" in table.attacks:
-                points, whole = (images, data.train.labels[part]), (source.images, source.labels)
+                points, whole = (images, data.train.labels[part]), (shown.images, shown.labels)
                 alignment.append(alignment_scores(aligned, points, whole))
     scores = threshold_scores(np.concatenate(losses))
     accurate = float(np.mean([accuracy(network, data) for network in networks]))

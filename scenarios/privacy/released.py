@@ -205,7 +205,8 @@ def _attacked(
     options, data = run.options, run.data
     ((members, _), (others, _)), condensed = splits, given.made.to(data.device)
     if arm == NEAREST:
-        return {"in_scores": nearest_scores(members, condensed.images), "out_scores": nearest_scores(others, condensed.images)}
+        images = condensed.decoded().images
+        return {"in_scores": nearest_scores(members, images), "out_scores": nearest_scores(others, images)}
     # The random members are one draw for all networks: they stand for a set that was released once.
     source = select(data, "random", condensed.counts, generator(options.seed, "released", "random arm")) if arm == "random" else None
     recipe = compared(table.recipe or table.protocol, condensed, data, table.network)

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from distill.condensed import CondensedSet, Provenance
+from distill.decode import Formation
 from distill.errors import InputError
 from distill.set_parts import StartWeights, StepSizes
 from distill.spec import DataSpec
@@ -109,12 +110,12 @@ def valid_files() -> list[bytes]:
             for quantised in (False, True)
         ]
         + [small_set(2, True, kind=kind).to_bytes() for kind in ("logits", "scores", "weighted")]
-        + [with_parts().to_bytes()]
+        + [with_parts().to_bytes(), dataclasses.replace(small_set(4), decode=Formation(2)).to_bytes()]
     )
 
 
 def with_parts() -> CondensedSet:
-    """A set with all that FORMAT 2 has but a decode kind, of which there is none yet."""
+    """A set with all that FORMAT 2 has but a decode."""
     made = small_set(3)
     steps = StepSizes(torch.tensor([0.5, 0.25]), "cycle", torch.tensor([[0, 1, 2], [3, 4, 5]]))
     weights = StartWeights({"0.weight": torch.ones(2, 3), "0.bias": torch.zeros(2), "seen": torch.tensor(3)}, network="MLP")

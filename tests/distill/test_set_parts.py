@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,16 @@ from torch import Tensor
 
 from distill import set_parts
 from distill.condensed import CondensedSet, Provenance
+from distill.decode import Formation
 from distill.errors import InputError
-from distill.set_file import later_parts, parse
-from distill.set_parts import Encoded, StartWeights, StepSizes
-from distill.spec import DataSpec
+from distill.set_parts import StartWeights, StepSizes
 from tests.distill.hostile_files import small_set, unpack, with_parts
 
 VALUES: list[Any] = [
     None, True, 0, -1, 2, 1e999, float("nan"), 10**400, "", "cycle", "sequence", "x" * 5000, "\n", "\x00", [], {}, [1], ["cycle"], 
     {"kind": "x"}, {"order": "cycle"}, {"order": 3}, {"sha256": "0" * 64}, {"sha256": "0" * 63}, {"network": "../../x", "sha256": None},
-    {"network": 7}, "given", "computed", "published", {"kind": ["x"]}, {"kind": {}}, {"kind": "doubled", "by": 2},
+    {"network": 7}, "given", "computed", "published", {"kind": ["x"]}, {"kind": {}}, {"kind": "formation", "factor": 2},
+    {"kind": "formation", "factor": 0}, {"kind": "frequency", "coefficients": 16}, {"kind": "formation", "factor": 16},
 ]  # fmt: skip
 TENSORS: list[Tensor] = [
     torch.zeros(0), torch.ones(()), torch.ones(3), -torch.ones(3), torch.tensor([float("nan")] * 3), torch.ones(3, dtype=torch.int64),
@@ -49,24 +49,6 @@ def changed(data: bytes, header: Mapping[str, Any] = {}, tensors: Mapping[str, T
     """The file with other keys in its header and other tensors; a tensor that is None is taken away."""
     merged = {**safetensors.torch.load(data), **tensors}
     return packed({name: value for name, value in merged.items() if value is not None}, {**header_of(data), **header})
-
-
-@pytest.fixture
-def doubled(monkeypatch: pytest.MonkeyPatch) -> Callable[[], CondensedSet]:
-    """A decode kind that a test knows: half of the images, each used twice, times a factor."""
-
-    def images(parameters: Mapping[str, Any], tensors: Mapping[str, Tensor], spec: DataSpec, count: int) -> Tensor:
-        if set(tensors) != {"half"} or set(parameters) != {"by"}:
-            raise InputError("doubled needs the tensor half and the parameter by.")
-        return tensors["half"].repeat(2, 1, 1, 1) * parameters["by"]
-
-    monkeypatch.setitem(set_parts.DECODERS, "doubled", images)
-
-    def make() -> CondensedSet:
-        made, half = small_set(0), small_set(1).images[:3]
-        return dataclasses.replace(made, images=half.repeat(2, 1, 1, 1) * 2, decode=Encoded("doubled", {"by": 2}, {"half": half}))
-
-    return make
 
 
 def test_a_set_that_needs_nothing_new_is_format_1_to_the_bit() -> None:
@@ -112,31 +94,11 @@ def test_step_sizes_and_start_weights_are_kept(tmp_path: Path) -> None:
     assert (back.start_weights.sha256, back.step_sizes) == ("ab" * 32, None)  # type: ignore[union-attr]
 
 
-def test_encoded_images_are_stored_and_decoded(doubled: Callable[[], CondensedSet]) -> None:
-    made = doubled()
-    data = made.to_bytes()
-    assert set(safetensors.torch.load(data)) == {"decode.half", "labels"}
-    assert header_of(data)["decode"] == {"kind": "doubled", "by": 2}
-    again = CondensedSet.from_bytes(data)
-    assert torch.equal(again.images, made.images)
-    assert again.to_bytes() == data
-    assert made.nbytes == small_set(0).nbytes - made.images[:3].numel() * 4
-    assert made.subset([int(made.labels[0])]).decode is None
-    assert made.quantised().decode is None
-    with pytest.raises(InputError, match="not those that the set's decode gives"):
-        dataclasses.replace(made, images=made.images + 1).to_bytes()
-    with pytest.raises(InputError, match="encoded or quantised, not both"):
-        dataclasses.replace(small_set(0, quantised=True), decode=made.decode)
-    with pytest.raises(InputError, match=r"decodes to 384 bytes; allowed: 1 to 383"):
-        later_parts(*parse(data), 383)
-
-
 def test_an_unknown_decode_kind_names_the_version() -> None:
-    data = changed(small_set(0).to_bytes(), {"format": 2, "decode": {"kind": "palette"}}, {"images": None, "decode.codes": torch.ones(3)})
-    with pytest.raises(InputError, match=r"'palette', which this version cannot decode \(known: none\); they were made by another version"):
+    data = changed(small_set(0).to_bytes(), {"format": 2, "decode": {"kind": "palette"}})
+    known = r"\(known: formation, frequency\); they were made by another version"
+    with pytest.raises(InputError, match=rf"'palette', which this version cannot decode {known}"):
         CondensedSet.from_bytes(data)
-    with pytest.raises(InputError, match="this version cannot decode"):
-        Encoded("palette", {}, {"codes": torch.ones(3)})
 
 
 @pytest.mark.parametrize(
@@ -160,8 +122,13 @@ def test_an_unknown_decode_kind_names_the_version() -> None:
         ({}, {"start_weights.0.bias": torch.tensor([float("nan")])}, "start_weights: 0.bias holds values that are not finite"),
         ({}, {"start_weights.": torch.ones(1)}, "have a tensor named ''"),
         ({}, {f"start_weights.{k}": torch.ones(()) for k in range(2001)}, "are 2004 tensors; allowed: at most 2000"),
-        ({}, {"decode.codes": torch.ones(1), "images": None}, "decode is in the tensors and not in the header"),
         ({}, {"decode.codes": torch.ones(1)}, "holds the tensors"),
+        ({"decode": {"kind": "formation"}}, {}, "decode 'formation': key 'factor' is missing"),
+        ({"decode": {"kind": "formation", "factor": 3}}, {}, "formation with factor 3 of images of 4 x 4 pixels"),
+        ({"decode": {"kind": "formation", "factor": 10**30}}, {}, "whole number too large"),
+        ({"decode": {"kind": "formation", "factor": "2"}}, {}, "key 'factor' is \"2\"; allowed: a whole number"),
+        ({"decode": {"kind": "formation", "factor": 2, "code": "x"}}, {}, "key 'code'"),
+        ({"decode": {"kind": "frequency", "coefficients": 4}}, {}, r"images are float32 of shape \(6, 1, 4, 4\)"),
         ({"start_weights": {"network": "n" * 300}}, {}, "allowed: a name of 1 to 200 characters"),
     ],
 )
@@ -202,9 +169,10 @@ def test_unions_and_subsets_keep_the_training_or_refuse() -> None:
         made.subset([0, 1, 2])
 
 
-def test_hostile_headers_and_tensors_end_in_a_sound_set_or_one_line(doubled: Callable[[], CondensedSet]) -> None:
+def test_hostile_headers_and_tensors_end_in_a_sound_set_or_one_line() -> None:
     rng = random.Random(5)
-    files = [with_parts().to_bytes(), doubled().to_bytes(), small_set(0).to_bytes(), small_set(2, True, kind="logits").to_bytes()]
+    formed = dataclasses.replace(small_set(1), decode=Formation(2))
+    files = [with_parts().to_bytes(), formed.to_bytes(), small_set(0).to_bytes(), small_set(2, True, kind="logits").to_bytes()]
     whole = [({**header_of(data)}, safetensors.torch.load(data)) for data in files]
     read = longest = 0
     for _ in range(1500):

@@ -1,0 +1,199 @@
+"""How a condensed set's images are stored: each kind turns stored rows into the images that a learner sees.
+
+A set without one stores its images. Every kind is differentiable, so that a method's gradient for the decoded images is pulled back to what
+is stored (`distill.synthetic.Synthetic.descend`). `DECODES` is the table of kinds; a file names its kind and has plain numbers, no code.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Protocol
+
+import pydantic
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.configure import STRICT, configure
+from distill.errors import InputError, clipped
+from distill.spec import DataSpec
+
+MAX_FACTOR = 16
+
+
+class Decode(Protocol):
+    """One way to store images. Stored rows are (N, *stored_shape) float32; each gives ``copies`` images with the row's label.
+
+    Attributes:
+        kind: its name in `DECODES` and in a file.
+        copies: decoded images a stored row.
+        pixels: whether stored rows are pixels of the data's shape, which may be clamped to the data's range, quantised and drawn.
+    """
+
+    kind: ClassVar[str]
+    pixels: ClassVar[bool]
+
+    @property
+    def copies(self) -> int: ...
+    @property
+    def parameters(self) -> dict[str, int]:
+        """What a file's header holds beside the kind: plain numbers."""
+        ...
+
+    def stored_shape(self, spec: DataSpec) -> tuple[int, ...]:
+        """Shape of one stored row. Raises `InputError` where images of this spec cannot be stored so."""
+        ...
+
+    def pads(self, spec: DataSpec) -> bool:
+        """Whether decoding adds grey pixels, which have no place in a white space."""
+        ...
+
+    def decoded(self, stored: Tensor, spec: DataSpec) -> Tensor:
+        """(N, *stored_shape) to (N * copies, C, H, W), the images of a row next to each other; differentiable."""
+        ...
+
+    def encoded(self, images: Tensor, spec: DataSpec) -> Tensor:
+        """(N * copies, C, H, W) to (N, *stored_shape): real images in this form, for a start and for baselines."""
+        ...
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+class Formation:
+    """A grid of ``factor`` x ``factor`` small images in the place of one; each is enlarged (bilinear) to the full size.
+
+    Kim et al., "Dataset Condensation via Efficient Synthetic-Data Parameterization" (IDC), ICML 2022, multi-formation of one scale. Images
+    whose height or width is no multiple of the factor are padded at the bottom and right with the pixel value 0.5.
+    """
+
+    factor: Annotated[int, pydantic.Field(ge=2, le=MAX_FACTOR)]
+
+    kind: ClassVar[str] = "formation"
+    pixels: ClassVar[bool] = True
+
+    @property
+    def copies(self) -> int:
+        return self.factor**2
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        return {"factor": self.factor}
+
+    def stored_shape(self, spec: DataSpec) -> tuple[int, ...]:
+        """The data's own shape."""
+        if min(spec.height, spec.width) < 2 * self.factor:
+            raise InputError(
+                f"formation with factor {self.factor} of images of {spec.height} x {spec.width} pixels; allowed: a factor of at most "
+                f"{min(spec.height, spec.width) // 2}, so that a small image has 2 pixels a side or more."
+            )
+        return spec.shape
+
+    def pads(self, spec: DataSpec) -> bool:
+        return spec.height % self.factor > 0 or spec.width % self.factor > 0
+
+    def decoded(self, stored: Tensor, spec: DataSpec) -> Tensor:
+        """Cells from left to right, then downwards."""
+        height, width = (math.ceil(side / self.factor) for side in (spec.height, spec.width))
+        padded = _padded(stored, spec, height * self.factor, width * self.factor)
+        cells = padded.unfold(2, height, height).unfold(3, width, width)  # (N, C, factor, factor, height, width)
+        cells = cells.permute(0, 2, 3, 1, 4, 5).reshape(-1, spec.channels, height, width)
+        return F.interpolate(cells, size=(spec.height, spec.width), mode="bilinear", align_corners=False)
+
+    def encoded(self, images: Tensor, spec: DataSpec) -> Tensor:
+        """Each image shrunk into its cell by averaging over the pixels that a small pixel covers."""
+        factor, height, width = self.factor, math.ceil(spec.height / self.factor), math.ceil(spec.width / self.factor)
+        cells = F.interpolate(images, size=(height, width), mode="area")
+        cells = cells.reshape(-1, factor, factor, spec.channels, height, width).permute(0, 3, 1, 4, 2, 5)
+        grid = cells.reshape(-1, spec.channels, factor * height, factor * width)
+        return grid[:, :, : spec.height, : spec.width].contiguous()
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+class Frequency:
+    """The ``coefficients`` lowest frequencies of each channel's discrete cosine transform; the image is the inverse transform.
+
+    Shin et al., "Frequency Domain-based Dataset Distillation" (FreD), NeurIPS 2023. FreD keeps the frequencies at which the real images of
+    a class vary most; here they are the lowest ones, which reveal nothing of the data. Stored rows are (C, coefficients).
+    """
+
+    coefficients: Annotated[int, pydantic.Field(ge=1, le=1 << 20)]
+
+    kind: ClassVar[str] = "frequency"
+    pixels: ClassVar[bool] = False
+    copies: ClassVar[int] = 1
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        return {"coefficients": self.coefficients}
+
+    def stored_shape(self, spec: DataSpec) -> tuple[int, ...]:
+        """(C, coefficients)."""
+        if self.coefficients > spec.height * spec.width:
+            raise InputError(f"frequency with {self.coefficients} coefficients; allowed: at most {spec.height * spec.width}, one a pixel.")
+        return spec.channels, self.coefficients
+
+    def pads(self, spec: DataSpec) -> bool:
+        return False
+
+    def decoded(self, stored: Tensor, spec: DataSpec) -> Tensor:
+        rows, columns = cosines(spec.height, stored), cosines(spec.width, stored)
+        spectrum = stored.new_zeros((len(stored), spec.channels, spec.height * spec.width))
+        spectrum = spectrum.index_copy(2, self._positions(spec, stored.device), stored)
+        return rows.T @ spectrum.view(-1, *spec.shape) @ columns
+
+    def encoded(self, images: Tensor, spec: DataSpec) -> Tensor:
+        rows, columns = cosines(spec.height, images), cosines(spec.width, images)
+        return (rows @ images @ columns.T).flatten(2)[:, :, self._positions(spec, images.device)]
+
+    def _positions(self, spec: DataSpec, device: torch.device) -> Tensor:
+        """Flat positions (coefficients,) in a spectrum (H, W), the lowest frequency first; ties go to the smaller row."""
+        down = torch.arange(spec.height, dtype=torch.float64)[:, None] / spec.height
+        right = torch.arange(spec.width, dtype=torch.float64)[None] / spec.width
+        order = (down.square() + right.square()).flatten().argsort(stable=True)
+        return order[: self.coefficients].to(device)
+
+
+DECODES: dict[str, type[Formation] | type[Frequency]] = {"formation": Formation, "frequency": Frequency}
+
+
+def from_parameters(kind: object, parameters: Mapping[str, object]) -> Decode:
+    """A decode from a file's or a message's header, which may be anybody's. Raises `InputError` for what this version does not know."""
+    if not isinstance(kind, str) or kind not in DECODES:
+        raise InputError(
+            f"the images are stored in the form {clipped(kind)!r}, which this version cannot decode (known: {', '.join(DECODES)}); they "
+            "were made by another version of this toolkit: use that one."
+        )
+    return configure(DECODES[kind], parameters, f"decode {kind!r}")
+
+
+def from_text(text: str) -> Decode | None:
+    """What a setting says: "none", "formation:2" or "frequency:64". Raises `InputError`."""
+    if text == "none":
+        return None
+    kind, _, number = text.partition(":")
+    if kind in DECODES and number.isascii() and number.isdigit() and len(number) < 8:
+        (name,) = (field.name for field in dataclasses.fields(DECODES[kind]))
+        return from_parameters(kind, {name: int(number)})
+    raise InputError(f"decode is {clipped(text)!r}; allowed: 'none', 'formation:F' (F x F small images in one) or 'frequency:K'.")
+
+
+def as_text(decode: Decode | None) -> str:
+    """The setting that `from_text` reads."""
+    return "none" if decode is None else f"{decode.kind}:{next(iter(decode.parameters.values()))}"
+
+
+def cosines(size: int, like: Tensor) -> Tensor:
+    """The orthonormal discrete cosine transform (type 2) of ``size`` points as a matrix, frequencies in rows."""
+    place = torch.arange(size, dtype=torch.float64)
+    matrix = torch.cos(math.pi / size * torch.outer(place, place + 0.5)) * math.sqrt(2 / size)
+    matrix[0] /= math.sqrt(2)
+    return matrix.to(like)
+
+
+def _padded(stored: Tensor, spec: DataSpec, height: int, width: int) -> Tensor:
+    """``stored`` (N, C, H, W) with grey (pixel value 0.5) at the bottom and right, up to this size."""
+    if (height, width) == (spec.height, spec.width):
+        return stored
+    mean, std = (torch.tensor(values, dtype=stored.dtype, device=stored.device).view(1, -1, 1, 1) for values in (spec.mean, spec.std))
+    grey = ((0.5 - mean) / std).expand(len(stored), -1, height, width)
+    below = torch.cat([stored, grey[:, :, spec.height :, : spec.width]], 2)
+    return torch.cat([below, grey[:, :, :, spec.width :]], 3)

@@ -1,0 +1,38 @@
+"""Acc-DD: IDC with networks of an early stage of training, perturbed.
+
+Zhang et al., "Accelerating Dataset Distillation via Model Augmentation", CVPR 2023. What it changes in idc.py is the pool: five networks
+of two epochs, whose filters are moved at random (`distill.pool.perturb`).
+"""
+
+import dataclasses
+from typing import Annotated
+
+import pydantic
+from pydantic import Field
+
+from distill.configure import STRICT
+from distill.methods import idc
+from distill.methods.presets import Paper
+from distill.shared_config import PoolKind
+
+PRESETS = dataclasses.replace(
+    idc.PRESETS,
+    paper=lambda data, ipc: Paper("ncsu-dk-lab/Acc-DD, argument.py and weight_perturbation.py; its code does not start", protocol="idc"),
+)
+STEP_SIZE = "Acc-DD's loss is IDC's; its authors take 0.01 on CIFAR-10 and CIFAR-100, times ipc / 10, for pixels in [0, 1]."
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+class AccDDConfig(idc.IDCConfig):
+    """IDC's settings with a pool of five networks of two epochs, and a fifth of the networks (the authors' "5x")."""
+
+    iterations: Annotated[int, Field(ge=1)] = 400
+    pool: PoolKind = "early"
+    pool_networks: Annotated[int, Field(ge=1)] = 5
+    pool_epochs: Annotated[int, Field(ge=1)] = 2
+
+
+class AccDD(idc.IDC):
+    """Gradient matching under `AccDDConfig`."""
+
+    presets = PRESETS

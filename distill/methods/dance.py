@@ -1,0 +1,87 @@
+"""DANCE: distribution matching in blended, trained networks, with calibration, of images stored in a formation.
+
+Zhang et al., "DANCE: Dual-View Distribution Alignment for Dataset Condensation", IJCAI 2024. The loss and the loop are dm.py's; DANCE
+changes where networks come from (`distill.pool`), adds a calibration and stores four small images in the place of one.
+"""
+
+from typing import Annotated, Literal
+
+import pydantic
+from pydantic import Field
+
+from distill.condensed import CondensedSet
+from distill.configure import STRICT
+from distill.methods.dm import DM, DMConfig
+from distill.methods.presets import Paper, Presets
+from distill.networks import Factory
+from distill.shared_config import PoolKind
+from distill.spec import DataSpec
+
+PRESETS = Presets(
+    paper=lambda data, ipc: Paper("Hansong-Zhang/DANCE, DANCE.py and arguments/", protocol="idc"),
+    short={"iterations": 600, "lr_img": 10.0, "pool_networks": 2, "pool_epochs": 2},
+    digits={
+        "iterations": 100,
+        "lr_img": 5.0,
+        "batch_real": 64,
+        "network": "ConvNetW32",
+        "decode": "none",
+        "augmentation": "auto",
+        "pool_networks": 2,
+    },
+    memory={
+        "decode": "none",
+        "clamp": False,
+        "iterations": 60,
+        "lr_img": 5.0,
+        "batch_real": 64,
+        "network": "ConvNetW32",
+        "pool_networks": 1,
+        "pool_epochs": 1,
+    },
+    client={"augmentation": "none", "iterations": 100, "lr_img": 10.0, "batch_real": 128},
+    sweep={"batch_real": 32},
+    cost=2,
+    published_ipc={"": 50},
+    above="compare decode 'formation:2' and 'none' on validation images: the formation loses at many images a class",
+)
+STEP_SIZE = (
+    "DANCE's step size is 0.01 times the images a class for pixels in [0, 1]; for normalised pixels that is divided by the square of their "
+    "standard deviation."
+)
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+class DANCEConfig(DMConfig):
+    """Defaults are those of the authors' code, with its 20 networks of 60 epochs. ``lr_img`` None is `image_step`'s rule.
+
+    The authors train with a schedule of step sizes; here it is constant. They keep the images that are best on the test set; here the last
+    ones count.
+    """
+
+    iterations: Annotated[int, Field(ge=1)] = 10_000
+    batch_real: Annotated[int, Field(ge=1)] = 128
+    augmentation: str = "color_crop_cutout"
+    decode: str = "formation:2"
+    clamp: bool = True
+    updates: Literal["together", "per_class"] = "per_class"
+    pool: PoolKind = "blend"
+    pool_networks: Annotated[int, Field(ge=1)] = 20
+    pool_epochs: Annotated[int, Field(ge=1)] = 60
+    calibration: Annotated[float, Field(ge=0)] = 1.0
+
+
+def image_step(spec: DataSpec, ipc: int) -> float:
+    """0.01 * ipc for pixels in [0, 1], as a step of normalised pixels."""
+    variance = sum(value**2 for value in spec.std) / len(spec.std)
+    return 0.01 * ipc / variance
+
+
+class DANCE(DM):
+    """Distribution matching under `DANCEConfig`."""
+
+    presets = PRESETS
+
+    def __init__(self, config: DANCEConfig, initial: CondensedSet, network: Factory | None = None) -> None:
+        super().__init__(config, initial, network)
+        self.lr_img = config.lr_img or image_step(initial.spec, initial.ipc)

@@ -1,0 +1,73 @@
+"""DCC and DSAC: gradient matching of all classes together, so that differences between classes count.
+
+Lee et al., "Dataset Condensation with Contrastive Signals", ICML 2022. The loop is gm.py's; DCC compares the gradient of the full
+synthetic set with the mean of the classes' real gradients, DSAC does so under DSA's augmentation.
+"""
+
+import dataclasses
+from typing import Annotated
+
+import pydantic
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from distill import sharding
+from distill.batches import Augment
+from distill.configure import STRICT
+from distill.matching import gradient_distance
+from distill.methods import dsa, gm
+from distill.methods.presets import Paper
+from distill.synthetic import Initial
+
+PRESETS = dataclasses.replace(gm.PRESETS, paper=lambda data, ipc: Paper("Saehyung-Lee/DCC, main.py", protocol="dc"))
+DSAC_PRESETS = dataclasses.replace(dsa.PRESETS, paper=lambda data, ipc: Paper("Saehyung-Lee/DCC, main.py --method DSA", protocol="dsa"))
+STEP_SIZE = "DCC's loss is a sum of cosine distances over layers and their output units, once for all classes; its authors take lr_img=0.1."
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+class DCCConfig(gm.GMConfig):
+    """As `GMConfig`, from real images. The classes are compared one by one in the first ``warm_updates`` image updates of each of the first
+    ``warm_networks`` networks, and together afterwards (the authors' code)."""
+
+    initial: Initial = "real"
+    warm_networks: Annotated[int, Field(ge=0)] = 250
+    warm_updates: Annotated[int, Field(ge=0)] = 10
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+class DSACConfig(DCCConfig):
+    """As `DCCConfig`, with DSA's strategy for the data."""
+
+    augmentation: str = "auto"
+
+
+class DCC(gm.GM):
+    """Gradient matching under `DCCConfig`."""
+
+    presets = PRESETS
+    config: DCCConfig
+
+    def compared(
+        self, network: nn.Module, real: list[list[Tensor]], classes: list[tuple[Tensor, Tensor]], augment: Augment
+    ) -> tuple[Tensor, list[Tensor]]:
+        """One distance for all classes, whose images go through one and the same transform."""
+        started, place = divmod(self.steps_done, self.outer_steps)
+        if started < self.config.warm_networks and place < self.config.warm_updates:
+            return super().compared(network, real, classes, augment)
+        parameters = [p for p in network.parameters() if p.requires_grad]
+        own = [gradient for position, gradient in enumerate(real) if sharding.mine(position)]
+        sums = [torch.stack(parts).sum(0) for parts in zip(*own, strict=True)] or [torch.zeros_like(p) for p in parameters]
+        mean = [part / len(classes) for part in sharding.summed(sums)]
+        images, labels = (torch.cat([self.shown(pair[i], mirror=i == 0) for pair in classes]) for i in (0, 1))
+        loss = F.cross_entropy(network(augment(images, 0)), labels)
+        synthetic = torch.autograd.grad(loss, parameters, create_graph=True)
+        distance = gradient_distance(mean, synthetic, self.config.distance)
+        return distance.detach(), list(torch.autograd.grad(distance, [images for images, _ in classes]))
+
+
+class DSAC(DCC):
+    """Gradient matching under `DSACConfig`."""
+
+    presets = DSAC_PRESETS

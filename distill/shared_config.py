@@ -1,0 +1,63 @@
+"""Settings that methods share: how images are stored and updated, and which networks they are compared in."""
+
+import dataclasses
+from typing import Annotated, Literal
+
+import pydantic
+from pydantic import Field
+
+from distill.configure import STRICT
+from distill.decode import from_text
+
+PoolKind = Literal["random", "early", "blend", "walk", "stages", "sphere"]
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+class SharedConfig:
+    """The first fields of a method's config. At their defaults a method runs as it is published.
+
+    Args:
+        decode: how images are stored: "none", "formation:F" or "frequency:K" (`distill.decode`).
+        optimizer: update of the stored images: "sgd" with the method's momentum, or "adam" (betas 0.9 and 0.999).
+        schedule: step size of the images over the run: "constant", or "cosine" down to zero.
+        clamp: whether stored pixels are kept in the data's range [0, 1] after each update.
+        updates: one update for all classes ("together"), or one after the other with one momentum ("per_class", as IDC and DANCE do).
+        flipped: whether the synthetic images are matched together with their mirror images (FYI, Son et al., ECCV 2024).
+        pool: the networks that images are compared in (`distill.pool`).
+        pool_networks: number of trained networks in the pool.
+        pool_epochs: epochs of training of each.
+        pool_lr: their step size of SGD with momentum 0.9, batches of 64.
+        calibration: weight of the cross-entropy of the synthetic images under a trained network of the pool, added to the loss; 0 is none
+            (Zhang et al., DANCE, IJCAI 2024, eq. 8).
+        calibration_every: steps between two calibrations, each of which then counts that many times.
+        real_batches: how real batches of a class are chosen, "random" or "kmeans" (images nearest to cluster centres; DREAM, Liu et al.,
+            ICCV 2023). "kmeans" reads every image, so that private statistics refuse it.
+    """
+
+    decode: str = "none"
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    schedule: Literal["constant", "cosine"] = "constant"
+    clamp: bool = False
+    updates: Literal["together", "per_class"] = "together"
+    flipped: bool = False
+    pool: PoolKind = "random"
+    pool_networks: Annotated[int, Field(ge=1)] = 5
+    pool_epochs: Annotated[int, Field(ge=1)] = 2
+    pool_lr: Annotated[float, Field(gt=0)] = 0.01
+    calibration: Annotated[float, Field(ge=0)] = 0.0
+    calibration_every: Annotated[int, Field(ge=1)] = 1
+    real_batches: Literal["random", "kmeans"] = "random"
+
+    @pydantic.field_validator("decode")
+    @classmethod
+    def _known(cls, text: str) -> str:
+        from_text(text)
+        return text
+
+
+SHARED = {field.name: field.default for field in dataclasses.fields(SharedConfig)}
+
+
+def stated(values: dict[str, object]) -> dict[str, object]:
+    """A config's fields by name, without shared ones at their defaults: records and hashes from before them stay as they are."""
+    return {name: value for name, value in values.items() if name not in SHARED or value != SHARED[name]}
