@@ -69,7 +69,7 @@ class ExpertConfig:
         return self.epochs * self.per_epoch
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """What each expert depends on by name: not their number, and later fields only where they are used, so that old ones are found."""
         later = {"momentum": 0.0, "per_epoch": 1}
         fields = dataclasses.asdict(self).items()

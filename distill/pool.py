@@ -70,7 +70,7 @@ class Pool:
     def prepare(self, statistics: RealStatistics, progress: bool | None = None) -> None:
         """Train the networks, or find them in the cache; `draw` and `trained` do it where nobody called this."""
         if self.trains and self.trajectories is None and not isinstance(self.factory, Received):
-            self.trajectories = statistics.trajectories(self.experts, self.factory, progress)
+            self.trajectories = statistics.trajectories(self.experts, self.factory, progress=progress)
 
     def draw(self, statistics: RealStatistics, generator: torch.Generator) -> nn.Module:
         """The next network, in training mode, all parameters trainable."""

@@ -82,12 +82,12 @@ class IDM(DM):
         def embedding(images: Tensor) -> Tensor:
             return self.with_predictions(network, images, width)
 
-        both = statistics.class_means(embedding, self.config.batch_real, augment, generator, joint)
+        both = statistics.class_means(embedding, self.config.batch_real, augment, generator, joint=joint)
         real, predicted = both[:, :-width], both[:, -width:]
         accuracy = 100 * predicted[torch.arange(len(both)), list(statistics.classes)].mean()
         classes = self.synthetic.per_class()
         images = [part for part, _ in classes]
-        loss, gradients = class_mean_gradients(self.view, real, images, augment, joint, self.config.flipped)
+        loss, gradients = class_mean_gradients(self.view, real, images, augment, joint=joint, flipped=self.config.flipped)
         entropy, more = calibration_gradients(network, classes, augment)
         factor = self.config.entropy_weight * accuracy
         self.synthetic.descend([a + factor * b for a, b in zip(gradients, more, strict=True)], self.lr_img, self.config.momentum)
