@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from distill import quantise, set_file
 from distill.augment import strategy
-from distill.decode import Decode, as_text
+from distill.decode import Decode, check_space
 from distill.errors import InputError, type_and_shape
 from distill.joining import check_alike
 from distill.labels import DEFAULT_KIND, check_kind, check_labels
@@ -83,15 +83,10 @@ class CondensedSet:
             good = len(self.quantisation) == self.spec.channels
             if not (good and all(math.isfinite(low) and math.isfinite(step) and step > 0 for low, step in self.quantisation)):
                 raise InputError(f"quantisation is {str(self.quantisation)[:80]}; allowed: a finite low and a positive step per channel.")
-            if self.decode is not None and not self.decode.pixels:
-                raise InputError(f"quantisation is of pixels, and this set stores {self.decode.kind} rows; leave one of the two out.")
         if self.step_sizes is not None:
             self.step_sizes.check(len(images) * (1 if self.decode is None else self.decode.copies))
-        if self.whitening is not None and self.decode is not None and self.decode.pads(self.spec):
-            raise InputError(
-                f"{as_text(self.decode)} pads images of {self.spec.height} x {self.spec.width} pixels with grey, which whitened images do "
-                "not have; take a factor that divides both sides, or no whitening."
-            )
+        if self.decode is not None:
+            check_space(self.decode, self.spec, quantised=self.quantisation is not None, whitened=self.whitening is not None)
         if self.whitening is not None and self.whitening.mean.numel() != math.prod(self.spec.shape):
             raise InputError(
                 f"whitening is for images of {self.whitening.mean.numel()} values; allowed: {math.prod(self.spec.shape)}, as these have."

@@ -181,6 +181,17 @@ def as_text(decode: Decode | None) -> str:
     return "none" if decode is None else f"{decode.kind}:{next(iter(decode.parameters.values()))}"
 
 
+def check_space(decode: Decode, spec: DataSpec, *, quantised: bool, whitened: bool) -> None:
+    """Raises `InputError` where rows of this kind can be neither quantised nor whitened, and the set's are."""
+    if quantised and not decode.pixels:
+        raise InputError(f"quantisation is of pixels, and this set stores {decode.kind} rows; leave one of the two out.")
+    if whitened and decode.pads(spec):
+        raise InputError(
+            f"{as_text(decode)} pads images of {spec.height} x {spec.width} pixels with grey, which whitened images do not have; take a "
+            "factor that divides both sides, or no whitening."
+        )
+
+
 def cosines(size: int, like: Tensor) -> Tensor:
     """The orthonormal discrete cosine transform (type 2) of ``size`` points as a matrix, frequencies in rows."""
     place = torch.arange(size, dtype=torch.float64)

@@ -67,7 +67,7 @@ class Pool:
         """Whether the pool needs trained networks."""
         return self.kind in ("early", "blend", "walk", "stages") or self.config.calibration > 0
 
-    def prepare(self, statistics: RealStatistics, progress: bool | None = None) -> None:
+    def prepare(self, statistics: RealStatistics, *, progress: bool | None = None) -> None:
         """Train the networks, or find them in the cache; `draw` and `trained` do it where nobody called this."""
         if self.trains and self.trajectories is None and not isinstance(self.factory, Received):
             self.trajectories = statistics.trajectories(self.experts, self.factory, progress=progress)

@@ -20,9 +20,8 @@ class RealBatches:
     def renew(self, statistics: RealStatistics, embed: Embed, batch_size: int, generator: torch.Generator, *, step: int) -> None:
         """Before update number ``step``: choose batches where they are due. Raises `InputError` where data are private."""
         if self.clustered:
-            if step % CHOICE_EVERY == 0 or not self.chosen:
-                self.chosen = statistics.choose(embed, batch_size, generator)
-            statistics.take(self.chosen)
+            due = step % CHOICE_EVERY == 0
+            self.chosen = statistics.choose(embed, batch_size, generator, None if due else self.chosen)
 
     def state(self) -> dict[str, Tensor]:
         """Positions of the chosen images by class, for a checkpoint."""

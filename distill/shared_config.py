@@ -1,6 +1,7 @@
 """Settings that methods share: how images are stored and updated, and which networks they are compared in."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import pydantic
@@ -8,6 +9,7 @@ from pydantic import Field
 
 from distill.configure import STRICT
 from distill.decode import from_text
+from distill.errors import InputError
 
 PoolKind = Literal["random", "early", "blend", "walk", "stages", "sphere"]
 
@@ -56,6 +58,13 @@ class SharedConfig:
 
 
 SHARED = {field.name: field.default for field in dataclasses.fields(SharedConfig)}
+
+
+def refuse(config: SharedConfig, names: Sequence[str], why: str) -> None:
+    """Raises `InputError` where one of these settings is used by a method for which it has no meaning."""
+    for name in names:
+        if getattr(config, name) != SHARED[name]:
+            raise InputError(f"{why}, so it has no {name}; leave it out.")
 
 
 def stated(values: dict[str, object]) -> dict[str, object]:

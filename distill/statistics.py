@@ -81,15 +81,12 @@ class RealStatistics(Protocol):
         """Weights of networks trained on the real data, by epoch, which MTT matches."""
         ...
 
-    def choose(self, embed: Embed, batch_size: int, generator: torch.Generator) -> list[Tensor]:
-        """For each class the positions (n,) of the images nearest to its ``batch_size`` cluster centres, for `take`.
+    def choose(self, embed: Embed, batch_size: int, generator: torch.Generator, chosen: list[Tensor] | None = None) -> list[Tensor]:
+        """From now on each class's batch is the images nearest to its ``batch_size`` cluster centres, or those ``chosen`` before.
 
-        Every image is read, so that a private form raises `InputError`.
+        Returns:
+            For each class the positions (n,) of its images. Every image is read for it, so that a private form raises `InputError`.
         """
-        ...
-
-    def take(self, chosen: list[Tensor]) -> None:
-        """Batches are these images from now on; an empty list draws random batches again."""
         ...
 
     def initial_images(self, kind: str, ipc: int | Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -197,8 +194,12 @@ class ExactStatistics:
         """Experts trained now, or found in the cache (`distill.experts.train_experts`)."""
         return train_experts(self.data, config, network, progress=progress)
 
-    def choose(self, embed: Embed, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+    def choose(self, embed: Embed, batch_size: int, generator: torch.Generator, chosen: list[Tensor] | None = None) -> list[Tensor]:
         """See `RealStatistics.choose`; clusters are those of features, by k-means as `distill.coresets` runs it."""
+        self._chosen = chosen or self._clustered(embed, batch_size, generator)
+        return self._chosen
+
+    def _clustered(self, embed: Embed, batch_size: int, generator: torch.Generator) -> list[Tensor]:
         chosen = []
         for label in self.classes:
             indices = self.data.class_indices(label)
@@ -207,10 +208,6 @@ class ExactStatistics:
                 parts = [embed(self.data.normalised("train", part)) for part in indices.split(CHOICE_CHUNK)]
             chosen.append(indices[clustered(torch.cat(parts), count, generator).to(indices.device)])
         return chosen
-
-    def take(self, chosen: list[Tensor]) -> None:
-        """See `RealStatistics.take`."""
-        self._chosen = chosen
 
     def initial_images(self, kind: str, ipc: int | Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Up to ``ipc`` images a class, chosen by a coreset; `InputError` for an unknown name."""

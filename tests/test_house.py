@@ -57,6 +57,7 @@ def unread(sources: dict[str, str]) -> list[str]:
     A mention is an attribute that is read, or a string (a table's key, or a name for getattr).
     """
     trees = {module: ast.parse(text) for module, text in sources.items()}
+    plain = {name for tree in trees.values() for name in config_fields(tree, derived=False)}
     mentions: dict[str, set[str]] = {}
     imports: dict[str, set[str]] = {}
     for module, tree in trees.items():
@@ -71,16 +72,24 @@ def unread(sources: dict[str, str]) -> list[str]:
         f"{module}.{name}"
         for module, tree in trees.items()
         for name in config_fields(tree)
+        if not (
+            name not in plain and any(base.endswith(f".{name.partition('.')[2]}") for base in plain)
+        )  # another default of a base's field
         if not any(name.partition(".")[2] in mentions[other] for other in trees if other == module or module in imports[other])
     ]
 
 
-def config_fields(tree: ast.Module) -> Iterator[str]:
+def config_fields(tree: ast.Module, *, derived: bool = True) -> Iterator[str]:
+    """Class.field of config dataclasses; without ``derived`` only of classes that do not inherit from another config."""
     for node in ast.walk(tree):
         if (
             isinstance(node, ast.ClassDef)
             and node.name.endswith(("Config", "Table", "Recipe", "Settings", "Training", "Options", "Crew"))
             and any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
+            and (
+                derived
+                or not any(ast.unparse(base).endswith("Config") and not ast.unparse(base).endswith("SharedConfig") for base in node.bases)
+            )
         ):
             targets = [item.target for item in node.body if isinstance(item, ast.AnnAssign)]
             yield from (f"{node.name}.{target.id}" for target in targets if isinstance(target, ast.Name))

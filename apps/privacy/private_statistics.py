@@ -308,16 +308,12 @@ class PrivateStatistics:
         rate = self._asked[1] or min(1.0, config.batch_size / self.population)
         if self._plan is None and self._ledger.plan is None:
             self._asked = (self._asked[0], rate)
-        plan = self._planned(config.batch_size, config.experts * steps)
-        return train_private_experts(self, self._data, config, network, plan, steps)
+        return train_private_experts(self, self._data, config, network, self._planned(config.batch_size, config.experts * steps), steps)
 
     def warm_batchnorm(self, network: nn.Module, per_class: int, generator: torch.Generator) -> None:
         raise refused("BatchNorm statistics of real images", "use a network with instance or group norm, for example ConvNet")
 
-    def choose(self, embed: Embed, batch_size: int, generator: torch.Generator) -> list[Tensor]:
-        raise refused("batches chosen by looking at all images", 'use real_batches="random"')
-
-    def take(self, chosen: list[Tensor]) -> None:
+    def choose(self, embed: Embed, batch_size: int, generator: torch.Generator, chosen: list[Tensor] | None = None) -> list[Tensor]:
         raise refused("batches chosen by looking at all images", 'use real_batches="random"')
 
     def initial_images(self, kind: str, ipc: int | Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -159,9 +159,9 @@ class DataDAM:
         parts = [attention(maps[layer], self.power) for layer in layers]
         return torch.cat([self.weight**0.5 * part for part in parts] + [(self.weight * self.feature_weight) ** 0.5 * features], 1)
 
-    def prepare(self, statistics: RealStatistics, progress: bool | None = None) -> None:
+    def prepare(self, statistics: RealStatistics, *, progress: bool | None = None) -> None:
         """Train the pool's networks, or find them in the cache."""
-        self.pool.prepare(statistics, progress)
+        self.pool.prepare(statistics, progress=progress)
 
     def step(self, statistics: RealStatistics, generator: torch.Generator) -> dict[str, Tensor]:
         """One iteration of algorithm 1; returns ``loss``, summed over classes (0-dimensional)."""

@@ -108,9 +108,9 @@ class DM:
         """The set in its current state."""
         return self.synthetic.to_set(self.augmentation)
 
-    def prepare(self, statistics: RealStatistics, progress: bool | None = None) -> None:
+    def prepare(self, statistics: RealStatistics, *, progress: bool | None = None) -> None:
         """Train the pool's networks, or find them in the cache."""
-        self.pool.prepare(statistics, progress)
+        self.pool.prepare(statistics, progress=progress)
 
     def step(self, statistics: RealStatistics, generator: torch.Generator) -> dict[str, Tensor]:
         """One iteration of algorithm 1; returns ``loss``, summed over classes (0-dimensional)."""

@@ -140,9 +140,9 @@ class GM:
         plain = self.augmentation == "none" == type(self.config)().augmentation
         return self.synthetic.to_set(None if plain else self.augmentation)
 
-    def prepare(self, statistics: RealStatistics, progress: bool | None = None) -> None:
+    def prepare(self, statistics: RealStatistics, *, progress: bool | None = None) -> None:
         """Train the pool's networks, or find them in the cache."""
-        self.pool.prepare(statistics, progress)
+        self.pool.prepare(statistics, progress=progress)
 
     def step(self, statistics: RealStatistics, generator: torch.Generator) -> dict[str, Tensor]:
         """One pass of algorithm 1's inner block; returns ``loss``, summed over classes (0-dimensional)."""

@@ -23,7 +23,7 @@ from distill.fast import Compile, worth
 from distill.methods.presets import Paper, Presets
 from distill.networks import Factory, create, flops
 from distill.randomness import generator as stream
-from distill.shared_config import SHARED, SharedConfig
+from distill.shared_config import SharedConfig, refuse
 from distill.statistics import RealStatistics
 from distill.synthetic import Initial, Synthetic
 
@@ -202,9 +202,7 @@ class MTT:
         device = self.synthetic.images.device
         self.lr = torch.tensor(initial.lr or config.lr_init, device=device)
         self.lr_velocity = torch.zeros_like(self.lr)
-        for name in ("pool", "calibration", "flipped", "real_batches"):
-            if getattr(config, name) != SHARED[name]:
-                raise InputError(f"mtt compares weights, not images in networks, so it has no {name}; leave it out.")
+        refuse(config, ("pool", "calibration", "flipped", "real_batches"), "mtt compares weights, not images in networks")
         if config.soft_labels and initial.decode is not None:
             raise InputError("mtt learns one label an image, and a decoded set stores one for several; leave out soft_labels or decode.")
         soft = initial.labels.is_floating_point()
