@@ -297,8 +297,7 @@ class MTT:
         return batches[: self.config.syn_steps]
 
     def _draw(self, generator: torch.Generator, count: int) -> Parameters:
-        height, width = self.synthetic.images.shape[-2:]
-        return draw(self.strategy, generator, height, width, count)
+        return draw(self.strategy, generator, *self.synthetic.spec.shape[1:], count)
 
     def state(self) -> dict[str, Tensor]:
         """Images, the learned step size, soft labels where they are learned, and their velocities."""
