@@ -239,9 +239,8 @@ class MTT:
             c.expert_seed,
         )
         self.trajectories = statistics.trajectories(expert_config, self.factory, progress=progress)
-        # Any network of this shape: its weights are set in every step.
         device = self.synthetic.images.device
-        network = create(self.factory, statistics.spec, stream(0, "mtt", "shape"), device)
+        network = create(self.factory, statistics.spec, stream(0, "mtt", "shape"), device)  # weights are set in every step
         work = 12.0 * flops(network, statistics.spec) * min(c.batch_syn or 10**9, len(self.synthetic.images)) * c.syn_steps * c.iterations
         # A student on few images waits for Python more than for arithmetic: compiled, a step is 9 ms shorter (10 images, width 32).
         many = c.compile == "auto" and c.syn_steps * c.iterations >= WORTH_STUDENT_STEPS
