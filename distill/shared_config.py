@@ -69,4 +69,5 @@ def refuse(config: SharedConfig, names: Sequence[str], why: str) -> None:
 
 def stated(values: dict[str, object]) -> dict[str, object]:
     """A config's fields by name, without shared ones at their defaults: records and hashes from before them stay as they are."""
-    return {name: value for name, value in values.items() if name not in SHARED or value != SHARED[name]}
+    used = {name: value for name, value in values.items() if name not in SHARED or value != SHARED[name]}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in used.items()}  # as JSON gives them back

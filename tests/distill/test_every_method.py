@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from distill.checkpoint import load_checkpoint, save_checkpoint, state_of
-from distill.condensed import CondensedSet
 from distill.comparison import formed
+from distill.condensed import CondensedSet
 from distill.coresets import select
 from distill.data import ImageData
 from distill.decode import from_text
@@ -31,7 +31,8 @@ ALSO: dict[str, dict[str, object]] = {
     "mtt": {"experts": 2, "max_start_epoch": 2, "expert_epochs": 1, "syn_steps": 3, "expert_lr": 0.05, "lr_img": 30.0},
 }
 # Settings of four steps that pass through every kind of step a method has.
-FOUR_STEPS = {name: {"iterations": 2, "outer_steps": 2, "inner_epochs": 2} for name in ("gm", "dsa", "dcc", "dsac", "cafe", "idc", "accdd", "dream")}
+GRADIENTS = ("gm", "dsa", "dcc", "dsac", "cafe", "idc", "accdd", "dream")
+FOUR_STEPS = {name: {"iterations": 2, "outer_steps": 2, "inner_epochs": 2} for name in GRADIENTS}
 # Steps are cheap or dear by method; each entry is what the tests below need on a laptop. Digits: enough to beat random images.
 DIGITS = {
     "dm": {"iterations": 25, "lr_img": 5.0},
@@ -202,8 +203,10 @@ def test_wrong_settings_are_one_line(method: str, toy_data: ImageData) -> None:
             condense(toy_data, method, **{**small(method), **settings})
         assert text in str(caught.value)
         assert "\n" not in str(caught.value)
+    two, form = toy_data.subset([0, 1]), from_text(METHODS[method][0]().decode)
+    start = select(two, "random", 1, generator(0, "x")) if form is None else formed(two, "random", [1, 1, 0], form, generator(0, "x"))
     with pytest.raises(InputError, match="classes"):
-        condense(toy_data, method, initial=select(toy_data.subset([0, 1]), "random", 1, generator(0, "x")), **small(method))
+        condense(toy_data, method, initial=start, **small(method))
 
 
 @pytest.mark.parametrize("method", DIGITS)
