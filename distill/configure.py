@@ -78,7 +78,7 @@ def _one_line(kind: type, error: pydantic.ValidationError, where: str) -> InputE
         return InputError(f"{where}: key {key!r}: {own}")
     value = quoted(first["input"])
     if first["type"] == "literal_error" and isinstance(first["input"], str):
-        options = [part.strip().strip("'") for part in allowed.split(",")]
+        options = [part.strip().strip("'") for part in allowed.removesuffix(f" or {_NAMES[type(None)]}").split(",")]
         return unknown_name(f"{where}: key {key!r}: value", first["input"], options)
     return InputError(f"{where}: key {key!r} is {value}; allowed: {allowed}.")
 

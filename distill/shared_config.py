@@ -67,6 +67,15 @@ def refuse(config: SharedConfig, names: Sequence[str], why: str) -> None:
             raise InputError(f"{why}, so it has no {name}; leave it out.")
 
 
+def learner_strategy(config: object, strategy: str) -> str | None:
+    """The augmentation that a set names for its learners: the method's own, but none where its default is one for matching only.
+
+    ``config`` is a method's config, ``strategy`` its augmentation with "auto" resolved.
+    """
+    default = getattr(type(config)(), "augmentation", "auto")
+    return None if default != "auto" and getattr(config, "augmentation", None) == default else strategy
+
+
 def stated(values: dict[str, object]) -> dict[str, object]:
     """A config's fields by name, without shared ones at their defaults: records and hashes from before them stay as they are."""
     used = {name: value for name, value in values.items() if name not in SHARED or value != SHARED[name]}

@@ -83,7 +83,7 @@ class Synthetic:
             self.velocity.mul_(0.9).add_(gradient, alpha=0.1)
             self.squares.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
             size = (self.squares / (1 - 0.999**self.updates)).sqrt_().add_(1e-8)
-            self.stored.addcdiv_(self.velocity, size, value=-lr / (1 - 0.9**self.updates))
+            self.stored.sub_(self.velocity / size * (lr / (1 - 0.9**self.updates)))
         elif self.per_class_updates:
             start = 0
             for count in self.counts:
@@ -166,7 +166,7 @@ def initial_set(
     in that form.
     """
     if isinstance(kind, CondensedSet):
-        if decode is not None and kind.decode != decode:
+        if decode is not None and kind.label_kind == DEFAULT_KIND and kind.decode != decode:
             raise InputError(
                 f"the initial set is stored as {as_text(kind.decode)}, and decode is {as_text(decode)}; give one of that form."
             )

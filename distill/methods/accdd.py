@@ -19,7 +19,7 @@ PRESETS = dataclasses.replace(
     idc.PRESETS,
     paper=lambda data, ipc: Paper("ncsu-dk-lab/Acc-DD, argument.py and weight_perturbation.py; its code does not start", protocol="idc"),
 )
-STEP_SIZE = "Acc-DD's loss is IDC's; its authors take 0.01 on CIFAR-10 and CIFAR-100, times ipc / 10, for pixels in [0, 1]."
+STEP_SIZE = "Acc-DD's loss is IDC's; its authors take lr_img 0.01 on CIFAR-10 and CIFAR-100, times ipc / 10, for pixels in [0, 1]."
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)

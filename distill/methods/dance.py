@@ -46,8 +46,8 @@ PRESETS = Presets(
     above="compare decode 'formation:2' and 'none' on validation images: the formation loses at many images a class",
 )
 STEP_SIZE = (
-    "DANCE's step size is 0.01 times the images a class for pixels in [0, 1]; for normalised pixels that is divided by the square of their "
-    "standard deviation."
+    "DANCE's authors take lr_img = 0.01 times the images a class for pixels in [0, 1]; for normalised pixels that is divided by the square "
+    "of their standard deviation."
 )
 
 

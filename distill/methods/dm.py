@@ -20,7 +20,7 @@ from distill.methods.siamese import shared_draws
 from distill.networks import Factory, around, create, embed, embed_and_logits, flops, has_batchnorm
 from distill.pool import Pool
 from distill.real_batches import RealBatches
-from distill.shared_config import SharedConfig
+from distill.shared_config import SharedConfig, learner_strategy
 from distill.spec import DataSpec
 from distill.statistics import RealStatistics
 from distill.synthetic import Initial, Synthetic
@@ -106,7 +106,7 @@ class DM:
     @property
     def condensed(self) -> CondensedSet:
         """The set in its current state."""
-        return self.synthetic.to_set(self.augmentation)
+        return self.synthetic.to_set(learner_strategy(self.config, self.augmentation))
 
     def prepare(self, statistics: RealStatistics, *, progress: bool | None = None) -> None:
         """Train the pool's networks, or find them in the cache."""

@@ -24,7 +24,7 @@ from distill.methods.siamese import shared_draws
 from distill.networks import Factory, embed, flops, has_batchnorm, renew
 from distill.pool import Pool
 from distill.real_batches import RealBatches
-from distill.shared_config import SharedConfig
+from distill.shared_config import SharedConfig, learner_strategy
 from distill.statistics import RealStatistics
 from distill.synthetic import Initial, Synthetic
 
@@ -137,8 +137,7 @@ class GM:
     @property
     def condensed(self) -> CondensedSet:
         """The set in its current state. Without augmentation, as GM is published, it names no augmentation for training on it."""
-        plain = self.augmentation == "none" == type(self.config)().augmentation
-        return self.synthetic.to_set(None if plain else self.augmentation)
+        return self.synthetic.to_set(learner_strategy(self.config, self.augmentation))
 
     def prepare(self, statistics: RealStatistics, *, progress: bool | None = None) -> None:
         """Train the pool's networks, or find them in the cache."""

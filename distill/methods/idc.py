@@ -57,7 +57,7 @@ PRESETS = Presets(
     above="compare decode 'formation:2' and 'none' on validation images: the formation loses at many images a class",
 )
 STEP_SIZE = (
-    "IDC's loss is a sum of differences of gradients, so that its scale goes with them; the authors take 0.005 (0.0001 for MNIST and "
+    "IDC's loss is a sum of differences of gradients, so its scale goes with them; the authors take lr_img 0.005 (0.0001 for MNIST and "
     "FashionMNIST, with absolute differences), times ipc / 10, for pixels in [0, 1]."
 )
 

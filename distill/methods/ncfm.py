@@ -50,7 +50,7 @@ PRESETS = Presets(
     published_ipc={"": 50},
     above="compare decode 'formation:2' and 'none' on validation images: the formation loses at many images a class",
 )
-STEP_SIZE = "NCFM's images are updated by Adam, so that the step size is that of a pixel: the authors take 0.01 for pixels in [0, 1]."
+STEP_SIZE = "NCFM's images are updated by Adam, so that lr_img is the step of a pixel: the authors take 0.01 for pixels in [0, 1]."
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)

@@ -50,7 +50,7 @@ def test_every_name_is_a_study(name: str) -> None:
 
 
 def test_all_combinations_are_there_and_nothing_else_is_taken() -> None:
-    assert len(EVERY) == len(set(EVERY)) == (3 * len(METHODS) + 1) * len(DATA) * len(IPC) + len(METHODS) == 245
+    assert len(EVERY) == len(set(EVERY)) == (3 * len(METHODS) + 1) * len(DATA) * len(IPC) + len(METHODS) == 659
     for wrong in (
         "paper-dm-cifar10",
         "paper-xx-cifar10-ipc1",
@@ -170,8 +170,8 @@ def test_published_figures_cover_the_methods() -> None:
     with PUBLISHED.open(newline="") as file:
         rows = {(r["dataset"], r["ipc"], r["set"]): r for r in csv.DictReader(file)}
     assert rows["cifar10", "10", "dm"]["accuracy"] == "48.9"
-    for method in METHODS:
-        assert any(key[2] == method for key in rows)
+    for method in METHODS:  # of Acc-DD no table could be read
+        assert any(key[2] == method for key in rows) == (method != "accdd")
 
 
 def test_a_study_prints_and_records_its_advice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
