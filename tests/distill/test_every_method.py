@@ -27,7 +27,9 @@ NETWORK = "ConvNetD1W32"
 SMALL = {"network": NETWORK, "batch_real": 8}
 # What a method needs beside that to be quick.
 ALSO: dict[str, dict[str, object]] = {
-    **{name: {"pool_networks": 1, "pool_epochs": 1} for name in ("idc", "accdd", "dream", "idm", "dance", "ncfm")},
+    "cafe": {"outer_steps": 1},
+    **{name: {"pool_networks": 1, "pool_epochs": 1} for name in ("idm", "dance", "ncfm")},
+    **{name: {"pool_networks": 1, "pool_epochs": 1, "outer_steps": 1} for name in ("idc", "accdd", "dream")},
     "mtt": {"experts": 2, "max_start_epoch": 2, "expert_epochs": 1, "syn_steps": 3, "expert_lr": 0.05, "lr_img": 30.0},
 }
 # Settings of four steps that pass through every kind of step a method has.
