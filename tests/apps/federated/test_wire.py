@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apps.federated.wire import Limits, decode, decode_weights, encode, encode_weights, parse_npy, within_range
+from apps.federated.wire import Limits, decode, decode_weights, encode, encode_weights, parse_npy, upload_bytes, within_range
 from distill.condensed import CondensedSet
+from distill.decode import Formation, Frequency
 from distill.errors import InputError
 from distill.networks import create
 from distill.randomness import generator
@@ -120,3 +121,30 @@ def test_weights_come_back_and_wrong_ones_do_not() -> None:
     for wrong in bad:
         with pytest.raises(InputError):
             decode_weights(wrong, like)
+
+
+@pytest.mark.parametrize(
+    ("form", "pixels"), [(Formation(2), "uint8"), (Formation(2), "float16"), (Frequency(7), "float32"), (Frequency(7), "float16")]
+)
+def test_stored_rows_travel_and_are_decoded_by_the_settings_of_the_run(form: Formation | Frequency, pixels: str) -> None:
+    rows = torch.randn((6, *form.stored_shape(SPEC)), generator=generator(1, "rows"))
+    before = CondensedSet(rows, torch.arange(6) % 3, SPEC, decode=form)
+    limits = Limits(SPEC, tuple(range(5)), 2, pixels, form)
+    parts = sent(before, pixels)
+    assert set(parts) == {"images", "labels"} | ({"grid"} if pixels == "uint8" else set()), "nothing names the form"
+    after = decode(parts, limits)
+    assert after.decode == form
+    assert float((after.images - rows).abs().max()) < (0.02 if pixels == "uint8" else 4e-3)
+    assert sum(map(len, parts.values())) <= upload_bytes(limits)
+    with pytest.raises(InputError, match=r"images are .* allowed: "):
+        decode(parts, Limits(SPEC, tuple(range(5)), 2, pixels, Frequency(8)))
+    far = {**parts, "images": npy(np.full((6, *form.stored_shape(SPEC)), 1e4, np.float16))} if pixels == "float16" else None
+    if far is not None:
+        with pytest.raises(InputError, match="images lie in .* allowed: .* \\(normalised\\)"):
+            decode(far, limits)
+
+
+def test_frequency_rows_are_no_bytes() -> None:
+    before = CondensedSet(torch.zeros((1, 1, 7)), torch.tensor([0]), SPEC, decode=Frequency(7))
+    with pytest.raises(InputError, match='frequency rows are no pixels and cannot be uploaded as uint8; take pixels = "float16"'):
+        encode(before, "uint8")
