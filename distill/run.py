@@ -289,7 +289,7 @@ def _make(
     start = initial if isinstance(initial, CondensedSet) else config.initial
     draws = generator(seed, "initial", name, _text(sizes), device=statistics.device)
     first = initial_set(statistics, start, sizes, draws, from_text(getattr(config, "decode", "none")))
-    stated = stated_settings(dataclasses.asdict(config))
+    stated = stated_settings(config, dataclasses.asdict(config))
     if network is not None and not isinstance(network, str):
         stated["network"] = f"given: {getattr(network, '__name__', type(network).__name__)}"
     if isinstance(initial, CondensedSet):

@@ -76,7 +76,9 @@ def learner_strategy(config: object, strategy: str) -> str | None:
     return None if default != "auto" and getattr(config, "augmentation", None) == default else strategy
 
 
-def stated(values: dict[str, object]) -> dict[str, object]:
-    """A config's fields by name, without shared ones at their defaults: records and hashes from before them stay as they are."""
-    used = {name: value for name, value in values.items() if name not in SHARED or value != SHARED[name]}
+def stated(config: object, values: dict[str, object]) -> dict[str, object]:
+    """A config's fields by name, without shared ones that are off, as by default: records and hashes from before them stay as they are."""
+    default = type(config)()
+    off = [name for name in SHARED if getattr(default, name, ...) == SHARED[name]]
+    used = {name: value for name, value in values.items() if name not in off or value != SHARED[name]}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in used.items()}  # as JSON gives them back

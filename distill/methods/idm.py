@@ -22,7 +22,7 @@ from distill.statistics import RealStatistics
 
 PRESETS = Presets(
     paper=lambda data, ipc: Paper("uitrbn/IDM, command.txt and IDM_cifar10.py", protocol="dsa", settings=weight(data, ipc)),
-    short={"iterations": 600, "lr_img": 5.0, "batch_real": 128, "pool_networks": 2, "pool_epochs": 2},
+    short={"iterations": 500, "lr_img": 5.0, "batch_real": 128, "pool_networks": 2, "pool_epochs": 2},
     digits={"iterations": 100, "lr_img": 5.0, "batch_real": 64, "network": "ConvNetW32", "decode": "none", "pool_networks": 2},
     memory={
         "decode": "none",

@@ -24,7 +24,7 @@ SCALE = 300.0  # of the loss, in the authors' code
 
 PRESETS = Presets(
     paper=lambda data, ipc: Paper("gszfwsb/NCFM, NCFM/NCFM.py and config/", protocol="ncfm"),
-    short={"iterations": 600, "pool_networks": 2, "pool_epochs": 2, "frequencies": 512},
+    short={"iterations": 500, "pool_networks": 2, "pool_epochs": 2, "frequencies": 512},
     digits={
         "iterations": 100,
         "batch_real": 64,

@@ -121,7 +121,7 @@ def plain_values(value: object) -> Config:
     """A config dataclass as plain values for config.json, without options of later versions that are not used."""
     plain: Config = pydantic.TypeAdapter(type(value)).dump_python(value, mode="json")
     if isinstance(value, SharedConfig):
-        plain = stated(plain)
+        plain = stated(value, plain)
     return {key: _older(inner) for key, inner in plain.items() if not (key in LATER and inner is None)}
 
 

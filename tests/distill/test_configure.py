@@ -22,7 +22,9 @@ from distill.train import PROTOCOLS, Recipe
 from scenarios.engine.schema import DataTable, EvaluationTable
 
 WHERE = "study.toml: [table]"
-KINDS: tuple[type[Any], ...] = (*(config for config, _ in METHODS.values()), Recipe, DataTable, EvaluationTable)
+# The others are these with other defaults.
+METHOD_CONFIGS = [METHODS[name][0] for name in ("gm", "dm", "datadam", "mtt", "dcc", "cafe", "idm", "ncfm")]
+KINDS: tuple[type[Any], ...] = (*METHOD_CONFIGS, Recipe, DataTable, EvaluationTable)
 REQUIRED: dict[type[Any], dict[str, Any]] = {DataTable: {"name": "digits"}}
 WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 

@@ -37,8 +37,11 @@ def test_every_name_is_a_study(name: str) -> None:
     assert f"-{made.data.name}-" in name
     assert made.evaluation.seeds == 5
     if form in ("paper", "released"):  # the authors' iterations and protocols
-        expected = {"gm": 1000, "dsa": 1000, "dm": 20_000, "datadam": 8000 if form == "paper" else 20_000, "mtt": 5000}
-        evaluated = {"gm": "dc", "dsa": "dsa", "datadam": "datadam-paper" if form == "paper" else "datadam"}
+        later = {"dcc": 1000, "dsac": 1000, "cafe": 2000, "idc": 2000, "accdd": 400, "dream": 2000}
+        later |= {"idm": 20_000, "dance": 10_000, "ncfm": 20_000}
+        expected = later | {"gm": 1000, "dsa": 1000, "dm": 20_000, "datadam": 8000 if form == "paper" else 20_000, "mtt": 5000}
+        evaluated = dict.fromkeys(("idc", "accdd", "dream", "dance"), "idc") | {"dcc": "dc", "dsac": "dsa", "cafe": "dc", "idm": "dsa"}
+        evaluated |= {"ncfm": "ncfm", "gm": "dc", "dsa": "dsa", "datadam": "datadam-paper" if form == "paper" else "datadam"}
         assert made.evaluation.protocol == evaluated.get(method, "dm")
         # The file that the settings come from: repository/name and file, issue or paper.
         assert re.search(r"settings of [\w-]+/[\w-]+, .*(\.py|\.md|issue \d+)", made.title)

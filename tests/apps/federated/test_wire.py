@@ -140,11 +140,11 @@ def test_stored_rows_travel_and_are_decoded_by_the_settings_of_the_run(form: For
         decode(parts, Limits(SPEC, tuple(range(5)), 2, pixels, Frequency(8)))
     far = {**parts, "images": npy(np.full((6, *form.stored_shape(SPEC)), 1e4, np.float16))} if pixels == "float16" else None
     if far is not None:
-        with pytest.raises(InputError, match="images lie in .* allowed: .* \\(normalised\\)"):
+        with pytest.raises(InputError, match=r"images lie in .* allowed: .* \(normalised\)"):
             decode(far, limits)
 
 
 def test_frequency_rows_are_no_bytes() -> None:
     before = CondensedSet(torch.zeros((1, 1, 7)), torch.tensor([0]), SPEC, decode=Frequency(7))
-    with pytest.raises(InputError, match='frequency rows are no pixels and cannot be uploaded as uint8; take pixels = "float16"'):
+    with pytest.raises(InputError, match=r'frequency rows are no pixels and cannot be uploaded as uint8; take pixels = "float16"'):
         encode(before, "uint8")
