@@ -81,7 +81,7 @@ def formed(data: ImageData, name: str, ipc: int | Sequence[int], decode: Decode,
 
 
 def with_decoded(baselines: Sequence[str], condensed: CondensedSet) -> list[str]:
-    """The baselines of a comparison: beside each coreset the same in the set's form, where the set is stored in one."""
+    """The baselines of a comparison; for a decoded set each coreset also in the set's form."""
     more = [] if condensed.decode is None else [f"{name}-decoded" for name in baselines if f"{name}-decoded" in DECODED]
     asked = [*baselines, *(name for name in more if name not in baselines)]
     return sorted(asked, key="whole".__eq__)

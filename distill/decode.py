@@ -37,7 +37,7 @@ class Decode(Protocol):
     def copies(self) -> int: ...
     @property
     def parameters(self) -> dict[str, int]:
-        """What a file's header holds beside the kind: plain numbers."""
+        """Plain numbers that a file's header holds with the kind."""
         ...
 
     def stored_shape(self, spec: DataSpec) -> tuple[int, ...]:
@@ -156,7 +156,7 @@ DECODES: dict[str, type[Formation] | type[Frequency]] = {"formation": Formation,
 
 
 def from_parameters(kind: object, parameters: Mapping[str, object]) -> Decode:
-    """A decode from a file's or a message's header, which may be anybody's. Raises `InputError` for what this version does not know."""
+    """A decode from a header, checked as foreign data. Raises `InputError` for what this version does not know."""
     if not isinstance(kind, str) or kind not in DECODES:
         raise InputError(
             f"the images are stored in the form {clipped(kind)!r}, which this version cannot decode (known: {', '.join(DECODES)}); they "

@@ -18,7 +18,7 @@ PoolKind = Literal["random", "early", "blend", "walk", "stages", "sphere"]
 class SharedConfig:
     """The first fields of a method's config. At their defaults a method runs as it is published.
 
-    Args:
+    Attributes:
         decode: how images are stored: "none", "formation:F" or "frequency:K" (`distill.decode`).
         optimizer: update of the stored images: "sgd" with the method's momentum, or "adam" (betas 0.9 and 0.999).
         schedule: step size of the images over the run: "constant", or "cosine" down to zero.

@@ -59,6 +59,11 @@ class Synthetic:
             raise InputError(f"clamp keeps pixels in the data's range, and {kind} are no pixels; leave it out.")
         self.range = self._range() if self.clamp else None
 
+    @staticmethod
+    def start(initial: CondensedSet) -> "Synthetic":
+        """Own copies of a set's rows with plain SGD: for a method of your own that has none of the shared settings."""
+        return Synthetic(initial)
+
     def _range(self) -> tuple[Tensor, Tensor]:
         mean, std = (torch.tensor(values, device=self.stored.device).view(1, -1, 1, 1) for values in (self.spec.mean, self.spec.std))
         return (0 - mean) / std, (1 - mean) / std

@@ -1,7 +1,8 @@
 """Published figures (published.csv), how their networks were evaluated, and whether a kept run reproduces them.
 
 The column ``judging`` says with what augmentation (and ZCA whitening) the published networks were trained: "none", "DC" (crop, scale or
-rotate, of MNIST only), "DSA", "DSA, ZCA", or "not stated"; "presumably" stands before what no source says outright. One baseline may have
+rotate, of MNIST only), "DSA", "DSA, ZCA", "IDC" and "NCFM" (their protocols), or "not stated"; "best on the
+test set" is added where the authors chose by it; "presumably" stands before what no source says outright. One baseline may have
 several figures: ten random images a class of CIFAR-10 are 26.0 in older tables and 31.0 in later ones, presumably without and with DSA.
 """
 

@@ -40,7 +40,7 @@ STEP_SIZE = (
 class CAFEConfig(GMConfig):
     """Defaults are those of the authors' code, with a fixed number of updates for each network.
 
-    Args:
+    Attributes:
         layer_weights: of the mean activations of the first layers, the last of them for all further ones.
         discrimination: weight of the cross-entropy of real features against the class means of synthetic ones.
     """

@@ -57,7 +57,7 @@ STEP_SIZE = "NCFM's images are updated by Adam, so that lr_img is the step of a 
 class NCFMConfig(DANCEConfig):
     """Defaults are those of the authors' configurations, without decay and without halving of the step size.
 
-    Args:
+    Attributes:
         distance: "cf", the characteristic functions' distance, or "mmd", the squared distance of the same class means: an estimate of the
             maximum mean discrepancy under a Gaussian kernel, which M3D compares (Zhang et al., AAAI 2024; its settings are not published).
         frequencies: number of random projections, drawn anew in each step.

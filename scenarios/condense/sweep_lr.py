@@ -29,6 +29,7 @@ from distill.paired import paired_difference
 from distill.randomness import generator
 from distill.records import append_line, read_lines
 from distill.run import condense
+from distill.shared_config import SHARED
 from scenarios.condense.schema import CondenseStudy, condense_study
 from scenarios.condense.step_sizes import NETWORKS, VALIDATION
 from scenarios.engine.ledger import matching
@@ -102,7 +103,7 @@ def study(name: str, title: str, tables: Tables, source: str) -> SweepStudy:
         )
     if len(base.ipc) != 1:
         raise InputError(f"{source}: [method]: key 'ipc' is {list(base.ipc)}; allowed: one number of images a class.")
-    known = [field for field, hint in _numbers(base.settings).items() if hint]
+    known = [field for field, hint in _numbers(base.settings).items() if hint and field not in SHARED]
     if sweep.key not in known:
         raise InputError(
             f"{source}: [sweep]: key 'key' is {clipped(sweep.key)!r}; allowed for {base.method}: {', '.join(known) or 'nothing'}."

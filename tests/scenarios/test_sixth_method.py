@@ -147,7 +147,8 @@ def test_wrong_data_is_one_line(sixth: type[Any], part: dict[str, Any], says: st
 
 def test_every_built_in_method_says_what_it_matches() -> None:
     found = {name: matched_by(method) for name, (_, method) in METHODS.items()}
-    assert found == {"gm": "gradients", "dsa": "gradients", "dm": "features", "datadam": "features", "mtt": "trajectories"}
+    gradients = dict.fromkeys(("gm", "dsa", "dcc", "dsac", "cafe", "idc", "accdd", "dream"), "gradients")
+    assert found == gradients | dict.fromkeys(("dm", "datadam", "idm", "dance", "ncfm"), "features") | {"mtt": "trajectories"}
     for name, (config, method) in METHODS.items():
         presets = presets_of(method)
         assert presets.paper is not None
