@@ -14,7 +14,7 @@ from distill.experts import ExpertConfig, Trajectories
 from distill.matching import calibration_gradients
 from distill.networks import Factory, create, has_batchnorm, renew
 from distill.randomness import generator as stream
-from distill.shared_config import SharedConfig
+from distill.shared_config import SharedConfig, trains_networks
 from distill.spec import DataSpec
 from distill.statistics import RealStatistics
 
@@ -65,7 +65,7 @@ class Pool:
     @property
     def trains(self) -> bool:
         """Whether the pool needs trained networks."""
-        return self.kind in ("early", "blend", "walk", "stages") or self.config.calibration > 0
+        return trains_networks(self.config)
 
     def prepare(self, statistics: RealStatistics, *, progress: bool | None = None) -> None:
         """Train the networks, or find them in the cache; `draw` and `trained` do it where nobody called this."""

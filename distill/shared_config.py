@@ -67,6 +67,11 @@ def refuse(config: SharedConfig, names: Sequence[str], why: str) -> None:
             raise InputError(f"{why}, so it has no {name}; leave it out.")
 
 
+def trains_networks(config: SharedConfig) -> bool:
+    """Whether the pool of these settings needs trained networks."""
+    return config.pool in ("early", "blend", "walk", "stages") or config.calibration > 0
+
+
 def learner_strategy(config: object, strategy: str) -> str | None:
     """The augmentation that a set names for its learners: the method's own, but none where its default is one for matching only.
 

@@ -11,13 +11,16 @@ from apps.privacy.private_statistics import PrivateStatistics
 from apps.privacy.statement import guarantee
 from distill.comparison import compared, training_of
 from distill.condensed import CondensedSet
+from distill.configure import configure
 from distill.data import ImageData
 from distill.evaluation import Measured, accuracies, summed_up
 from distill.experts import cache_root
 from distill.methods import METHODS
+from distill.methods.presets import matched_by
 from distill.networks import Factory
 from distill.records import append_line, read_lines
 from distill.run import condense
+from distill.shared_config import SharedConfig, trains_networks
 from distill.statistics import RealStatistics
 from distill.synthetic import Initial
 from scenarios.engine.composition import in_sequence
@@ -181,7 +184,12 @@ def public_part(budgets: Sequence[float], folder: Path, new: Mapping[str, Conden
 
 def kept_elsewhere(study: PrivacyStudy) -> list[str]:
     """What a run leaves outside its folder, in words."""
-    if study.privacy is None or not study.privacy.twin or study.privacy.networks or not hasattr(METHODS[study.method][1], "prepare"):
+    config, method = METHODS[study.method]
+    settings = configure(config, study.settings, f"method {study.method!r}")
+    trains = hasattr(method, "prepare")  # and a method that compares images in networks only with a pool of trained ones
+    if isinstance(settings, SharedConfig) and matched_by(method) != "trajectories":
+        trains = trains_networks(settings)
+    if study.privacy is None or not study.privacy.twin or study.privacy.networks or not trains:
         return []
     return [f"Private, too, and not in this folder: experts of the set without noise, trained on the private images, in {cache_root()}."]
 

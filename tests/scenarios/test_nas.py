@@ -155,7 +155,7 @@ def test_kept_figures_are_the_records(done: tuple[Path, dict], tmp_path: Path, m
         (["space.width=[]"], "width"),
         (["space.width=[4,4]"], "twice"),
         (['sets.coresets=["randon"]'], "did you mean 'random'"),
-        (["methods.dn.iterations=3"], "did you mean 'dm'"),
+        (["methods.dmm.iterations=3"], "did you mean 'dm'"),
         (["methods.dm.iteration=3"], "did you mean 'iterations'"),
         (["data.validation=0"], "validation and a test split"),
         (["proxy.regression=5"], "at most the 4"),

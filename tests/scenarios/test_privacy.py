@@ -178,6 +178,8 @@ def test_experts_of_a_twin_in_the_users_cache_are_named() -> None:
     assert said.endswith(f"in {cache_root()}.")
     assert kept_elsewhere(make("s", "s", {"privacy": {"twin": False}, "method": mtt}, "s.toml")) == []
     assert kept_elsewhere(make("s", "s", {"privacy": {}}, "s.toml")) == []
+    pooled = {"name": "dm", "ipc": 1, "iterations": 1, "pool": "blend"}
+    assert len(kept_elsewhere(make("s", "s", {"privacy": {}, "method": pooled}, "s.toml"))) == 1
 
 
 def test_a_set_with_nothing_beside_it_is_told_without_brackets() -> None:
