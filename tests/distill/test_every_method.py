@@ -22,7 +22,10 @@ from distill.synthetic import initial_set
 from distill.train import Recipe, train_network
 from tests.conftest import toy
 
-METHOD = pytest.mark.parametrize("method", METHODS)
+# Other settings of dcc and idc, which are tested in full; each runs and continues here, too.
+PRESETS = ("dsac", "accdd", "dream")
+METHOD = pytest.mark.parametrize("method", [name for name in METHODS if name not in PRESETS])
+EVERY = pytest.mark.parametrize("method", METHODS)
 NETWORK = "ConvNetD1W32"
 SMALL = {"network": NETWORK, "batch_real": 8}
 # What a method needs beside that to be quick.
@@ -57,7 +60,7 @@ def make(method: str, data: ImageData, ipc: int = 2, seed: int = 0, **settings: 
     return kind(made, start), statistics
 
 
-@METHOD
+@EVERY
 def test_images_are_finite_and_shape_and_labels_are_kept(method: str, toy_data: ImageData) -> None:
     tiny = condense(toy_data, method, ipc=2, iterations=3, **small(method))
     assert tiny.images.shape == (6, 1, 8, 8)
@@ -111,7 +114,7 @@ def test_every_initialisation(method: str, kind: str, toy_data: ImageData) -> No
         assert float((tiny.images - start.images).abs().mean()) < 0.5 * float(start.images.abs().mean())
 
 
-@METHOD
+@EVERY
 @pytest.mark.parametrize("ipc", [1, 3])
 def test_a_checkpoint_at_every_step_continues_to_the_same_bits(method: str, ipc: int, tmp_path: Path) -> None:
     data = toy()
@@ -225,7 +228,7 @@ def test_beats_random_images_on_digits(method: str, digits: ImageData) -> None:
 
 
 @pytest.mark.gpu
-@METHOD
+@EVERY
 def test_runs_on_cuda_and_agrees_with_the_cpu(method: str, toy_data: ImageData) -> None:
     """The same start and the same random numbers give the same step to float32 accuracy."""
     start = select(toy_data, "random", 2, generator(0, "start"))
