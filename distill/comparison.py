@@ -52,10 +52,8 @@ def learner_set(name: str, condensed: CondensedSet, data: ImageData, seed: int) 
     if name == "whole":
         return data
     if name in DECODED:
-        if condensed.decode is None:
-            raise InputError(
-                f"baseline {name} is stored in the form of a decoded set, and this set stores its images plainly; leave it out."
-            )
+        with_decoded([name], condensed)  # refuses a plain set
+        assert condensed.decode is not None
         return formed(data, DECODED[name], condensed.counts, condensed.decode, generator(seed, "coreset", name, condensed.ipc))
     if name not in CORESETS:
         raise unknown_name("baseline", name, BASELINES)
@@ -81,7 +79,12 @@ def formed(data: ImageData, name: str, ipc: int | Sequence[int], decode: Decode,
 
 
 def with_decoded(baselines: Sequence[str], condensed: CondensedSet) -> list[str]:
-    """The baselines of a comparison; for a decoded set each coreset also in the set's form."""
+    """The baselines of a comparison; for a decoded set each coreset also in the set's form, which a plain set has not (`InputError`)."""
+    asked_forms = [name for name in baselines if name in DECODED]
+    if condensed.decode is None and asked_forms:
+        raise InputError(
+            f"baseline {asked_forms[0]} is stored in the form of a decoded set, and this set stores its images plainly; leave it out."
+        )
     more = [] if condensed.decode is None else [f"{name}-decoded" for name in baselines if f"{name}-decoded" in DECODED]
     asked = [*baselines, *(name for name in more if name not in baselines)]
     return sorted(asked, key="whole".__eq__)

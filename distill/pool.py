@@ -1,18 +1,20 @@
 """The networks that images are compared in: fresh ones, trained ones of any stage, and places around given weights.
 
-Trained networks come from `RealStatistics.trajectories`, so that a private form of the data gives private ones, and from a disk cache.
+Trained networks come from `RealStatistics.trajectories`, which keeps them in a disk cache. Private statistics have one plan of releases,
+for networks or for what is compared in them, so that a pool of trained networks is refused before it spends that plan.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from distill.batches import Augment
 from distill.errors import InputError
 from distill.experts import ExpertConfig, Trajectories
 from distill.matching import calibration_gradients
-from distill.networks import Factory, create, has_batchnorm, renew
+from distill.networks import Factory, around, create, has_batchnorm, parameter_count, renew
 from distill.randomness import generator as stream
 from distill.shared_config import SharedConfig, trains_networks
 from distill.spec import DataSpec
@@ -70,6 +72,11 @@ class Pool:
     def prepare(self, statistics: RealStatistics, *, progress: bool | None = None) -> None:
         """Train the networks, or find them in the cache; `draw` and `trained` do it where nobody called this."""
         if self.trains and self.trajectories is None and not isinstance(self.factory, Received):
+            if statistics.privacy is not None:
+                raise InputError(
+                    f"pool {self.kind!r} with calibration {self.config.calibration:g} trains networks on the real images, and private "
+                    "statistics plan their releases for one purpose; take pool 'random' and calibration 0."
+                )
             self.trajectories = statistics.trajectories(self.experts, self.factory, progress=progress)
 
     def draw(self, statistics: RealStatistics, generator: torch.Generator) -> nn.Module:
@@ -98,9 +105,8 @@ class Pool:
             _put(fresh, share * start + (1 - share) * end)
         else:
             if self.centre is None:
-                self.centre = _flat(fresh)
-            noise = torch.randn(self.centre.shape, generator=generator, device=generator.device).to(device)
-            _put(fresh, self.centre + noise * (SPHERE_RADIUS / noise.norm()))
+                self.centre = parameters_to_vector(fresh.parameters()).detach()
+            around(fresh, self.centre, SPHERE_RADIUS, generator)
         self.network = fresh.requires_grad_(True).train()
         return self.network
 
@@ -158,7 +164,7 @@ class Pool:
         device = statistics.device
         if isinstance(self.factory, Received):
             start = renew(self.factory.network, fresh, statistics.spec, generator, device)
-            return _flat(start), self.factory.weights.to(device)
+            return parameters_to_vector(start.parameters()).detach(), self.factory.weights.to(device)
         assert self.trajectories is not None
         expert = self._expert(generator)
         return self.trajectories.weights(expert, 0, device), self.trajectories.weights(expert, self.trajectories.epochs, device)
@@ -215,16 +221,8 @@ def perturb(network: nn.Module, generator: torch.Generator) -> None:
                     parameter.add_((noise * (lengths / noise.norm(dim=1, keepdim=True).clamp_min(1e-12))).view_as(parameter), alpha=amount)
 
 
-def _flat(network: nn.Module) -> Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in network.parameters()]).clone()
-
-
-@torch.no_grad()
 def _put(network: nn.Module, weights: Tensor) -> None:
-    """Copy (P,) weights into a network's parameters."""
-    parameters = list(network.parameters())
-    if weights.numel() != sum(parameter.numel() for parameter in parameters):
-        count = sum(parameter.numel() for parameter in parameters)
-        raise InputError(f"trained weights are {weights.numel()} numbers; the network has {count} parameters: train it anew.")
-    for parameter, part in zip(parameters, weights.split([parameter.numel() for parameter in parameters]), strict=True):
-        parameter.copy_(part.view_as(parameter))
+    """Put a copy of (P,) weights into a network's parameters: they become views of the copy."""
+    if weights.numel() != parameter_count(network):
+        raise InputError(f"trained weights are {weights.numel()} numbers; the network has {parameter_count(network)} parameters.")
+    vector_to_parameters(weights.clone(), network.parameters())

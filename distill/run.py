@@ -285,10 +285,11 @@ def _make(
     if getattr(distiller, "holds_class_gradients", False) and config.network not in OWN and not callable(network):
         counted = create(config.network, statistics.spec, generator(0, "count"))
         gradients = len(statistics.classes) * parameter_count(counted)
-    check_memory(count, statistics.spec, gradients, statistics.device)
+    form = from_text(getattr(config, "decode", "none"))
+    check_memory(count * (1 if form is None else form.copies), statistics.spec, gradients, statistics.device)
     start = initial if isinstance(initial, CondensedSet) else config.initial
     draws = generator(seed, "initial", name, _text(sizes), device=statistics.device)
-    first = initial_set(statistics, start, sizes, draws, from_text(getattr(config, "decode", "none")))
+    first = initial_set(statistics, start, sizes, draws, form)
     stated = stated_settings(config, dataclasses.asdict(config))
     if network is not None and not isinstance(network, str):
         stated["network"] = f"given: {getattr(network, '__name__', type(network).__name__)}"

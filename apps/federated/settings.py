@@ -193,6 +193,8 @@ def method_config(settings: Settings) -> MethodConfig:
         base.pop("radius", None)
         if chosen.get("radius") is not None:
             raise InputError("radius was given and networks is 'fresh'; a ball needs the server's weights: networks = \"received\".")
+    if chosen.get("pool", "random") != "random":
+        base.pop("radius", None)  # the pool takes the place of FedDM's ball
     config: MethodConfig = configure(METHODS[name][0], {**base, "network": settings.network, **chosen}, f"[upload] of method {name!r}")
     return config
 

@@ -10,9 +10,11 @@ from typing import Annotated
 import pydantic
 from pydantic import Field
 
+from distill.condensed import CondensedSet
 from distill.configure import STRICT
 from distill.methods import idc
 from distill.methods.presets import Paper
+from distill.networks import Factory
 from distill.shared_config import PoolKind
 
 PRESETS = dataclasses.replace(
@@ -36,3 +38,7 @@ class AccDD(idc.IDC):
     """Gradient matching under `AccDDConfig`."""
 
     presets = PRESETS
+
+    def __init__(self, config: AccDDConfig, initial: CondensedSet, network: Factory | None = None) -> None:
+        super().__init__(config, initial, network)
+        self.lr_img = config.lr_img or 2 * idc.image_step(initial.spec, initial.ipc, config.distance)  # 0.01 where IDC takes 0.005

@@ -200,5 +200,5 @@ class DataDAM:
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Restore `state`."""
         self.synthetic.load_state(state)
-        self.pool.load_state(state, self.synthetic.images.device)
+        self.pool.load_state(state, self.synthetic.stored.device)
         self.batches.load_state(state)

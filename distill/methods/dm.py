@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from distill.augment import for_data, strategy
 from distill.condensed import CondensedSet
 from distill.configure import STRICT
+from distill.errors import InputError
 from distill.fast import Compile, Precision, accelerated
 from distill.matching import class_mean_gradients, mean_distance
 from distill.methods.presets import Paper, Presets
@@ -92,6 +93,8 @@ class DM:
 
     def __init__(self, config: DMConfig, initial: CondensedSet, network: Factory | None = None) -> None:
         self.config = config
+        if config.radius is not None and config.pool != "random":
+            raise InputError(f"radius keeps one network and pool {config.pool!r} draws others; leave one of the two out.")
         self.synthetic = Synthetic(initial, config, config.iterations)
         self.factory: Factory = network or config.network
         self.network: nn.Module | None = None
@@ -186,7 +189,7 @@ class DM:
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Restore `state`."""
         self.synthetic.load_state(state)
-        self.pool.load_state(state, self.synthetic.images.device)
+        self.pool.load_state(state, self.synthetic.stored.device)
         self.batches.load_state(state)
         if "centre" in state:
-            self.centre = state["centre"].to(self.synthetic.images.device)
+            self.centre = state["centre"].to(self.synthetic.stored.device)

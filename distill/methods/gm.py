@@ -231,11 +231,11 @@ class GM:
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Restore `state`."""
         self.synthetic.load_state(state)
-        self.pool.load_state(state, self.synthetic.images.device)
+        self.pool.load_state(state, self.synthetic.stored.device)
         self.batches.load_state(state)
         self.steps_done = int(state["steps_done"])
         saved = {name.removeprefix("network."): value for name, value in state.items() if name.startswith("network.")}
         if saved:  # interrupted between two image updates of one network; any new one of the same shape gets its weights
-            device = self.synthetic.images.device
+            device = self.synthetic.stored.device
             self.network = renew(self.factory, None, self.synthetic.template.spec, torch.Generator(device), device)
             self.network.load_state_dict(saved)

@@ -67,8 +67,8 @@ class IDCConfig(GMConfig):
     """Defaults are those of the authors' code for CIFAR-10: 2,000 networks of 100 updates each, which see 2,000 real images between two.
 
     ``lr_img`` None is `image_step`'s rule; for MNIST and FashionMNIST the authors take the distance "convolutions-l1".
-    Here a network's training is recorded once and its stages are taken from the record, so that it walks on another training's path again
-    after ``pool_networks`` of them.
+    Here a network's training is recorded once and its stages are taken from the record, so that it walks on a training's path again
+    after ``pool_networks`` of them; it has neither CutMix nor weight decay.
     """
 
     iterations: Annotated[int, Field(ge=1)] = 2000

@@ -43,10 +43,11 @@ STEP_SIZE = "IDM's loss is DM's plus a weighted cross-entropy; its authors take 
 
 
 def weight(data: str, ipc: int) -> dict[str, float]:
-    """The authors' ``entropy_weight`` for a data set and number of images a class."""
+    """The authors' ``entropy_weight`` (and at one image a class their batch) for a data set and number of images a class."""
     table = {"cifar10": (0.5, 0.5, 0.1), "cifar100": (0.5, 0.1, 0.1)}
     row = table.get(data, (0.5, 0.5, 0.1))
-    return {"entropy_weight": row[0 if ipc < 10 else 1 if ipc < 50 else 2]}
+    found: dict[str, float] = {"entropy_weight": row[0 if ipc < 10 else 1 if ipc < 50 else 2]}
+    return found if ipc > 1 else {**found, "batch_real": 5000}
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)

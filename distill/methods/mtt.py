@@ -199,7 +199,7 @@ class MTT:
         self.strategy = strategy(self.augmentation)
         self.total_steps = config.iterations
         self.trajectories: Trajectories | None = None
-        device = self.synthetic.images.device
+        device = self.synthetic.stored.device
         self.lr = torch.tensor(initial.lr or config.lr_init, device=device)
         self.lr_velocity = torch.zeros_like(self.lr)
         refuse(config, ("pool", "calibration", "flipped", "real_batches"), "mtt compares weights, not images in networks")
@@ -239,9 +239,9 @@ class MTT:
             c.expert_seed,
         )
         self.trajectories = statistics.trajectories(expert_config, self.factory, progress=progress)
-        device = self.synthetic.images.device
+        device = self.synthetic.stored.device
         network = create(self.factory, statistics.spec, stream(0, "mtt", "shape"), device)  # weights are set in every step
-        work = 12.0 * flops(network, statistics.spec) * min(c.batch_syn or 10**9, len(self.synthetic.images)) * c.syn_steps * c.iterations
+        work = 12.0 * flops(network, statistics.spec) * min(c.batch_syn or 10**9, len(self.synthetic.labels)) * c.syn_steps * c.iterations
         # A student on few images waits for Python more than for arithmetic: compiled, a step is 9 ms shorter (10 images, width 32).
         many = c.compile == "auto" and c.syn_steps * c.iterations >= WORTH_STUDENT_STEPS
         self.student = Student(network, compile=many or worth(device, work, c.compile))
@@ -258,7 +258,7 @@ class MTT:
         if self.trajectories is None:
             self.prepare(statistics)
         assert self.trajectories is not None
-        c, device, images = self.config, self.synthetic.images.device, self.synthetic.images
+        c, device, images = self.config, self.synthetic.stored.device, self.synthetic.images
         expert, epoch = (
             int(torch.randint(high, (), generator=generator, device=generator.device))
             for high in (self.trajectories.experts, c.max_start_epoch + 1)
@@ -287,7 +287,7 @@ class MTT:
 
     def _batches(self, generator: torch.Generator) -> list[Tensor]:
         """The indices of each step: all images, or consecutive batches of random orders."""
-        count, device = len(self.synthetic.images), self.synthetic.images.device
+        count, device = len(self.synthetic.labels), self.synthetic.stored.device
         size = min(self.config.batch_syn or count, count)
         batches: list[Tensor] = []
         while len(batches) < self.config.syn_steps:
@@ -311,7 +311,7 @@ class MTT:
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Restore `state`."""
         self.synthetic.load_state(state)
-        device = self.synthetic.images.device
+        device = self.synthetic.stored.device
         self.lr, self.lr_velocity = state["lr"].to(device), state["lr_velocity"].to(device)
         if "logits" in state:
             self.logits = state["logits"].to(device)

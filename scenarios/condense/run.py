@@ -3,7 +3,7 @@
 import time
 
 from distill import sharding
-from distill.comparison import compared, notes_on, training_of, with_decoded
+from distill.comparison import DECODED, compared, notes_on, training_of, with_decoded
 from distill.condensed import CondensedSet
 from distill.data import ImageData
 from distill.errors import Diverged, InputError
@@ -160,6 +160,9 @@ def check(study: CondenseStudy, data: ImageData) -> None:
         check_size(sizes * len(data.classes) if isinstance(sizes, int) else sum(sizes), data.spec)
         if not study.merged["method"].get("more_images_than_data"):
             check_count(data.counts, sizes if isinstance(sizes, int) else max(sizes))
+    formed = [name for name in (study.evaluation.baselines if study.evaluation else ()) if name in DECODED]
+    if formed and getattr(study.settings, "decode", "none") == "none":
+        raise InputError(f"baseline {formed[0]} is stored in the form of a decoded set, and decode is 'none'; leave it out.")
     networks = [study.settings.network, *(study.evaluation.networks if study.evaluation else ())]
     for name in networks:
         create(name, data.spec, generator(0, "check"))

@@ -189,6 +189,8 @@ def test_baselines_of_a_decoded_set_are_stored_in_its_form(toy_data: ImageData) 
     assert "decode to 12 images" in found.notes[0]
     with pytest.raises(InputError, match="stores its images plainly; leave it out"):
         learner_set("random-decoded", made.decoded(), toy_data, 0)
+    with pytest.raises(InputError, match="stores its images plainly; leave it out"):  # before a network is trained
+        evaluate(made.decoded(), toy_data, network="ConvNetD1W32", recipe=recipe, seeds=1, baselines=("random-decoded",), progress=False)
 
 
 def test_a_class_with_fewer_images_repeats_them_in_its_last_row() -> None:

@@ -15,6 +15,7 @@ from distill.experts import ExpertConfig, Trajectories, train_experts
 from distill.networks import create, embed
 from distill.pool import EARLY_RANGE, SPHERE_RADIUS, Pool, Received, perturb
 from distill.randomness import generator
+from distill.run import condense
 from distill.shared_config import SharedConfig
 from distill.statistics import ExactStatistics
 
@@ -199,3 +200,22 @@ def test_features_differ_between_stages(toy_data: ImageData) -> None:
     fresh = create(NETWORK, toy_data.spec, generator(0, "expert", 0, "weights"))
     images = toy_data.normalised("train", torch.arange(4))
     assert not torch.allclose(embed(trained, images), embed(fresh, images), atol=1e-3)
+
+
+@pytest.mark.parametrize("settings", [{"pool": "blend"}, {"calibration": 1.0}])
+def test_a_pool_that_trains_is_refused_for_private_data_before_anything_is_trained(
+    settings: dict[str, object], toy_data: ImageData
+) -> None:
+    class Private(ExactStatistics):
+        def trajectories(self, *arguments: object, **named: object) -> Trajectories:
+            raise AssertionError("a release was made")
+
+    pool, statistics = pool_of(toy_data, **settings)[0], Private(toy_data)
+    statistics.privacy = {"epsilon": 1.0}
+    with pytest.raises(InputError, match="private statistics plan their releases for one purpose; take pool 'random' and calibration 0"):
+        pool.prepare(statistics)
+
+
+def test_a_ball_and_a_pool_are_two_sources_of_networks(toy_data: ImageData) -> None:
+    with pytest.raises(InputError, match="radius keeps one network and pool 'blend' draws others"):
+        condense(toy_data, "dm", ipc=1, iterations=1, radius=5.0, pool="blend", network=NETWORK)

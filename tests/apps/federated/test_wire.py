@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from apps.federated.settings import Settings, UploadConfig, method_config, upload_form
 from apps.federated.wire import Limits, decode, decode_weights, encode, encode_weights, parse_npy, upload_bytes, within_range
 from distill.condensed import CondensedSet
 from distill.decode import Formation, Frequency
@@ -148,3 +149,12 @@ def test_frequency_rows_are_no_bytes() -> None:
     before = CondensedSet(torch.zeros((1, 1, 7)), torch.tensor([0]), SPEC, decode=Frequency(7))
     with pytest.raises(InputError, match=r'frequency rows are no pixels and cannot be uploaded as uint8; take pixels = "float16"'):
         encode(before, "uint8")
+
+
+@pytest.mark.parametrize("networks", ["received", "fresh"])
+def test_a_clients_pool_takes_the_place_of_the_ball(networks: str) -> None:
+    upload = {"networks": networks, "settings": {"pool": "blend", "decode": "formation:2"}}
+    config = method_config(Settings(upload=UploadConfig(**upload)))
+    assert (config.radius, config.pool) == (None, "blend")
+    assert upload_form(Settings(upload=UploadConfig(**upload))) == Formation(2)
+    assert method_config(Settings()).radius == 5.0
