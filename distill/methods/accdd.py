@@ -35,7 +35,7 @@ class AccDDConfig(idc.IDCConfig):
 
 
 class AccDD(idc.IDC):
-    """Gradient matching under `AccDDConfig`."""
+    """IDC in networks of an early stage of training, whose filters are perturbed."""
 
     presets = PRESETS
 

@@ -78,7 +78,7 @@ def image_step(spec: DataSpec, ipc: int) -> float:
 
 
 class DANCE(DM):
-    """Distribution matching under `DANCEConfig`."""
+    """Distribution matching in blended trained networks, with a calibration, of images stored in a formation."""
 
     presets = PRESETS
 

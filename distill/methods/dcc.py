@@ -44,7 +44,7 @@ class DSACConfig(DCCConfig):
 
 
 class DCC(gm.GM):
-    """Gradient matching under `DCCConfig`."""
+    """Gradient matching of all classes together, after a first phase class by class."""
 
     presets = PRESETS
     config: DCCConfig
@@ -68,6 +68,6 @@ class DCC(gm.GM):
 
 
 class DSAC(DCC):
-    """Gradient matching under `DSACConfig`."""
+    """The same as DCC with the augmentation of DSA."""
 
     presets = DSAC_PRESETS

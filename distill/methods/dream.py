@@ -31,6 +31,6 @@ class DREAMConfig(idc.IDCConfig):
 
 
 class DREAM(idc.IDC):
-    """Gradient matching under `DREAMConfig`."""
+    """IDC with the real images nearest to cluster centres as batches."""
 
     presets = PRESETS

@@ -34,6 +34,6 @@ class DSAConfig(GMConfig):
 
 
 class DSA(GM):
-    """Gradient matching under `DSAConfig`."""
+    """Gradient matching of real and synthetic images under one shared random transform."""
 
     presets = PRESETS

@@ -96,7 +96,7 @@ def image_step(spec: DataSpec, ipc: int, distance: str) -> float:
 
 
 class IDC(GM):
-    """Gradient matching under `IDCConfig`."""
+    """Gradient matching in networks that train on real data, of images stored in a formation."""
 
     presets = PRESETS
 

@@ -77,7 +77,7 @@ class NCFMConfig(DANCEConfig):
 
 
 class NCFM(DANCE):
-    """One step: a blended network, new frequencies, one image update."""
+    """Characteristic functions of features in blended trained networks, at new frequencies in each step."""
 
     presets = PRESETS
     config: NCFMConfig
