@@ -1,7 +1,8 @@
 """One condensation in several processes: `torchrun --standalone --nproc-per-node N -m scenarios.cli run ...` divides the classes.
 
-The losses of DM, DataDAM and gradient matching are sums over classes. Every process holds all images and draws the same random numbers;
-each computes the statistics and gradients of some classes, which are summed over processes. Without torchrun these functions do nothing.
+The losses of all methods but MTT, or their statistics, are sums over classes. Every process holds all images and draws the same random
+numbers; each computes the statistics and gradients of some classes, which are summed over processes. Without torchrun these functions do
+nothing.
 """
 
 import os

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from distill import sharding
 from distill.configure import STRICT
 from distill.matching import class_mean_gradients
 from distill.methods.gm import GM, GMConfig
@@ -106,7 +107,8 @@ class CAFE(GM):
             rows = means.new_zeros((statistics.spec.num_classes, means.shape[1]))
             rows[list(statistics.classes)] = means.detach()
             of_rows = statistics.class_gradients(Head(network, rows), self.config.batch_real, augment, generator)
-            slope = self.config.batch_real * torch.stack([part for (part,) in of_rows]).sum(0)[list(statistics.classes)]
+            own = torch.stack([part for gradients_of in of_rows for part in gradients_of]).sum(0)  # of this process's classes
+            slope = self.config.batch_real * sharding.summed([own])[0][list(statistics.classes)]
             entropy = (means * slope).sum()
             more = torch.autograd.grad(self.config.discrimination * entropy, images)
             gradients = [a + b for a, b in zip(gradients, more, strict=True)]
