@@ -117,7 +117,9 @@ def _differences(proxies: Mapping[str, Scores], mean: Array, generator: np.rando
         if scores.kind != "condensed":
             continue
         baselines = [
-            baseline for baseline in ("random", "early-steps", f"early-cost-{name}", "parameters", "regression") if baseline in proxies
+            baseline
+            for baseline in ("random", "random-decoded", "early-steps", f"early-cost-{name}", "parameters", "regression")
+            if baseline in proxies
         ]
         differences[name] = {
             baseline: ranking.paired_bootstrap(

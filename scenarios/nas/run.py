@@ -19,9 +19,11 @@ from apps.nas.space import drawn
 from apps.nas.study import Result, SetProxy, rank
 from apps.nas.study import check as check_input
 from apps.nas.workers import Crew, Row, check_crew
+from distill.comparison import formed
 from distill.condensed import CondensedSet
 from distill.coresets import select
 from distill.data import ImageData
+from distill.decode import Decode, as_text, from_text
 from distill.drawing import Drawing
 from distill.errors import InputError
 from distill.networks import Factory, create
@@ -40,7 +42,7 @@ def check(study: NasStudy, data: ImageData) -> None:
     """Raise `InputError` for what would fail after minutes of work."""
     data = _cut(study, data, 0)
     candidates = study.candidates
-    names = [*([study.given.name] if study.given else []), *study.sets.coresets, *study.methods]
+    names = [*([study.given.name] if study.given else []), *_forms(study), *study.methods]
     if len(set(names)) < len(names):
         raise InputError(f"the sets are called {', '.join(names)}: two have one name; give the stage {names[0]!r} another one.")
     sets = dict.fromkeys(names, SetProxy(()))
@@ -117,15 +119,26 @@ def _cut(study: NasStudy, data: ImageData, seed: int) -> ImageData:
     return dataclasses.replace(data, train=data.train.at(torch.cat(picks).sort().values))
 
 
+def _forms(study: NasStudy) -> dict[str, tuple[str, Decode | None]]:
+    """The study's coresets by label, (name, form): plain, and in each other form in which one of its sets stores images."""
+    given = [] if study.given is None else [study.given.made.decode]
+    decodes = [from_text(getattr(settings, "decode", "none")) for settings in study.methods.values()] + given
+    forms = {as_text(form): form for form in decodes if form is not None}
+    labels: dict[str, tuple[str, Decode | None]] = {name: (name, None) for name in study.sets.coresets}
+    for text, form in forms.items():
+        labels |= {f"{name}-{'decoded' if len(forms) == 1 else text}": (name, form) for name in study.sets.coresets}
+    return labels
+
+
 def _coresets(study: NasStudy, options: Options, data: ImageData) -> dict[str, SetProxy]:
     """Real images; a new draw for each run where the choice is random. All are baselines, random images the first."""
     proxies = {}
-    for name in study.sets.coresets:
-        start = time.process_time()
-        copies = 1 if name in ("herding", "kcenter") else study.proxy.seeds
-        draws = [generator(options.seed, "coreset", name, study.sets.ipc, i) for i in range(copies)]
-        sets = tuple(select(data, name, study.sets.ipc, randomness) for randomness in draws)
-        proxies[name] = SetProxy(sets, time.process_time() - start, "coreset")
+    for label, (name, form) in _forms(study).items():
+        start, sets, ipc = time.process_time(), [], study.sets.ipc
+        for i in range(1 if name in ("herding", "kcenter") else study.proxy.seeds):
+            draws = generator(options.seed, "coreset", name, ipc, i)
+            sets.append(select(data, name, ipc, draws) if form is None else formed(data, name, ipc, form, draws))
+        proxies[label] = SetProxy(tuple(sets), time.process_time() - start, "coreset")
     return proxies
 
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from apps.nas import ranking
 from apps.nas.ledger import read_table
 from distill.condensed import CondensedSet
+from distill.decode import as_text as as_form
 from distill.errors import InputError
 from kept import pages as tables
 from scenarios.catalogue import run_study, study
@@ -120,6 +121,23 @@ def test_a_set_is_made_through_all_networks_of_the_space(done: tuple[Path, dict]
     assert torch.equal(first.images, again.images), "the same networks in the same order"
     assert not torch.equal(first.images, CondensedSet.load(done[0] / "dm-0.safetensors").images)
     assert first.provenance.config["network"] == "given: drawn from the 4 networks of the space, features of length 1"
+
+
+def test_a_decoded_set_has_rivals_in_its_own_form(tmp_path: Path) -> None:
+    form = "formation:2"
+    settings = [f'methods.dm.decode="{form}"', 'space.norm=["batch"]', "proxy.regression=0", 'sets.coresets=["random","herding"]']
+    _, record = run(tmp_path, *settings)
+    proxies = record["results"]["proxies"]
+    coresets = [name for name, row in proxies.items() if row["kind"] == "coreset"]
+    assert coresets == ["random", "herding", "random-decoded", "herding-decoded"]
+    labels = nas._forms(tiny(*settings))
+    assert {label: None if form is None else as_form(form) for label, (_, form) in labels.items()} == {
+        "random": None,
+        "herding": None,
+        "random-decoded": form,
+        "herding-decoded": form,
+    }
+    assert "random-decoded" in record["results"]["differences"]["dm"]
 
 
 def test_named_networks(tmp_path: Path) -> None:

@@ -1,0 +1,174 @@
+"""Accuracy against distilling time: one run of each method, evaluated at the same times of one core.
+
+python -m benchmarks.equal_cost [--data cifar10] [--ipc 10] [--network ConvNetW64] [--minutes 30] [--ledger FILE] [--json FILE]
+python -m benchmarks.equal_cost --page         the table and the figure of docs/methods.md from benchmarks/expected/equal_cost.json
+
+Time is this process's CPU time with one thread, with the training of the networks that a method needs and without the evaluations.
+Evaluation networks are tested on held-out training images, never on test images. Each method runs once, so that differences of a point
+are chance. A finished method in the ledger is not run again; an unfinished one starts anew. Networks are trained anew, not taken from the
+user's cache.
+"""
+
+import argparse
+import dataclasses
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from distill.configure import configure
+from distill.data import ImageData
+from distill.data_sources import load
+from distill.decode import from_text
+from distill.drawing import Drawing
+from distill.errors import InputError
+from distill.evaluation import accuracies
+from distill.memory import keep_freed_memory
+from distill.methods import METHODS
+from distill.methods.presets import presets_of
+from distill.randomness import generator
+from distill.records import append_line, environment, read_json, read_lines, write_json, write_whole
+from distill.statistics import ExactStatistics
+from distill.synthetic import initial_set
+from distill.train import Recipe
+from scenarios.reporting.text import as_markdown
+
+MARKS = (1, 2, 5, 10, 20, 30)  # minutes of one core
+RUNS: dict[str, tuple[str, dict[str, object]]] = {  # short presets, and what differs from them
+    "dm": ("dm", {"batch_real": 64}),
+    "dm, formation:2": ("dm", {"batch_real": 64, "decode": "formation:2", "clamp": True, "augmentation": "color_crop_cutout"}),
+    "dance": ("dance", {"batch_real": 64}),
+    "ncfm": ("ncfm", {"batch_real": 64}),
+    "idc": ("idc", {}),
+}
+RECIPE = Recipe(optimiser="adamw", lr=0.001, batch_size=32, max_steps=1200, schedule="cosine")
+KEPT = Path(__file__).parent / "expected" / "equal_cost.json"
+DOCS = Path(__file__).parents[1] / "docs"
+BEGIN, END = "<!-- table: begin (python -m benchmarks.equal_cost --page) -->", "<!-- table: end (equal cost) -->"
+
+
+def run(name: str, data: ImageData, ipc: int, network: str, minutes: float, networks: int, ledger: Path) -> None:
+    """One method up to ``minutes`` of CPU time; a line of the ledger at each mark that it passes."""
+    method, more = RUNS[name]
+    kind, distiller = METHODS[method]
+    config = configure(kind, {**presets_of(distiller).short, **more, "iterations": 1_000_000, "network": network}, name)
+    statistics, draws = ExactStatistics(data), generator(0, "equal cost", name)
+    form = from_text(config.decode)
+    spent = -time.process_time()
+    made = distiller(config, initial_set(statistics, config.initial, ipc, draws, form))
+    if hasattr(made, "prepare"):
+        made.prepare(statistics, progress=False)
+    prepared, step = spent + time.process_time(), 0
+    for mark in (mark for mark in MARKS if mark <= minutes):
+        while spent + time.process_time() < 60 * mark:
+            made.step(statistics, draws)
+            step += 1
+        spent += time.process_time()
+        values = [
+            one.value for one in accuracies(made.condensed, data, ["condensed"], network, RECIPE, range(networks), split="validation")
+        ]
+        line = {"method": name, "minutes": mark, "seconds": spent, "prepared": prepared, "steps": step, "accuracy": values}
+        append_line(ledger, line)
+        print(f"{name}: {mark} min, {step} steps, {sum(values) / len(values):.1f} %", flush=True)
+        spent -= time.process_time()
+    append_line(ledger, {"method": name, "done": True})
+
+
+def table(record: Mapping[str, Any]) -> str:
+    """Markdown: a row for each method, a column for each time."""
+    points = record["points"]
+    marks = sorted({point["minutes"] for point in points})
+    rows = [["method", *(f"{mark} min" for mark in marks), "networks trained for", "seconds a step"]]
+    for name in dict.fromkeys(point["method"] for point in points):
+        own = {point["minutes"]: point for point in points if point["method"] == name}
+        last = own[max(own)]
+        shown = [f"{_mean(own[mark]):.1f}" if mark in own and own[mark]["steps"] else "-" for mark in marks]
+        pace = (last["seconds"] - last["prepared"]) / last["steps"]
+        rows.append([f"`{name}`", *shown, f"{last['prepared'] / 60:.1f} min", f"{pace:.2f}"])
+    machine = record["environment"]
+    where = (
+        f"{record['data']}, {record['ipc']} images a class, {record['network']}, one core of {machine['processor']}; accuracy (%) of "
+        f"{record['networks']} networks on held-out training images; one run a method, so that a point of difference is chance."
+    )
+    return where + "\n\n" + as_markdown(rows)
+
+
+def drawing(record: Mapping[str, Any]) -> Drawing:
+    """The same as curves."""
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    axes = figure.add_subplot(xscale="log", xlabel="minutes of one core", ylabel="accuracy on validation images, %")
+    for name in dict.fromkeys(point["method"] for point in record["points"]):
+        own = [point for point in record["points"] if point["method"] == name and point["steps"]]
+        axes.plot([point["minutes"] for point in own], [_mean(point) for point in own], marker="o", label=name)
+    axes.set_xticks(MARKS, [str(mark) for mark in MARKS], minor=False)
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return Drawing(figure, "Accuracy against distilling time", "One run of each method; networks that a method trains count.")
+
+
+def _mean(point: Mapping[str, Any]) -> float:
+    return float(sum(point["accuracy"]) / len(point["accuracy"]))
+
+
+def write_page(record: Mapping[str, Any]) -> None:
+    """Put the table into docs/methods.md, and the figure beside its other images."""
+    page = (DOCS / "methods.md").read_text()
+    head, _, rest = page.partition(BEGIN)
+    if not rest:
+        raise InputError(f"docs/methods.md has no line {BEGIN!r}.")
+    write_whole(DOCS / "methods.md", head + BEGIN + "\n" + table(record) + "\n" + END + rest.partition(END)[2])
+    write_whole(DOCS / "images" / "equal-cost.png", drawing(record).encoded("png"))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run what the ledger does not have, keep the record, or write the page."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.equal_cost", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", default="cifar10")
+    parser.add_argument("--ipc", type=int, default=10)
+    parser.add_argument("--network", default="ConvNetW64")
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--networks", type=int, default=2)
+    parser.add_argument("--ledger", type=Path, default=Path("runs/equal_cost.jsonl"))
+    parser.add_argument("--json", type=Path, help="write the record of all finished methods")
+    parser.add_argument("--page", action="store_true")
+    options = parser.parse_args(arguments)
+    if options.page:
+        write_page(read_json(KEPT))
+        return
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    data = load(options.data, validation=0.1)
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["DISTILL_CACHE"] = cache
+        for name in RUNS:
+            if name not in finished(options.ledger):
+                run(name, data, options.ipc, options.network, options.minutes, options.networks, options.ledger)
+    if options.json:
+        stated = {key: getattr(options, key) for key in ("data", "ipc", "network", "networks")}
+        points = [point for points in finished(options.ledger).values() for point in points]
+        write_json(options.json, {**stated, "recipe": dataclasses.asdict(RECIPE), "environment": environment("cpu"), "points": points})
+
+
+def finished(ledger: Path) -> dict[str, list[dict[str, Any]]]:
+    """The points of each method whose run reached the end: those of its last run."""
+    points: dict[str, list[dict[str, Any]]] = {}
+    ready = {}
+    for line in read_lines(ledger) if ledger.exists() else ():
+        name = line["method"]
+        if line.get("done"):
+            ready[name] = points.pop(name)
+        elif line["minutes"] == MARKS[0]:
+            points[name] = [line]
+        else:
+            points[name].append(line)
+    return ready
+
+
+if __name__ == "__main__":
+    main()
