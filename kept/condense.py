@@ -106,9 +106,20 @@ def _set_label(row: dict[str, str]) -> str:
 
 
 def methods_tables(rows: Rows) -> str:
-    """Markdown: the template's runs as `readme_table` has them, then one table a data set and IPC of the runs across architectures."""
+    """Markdown: the template's runs as `readme_table` has them, then for each data set and IPC a table of the runs at width 64 and one of
+    those across architectures."""
     across = [row for row in rows if row["scenario"].startswith("cross-")]
-    parts = [readme_table([row for row in rows if row not in across])]
+    small = [row for row in rows if row["scenario"].startswith(("small-", "seams-"))]
+    parts = [readme_table([row for row in rows if row not in across and row not in small])]
+    for dataset, ipc in dict.fromkeys((row["dataset"], row["ipc"]) for row in small):
+        here = [row for row in small if (row["dataset"], row["ipc"]) == (dataset, ipc)]
+        table = [[f"{dataset}, IPC {ipc}, {here[0]['network']}", "run", "accuracy, % (95 % interval)", "image steps"]]
+        for row in sorted(here, key=lambda row: -float(row["mean"])):
+            spread = f"{float(row['mean']):.1f} ({float(row['low']):.1f} to {float(row['high']):.1f})"
+            seam = row["scenario"].removeprefix("seams-").partition(f"-{dataset}-")[0].replace("-", " + ")
+            name = row["set"] if not row["iterations"] else f"dm + {seam}" if row["scenario"].startswith("seams-") else f"**{row['set']}**"
+            table.append([name, f"`{row['scenario']}`", spread, row["iterations"] or "-"])
+        parts.append(as_markdown(table))
     for dataset, ipc in dict.fromkeys((row["dataset"], row["ipc"]) for row in across):
         here = [row for row in across if (row["dataset"], row["ipc"]) == (dataset, ipc)]
         networks = list(dict.fromkeys(row["network"] for row in here))

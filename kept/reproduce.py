@@ -1,6 +1,6 @@
 """Run what has no kept record yet: `make reproduce`, or
 
-python -m kept.reproduce [--form paper|released|short] [--minutes 8] [--out DIR] [NAME ...]
+python -m kept.reproduce [--form paper|released|short|small|seams] [--minutes 8] [--out DIR] [NAME ...]
 
 goes through the template's names (all, or those given), runs what kept/expected has no file for, and keeps each finished record's
 figures there. It works for ``--minutes``, stops cleanly (every run is saved) and continues from there when called again: a slice at a time.
@@ -52,7 +52,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Run scenarios of the template one after the other, for at most ``--minutes``."""
     parser = argparse.ArgumentParser(prog="python -m kept.reproduce", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("names", nargs="*")
-    parser.add_argument("--form", choices=("paper", "released", "short"), default="paper" if torch.cuda.is_available() else "short")
+    parser.add_argument(
+        "--form", choices=("paper", "released", "short", "small", "seams"), default="paper" if torch.cuda.is_available() else "short"
+    )
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--out", type=Path, default=Path("runs"))
     options = parser.parse_args(arguments)

@@ -36,7 +36,7 @@ def list_names(
         typer.echo(columns([(name, str(parse(path).get("title", ""))) for name, path in shipped().items()], width))
         from scenarios.engine import template
 
-        forms = [f"{form}-{'|'.join(template.RELEASED) if form == 'released' else 'METHOD'}-DATA-ipcN" for form in template.FORMS]
+        forms = [f"{form}-{'METHOD' if which == template.METHODS else '|'.join(which)}-DATA-ipcN" for form, which in template.FORMS.items()]
         typer.echo(f"{', '.join(forms)}: {', '.join(template.METHODS)} on {', '.join(template.DATA)}")
     else:
         raise unknown_name("list", what, ["methods", "data", "networks", "scenarios"])

@@ -3,10 +3,13 @@
 `distill run paper-dm-cifar10-ipc10` is the papers' setting (for a GPU), `released-datadam-cifar10-ipc10` that of DataDAM's released code,
 which differs from its paper; `distill run short-dm-cifar10-ipc10` is a form for two CPU cores,
 and `cross-...` the short form judged by networks of six architectures; of the built-in digits too (`cross-dm-digits-ipc1`).
+`small-dance-cifar10-ipc10` is the short form at width 64 with three evaluation networks, in which methods are compared;
+`seams-calibration-...` is that of DM with one or more settings of `SEAMS`.
 The settings stand in each method's file: its defaults are its paper's, and `distill.methods.presets.Presets` has the rest.
 """
 
 import re
+from collections.abc import Sequence
 
 import distill.methods
 from distill.data_sets import DATA_SETS
@@ -20,12 +23,28 @@ CHEAP_FIRST = sorted(METHODS, key=lambda name: _PRESETS[name].cost)
 DATA = ("mnist", "fashion-mnist", "svhn", "cifar10", "cifar100")
 IPC = (1, 10, 50)
 ARCHITECTURES = ("ConvNet", "MLP", "LeNet", "AlexNet", "VGG11", "ResNet18")
-FORMS = ("paper", "released", "short", "cross")
-_ANY, _DATA = "|".join(METHODS), "|".join(DATA)
-_NAME = re.compile(
-    rf"(?:(?:paper|short|cross)-(?:{_ANY})-(?:{_DATA})|released-(?:{'|'.join(RELEASED)})-(?:{_DATA})|cross-(?:{_ANY})-digits)-ipc[0-9]{{1,4}}"
-)
-
+# Settings that DM shares with later methods, each alone and together: what does which one bring?
+_DECODE, _CALIBRATION = {"decode": "formation:2", "clamp": True, "augmentation": "color_crop_cutout"}, {"calibration": 1.0}
+_TRAINED = {"pool_networks": 2, "pool_epochs": 2}
+SEAMS: dict[str, Settings] = {
+    "decode": _DECODE,
+    "calibration": {**_CALIBRATION, **_TRAINED},
+    "blend": {"pool": "blend", **_TRAINED},
+    "flipped": {"flipped": True},
+    "decode-blend": {**_DECODE, "pool": "blend", **_TRAINED},
+    "decode-flipped": {**_DECODE, "flipped": True},
+    "decode-calibration": {**_DECODE, **_CALIBRATION, **_TRAINED},
+    "blend-calibration": {"pool": "blend", **_CALIBRATION, **_TRAINED},
+    "decode-frequency": {"decode": "frequency:16"},
+}
+FORMS: dict[str, Sequence[str]] = {
+    "paper": METHODS,
+    "released": RELEASED,
+    "short": METHODS,
+    "small": METHODS,
+    "seams": tuple(SEAMS),
+    "cross": METHODS,
+}
 # Colour images want longer judging: 1,200 steps gave DM's set 1.7 points on CIFAR-10's validation images, on MNIST at one a class nothing.
 COLOUR_STEPS = 1200
 SHORT_RECIPE = {"optimiser": "adamw", "lr": 0.001, "batch_size": 32, "max_steps": 400, "schedule": "cosine"}
@@ -33,19 +52,33 @@ SHORT_RECIPE = {"optimiser": "adamw", "lr": 0.001, "batch_size": 32, "max_steps"
 
 def from_template(name: str) -> Tables | None:
     """The tables of a scenario by its name, or None when the name is not of this form."""
-    if not _NAME.fullmatch(name):
+    parts = _parts(name)
+    if parts is None:
         return None
-    form, method, rest = name.split("-", 2)
-    data, ipc = rest.rpartition("-ipc")[0], int(rest.rpartition("-ipc")[2])
+    form, which, data, ipc = parts
+    method = "dm" if form == "seams" else which
     presets = _PRESETS[method]
     published = (presets.released if form == "released" else presets.paper) if form in ("paper", "released") else None
     if published is not None:
         paper = published(data, ipc)
-        which, tables = f"settings of {paper.source}", _paper(method, data, ipc, paper)
+        settings, tables = f"settings of {paper.source}", _paper(method, data, ipc, paper)
     else:
-        which = "a short form across architectures" if form == "cross" else "a short form"
-        tables = _short(method, data, ipc, presets.digits if data == "digits" else presets.short, cross=form == "cross")
-    return {"kind": "condense", "title": f"{data}, {method}, {ipc} image{'s' if ipc > 1 else ''} a class, {which}", **tables}
+        settings = {"cross": "a short form across architectures", "short": "a short form"}.get(form, "a short form at width 64")
+        more = SEAMS[which] if form == "seams" else {}
+        tables = _short(method, data, ipc, {**(presets.digits if data == "digits" else presets.short), **more}, form)
+    shown = f"dm with {which}" if form == "seams" else method
+    return {"kind": "condense", "title": f"{data}, {shown}, {ipc} image{'s' if ipc > 1 else ''} a class, {settings}", **tables}
+
+
+def _parts(name: str) -> tuple[str, str, str, int] | None:
+    """(form, method or seam, data, images a class) of a name, or None."""
+    form, _, rest = name.partition("-")
+    stem, _, ipc = rest.rpartition("-ipc")
+    for data in (*DATA, "digits") if form == "cross" else DATA:
+        which = stem.removesuffix(f"-{data}")
+        if which != stem and which in FORMS.get(form, ()) and re.fullmatch("[0-9]{1,4}", ipc):
+            return form, which, data, int(ipc)
+    return None
 
 
 def _paper(method: str, data: str, ipc: int, paper: Paper) -> Tables:
@@ -56,22 +89,31 @@ def _paper(method: str, data: str, ipc: int, paper: Paper) -> Tables:
     }
 
 
-def _short(method: str, data: str, ipc: int, preset: Settings, *, cross: bool) -> Tables:
+def _short(method: str, data: str, ipc: int, preset: Settings, form: str) -> Tables:
     settings = {"name": method, "ipc": ipc, **preset}
     # 32 x 32 for the digits because the deeper networks need it.
     table = {"name": data, "size": 32} if data == "digits" else {"name": data}
     network = settings.get("network", "ConvNet")
     recipe = {**SHORT_RECIPE, **({"max_steps": COLOUR_STEPS} if len(DATA_SETS[data].mean or ()) == 3 else {})}
     evaluation: Tables = {"networks": [network], "seeds": 5, "baselines": ["random"], "recipe": recipe}
-    if cross:
-        # Random images are judged beside one method only: their figures are the same for all.
-        beside = ["random"] if method == CHEAP_FIRST[0] else []
-        evaluation |= {"networks": list(ARCHITECTURES), "baselines": beside, "recipe": {**SHORT_RECIPE, "max_steps": 150}}
+    first = method == CHEAP_FIRST[0]
+    if form == "cross":
+        # Real images are evaluated with one method only: their figures are the same for all.
+        evaluation |= {
+            "networks": list(ARCHITECTURES),
+            "baselines": ["random"] if first else [],
+            "recipe": {**SHORT_RECIPE, "max_steps": 150},
+        }
+    if form in ("small", "seams"):
+        settings |= {"network": "ConvNetW64"}
+        plain, decoded = form == "small" and first, preset == {**_PRESETS[method].short, **_DECODE}
+        real = ["random", "herding"] if plain else ["random-decoded", "herding-decoded"] if decoded else []
+        evaluation |= {"networks": ["ConvNetW64"], "seeds": 3, "baselines": real}
     return {"data": table, "method": settings, "evaluation": evaluation}
 
 
 def names(form: str) -> list[str]:
     """All names of one form, cheap methods first."""
-    order = [method for method in CHEAP_FIRST if form != "released" or method in RELEASED]
+    order = [which for which in CHEAP_FIRST if which in FORMS[form]] if form != "seams" else FORMS[form]
     small = [f"cross-{method}-digits-ipc1" for method in order] if form == "cross" else []
-    return small + [f"{form}-{method}-{data}-ipc{ipc}" for method in order for data in DATA for ipc in IPC]
+    return small + [f"{form}-{which}-{data}-ipc{ipc}" for which in order for data in DATA for ipc in IPC]

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import re
 import subprocess
 from pathlib import Path
@@ -20,22 +21,22 @@ from kept.published import PUBLISHED, reproduced
 from scenarios.catalogue import study
 from scenarios.cli import main
 from scenarios.engine.scenario import read_scenario
-from scenarios.engine.template import ARCHITECTURES, DATA, FORMS, IPC, METHODS, from_template, names
+from scenarios.engine.template import ARCHITECTURES, DATA, FORMS, IPC, METHODS, SEAMS, from_template, names
 from tests.conftest import toy
 
 EVERY = [name for form in FORMS for name in names(form)]
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", [name for name in EVERY if not name.startswith(("small", "seams")) or name.endswith("cifar10-ipc10")])
 def test_every_name_is_a_study(name: str) -> None:
     given, described = read_scenario(name)
     made: Any = study(name, described, name)
     assert given == name
     form, method, *_ = name.split("-")
-    assert made.method == method
+    assert made.method == ("dm" if form == "seams" else method)
     assert made.ipc == (int(name.rpartition("ipc")[2]),)
     assert f"-{made.data.name}-" in name
-    assert made.evaluation.seeds == 5
+    assert made.evaluation.seeds == (3 if form in ("small", "seams") else 5)
     if form in ("paper", "released"):  # the authors' iterations and protocols
         later = {"dcc": 1000, "dsac": 1000, "cafe": 2000, "idc": 2000, "accdd": 400, "dream": 2000}
         later |= {"idm": 20_000, "dance": 10_000, "ncfm": 20_000}
@@ -53,7 +54,7 @@ def test_every_name_is_a_study(name: str) -> None:
 
 
 def test_all_combinations_are_there_and_nothing_else_is_taken() -> None:
-    assert len(EVERY) == len(set(EVERY)) == (3 * len(METHODS) + 1) * len(DATA) * len(IPC) + len(METHODS) == 659
+    assert len(EVERY) == len(set(EVERY)) == (4 * len(METHODS) + 1 + len(SEAMS)) * len(DATA) * len(IPC) + len(METHODS)
     for wrong in (
         "paper-dm-cifar10",
         "paper-xx-cifar10-ipc1",
@@ -62,9 +63,23 @@ def test_all_combinations_are_there_and_nothing_else_is_taken() -> None:
         "paper-dm-cifar10-ipcx",
         "paper-dm-digits-ipc1",
         "released-dm-cifar10-ipc1",
+        "seams-dm-cifar10-ipc1",
+        "small-decode-cifar10-ipc1",
+        "small-dm-digits-ipc1",
     ):
         assert from_template(wrong) is None
     assert study("x", from_template("paper-dm-svhn-ipc20"), "x").merged["method"]["ipc"] == [20]  # type: ignore[arg-type]
+
+
+def test_a_seam_is_the_small_form_of_dm_and_one_more_setting() -> None:
+    plain: Any = study("x", from_template("small-dm-cifar10-ipc10"), "x")  # type: ignore[arg-type]
+    assert plain.evaluation.baselines == ("random", "herding")
+    assert plain.settings.network == "ConvNetW64"
+    for seam, settings in SEAMS.items():
+        made: Any = study("x", from_template(f"seams-{seam}-cifar10-ipc10"), "x")  # type: ignore[arg-type]
+        assert made.settings == dataclasses.replace(plain.settings, **settings)
+        assert made.evaluation.baselines == (("random-decoded", "herding-decoded") if seam == "decode" else ())
+        assert made.merged["evaluation"]["recipe"] == plain.merged["evaluation"]["recipe"]
 
 
 def test_mtt_rows_are_the_authors() -> None:
