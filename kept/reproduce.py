@@ -21,7 +21,7 @@ from kept import pages
 from scenarios.catalogue import study
 from scenarios.engine.record import run_name
 from scenarios.engine.scenario import read_scenario
-from scenarios.engine.template import names
+from scenarios.engine.template import FORMS, names
 
 
 def missing(asked: list[str], ready: set[str]) -> tuple[list[str], list[str]]:
