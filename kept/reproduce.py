@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m kept.reproduce", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("names", nargs="*")
     parser.add_argument(
-        "--form", choices=("paper", "released", "short", "small", "seams"), default="paper" if torch.cuda.is_available() else "short"
+        "--form", choices=[form for form in FORMS if form != "cross"], default="paper" if torch.cuda.is_available() else "short"
     )
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--out", type=Path, default=Path("runs"))
