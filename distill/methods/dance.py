@@ -19,7 +19,7 @@ from distill.spec import DataSpec
 
 PRESETS = Presets(
     paper=lambda data, ipc: Paper("Hansong-Zhang/DANCE, DANCE.py and arguments/", protocol="idc"),
-    short={"iterations": 500, "lr_img": 10.0, "pool_networks": 2, "pool_epochs": 2},
+    short={"iterations": 500, "lr_img": 10.0, "batch_real": 64, "pool_networks": 2, "pool_epochs": 2},
     digits={
         "iterations": 100,
         "lr_img": 5.0,
