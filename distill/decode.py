@@ -49,11 +49,27 @@ class Decode(Protocol):
         ...
 
     def decoded(self, stored: Tensor, spec: DataSpec) -> Tensor:
-        """(N, *stored_shape) to (N * copies, C, H, W), the images of a row next to each other; differentiable."""
+        """(N, *stored_shape) to (N * copies, C, H, W), the images of a row next to each other; differentiable. `enlarged` of `parted`."""
         ...
 
     def encoded(self, images: Tensor, spec: DataSpec) -> Tensor:
-        """(N * copies, C, H, W) to (N, *stored_shape): real images in this form, for a start and for baselines."""
+        """(N * copies, C, H, W) to (N, *stored_shape): real images in this form, for a start and for baselines. `joined` of `shrunk`."""
+        ...
+
+    def parted(self, stored: Tensor, spec: DataSpec) -> Tensor:
+        """(N, *stored_shape) to (N * copies, C, h, w): each image's part of its row, as it is stored."""
+        ...
+
+    def joined(self, parts: Tensor, spec: DataSpec) -> Tensor:
+        """(N * copies, C, h, w) to (N, *stored_shape): rows of these parts."""
+        ...
+
+    def enlarged(self, parts: Tensor, spec: DataSpec) -> Tensor:
+        """(N, C, h, w) to (N, C, H, W): the image of each part; differentiable."""
+        ...
+
+    def shrunk(self, images: Tensor, spec: DataSpec) -> Tensor:
+        """(N, C, H, W) to (N, C, h, w): each image as a part."""
         ...
 
 
@@ -91,20 +107,34 @@ class Formation:
         return spec.height % self.factor > 0 or spec.width % self.factor > 0
 
     def decoded(self, stored: Tensor, spec: DataSpec) -> Tensor:
-        """Cells from left to right, then downwards."""
-        height, width = (math.ceil(side / self.factor) for side in (spec.height, spec.width))
-        padded = _padded(stored, spec, height * self.factor, width * self.factor)
-        cells = padded.unfold(2, height, height).unfold(3, width, width)  # (N, C, factor, factor, height, width)
-        cells = cells.permute(0, 2, 3, 1, 4, 5).reshape(-1, spec.channels, height, width)
-        return F.interpolate(cells, size=(spec.height, spec.width), mode="bilinear", align_corners=False)
+        return self.enlarged(self.parted(stored, spec), spec)
 
     def encoded(self, images: Tensor, spec: DataSpec) -> Tensor:
-        """Each image shrunk into its cell by averaging over the pixels that a small pixel covers."""
-        factor, height, width = self.factor, math.ceil(spec.height / self.factor), math.ceil(spec.width / self.factor)
-        cells = F.interpolate(images, size=(height, width), mode="area")
-        cells = cells.reshape(-1, factor, factor, spec.channels, height, width).permute(0, 3, 1, 4, 2, 5)
+        return self.joined(self.shrunk(images, spec), spec)
+
+    def parted(self, stored: Tensor, spec: DataSpec) -> Tensor:
+        """Cells from left to right, then downwards."""
+        height, width = self._cell(spec)
+        padded = _padded(stored, spec, height * self.factor, width * self.factor)
+        cells = padded.unfold(2, height, height).unfold(3, width, width)  # (N, C, factor, factor, height, width)
+        return cells.permute(0, 2, 3, 1, 4, 5).reshape(-1, spec.channels, height, width)
+
+    def joined(self, parts: Tensor, spec: DataSpec) -> Tensor:
+        """What exceeds the data's shape is cut at the bottom and right."""
+        factor, (height, width) = self.factor, self._cell(spec)
+        cells = parts.reshape(-1, factor, factor, spec.channels, height, width).permute(0, 3, 1, 4, 2, 5)
         grid = cells.reshape(-1, spec.channels, factor * height, factor * width)
         return grid[:, :, : spec.height, : spec.width].contiguous()
+
+    def enlarged(self, parts: Tensor, spec: DataSpec) -> Tensor:
+        return F.interpolate(parts, size=(spec.height, spec.width), mode="bilinear", align_corners=False)
+
+    def shrunk(self, images: Tensor, spec: DataSpec) -> Tensor:
+        """The average over the pixels that a small pixel covers."""
+        return F.interpolate(images, size=self._cell(spec), mode="area")
+
+    def _cell(self, spec: DataSpec) -> tuple[int, int]:
+        return math.ceil(spec.height / self.factor), math.ceil(spec.width / self.factor)
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
@@ -135,14 +165,27 @@ class Frequency:
         return False
 
     def decoded(self, stored: Tensor, spec: DataSpec) -> Tensor:
-        rows, columns = cosines(spec.height, stored), cosines(spec.width, stored)
-        spectrum = stored.new_zeros((len(stored), spec.channels, spec.height * spec.width))
-        spectrum = spectrum.index_copy(2, self._positions(spec, stored.device), stored)
-        return rows.T @ spectrum.view(-1, *spec.shape) @ columns
+        return self.enlarged(self.parted(stored, spec), spec)
 
     def encoded(self, images: Tensor, spec: DataSpec) -> Tensor:
+        return self.joined(self.shrunk(images, spec), spec)
+
+    def parted(self, stored: Tensor, spec: DataSpec) -> Tensor:
+        """A row is one image's, (N, C, 1, coefficients)."""
+        return stored.unsqueeze(2)
+
+    def joined(self, parts: Tensor, spec: DataSpec) -> Tensor:
+        return parts.squeeze(2)
+
+    def enlarged(self, parts: Tensor, spec: DataSpec) -> Tensor:
+        rows, columns = cosines(spec.height, parts), cosines(spec.width, parts)
+        spectrum = parts.new_zeros((len(parts), spec.channels, spec.height * spec.width))
+        spectrum = spectrum.index_copy(2, self._positions(spec, parts.device), parts.squeeze(2))
+        return rows.T @ spectrum.view(-1, *spec.shape) @ columns
+
+    def shrunk(self, images: Tensor, spec: DataSpec) -> Tensor:
         rows, columns = cosines(spec.height, images), cosines(spec.width, images)
-        return (rows @ images @ columns.T).flatten(2)[:, :, self._positions(spec, images.device)]
+        return (rows @ images @ columns.T).flatten(2)[:, :, None, self._positions(spec, images.device)]
 
     def _positions(self, spec: DataSpec, device: torch.device) -> Tensor:
         """Flat positions (coefficients,) in a spectrum (H, W), the lowest frequency first; ties go to the smaller row."""
