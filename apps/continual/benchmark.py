@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from apps.continual.condensing import decode_of
 from apps.continual.engine import avalanche
-from apps.continual.exemplars import group_bytes, item_bytes
+from apps.continual.form import Form
 from apps.continual.memory import Memory, MemoryConfig
 from apps.continual.memory_file import load, observe, save
 from apps.continual.online import online_memories
@@ -27,11 +28,12 @@ from distill.spec import DataSpec
 from distill.train import Recipe
 
 RESERVOIR = "reservoir"  # no memory by class: Vitter's, over all images seen
+DECODED = "-decoded"  # a memory's name after its method's, where the study compares it with one that is stored plainly
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The budget of one class: ``count`` items, or the bytes of ``count`` float32 images with their labels."""
+    """The budget of one class: ``count`` stored items, or the bytes of ``count`` float32 images with their labels."""
 
     kind: Literal["items", "bytes"]
     count: int
@@ -41,11 +43,11 @@ class Budget:
         """The budget in the names of a record, for example ``items3`` or ``bytes1``."""
         return f"{self.kind}{self.count}"
 
-    def per_class(self, shape: tuple[int, int, int], storage: str) -> int:
-        """The number of items per class.
+    def per_class(self, form: Form, storage: str) -> int:
+        """The number of stored items per class.
 
         Args:
-            shape: of an image, (C, H, W).
+            form: how images are stored.
             storage: "float32" or "uint8".
 
         Raises:
@@ -53,10 +55,10 @@ class Budget:
         """
         if self.kind == "items":
             return self.count
-        free = self.count * item_bytes(shape, "float32") - group_bytes(shape, storage)
-        count = free // item_bytes(shape, storage)
+        free = self.count * Form(form.shape).item_bytes("float32") - form.group_bytes(storage)
+        count = free // form.item_bytes(storage)
         if count < 1:
-            raise InputError(f"the bytes of {self.count} float32 images have no room for one {storage} image; raise bytes_of.")
+            raise InputError(f"the bytes of {self.count} float32 images have no room for one {storage} item; raise bytes_of.")
         return count
 
 
@@ -71,7 +73,7 @@ class Online:
 
 @dataclass(frozen=True)
 class Unit:
-    """One memory of a study."""
+    """One memory of a study. ``method`` is a method or coreset, with or without `DECODED`, or `RESERVOIR`."""
 
     budget: Budget
     method: str
@@ -89,9 +91,10 @@ class Unit:
 
     def config(self, spec: DataSpec, groups: int) -> MemoryConfig:
         """The memory's settings on a stream with ``groups`` groups (class by experience) in total."""
-        share = self.budget.per_class(spec.shape, self.storage)
+        method = self.method.removesuffix(DECODED)
+        share = self.budget.per_class(Form(spec.shape, decode_of(method, self.settings)), self.storage)
         return MemoryConfig(
-            self.method,
+            method,
             items=share * groups,
             per_class=None if self.shrinking else share,
             storage=self.storage,  # type: ignore[arg-type]
@@ -135,7 +138,7 @@ def fill_memories(unit: Unit, stream: Sequence[ImageData], folder: Path, *, prog
 
 def reservoirs(unit: Unit, stream: Sequence[ImageData]) -> list[CondensedSet]:
     """The reservoir after each experience, as large as the other memories are at the end."""
-    items = unit.budget.per_class(stream[0].spec.shape, unit.storage) * groups_of(stream, unit.online)
+    items = unit.budget.per_class(Form(stream[0].spec.shape), unit.storage) * groups_of(stream, unit.online)
     return [reservoir(stream[: number + 1], items, derived_seed(unit.seed, "order", unit.order)) for number in range(len(stream))]
 
 
@@ -191,7 +194,7 @@ def _buffer(unit: Unit, stream: Sequence[ImageData], folder: Path) -> ReplayBuff
 
     groups = groups_of(stream, unit.online)
     if unit.method == RESERVOIR:
-        items = unit.budget.per_class(stream[0].spec.shape, unit.storage) * groups
+        items = unit.budget.per_class(Form(stream[0].spec.shape), unit.storage) * groups
         reservoir_buffer: ReplayBuffer = avalanche("avalanche.training.storage_policy").ReservoirSamplingBuffer(items)
         return reservoir_buffer
     config = unit.config(stream[0].spec, groups)
@@ -199,9 +202,9 @@ def _buffer(unit: Unit, stream: Sequence[ImageData], folder: Path) -> ReplayBuff
     options: dict[str, Any] = {"per_class": config.per_class, "storage": config.storage, "seed": config.seed, "progress": False}
     options |= {"data_name": config.name, "mean": config.mean, "std": config.std, **config.settings}
     if unit.online is not None:
-        return OnlineCondensedBuffer(config.items, unit.method, queue=unit.online.queue, every=unit.online.every, **options)
+        return OnlineCondensedBuffer(config.items, config.method, queue=unit.online.queue, every=unit.online.every, **options)
     # The folder already has the memories, which do not depend on the strategy: they are read, not condensed again.
-    return CondensedBuffer(config.items, unit.method, folder=folder, **options)
+    return CondensedBuffer(config.items, config.method, folder=folder, **options)
 
 
 def interval(values: Sequence[float]) -> dict[str, Json]:

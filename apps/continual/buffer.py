@@ -35,7 +35,7 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
     The stream's images are read through the experience's evaluation view.
 
     Args:
-        max_size: budget in items, the plugin's ``mem_size``.
+        max_size: budget in stored items, the plugin's ``mem_size``; with ``decode`` each is replayed as several images.
         method: a condensation method or coreset.
         per_class: items per class; None: the budget is shared among the classes seen, and old classes are condensed again for new ones.
         max_bytes: budget in bytes, in addition to ``max_size``.
@@ -197,7 +197,7 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
         self.memory = read
 
     def _check_replay(self, agent: Agent, exp: Experience) -> None:
-        refuse_no_replay(agent, len(self.memory), exp)
+        refuse_no_replay(agent, self.memory.count, exp)
 
     def _take(self, agent: Agent | None, dataset: AvalancheData) -> None:
         if not len(dataset):
@@ -317,4 +317,4 @@ class OnlineCondensedBuffer(CondensedBuffer):
 
     def _check_replay(self, agent: Agent, exp: Experience) -> None:
         """The first mini-experiences find an empty buffer; what can never be enough is refused at once."""
-        refuse_no_replay(agent, self.max_size, exp)
+        refuse_no_replay(agent, self.max_size * self.memory.config.copies, exp)

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distill.errors import InputError
+from apps.continual.form import GRID_BYTES, LABEL_BYTES, Form
+from distill.errors import InputError, clipped
 from distill.quantise import Grid, decode, encode, grid_of, pairs
 
-LABEL_BYTES = 8  # an int64 for each item, as a condensed set's file stores it
-GRID_BYTES = 8  # low and step of each channel, two float32
-
+MAX_LABEL = 2**31 - 1
 Key = tuple[int, int]  # (task, label): class 0 of one task is not class 0 of another
 
 
@@ -18,9 +17,10 @@ Key = tuple[int, int]  # (task, label): class 0 of one task is not class 0 of an
 class Exemplars:
     """Some images of one class of one task, from one experience or (online) from all.
 
-    ``values`` (n, C, H, W): float32 images in the learner's space, or uint8 codes with ``grid``, a (low, step) pair a channel:
-    image = low + step * code. ``logits`` (n, K) float32 are a network's outputs for them (DER), or None. ``seen`` is how many real images
-    they stand for. ``kept`` says that they are images of the stream as they came, because their class had no more than its share.
+    ``values`` (n, C, h, w) are n images as ``form`` stores them (plainly: C, H, W): float32 in the learner's space, or uint8 codes with
+    ``grid``, a (low, step) pair a channel: value = low + step * code. ``logits`` (n, K) float32 are a network's outputs for the images
+    (DER), or None. ``seen`` is how many real images they stand for. ``kept`` says that they are images of the stream, which the form alone
+    has changed, because their class had no more than its share. The length is the number of stored items, ``count`` that of images.
     """
 
     label: int
@@ -28,6 +28,7 @@ class Exemplars:
     experience: int
     seen: int
     values: Tensor
+    form: Form
     grid: Grid | None = None
     logits: Tensor | None = None
     kept: bool = False
@@ -36,6 +37,8 @@ class Exemplars:
         values, channels = self.values, self.values.shape[1] if self.values.ndim == 4 else 0
         if values.ndim != 4 or not len(values) or values.dtype != (torch.float32 if self.grid is None else torch.uint8):
             raise InputError(f"exemplars are {values.dtype} {tuple(values.shape)}; allowed: float32 (n, C, H, W), or uint8 with a grid.")
+        if tuple(values.shape[1:]) != self.form.part_shape:
+            raise InputError(f"exemplars are of {tuple(values.shape[1:])}; allowed: {self.form.part_shape}, as their form stores images.")
         if self.grid is not None and (len(self.grid) != channels or not all(step > 0 for _, step in self.grid)):
             raise InputError(
                 f"an exemplars' grid is {str(self.grid)[:80]}; allowed: a low and a positive step for each of {channels} channels."
@@ -44,12 +47,22 @@ class Exemplars:
             raise InputError(f"exemplars' logits are {tuple(self.logits.shape)}; allowed: float32 ({len(values)}, K).")
 
     def __len__(self) -> int:
+        return self.form.items(self.count)
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
         return len(self.values)
+
+    @property
+    def parts(self) -> Tensor:
+        """(n, C, h, w) float32: the images as they are stored."""
+        return self.values if self.grid is None else decode(self.values, self.grid)
 
     @property
     def images(self) -> Tensor:
         """(n, C, H, W) float32."""
-        return self.values if self.grid is None else decode(self.values, self.grid)
+        return self.form.enlarged(self.parts)
 
     @property
     def nbytes(self) -> int:
@@ -57,6 +70,28 @@ class Exemplars:
         logits = 0 if self.logits is None else 4 * self.logits.numel()
         grid = GRID_BYTES * len(self.grid or ())
         return self.values.numel() * self.values.element_size() + LABEL_BYTES * len(self) + grid + logits
+
+
+def checked(
+    images: Tensor, labels: Tensor, task: int | Tensor, shape: tuple[int, ...] | None = None, mean: tuple[float, ...] | None = None
+) -> Tensor:
+    """The tasks (N,) of an experience. Raises `InputError` unless its images have this shape, and as many channels as ``mean``."""
+    if images.ndim != 4 or labels.shape != images.shape[:1] or not len(images):
+        raise InputError(
+            f"an experience has images {tuple(images.shape)} and labels {tuple(labels.shape)}; allowed: (N, C, H, W) and (N,)."
+        )
+    if shape is not None and tuple(images.shape[1:]) != shape:
+        raise InputError(f"an experience has images of {tuple(images.shape[1:])}; the memory holds {shape}: one memory, one image shape.")
+    if mean is not None and len(mean) != images.shape[1]:
+        raise InputError(f"mean and std have {len(mean)} channels and the stream's images {images.shape[1]}.")
+    if not bool(torch.isfinite(images).all()):
+        raise InputError("an experience's images hold values that are not finite; allowed: finite numbers only.")
+    tasks = task if isinstance(task, Tensor) else torch.full(labels.shape, task)
+    for what, tensor in (("labels", labels), ("tasks", tasks)):
+        if tensor.dtype != torch.int64 or tensor.shape != labels.shape or not 0 <= int(tensor.min()) <= int(tensor.max()) <= MAX_LABEL:
+            kind = f"{clipped(tensor.dtype)} {tuple(tensor.shape)} from {tensor.min()} to {tensor.max()}"
+            raise InputError(f"an experience's {what} are {kind}; allowed: int64 (N,), 0 to {MAX_LABEL}.")
+    return tasks.cpu()
 
 
 def by_class(images: Tensor, labels: Tensor, tasks: Tensor) -> dict[Key, Tensor]:
@@ -79,19 +114,8 @@ def reservoir(past: Tensor, seen: int, recent: Tensor, count: int, draws: torch.
     return torch.cat([kept, recent[torch.randperm(len(recent), generator=draws)[:new]]])
 
 
-def item_bytes(shape: tuple[int, ...], storage: str, logits: int = 0) -> int:
-    """Bytes of one item of this image shape (C, H, W)."""
-    pixels = shape[0] * shape[1] * shape[2]
-    return pixels * (1 if storage == "uint8" else 4) + LABEL_BYTES + 4 * logits
-
-
-def group_bytes(shape: tuple[int, ...], storage: str) -> int:
-    """Bytes that a class takes beside its items."""
-    return GRID_BYTES * shape[0] if storage == "uint8" else 0
-
-
 def stored(images: Tensor, storage: str, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> tuple[Tensor, Grid | None]:
-    """(values, grid) of images (n, C, H, W): own copies on the CPU without gradients.
+    """(values, grid) of images as they are stored (n, C, h, w): own copies on the CPU without gradients.
 
     uint8 takes the pixels' own grid where mean and std are known and the images lie on it (real images: nothing is lost), else 256
     steps from each channel's lowest to its highest value.

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 
 from apps.continual.engine import avalanche
 from apps.continual.exemplars import Exemplars
+from apps.continual.form import Form
 from apps.continual.protocols import AvalancheData
 from distill.errors import InputError
 from distill.quantise import Grid, decode
@@ -25,7 +26,7 @@ class _Items(Dataset):  # type: ignore[type-arg]
 
     def __init__(self, group: Exemplars, *, tensor_labels: bool) -> None:
         self.values, self.label = group.values, torch.tensor(group.label) if tensor_labels else group.label
-        self.targets = [group.label] * len(group)
+        self.targets = [group.label] * group.count
 
     def __len__(self) -> int:
         return len(self.values)
@@ -35,14 +36,15 @@ class _Items(Dataset):  # type: ignore[type-arg]
 
 
 class _Restored:
-    """A stored item as the learner sees it: dequantised, then through the user's own transform."""
+    """A stored image as the learner sees it: dequantised, enlarged to its size, then through the user's own transform."""
 
-    def __init__(self, grid: Grid | None, then: Transform | None) -> None:
-        self.grid, self.then = grid, then
+    def __init__(self, grid: Grid | None, form: Form, then: Transform | None) -> None:
+        self.grid, self.form, self.then = grid, form, then
 
     def __call__(self, values: Tensor) -> Tensor:
-        images = values if self.grid is None else decode(values, self.grid)
-        return images if self.then is None else self.then(images)
+        part = values if self.grid is None else decode(values, self.grid)
+        image = self.form.enlarged(part[None])[0]
+        return image if self.then is None else self.then(image)
 
 
 def dataset_of(
@@ -57,12 +59,12 @@ def dataset_of(
         transform: applied to each image (C, H, W) in the training view.
     """
     groups = _utils.TransformGroups(
-        {"train": _Restored(group.grid, transform), "eval": _Restored(group.grid, None)}  # y is left alone
+        {"train": _Restored(group.grid, group.form, transform), "eval": _Restored(group.grid, group.form, None)}  # y is left alone
     )
     items = _Items(group, tensor_labels=tensor_labels)
     described = [_attributes.DataAttribute(items.targets, "targets")]
     if has_task_labels(layout):
-        described.append(_attributes.TaskLabels([group.task] * len(group)))
+        described.append(_attributes.TaskLabels([group.task] * group.count))
     if group.logits is not None:
         described.append(_attributes.TensorDataAttribute(list(group.logits), "logits", use_in_getitem=True))
     return layout([items], data_attributes=described, transform_groups=groups)

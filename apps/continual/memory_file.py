@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -13,14 +14,17 @@ from pydantic import Field
 from torch import Tensor
 
 from apps.continual.exemplars import Exemplars
+from apps.continual.form import Form
 from apps.continual.memory import Memory
 from apps.continual.memory_config import MemoryConfig
 from apps.continual.online import Queue
 from distill.configure import STRICT
+from distill.decode import as_text
 from distill.errors import InputError, clipped
 from distill.records import write_whole
 
 FORMAT = 2  # 1 knew neither a queue nor images that were kept as they came; it stays readable
+DECODED = 3  # of a memory with a decode, which earlier versions do not know
 MAX_FILE_BYTES = 1 << 32
 WAITING = ("queue.images", "queue.labels", "queue.tasks")
 
@@ -53,6 +57,7 @@ class _Header:
     logit_values: Annotated[int, Field(ge=0)]
     groups: tuple[_Group, ...]
     queue: _Queue | None = None
+    shape: tuple[int, int, int] | None = None  # of a decoded image; what is stored does not show it
 
 
 def save(memory: Memory, path: str | Path, queue: Queue | None = None) -> None:
@@ -69,7 +74,7 @@ def saved_as(memory: Memory, queue: Queue | None = None) -> bytes:
         raise InputError("the memory's network is a function, which a file cannot hold; give a network by its name.")
     waiting = None if queue is None else queue.waiting
     header: dict[str, object] = {
-        "format": FORMAT,
+        "format": FORMAT if memory.config.decode is None else DECODED,
         "config": dataclasses.asdict(memory.config),
         "experiences": memory.experiences,
         "seconds": memory.seconds,
@@ -79,6 +84,8 @@ def saved_as(memory: Memory, queue: Queue | None = None) -> bytes:
             {name: getattr(group, name) for name in [field.name for field in dataclasses.fields(_Group)]} for group in memory.groups
         ],
     }
+    if memory.config.decode is not None and memory.groups:
+        header["shape"] = memory.groups[0].form.shape
     if queue is not None:
         header["queue"] = {"size": queue.size, "every": queue.every, "calls": queue.calls, "waiting": waiting is not None}
     tensors = {f"values.{i}": group.values.contiguous() for i, group in enumerate(memory.groups)}
@@ -117,14 +124,15 @@ def load_online(path: str | Path) -> tuple[Memory, Queue | None]:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: is not a memory's file ({clipped(error, 120)}).") from None
-    if header.format not in (1, FORMAT):
-        raise InputError(f"{path}: format {header.format}; allowed: 1, {FORMAT} (made by another version of this toolkit).")
+    if header.format not in (1, FORMAT, DECODED):
+        raise InputError(f"{path}: format {header.format}; allowed: 1 to {DECODED} (made by another version of this toolkit).")
     memory = Memory(header.config)
     memory.experiences, memory.seconds, memory.history = header.experiences, header.seconds, header.history
     memory.logit_values = header.logit_values
     try:
+        form = _form(header, tensors)
         memory.groups = [
-            Exemplars(g.label, g.task, g.experience, g.seen, tensors[f"values.{i}"], g.grid, tensors.get(f"logits.{i}"), g.kept)
+            Exemplars(g.label, g.task, g.experience, g.seen, tensors[f"values.{i}"], form, g.grid, tensors.get(f"logits.{i}"), g.kept)
             for i, g in enumerate(header.groups)
         ]
         queue = _queue(header.queue, memory, tensors)
@@ -132,8 +140,6 @@ def load_online(path: str | Path) -> tuple[Memory, Queue | None]:
         raise InputError(f"{path}: {error}") from None
     if any(not bool(group.images.isfinite().all()) for group in memory.groups):
         raise InputError(f"{path}: holds values that are not finite.")
-    if len({tuple(group.values.shape[1:]) for group in memory.groups}) > 1:
-        raise InputError(f"{path}: its groups have images of different shapes.")
     return memory, queue
 
 
@@ -141,6 +147,20 @@ def _names(header: _Header) -> set[str]:
     """The tensors that a file must hold."""
     waiting = WAITING if header.queue is not None and header.queue.waiting else ()
     return {*(f"values.{i}" for i in range(len(header.groups))), *waiting}
+
+
+def _form(header: _Header, tensors: dict[str, Tensor]) -> Form:
+    """How the file's images are stored. Raises `InputError` where header and tensors disagree, or what decodes is too large."""
+    decode, values = header.config.decode, [tensors[f"values.{i}"] for i in range(len(header.groups))]
+    if (decode is None) == (header.format == DECODED) or (header.shape is not None) != (decode is not None and bool(values)):
+        raise InputError(f"format {header.format} with decode {as_text(decode)} and image shape {header.shape}, which do not go together.")
+    if header.shape is None:
+        return Form(tuple(values[0].shape[1:]) if values else ())
+    form = Form(header.shape, decode)
+    size = 4 * math.prod(header.shape) * sum(len(part) for part in values if part.ndim)
+    if size > MAX_FILE_BYTES:
+        raise InputError(f"decodes to {size} bytes; allowed: at most {MAX_FILE_BYTES}.")
+    return form
 
 
 def _queue(header: _Queue | None, memory: Memory, tensors: dict[str, Tensor]) -> Queue | None:

@@ -215,11 +215,11 @@ def _remember(options: Options, part: Part, unit: "Unit", stream: list[ImageData
 def _sizes(unit: "Unit", stream: list[ImageData], folder: Path, *, progress: bool | None) -> list[Line]:
     """Items, bytes and seconds spent condensing, after each experience."""
     from apps.continual.benchmark import RESERVOIR, fill_memories, reservoirs
-    from apps.continual.exemplars import group_bytes, item_bytes
+    from apps.continual.form import Form
 
     if unit.method == RESERVOIR:  # one grid for all images
-        shape = stream[0].spec.shape
-        size, grid = item_bytes(shape, unit.storage), group_bytes(shape, unit.storage)
+        form = Form(stream[0].spec.shape)
+        size, grid = form.item_bytes(unit.storage), form.group_bytes(unit.storage)
         return [{"items": len(exemplars), "bytes": len(exemplars) * size + grid, "seconds": 0.0} for exemplars in reservoirs(unit, stream)]
     memories = fill_memories(unit, stream, folder / "memories" / unit.name, progress=progress)
     return [{"items": len(memory), "bytes": memory.nbytes, "seconds": memory.seconds} for memory in memories]

@@ -8,7 +8,7 @@ from distill.errors import InputError
 from distill.networks import create
 from distill.randomness import generator
 from distill.records import read_lines
-from scenarios.continual.parts import budgets, run_parts
+from scenarios.continual.parts import budgets, parts, run_parts
 from scenarios.continual.schema import ALONE, ContinualStudy
 from scenarios.continual.stream import check_later, stream_of
 from scenarios.engine.ledger import matching
@@ -18,6 +18,8 @@ from scenarios.engine.study import Run
 
 def check(study: ContinualStudy, data: ImageData) -> None:
     """What would fail after minutes of work fails now: division into experiences, budgets, network, missing engine."""
+    from apps.continual.benchmark import RESERVOIR
+    from apps.continual.form import Form
     from apps.continual.streams import class_incremental
 
     if study.given is not None:
@@ -25,8 +27,11 @@ def check(study: ContinualStudy, data: ImageData) -> None:
     elif study.stream.setting != "domain":
         class_incremental(data, study.stream.experiences, 0)
     create(study.learner.network, data.spec, generator(0, "check"))
-    for budget, storage in budgets(study):
-        budget.per_class(data.spec.shape, storage)
+    for part in parts(study, 0):
+        if part.unit is not None and part.unit.method == RESERVOIR:
+            part.unit.budget.per_class(Form(data.spec.shape), part.unit.storage)
+        elif part.unit is not None:
+            part.unit.config(data.spec, 1)
     if not len(getattr(data, study.learner.split)):
         raise InputError(
             f"data {data.spec.name!r} has no {study.learner.split} images to evaluate on; set data.validation, or split = test."

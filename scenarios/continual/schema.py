@@ -39,13 +39,15 @@ class StreamTable:
 class MemoryTable:
     """``[memory]``: ``methods`` (condensation methods, coresets, "reservoir") at ``per_class`` float32 images a class, and at the bytes
     of ``bytes_of`` float32 images a class in each of ``storages``. ``share`` "shrinking" gives the first classes more and condenses them
-    again when others come. Settings of a method go into ``[settings.<method>]``."""
+    again when others come. ``decode`` is how memories whose name ends in "-decoded" ("random-decoded", "dm-decoded") store their images.
+    Settings of a method go into ``[settings.<method>]``; "dm-decoded" has those of "dm", and over them its own."""
 
     methods: Annotated[tuple[str, ...], Field(min_length=1)] = ("random", "class_mean", "dm")
     per_class: tuple[Annotated[int, Field(ge=1)], ...] = (1,)
     bytes_of: tuple[Annotated[int, Field(ge=1)], ...] = ()
     storages: tuple[Literal["uint8", "float32"], ...] = ("uint8", "float32")
     share: Literal["fixed", "shrinking"] = "fixed"
+    decode: str | None = None
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
@@ -86,6 +88,7 @@ class ContinualStudy:
 
 def study(name: str, title: str, tables: Tables, source: str) -> ContinualStudy:
     """Check a scenario's tables."""
+    from apps.continual.benchmark import DECODED
     from apps.continual.condensing import settings_of
     from apps.continual.strategies import Training
 
@@ -106,8 +109,10 @@ def study(name: str, title: str, tables: Tables, source: str) -> ContinualStudy:
         if strategy not in STRATEGIES:
             raise unknown_name(f"{source}: [learner]: key 'strategies': value", strategy, STRATEGIES)
     for method in memory.methods:
-        if method not in (*METHODS, *CORESETS, "reservoir"):
+        if method.removesuffix(DECODED) not in (*METHODS, *CORESETS) and method != "reservoir":
             raise unknown_name(f"{source}: [memory]: key 'methods': value", method, (*METHODS, *CORESETS, "reservoir"))
+    if any(method.endswith(DECODED) for method in memory.methods) != (memory.decode is not None):
+        raise InputError(f"{source}: [memory]: decode and memories named METHOD{DECODED} go together; give both, or none of them.")
     if not memory.per_class and not memory.bytes_of:
         raise InputError(f"{source}: [memory]: per_class and bytes_of are empty; give at least one number.")
     if bool(stream.domains) != (stream.setting == "domain"):
@@ -121,13 +126,18 @@ def study(name: str, title: str, tables: Tables, source: str) -> ContinualStudy:
     check_name(learner.network)
     given = tables.get("settings", {})
     for method, table in given.items():
-        if method not in memory.methods or not isinstance(table, dict):
-            raise unknown_name(f"{source}: [settings]: method", method, [m for m in memory.methods if m in METHODS])
+        if method not in (*memory.methods, *(m.removesuffix(DECODED) for m in memory.methods)) or not isinstance(table, dict):
+            raise unknown_name(f"{source}: [settings]: method", method, [m for m in memory.methods if m.removesuffix(DECODED) in METHODS])
     settings = {}
-    for method in memory.methods:
+    for memory_name in memory.methods:
+        if (method := memory_name.removesuffix(DECODED)) == "reservoir":
+            continue
+        decoded = {} if method == memory_name else {"decode": memory.decode, **given.get(memory_name, {})}
+        chosen = settings_of(method, {**given.get(method, {}), **decoded})
         if method in METHODS:
-            settings[method] = settings_of(method, given.get(method, {}))
-            configure(METHODS[method][0], settings[method], f"{source}: [settings.{method}]")
+            configure(METHODS[method][0], chosen, f"{source}: [settings.{memory_name}]")
+        if method in METHODS or chosen:
+            settings[memory_name] = chosen
     plain = {key: plain_values(table) for key, table in zip(kinds, (data, stream, memory, learner, training), strict=True)}
     merged = {"kind": "continual", **plain, "settings": settings}
     return ContinualStudy(name, title, data, stream, memory, learner, plain["training"], settings, merged)

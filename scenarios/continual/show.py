@@ -47,7 +47,7 @@ def _spec(folder: Path) -> DataSpec | None:
         assert memory.config.mean is not None
         assert memory.config.std is not None
         names = tuple(str(label) for label in range(1000))
-        channels, height, width = memory.groups[0].values.shape[1:]
+        channels, height, width = memory.groups[0].form.shape
         return DataSpec(memory.config.name, channels, height, width, names, memory.config.mean, memory.config.std)
     return None
 
@@ -103,7 +103,8 @@ def question(config: Config) -> str:
         what = f"The data sets {series([config['data']['name'], *stream['domains']])} arrive one after the other"
     else:
         what = f"The classes of {config['data']['name']} arrive in {stream['experiences']} experiences"
-    return f"{what}: which memory keeps most ({series(memory['methods'])}; learners: {series(config['learner']['strategies'])})?"
+    form = f"; those named -decoded store {memory['decode']}" if memory.get("decode") else ""
+    return f"{what}: which memory keeps most ({series(memory['methods'])}{form}; learners: {series(config['learner']['strategies'])})?"
 
 
 def missing(record: Record, config: Config) -> list[str]:

@@ -22,7 +22,20 @@ from scenarios.engine.data_table import DataTable as DataTable
 from scenarios.engine.record import Config, Tables
 
 # Options that came later: where they are not used, hashes stay.
-LATER = ("whole_epochs", "drop_epochs", "imbalance", "min_clients", "wait", "mean", "std", "class_names", "mix", "milestones", "decay")
+LATER = (
+    "whole_epochs",
+    "drop_epochs",
+    "imbalance",
+    "min_clients",
+    "wait",
+    "mean",
+    "std",
+    "class_names",
+    "mix",
+    "milestones",
+    "decay",
+    "decode",
+)
 MAX_IPC = 100_000
 
 
