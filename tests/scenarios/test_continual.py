@@ -8,11 +8,12 @@ import pytest
 
 pytest.importorskip("avalanche")
 
+from apps.continual.memory_file import load
 from distill.errors import InputError
 from distill.records import read_json, read_lines
 from kept.continual import kept_rows
 from scenarios.catalogue import run_study, study
-from scenarios.continual.show import accuracy_table, answer
+from scenarios.continual.show import accuracy_table, answer, question
 from scenarios.engine.scenario import parse, shipped
 from scenarios.engine.study import Options
 
@@ -175,6 +176,37 @@ def test_the_condensed_memory_of_a_stopped_run_is_not_made_again(tmp_path: Path,
     assert len(calls) == 2, "one condensation an experience, shared by every strategy"
 
 
+def test_plain_and_decoded_memories_have_the_same_bytes(tmp_path: Path) -> None:
+    """Four images in the place of one, in the form's bytes; "dm-decoded" has the settings of "dm" and its own over them."""
+    tables = changed(
+        stream={"orders": 1},
+        memory={"methods": ["random", "dm", "random-decoded", "dm-decoded"], "decode": "formation:2", "per_class": []},
+        learner={"strategies": ["scratch", "er_ace"], "nets": 1},
+        settings={"dm-decoded": {"lr_img": 2.0}},
+    )
+    made = study("quick", tables, "quick.toml")
+    assert made.settings["random-decoded"] == {"decode": "formation:2"}
+    assert made.settings["dm-decoded"] == {**made.settings["dm"], "decode": "formation:2", "lr_img": 2.0}
+    assert "decode" not in study("quick", QUICK, "quick.toml").merged["memory"], "studies without it keep their hash"
+    folder, record = run(tables, tmp_path)
+    cells = {(c["strategy"], c["method"], c["storage"]): c for c in record["results"]["cells"]}
+    assert len(cells) == 2 * 4 * 2
+    for (_, method, storage), cell in cells.items():
+        plain = cells["scratch", method.removesuffix("-decoded"), storage]
+        assert (cell["items"], cell["bytes"]) == (plain["items"], plain["bytes"])
+    held = load(folder / "memories" / "bytes1-dm-decoded-float32-order0" / "memory-1.safetensors")
+    assert (len(held), held.count) == (2, 8)
+    assert "those named -decoded store formation:2" in question(made.merged)
+    assert "memory-bytes1-dm-decoded-uint8-order0.png" in {path.name for path in (folder / "figures").glob("*.png")}
+
+
+def test_a_form_that_does_not_fit_the_images_is_refused_before_any_work(tmp_path: Path) -> None:
+    for decode, match in (("formation:3", "pads images of 16 x 16"), ("frequency:9", "uint8 is of pixels")):
+        with pytest.raises(InputError, match=match):
+            run(changed(memory={"methods": ["dm", "random-decoded"], "decode": decode}), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("setting", ["domain", "online"])
 def test_other_streams_run(setting: str, tmp_path: Path) -> None:
     stream = {"setting": setting, "orders": 1, "mini": 40, "every": 2, **({"domains": ["digits"]} if setting == "domain" else {})}
@@ -212,6 +244,10 @@ def test_a_shrinking_share_holds_as_much_from_the_start(tmp_path: Path) -> None:
         ({"stream": {"setting": "online"}, "memory": {"share": "shrinking"}}, "allowed with an online stream"),
         ({"stream": {"orders": 0}}, "orders"),
         ({"data": {"zca": True}}, "zca"),
+        ({"memory": {"methods": ["random-decoded"]}}, "go together; give both"),
+        ({"memory": {"decode": "formation:2"}}, "go together; give both"),
+        ({"memory": {"methods": ["reservoir-decoded"], "decode": "formation:2"}}, "did you mean 'reservoir'"),
+        ({"memory": {"methods": ["dm", "random-decoded"], "decode": "formation"}}, "decode is 'formation'"),
         ({"settings": {"gm": {}}}, "method 'gm' is not known"),
         ({"settings": {"dm": {"iteration": 3}}}, "did you mean 'iterations'"),
         ({"replay": {}}, "replay"),

@@ -257,3 +257,49 @@ def test_same_seed_same_matrix_and_global_state_untouched(stream: list[ImageData
         return list(learn("replay", stream, "ConvNetD1W8", SHORT, seed, buffer=buffer))
 
     assert rows(0) == rows(0)
+
+
+@pytest.mark.parametrize("storage", ["float32", "uint8"])
+@pytest.mark.parametrize("method", ["random", "dm"])
+def test_decoded_items_are_replayed_as_images(method: str, storage: str, four: ImageData, stream: list[ImageData]) -> None:
+    """Four images an item: the data set, its classes and every learner have the images, and the memory's bytes are those of the items."""
+    settings = {"decode": "formation:2", **(DM if method == "dm" else {})}
+    buffer = CondensedBuffer(8, method, per_class=2, storage=storage, progress=False, **settings)
+    plugin = avalanche("avalanche.training.plugins").ReplayPlugin(mem_size=8, batch_size_mem=8, storage_policy=buffer)
+    agent = naive(four, [plugin])
+    with quiet_and_seeded(0):
+        for experience in benchmark(stream).train_stream:
+            agent.train(experience, num_workers=0)
+    assert (len(buffer.memory), len(buffer.buffer)) == (8, 32)
+    items = [buffer.buffer[i] for i in range(32)]
+    assert torch.allclose(torch.stack([item[0] for item in items]), buffer.memory.images, atol=1e-6)
+    assert [item[1] for item in items] == buffer.memory.labels.tolist() == [int(y) for y in buffer.buffer.targets]
+    assert {label: len(group.buffer) for label, group in buffer.buffer_groups.items()} == dict.fromkeys(range(4), 8)
+    assert buffer.nbytes == 8 * (3 * 8 * 8 * (1 if storage == "uint8" else 4) + 8) + (4 * 3 * 8 if storage == "uint8" else 0)
+
+
+@pytest.mark.parametrize("name", ["gdumb", "er_ace", "der"])
+def test_learners_take_decoded_items(name: str, stream: list[ImageData]) -> None:
+    """ER-ACE and DER fill a batch with more images than the buffer has items; DER stores outputs of each image, and counts them."""
+    buffer = CondensedBuffer(4, "random", per_class=1, decode="formation:2")
+    training = Training(epochs=1, gdumb_epochs=1, batch_size=8, batch_size_mem=8)
+    rows = list(learn(name, stream, "ConvNetD1W8", training, 0, buffer=buffer, smallest=8))
+    assert len(rows) == 2
+    assert (len(buffer.memory), len(buffer.buffer)) == (4, 16)
+    if name == "der":
+        assert [tuple(group.logits.shape) for group in buffer.memory.groups if group.logits is not None] == [(4, 4)] * 4
+        assert torch.equal(torch.stack([buffer.buffer[i][3] for i in range(4)]), buffer.memory.groups[0].logits)  # type: ignore[arg-type]
+    assert buffer.nbytes == 4 * (3 * 8 * 8 * 4 + 8) + (16 * 4 * 4 if name == "der" else 0)
+
+
+def test_an_online_buffer_of_decoded_items_counts_images(four: ImageData) -> None:
+    """Two items are eight images: a replay batch of eight can be filled, one of nine never."""
+    buffer = OnlineCondensedBuffer(2, "random", every=1, decode="formation:2")
+    data = benchmark(class_incremental(four.subset([0, 1]), 1, 0)).train_stream[0]
+    buffer.post_adapt(strategy("ER_ACE", four, mem_size=2, batch_size_mem=8), data)
+    assert len(buffer.buffer) == 8
+    data.current_experience = 1
+    with pytest.raises(InputError, match="holds 8 items and batch_size_mem is 9"):
+        OnlineCondensedBuffer(2, "random", every=1, decode="formation:2").post_adapt(
+            strategy("ER_ACE", four, mem_size=2, batch_size_mem=9), data
+        )
