@@ -12,6 +12,7 @@ from distill.configure import configure
 from distill.coresets import CORESETS, select
 from distill.data import ImageData, Split
 from distill.decode import Decode, from_text
+from distill.distiller import Config
 from distill.errors import InputError, clipped, unknown_name
 from distill.methods import METHODS
 from distill.methods.presets import matched_by, presets_of
@@ -68,10 +69,11 @@ def decode_of(method: str, settings: Mapping[str, object]) -> Decode | None:
     return decode
 
 
-def _configured(method: str, chosen: Mapping[str, object]) -> Any:
+def _configured(method: str, chosen: Mapping[str, object]) -> Config:
     """The method's config; a network that is a function is left out."""
     named = {name: value for name, value in chosen.items() if not (name == "network" and callable(value))}
-    return configure(METHODS[method][0], named, f"the memory's method {method!r}")
+    config: Config = configure(METHODS[method][0], named, f"the memory's method {method!r}")
+    return config
 
 
 def check_settings(method: str, settings: Mapping[str, object]) -> None:

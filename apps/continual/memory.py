@@ -99,7 +99,7 @@ class Memory:
         """Take in one experience: real images (N, C, H, W) float32 as the learner sees them, labels (N,) int64, one task or tasks (N,).
 
         Each class of each task becomes a separate group, also when an earlier experience had it (another domain). A class whose images all
-        have room in its share keeps them; the others are condensed together. With the folder ``checkpoints`` a stopped
+        fit its share keeps them; the others are condensed together. With the folder ``checkpoints`` a stopped
         condensation continues to the same bits (`memory_file.observe` saves the memory there too).
         """
         tasks = self.checked(images, labels, task)
