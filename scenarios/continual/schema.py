@@ -89,7 +89,7 @@ class ContinualStudy:
 def study(name: str, title: str, tables: Tables, source: str) -> ContinualStudy:
     """Check a scenario's tables."""
     from apps.continual.benchmark import DECODED
-    from apps.continual.condensing import settings_of
+    from apps.continual.condensing import decode_of, settings_of
     from apps.continual.strategies import Training
 
     kinds = ("data", "stream", "memory", "learner", "training")
@@ -133,7 +133,12 @@ def study(name: str, title: str, tables: Tables, source: str) -> ContinualStudy:
         if (method := memory_name.removesuffix(DECODED)) == "reservoir":
             continue
         decoded = {} if method == memory_name else {"decode": memory.decode, **given.get(memory_name, {})}
-        chosen = settings_of(method, {**given.get(method, {}), **decoded})
+        try:
+            chosen = settings_of(method, {**given.get(method, {}), **decoded})
+            if method in CORESETS:
+                decode_of(method, chosen)
+        except InputError as error:
+            raise InputError(f"{source}: memory {memory_name!r}: {error}") from None
         if method in METHODS:
             configure(METHODS[method][0], chosen, f"{source}: [settings.{memory_name}]")
         if method in METHODS or chosen:
