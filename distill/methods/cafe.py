@@ -92,6 +92,7 @@ class CAFE(GM):
             self.network = self.pool.draw(statistics, generator)
         assert self.network is not None
         network = self.network.train()
+        self.batches.renew(statistics, lambda images: embed(network, images), self.config.batch_real, generator, step=self.steps_done)
         augment = shared_draws(self.strategy, statistics, generator)
 
         def view(images: Tensor) -> Tensor:

@@ -77,6 +77,7 @@ class IDM(DM):
     def step(self, statistics: RealStatistics, generator: torch.Generator) -> dict[str, Tensor]:
         """One iteration; returns ``loss``, summed over classes, and the network's ``accuracy`` in percent (0-dimensional)."""
         network = self._network(statistics, generator)
+        self.batches.renew(statistics, self.real_features, self.config.batch_real, generator, step=self.synthetic.updates)
         augment = shared_draws(self.strategy, statistics, generator)
         joint, width = has_batchnorm(network), statistics.spec.num_classes
 
@@ -91,12 +92,13 @@ class IDM(DM):
         loss, gradients = class_mean_gradients(self.view, real, images, augment, joint=joint, flipped=self.config.flipped)
         entropy, more = calibration_gradients(network, classes, augment)
         factor = self.config.entropy_weight * accuracy
-        self.synthetic.descend([a + factor * b for a, b in zip(gradients, more, strict=True)], self.lr_img, self.config.momentum)
+        gradients = [a + factor * b for a, b in zip(gradients, more, strict=True)]
+        gradients = self.pool.calibrated(gradients, classes, augment, statistics, generator, step=self.synthetic.updates)
+        self.synthetic.descend(gradients, self.lr_img, self.config.momentum)
         return {"loss": loss + factor * entropy, "accuracy": accuracy}
 
-    @staticmethod
-    def with_predictions(network: nn.Module, images: Tensor, classes: int) -> Tensor:
-        """(N, D + K): features and the predicted class as zeros and a one, so that class means hold the network's accuracy."""
-        features = embed_and_logits(network, images)
-        outputs = features[:, -classes:]
-        return torch.cat([features[:, :-classes], F.one_hot(outputs.argmax(1), classes).to(features)], 1)
+    def with_predictions(self, network: nn.Module, images: Tensor, classes: int) -> Tensor:
+        """(N, D + K): what is compared, and the predicted class as zeros and a one, so that class means hold the network's accuracy."""
+        both = embed_and_logits(network, images)
+        features = both if self.config.logits else both[:, :-classes]
+        return torch.cat([features, F.one_hot(both[:, -classes:].argmax(1), classes).to(features)], 1)

@@ -180,9 +180,11 @@ def test_alignment_of_layers_and_discrimination_by_class_means(toy_data: ImageDa
     assert torch.allclose(change, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
 
-def test_the_entropy_weight_is_the_accuracy_in_percent() -> None:
+@pytest.mark.parametrize("logits", [False, True])
+def test_the_entropy_weight_is_the_accuracy_in_percent(logits: bool) -> None:
     settings = {"decode": "none", "pool_networks": 1, "pool_epochs": 1, "augmentation": "none", "network": NETWORK, "updates": "together"}
-    distiller, statistics = made(IDM, IDMConfig(batch_real=10_000, lr_img=1.0, momentum=0.0, entropy_weight=0.5, **settings))  # type: ignore[arg-type]
+    config = IDMConfig(batch_real=10_000, lr_img=1.0, momentum=0.0, entropy_weight=0.5, logits=logits, **settings)  # type: ignore[arg-type]
+    distiller, statistics = made(IDM, config)
     assert isinstance(distiller, IDM)
     before = distiller.synthetic.images.clone()
     found = distiller.step(statistics, generator(0, "steps"))
@@ -192,7 +194,9 @@ def test_the_entropy_weight_is_the_accuracy_in_percent() -> None:
     for c in range(3):
         images = statistics.images(c)
         right.append(sum(int(row.argmax()) == c for row in network(images)) / len(images))
-        total = total + (embed(network, images).mean(0) - embed(network, leaf[2 * c : 2 * c + 2]).mean(0)).square().sum()
+        synthetic = leaf[2 * c : 2 * c + 2]
+        for view in (embed, lambda network, images: network(images))[: 1 + logits]:
+            total = total + (view(network, images).mean(0) - view(network, synthetic).mean(0)).square().sum()
     accuracy = 100 * sum(right) / 3
     assert float(found["accuracy"]) == pytest.approx(accuracy, rel=1e-5)
     for c in range(3):
