@@ -1,9 +1,10 @@
-"""The table of docs/speed.md, from what `benchmarks.core` measured."""
+"""The tables of docs/speed.md, from what `benchmarks.core` and `benchmarks.steps` measured."""
 
 from collections.abc import Mapping
 from typing import Any
 
 BEGIN, END = "<!-- table: begin (python -m benchmarks.core --page) -->", "<!-- table: end -->"
+STEPS = "<!-- table: begin (python -m benchmarks.steps --page) -->"
 
 
 def with_table(page: str, record: Mapping[str, Any]) -> str:
@@ -26,3 +27,22 @@ def with_table(page: str, record: Mapping[str, Any]) -> str:
         lines += ["", f"Peak memory of a fresh process that computes one MTT gradient (form and student steps): {peaks}."]
     head, _, rest = page.partition(BEGIN)
     return head + BEGIN + "\n" + "\n".join(lines) + "\n" + END + rest.partition(END)[2]
+
+
+def with_steps(page: str, record: Mapping[str, Any]) -> str:
+    """The page with its table of steps made anew from a record of `benchmarks.steps`."""
+    machine, results = record["environment"], record["results"]
+    rounds = dict.fromkeys(str(max(len(row["times"]) for row in rows.values())) for rows in results.values())
+    lines = [
+        f"{machine['processor']}, torch {machine['packages']['torch']}, one thread, processor seconds, {' and '.join(rounds)} rounds.",
+        "",
+        "| a step of | compared with |" + "".join(f" width {width}: seconds | ratio |" for width in results),
+        "| --- | --- |" + " --- | --- |" * len(results),
+    ]
+    for form, first in next(iter(results.values())).items():
+        cells = "".join(
+            f" {rows[form]['seconds']:.2f} | {rows[form].get('ratio', 1):.2f} |" if form in rows else "  |  |" for rows in results.values()
+        )
+        lines.append(f"| {form} | {first.get('base', '')} |{cells}")
+    head, _, rest = page.partition(STEPS)
+    return head + STEPS + "\n" + "\n".join(lines) + "\n" + END + rest.partition(END)[2]

@@ -1,6 +1,7 @@
 """Gradients and features of a batch, computed in pieces whose activations fit the processor's cache."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,21 @@ from distill.networks import has_batchnorm
 Augment = Callable[[Tensor, int], Tensor]
 # Maps normalised images (n, C, H, W) to features (n, D).
 Embed = Callable[[Tensor], Tensor]
+ROWS = 256  # of features at a time that `Staged` maps
+
+
+@dataclass(frozen=True)
+class Staged:
+    """Features in two stages: ``network`` of images, in pieces that fit the cache, and ``after`` of the features of many pieces.
+
+    For an ``after`` that is one large matrix product, which is slow for few rows. As a function it is an `Embed`.
+    """
+
+    network: Embed
+    after: Callable[[Tensor], Tensor]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.after(self.network(images))
 
 
 def mean_gradient(network: nn.Module, images: Tensor, labels: Tensor) -> list[Tensor]:
@@ -52,7 +68,11 @@ def piece_count(count: int, size: int) -> int:
 def chunked_sum(embed: Embed, images: Tensor) -> Tensor:
     """Sum of ``embed`` over a batch (D,), computed in pieces (see `chunk_size`)."""
     total: Tensor | None = None
-    for part in images.tensor_split(piece_count(len(images), chunk_size(images))):
+    pieces = images.tensor_split(piece_count(len(images), chunk_size(images)))
+    if isinstance(embed, Staged):
+        features = torch.cat([embed.network(part) for part in pieces])
+        embed, pieces = embed.after, features.split(ROWS)
+    for part in pieces:
         features = embed(part).sum(0)
         total = features if total is None else total + features
     assert total is not None

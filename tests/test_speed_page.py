@@ -2,8 +2,9 @@
 
 import statistics
 
+from benchmarks import steps
 from benchmarks.core import KEPT, PAGE, TARGETS
-from benchmarks.page import with_table
+from benchmarks.page import with_steps, with_table
 from distill.records import read_json
 
 
@@ -32,3 +33,18 @@ def test_float32_forms_are_the_same_arithmetic() -> None:
         for form, row in results[part].items():
             if form.startswith("float32"):
                 assert row["gradient_error"] < 1e-3, (part, form)
+
+
+def test_the_table_of_steps_is_made_from_its_record() -> None:
+    record = read_json(steps.KEPT)
+    assert PAGE.read_text() == with_steps(PAGE.read_text(), record)
+    assert (record["ipc"], record["batch_real"], set(record["results"])) == (10, 128, {"64", "128"})
+    for rows in record["results"].values():
+        assert set(rows) == set(steps.FORMS)
+        for name, row in rows.items():
+            base = steps.FORMS[name].base
+            assert len(row["times"]) >= 3
+            assert row["seconds"] == statistics.median(row["times"])
+            if base:
+                pairs = zip(row["times"], rows[base]["times"], strict=True)
+                assert (row["base"], row["ratio"]) == (base, statistics.median(ours / other for ours, other in pairs))

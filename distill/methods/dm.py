@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from distill.augment import for_data, strategy
+from distill.batches import Embed
 from distill.condensed import CondensedSet
 from distill.configure import STRICT
 from distill.errors import InputError
@@ -121,7 +122,7 @@ class DM:
         self.batches.renew(statistics, self.real_features, self.config.batch_real, generator, step=self.synthetic.updates)
         augment = shared_draws(self.strategy, statistics, generator)
         joint = has_batchnorm(network)
-        real = statistics.class_means(self.real_view, self.config.batch_real, augment, generator, joint=joint)
+        real = statistics.class_means(self.real_embedding(), self.config.batch_real, augment, generator, joint=joint)
         classes = self.synthetic.per_class()
         images = [part for part, _ in classes]
         flipped, distance = self.config.flipped, self.distance
@@ -145,6 +146,10 @@ class DM:
     def real_view(self, images: Tensor) -> Tensor:
         """The same of real images, perhaps compiled or in bfloat16."""
         return self.seen(self.real_features(images).float())
+
+    def real_embedding(self) -> Embed:
+        """`real_view` as the statistics compute it; a method may compute it in two stages (`distill.batches.Staged`)."""
+        return self.real_view
 
     def distance(self, real: Tensor, synthetic: Tensor) -> Tensor:
         """The loss of class means (K, D') of both sides, summed over classes (scalar)."""

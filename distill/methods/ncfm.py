@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from distill.batches import Embed, Staged
 from distill.condensed import CondensedSet
 from distill.configure import STRICT
 from distill.matching import characteristic_distance, mean_distance, phases
@@ -102,6 +103,10 @@ class NCFM(DANCE):
     def seen(self, features: Tensor) -> Tensor:
         """Cosines and sines at this step's frequencies, (N, 2 k), each row of length 1."""
         return phases(features, self.projections)
+
+    def real_embedding(self) -> Embed:
+        """Projects the features of a batch at once: twice as fast as in the pieces in which the network computes them."""
+        return Staged(lambda images: self.real_features(images).float(), self.seen)
 
     def distance(self, real: Tensor, synthetic: Tensor) -> Tensor:
         """The configured distance, times `SCALE` as in the authors' code."""

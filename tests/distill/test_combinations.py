@@ -111,6 +111,7 @@ def check(case: Case, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     with monkeypatch.context() as patch:
         patch.setattr(batches, "chunk_size", lambda images: 3)
+        patch.setattr(batches, "ROWS", 5)
         pieces, statistics = make(case, data)
         pieces.step(statistics, generator(0, "steps"))
     assert float((direction(pieces) - first).norm()) <= 1e-4 * float(first.norm())

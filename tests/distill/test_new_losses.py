@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distill import batches
 from distill.data import ImageData
 from distill.matching import characteristic_distance, gradient_distance, mirrored, phases
 from distill.methods.cafe import CAFE, CAFEConfig
@@ -210,3 +211,20 @@ def test_mirrored_images_stand_beside_the_plain_ones() -> None:
     both = mirrored(images)
     assert torch.equal(both[:2], images)
     assert both[3, 0, 1].tolist() == images[1, 0, 1].tolist()[::-1]
+
+
+def test_features_in_two_stages_are_those_of_both_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In pieces of other sizes for each stage; the second sees many images at once, which is what it is for."""
+    images, weights, frequencies, seen = numbers(0, 11, 1, 4, 4), numbers(1, 16, 5), numbers(2, 5, 6), []
+
+    def after(features: Tensor) -> Tensor:
+        seen.append(len(features))
+        return phases(features, frequencies)
+
+    monkeypatch.setattr(batches, "chunk_size", lambda images: 3)
+    monkeypatch.setattr(batches, "ROWS", 7)
+    staged = batches.Staged(lambda part: part.flatten(1) @ weights, after)
+    expected = phases(images.flatten(1) @ weights, frequencies).sum(0)
+    assert torch.allclose(batches.chunked_sum(staged, images), expected, atol=1e-12)
+    assert seen == [7, 4]
+    assert torch.allclose(staged(images).sum(0), expected, atol=1e-12)
