@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from distill.architectures import NAMES as NAMES
 from distill.architectures import Network, build
 from distill.architectures import check_name as check_listed
+from distill.devices import normal, own_stream
 from distill.errors import InputError, a_kind
 from distill.spec import DataSpec
 
@@ -84,10 +85,12 @@ def create(network: Factory, spec: DataSpec, generator: torch.Generator, device:
 def renew(
     network: Factory, current: nn.Module | None, spec: DataSpec, generator: torch.Generator, device: torch.device | str = "cpu"
 ) -> nn.Module:
-    """As `create`, bit for bit; if ``current`` is the named network already, its weights are redrawn in place.
+    """As `create`, on the CPU bit for bit; if ``current`` is the named network already, its weights are redrawn in place.
 
     The result is in training mode, has no gradients, and all its parameters are trainable.
     """
+    if isinstance(network, str) and network not in OWN:
+        generator = own_stream(generator, device) or generator  # new weights in each step are drawn where they are used
     if isinstance(network, str) and isinstance(current, Network) and current.made_for == (network, spec.shape, spec.num_classes):
         current.to(device)
         initialise(current, generator)
@@ -117,8 +120,8 @@ def initialise(network: nn.Module, generator: torch.Generator) -> None:
 
 @torch.no_grad()
 def _uniform_(parameter: Tensor, bound: float, generator: torch.Generator) -> None:
-    if parameter.device == generator.device:
-        parameter.uniform_(-bound, bound, generator=generator)
+    if parameter.device.type in (generator.device.type, "meta"):  # "meta" has no values and no generator
+        parameter.uniform_(-bound, bound, generator=None if parameter.is_meta else generator)
     else:
         drawn = torch.empty(parameter.shape, dtype=parameter.dtype, device=generator.device)
         parameter.copy_(drawn.uniform_(-bound, bound, generator=generator))
@@ -216,7 +219,7 @@ def around(network: nn.Module, centre: Tensor, radius: float, generator: torch.G
 
     Gaussian noise over all weights, scaled to Euclidean length ``radius``, as FedDM (Xiong et al., CVPR 2023) samples its networks.
     """
-    noise = torch.randn(centre.shape, generator=generator, device=generator.device).to(centre.device)
+    noise = normal(tuple(centre.shape), generator, centre.device)
     torch.nn.utils.vector_to_parameters(centre + noise * (radius / noise.norm()), network.parameters())
 
 

@@ -113,7 +113,7 @@ def condense(
     if sharding.rank() > 0:
         metrics, progress, on_step = None, False, None  # the first process writes and shows
     name = method if isinstance(method, str) else type(method).__name__.lower()
-    draws = generator(seed, "distil", name, _text(sizes), device=device)
+    draws = generator(seed, "distil", name, _text(sizes))
     run: dict[str, object] = {"method": name, "config": config, "ipc": counts, "seed": seed, "fingerprint": statistics.fingerprint}
 
     done, earlier, account = 0, 0.0, None
@@ -288,7 +288,7 @@ def _make(
     form = from_text(getattr(config, "decode", "none"))
     check_memory(count * (1 if form is None else form.copies), statistics.spec, gradients, statistics.device)
     start = initial if isinstance(initial, CondensedSet) else config.initial
-    draws = generator(seed, "initial", name, _text(sizes), device=statistics.device)
+    draws = generator(seed, "initial", name, _text(sizes))
     first = initial_set(statistics, start, sizes, draws, form)
     stated = stated_settings(config, dataclasses.asdict(config))
     if network is not None and not isinstance(network, str):

@@ -1,5 +1,6 @@
 """`DataSpec`: the facts about a data set that every package needs, without its pixels."""
 
+import functools
 import math
 from dataclasses import dataclass, field
 from typing import Literal, TypedDict, get_args
@@ -115,9 +116,13 @@ class DataSpec:
         return (images * std + mean).clamp(0.0, 1.0)
 
     def _columns(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        mean = torch.tensor(self.mean, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
-        std = torch.tensor(self.std, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
-        return mean, std
+        return column(self.mean, like.dtype, like.device), column(self.std, like.dtype, like.device)
+
+
+@functools.lru_cache(maxsize=64)
+def column(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A number a channel, (1, C, 1, 1), kept on the device: a GPU waits for the host wherever such a tensor is made."""
+    return torch.tensor(values, dtype=dtype, device=device).view(1, -1, 1, 1)
 
 
 ORIGIN_FIELDS = ("normalisation_origin", "classes_origin", "population_origin")
