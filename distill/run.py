@@ -93,7 +93,7 @@ def condense(
     statistics = ExactStatistics(source) if isinstance(source, ImageData) else source
     if dataclasses.is_dataclass(method) and not hasattr(method, "step"):
         method, settings = _of_config(method, settings)
-    device, sizes = statistics.device, counts_of(ipc, statistics)
+    sizes = counts_of(ipc, statistics)
     # One number if all classes have the same: random streams and checkpoints must not depend on how the counts were written.
     counts: int | dict[str, int] = sizes if isinstance(sizes, int) else {str(label): sizes[label] for label in statistics.classes}
     if isinstance(source, ImageData) and isinstance(method, str) and not isinstance(initial, CondensedSet) and not more_images_than_data:
