@@ -146,8 +146,7 @@ def moved(value: T, device: str = "meta") -> T:
     if not isinstance(value, ImageData | Split | CondensedSet | Synthetic) and not hasattr(value, "total_steps"):
         return value
     result = copy.copy(value)
-    result.__dict__.update({name: moved(part, device) for name, part in vars(value).items() if name != "_by_class"})
-    result.__dict__.pop("_by_class", None)
+    result.__dict__.update({name: moved(part, device) for name, part in vars(value).items()})
     if isinstance(value, ImageData):
         result.__dict__.update(counts=value.counts, classes=value.classes)  # known on the host
     return result

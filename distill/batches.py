@@ -1,13 +1,17 @@
 """Gradients and features of a batch, computed in pieces whose activations fit the processor's cache."""
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill.devices import sent
 from distill.networks import has_batchnorm
+
+GROUP_PIXELS = 2048 * 1024  # of a GPU's batch: 2,048 images of 32 x 32, about 1 GiB of first-layer activations at width 128
 
 # Augments a batch of one class: (images (n, C, H, W), position of the class in `classes`) -> images.
 Augment = Callable[[Tensor, int], Tensor]
@@ -52,10 +56,52 @@ def chunks(images: Tensor, labels: Tensor, *, whole: bool = False) -> Iterator[t
 
 
 def chunk_size(images: Tensor) -> int:
-    """About 20 images of 32 x 32 on a CPU: 10 MB of first-layer activations at width 128."""
+    """About 20 images of 32 x 32 on a CPU: 10 MB of first-layer activations at width 128. On a GPU 2,048."""
     if images.device.type != "cpu":
-        return 2048
+        return max(16, GROUP_PIXELS // (images.shape[-1] * images.shape[-2]))
     return max(4, 20 * 1024 // (images.shape[-1] * images.shape[-2]))
+
+
+def group_size(images: Tensor) -> int:
+    """How many images go through a network at once where classes are computed together, on a GPU; 0 on a CPU: class by class."""
+    return 0 if images.device.type == "cpu" else chunk_size(images)
+
+
+def groups(positions: Sequence[int], counts: Sequence[int], size: int) -> list[list[int]]:
+    """Split classes at ``positions``, of ``counts`` images, into groups of at most ``size`` images, or of one class. Nearly equal ones,
+    because each shape is compiled separately."""
+    each = max(1, size // max(1, *counts)) if counts else 1
+    parts = -(-len(positions) // each)
+    return [list(positions[len(positions) * k // parts : len(positions) * (k + 1) // parts]) for k in range(parts)]
+
+
+def augmented(augment: Augment | None, images: Tensor, positions: Sequence[int], counts: Sequence[int]) -> Tensor:
+    """Images of the classes at ``positions``, ``counts`` of each, one after the other, each class augmented as ``augment`` does.
+
+    An ``augment`` with a method ``many`` (images, positions, counts) is called once where classes are computed together.
+    """
+    if augment is None:
+        return images
+    if len(positions) > 1 and group_size(images) and callable(many := getattr(augment, "many", None)):
+        return many(images, positions, counts)  # type: ignore[no-any-return]
+    parts = [augment(part, position) for part, position in zip(images.split(list(counts)), positions, strict=True)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def segment_means(rows: Tensor, counts: Sequence[int]) -> Tensor:
+    """(K, D): means of the first ``counts[0]`` rows, of the next ``counts[1]``, and so on; rows (N, D)."""
+    if len(set(counts)) == 1:
+        return rows.unflatten(0, (len(counts), counts[0])).mean(1)
+    if rows.device.type == "cpu":
+        return torch.stack([part.mean(0) for part in rows.split(list(counts))])
+    return _averages(tuple(counts), rows.dtype, rows.device) @ rows
+
+
+@functools.lru_cache(maxsize=8)
+def _averages(counts: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(K, N): one over a class's count where an image is of the class."""
+    sizes = torch.tensor(counts)
+    return sent(torch.block_diag(*(torch.full((1, n), 1 / n, dtype=torch.float64) for n in sizes.tolist())).to(dtype), device)
 
 
 def piece_count(count: int, size: int) -> int:
@@ -66,7 +112,7 @@ def piece_count(count: int, size: int) -> int:
 
 
 def chunked_sum(embed: Embed, images: Tensor) -> Tensor:
-    """Sum of ``embed`` over a batch (D,), computed in pieces (see `chunk_size`)."""
+    """Sum of ``embed`` over one class's batch (D,), computed in pieces (see `chunk_size`)."""
     total: Tensor | None = None
     pieces = images.tensor_split(piece_count(len(images), chunk_size(images)))
     if isinstance(embed, Staged):
@@ -77,3 +123,10 @@ def chunked_sum(embed: Embed, images: Tensor) -> Tensor:
         total = features if total is None else total + features
     assert total is not None
     return total
+
+
+def class_means(embed: Embed, images: Tensor, counts: Sequence[int]) -> Tensor:
+    """(K, D): mean of ``embed`` over each class's images, ``counts`` of them one after the other; one class in pieces (`chunk_size`)."""
+    if len(counts) == 1:
+        return (chunked_sum(embed, images) / len(images))[None]
+    return segment_means(embed(images), counts)

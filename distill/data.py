@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -111,14 +112,20 @@ class ImageData:
         return tuple(label for label, count in enumerate(self.counts) if count)
 
     @functools.cached_property
-    def _by_class(self) -> tuple[Tensor, ...]:
-        return torch.split(torch.argsort(self.train.labels, stable=True), list(self.counts))
+    def by_class(self) -> Tensor:
+        """Positions (N,) in the training split of all images, class by class, rising in each."""
+        return torch.argsort(self.train.labels, stable=True)
+
+    @functools.cached_property
+    def starts(self) -> tuple[int, ...]:
+        """Where each class (K,) begins in `by_class`."""
+        return tuple(itertools.accumulate(self.counts[:-1], initial=0))
 
     def class_indices(self, label: int) -> Tensor:
         """Positions (n,) in the training split of one class's images, rising, on the data's device."""
         if not 0 <= label < self.spec.num_classes:
             raise InputError(f"class {label} is not in data {self.spec.name!r}; allowed: 0..{self.spec.num_classes - 1}.")
-        return self._by_class[label]
+        return self.by_class[self.starts[label] : self.starts[label] + self.counts[label]]
 
     @functools.cached_property
     def fingerprint(self) -> str:

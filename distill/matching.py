@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill import sharding
+from distill.batches import augmented, group_size, groups, segment_means
 from distill.errors import InputError, unknown_name
 
 TINY = 1e-12  # under roots, whose slope is infinite at zero
@@ -97,7 +98,8 @@ def class_mean_gradients(
 ) -> tuple[Tensor, list[Tensor]]:
     """A distance of class means, and its gradients for the images.
 
-    The loss is a sum over classes, so computing it class by class is exact and needs the memory of one class.
+    The loss is a sum over classes, so computing it class by class is exact and needs the memory of one class. On a GPU it is computed in
+    groups of classes whose activations are bounded, a class that is larger by itself in two passes: its mean, then its images' gradients.
 
     Args:
         view: maps images (n, C, H, W) to features (n, D).
@@ -111,22 +113,50 @@ def class_mean_gradients(
     Returns:
         The loss and the gradients, in the order of ``images``; detached.
     """
+    counts = [len(part) * (2 if flipped else 1) for part in images]
     everything = list(range(len(images)))
-    own = everything if joint else [c for c in everything if sharding.mine(c)]
-    # A GPU likes few large kernels.
-    groups = [own] if joint or real.device.type != "cpu" else [[c] for c in own]
+    own = everything if joint else sharding.own(everything)
+    size = group_size(images[0])
     total = torch.zeros((), device=real.device)
-    gradients = [torch.zeros_like(part) for part in images]
-    for group in groups:
-        parts = [augment(mirrored(images[c]) if flipped else images[c], c) for c in group]
-        means = torch.stack([part.mean(0) for part in view(torch.cat(parts)).split([len(part) for part in parts])])
-        loss = distance(real[group], means)
-        for c, gradient in zip(group, torch.autograd.grad(loss, [images[c] for c in group]), strict=True):
-            gradients[c] = gradient
+    gradients: dict[int, Tensor] = {}
+    for group in [own] if joint else groups(own, [counts[c] for c in own], size):
+        parts, several = [images[c] for c in group], [counts[c] for c in group]
+        shown = augmented(augment, _shown(parts, flipped=flipped), group, several)
+        rows = real[group[0] : group[-1] + 1 : 1 if joint else sharding.count()]
+        if not joint and size and len(shown) > size:
+            loss, found = _in_two_passes(view, rows, shown, size, distance)
+            found = torch.autograd.grad(shown, parts, found[0])
+        else:
+            loss = distance(rows, segment_means(view(shown), several))
+            found = torch.autograd.grad(loss, parts)
+        gradients.update(zip(group, found, strict=True))
         total = total + loss.detach()
+    result = [gradients[c] if c in gradients else torch.zeros_like(part) for c, part in enumerate(images)]
     if not joint:
-        sharding.summed([total, *gradients])
-    return total, gradients
+        sharding.summed([total, *result])
+    return total, result
+
+
+def _shown(parts: Sequence[Tensor], *, flipped: bool) -> Tensor:
+    """The images of some classes, one after the other; if ``flipped`` each class with its mirror images."""
+    if len(parts) == 1:
+        return mirrored(parts[0]) if flipped else parts[0]
+    images = torch.cat(list(parts))
+    return torch.stack([images, images.flip(3)], 1).flatten(0, 1) if flipped else images
+
+
+def _in_two_passes(
+    view: Callable[[Tensor], Tensor], real: Tensor, images: Tensor, size: int, distance: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, tuple[Tensor]]:
+    """The distance of one class's mean from ``real`` (1, D) and its gradient for the images (n, C, H, W), ``size`` of them at a time."""
+    pieces = images.detach().tensor_split(-(-len(images) // size))
+    with torch.no_grad():
+        mean = torch.stack([view(piece).sum(0) for piece in pieces]).sum(0, keepdim=True) / len(images)
+    loss = distance(real, mean.requires_grad_(True))
+    (slope,) = torch.autograd.grad(loss, mean)
+    leaves = [piece.requires_grad_(True) for piece in pieces]
+    gradients = [torch.autograd.grad(view(leaf).sum(0), leaf, slope[0] / len(images))[0] for leaf in leaves]
+    return loss, (torch.cat(gradients),)
 
 
 def calibration_gradients(
@@ -138,11 +168,18 @@ def calibration_gradients(
     detached.
     """
     total = torch.zeros((), device=classes[0][0].device)
-    gradients = [torch.zeros_like(images) for images, _ in classes]
-    for place, (images, labels) in enumerate(classes):
-        if sharding.mine(place):
-            loss = F.cross_entropy(network(augment(images, place)), labels)
-            (gradients[place],) = torch.autograd.grad(loss, [images])
-            total = total + loss.detach()
-    sharding.summed([total, *gradients])
-    return total, gradients
+    gradients: dict[int, Tensor] = {}
+    counts = [len(images) for images, _ in classes]
+    own = sharding.own(list(range(len(classes))))
+    for group in groups(own, [counts[c] for c in own], group_size(classes[0][0])):
+        parts, several = [classes[c][0] for c in group], [counts[c] for c in group]
+        outputs, labels = network(augmented(augment, _shown(parts, flipped=False), group, several)), [classes[c][1] for c in group]
+        if len(group) == 1:
+            loss = F.cross_entropy(outputs, labels[0])
+        else:
+            loss = segment_means(F.cross_entropy(outputs, torch.cat(labels), reduction="none")[:, None], several).sum()
+        gradients.update(zip(group, torch.autograd.grad(loss, parts), strict=True))
+        total = total + loss.detach()
+    result = [gradients[c] if c in gradients else torch.zeros_like(images) for c, (images, _) in enumerate(classes)]
+    sharding.summed([total, *result])
+    return total, result

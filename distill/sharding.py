@@ -6,6 +6,7 @@ nothing.
 """
 
 import os
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -39,6 +40,20 @@ def rank() -> int:
 def mine(position: int) -> bool:
     """Whether this process computes the class at this position."""
     return position % count() == rank()
+
+
+def own(positions: Sequence[int]) -> list[int]:
+    """Those of the positions of classes that this process computes."""
+    return [position for position in positions if mine(position)]
+
+
+def gathered(rows: Tensor, classes: int) -> Tensor:
+    """(classes, D) of all processes from the rows of this one's classes, in their order."""
+    if count() == 1:
+        return rows
+    everything = rows.new_zeros((classes, rows.shape[1]))
+    everything[rank() :: count()] = rows
+    return summed([everything])[0]
 
 
 def check_classes(classes: int) -> None:

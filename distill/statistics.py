@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from distill import sharding
 from distill.batches import Augment as Augment
 from distill.batches import Embed as Embed
-from distill.batches import chunked_sum, mean_gradient
+from distill.batches import augmented, class_means, group_size, groups, mean_gradient, segment_means
 from distill.coresets import clustered, select
 from distill.data import ImageData
+from distill.devices import sent
 from distill.experts import ExpertConfig, Trajectories, train_experts
 from distill.networks import Factory
 from distill.spec import DataSpec
@@ -129,40 +130,40 @@ class ExactStatistics:
 
     def batch(self, position: int, size: int, generator: torch.Generator) -> Tensor:
         """Up to ``size`` normalised images of one class, drawn without replacement (all of them when there are fewer)."""
-        return self.data.normalised("train", self._drawn(position, size, generator))
+        return self._images([self._drawn(position, size, generator)])
 
     def _drawn(self, position: int, size: int, generator: torch.Generator) -> Tensor:
+        """Which images (n,) of a class: places in `ImageData.by_class` drawn now, or positions that `choose` found."""
         if self._chosen:
-            return self._chosen[position][:size].to(self.device)
-        indices = self.data.class_indices(self.classes[position])
-        order = torch.randperm(len(indices), generator=generator, device=generator.device)[:size]
-        return indices[order.to(indices.device)]
+            return self._chosen[position][:size]
+        label = self.classes[position]
+        return self.data.starts[label] + torch.randperm(self.data.counts[label], generator=generator, device=generator.device)[:size]
+
+    def _images(self, drawn: Sequence[Tensor]) -> Tensor:
+        """The normalised images of one or more draws, one after the other: sent to the device as one list of numbers."""
+        places = sent(torch.cat(list(drawn)), self.device)
+        return self.data.normalised("train", places if self._chosen else self.data.by_class[places])
 
     def class_means(
         self, embed: Embed, batch_size: int, augment: Augment | None, generator: torch.Generator, *, joint: bool = False
     ) -> Tensor:
-        """(number of classes, D), without gradients, in chunks that fit the cache; see `RealStatistics.class_means`."""
+        """(number of classes, D), without gradients; see `RealStatistics.class_means`.
+
+        Class by class in chunks that fit a CPU's cache; on a GPU in groups of classes whose activations are bounded (`batches.groups`).
+        """
+        positions = list(range(len(self.classes)))
+        drawn = [self._drawn(position, batch_size, generator) for position in positions]
+        counts = [len(one) for one in drawn]
+        own = positions if joint else sharding.own(positions)
+        size = group_size(self.data.train.images)
+        means = []
         with torch.no_grad():
-            batches = []
-            means: dict[int, Tensor] = {}
-            for position in range(len(self.classes)):
-                chosen = self._drawn(position, batch_size, generator)
-                if not joint and not sharding.mine(position):
-                    continue
-                images = self.data.normalised("train", chosen)
-                images = augment(images, position) if augment else images
-                if joint:
-                    batches.append(images)
-                else:
-                    means[position] = chunked_sum(embed, images) / len(images)
-            if joint:
-                features = embed(torch.cat(batches))
-                return torch.stack([part.mean(0) for part in features.split([len(b) for b in batches])])
-            first = next(iter(means.values()))
-            stacked = first.new_zeros((len(self.classes), len(first)))
-            for position, mean in means.items():
-                stacked[position] = mean
-            return sharding.summed([stacked])[0]
+            for group in [own] if joint else groups(own, [counts[position] for position in own], size):
+                images = self._images([drawn[position] for position in group])
+                several = [counts[position] for position in group]
+                images = augmented(augment, images, group, several)
+                means.append(segment_means(embed(images), several) if joint else class_means(embed, images, several))
+            return torch.cat(means) if joint else sharding.gathered(torch.cat(means), len(positions))
 
     def class_gradients(
         self, network: nn.Module, batch_size: int, augment: Augment | None, generator: torch.Generator
@@ -170,9 +171,9 @@ class ExactStatistics:
         """One list of gradients a class, shaped like the network's trainable parameters; see `RealStatistics.class_gradients`."""
         gradients = []
         for position, label in enumerate(self.classes):
-            chosen = self._drawn(position, batch_size, generator)
+            drawn = self._drawn(position, batch_size, generator)
             if sharding.mine(position):
-                images = self.data.normalised("train", chosen)
+                images = self._images([drawn])
                 images = augment(images, position) if augment else images
                 labels = torch.full((len(images),), label, device=images.device)
                 gradients.append(mean_gradient(network, images, labels))

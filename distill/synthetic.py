@@ -75,8 +75,8 @@ class Synthetic:
 
     def per_class(self) -> list[tuple[Tensor, Tensor]]:
         """(images, labels) of each class, the images as leaves that require gradients, which go to `descend` in this order."""
-        images = self.images.detach().split(self.counts)
-        return [(part.clone().requires_grad_(True), target) for part, target in zip(images, self.labels.split(self.counts), strict=True)]
+        images = self.images.detach().clone().split(self.counts)
+        return [(part.requires_grad_(True), target) for part, target in zip(images, self.labels.split(self.counts), strict=True)]
 
     def descend(self, gradients: list[Tensor], lr: float, momentum: float) -> None:
         """One update of the stored rows, in place, from gradients of the decoded images (lists by class, or one for all)."""
