@@ -58,13 +58,13 @@ class Counting(TorchDispatchMode):
     """Counts what runs inside it: ``with Counting() as counts: step()``."""
 
     def __init__(self, device: str = "meta") -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.device, self.counts = device, Counts()
         self._live: dict[int, int] = {}
         self._bytes = 0
 
-    def __enter__(self) -> Counts:  # type: ignore[override]
-        super().__enter__()
+    def __enter__(self) -> Counts:
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self.counts
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:

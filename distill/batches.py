@@ -94,7 +94,8 @@ def segment_means(rows: Tensor, counts: Sequence[int]) -> Tensor:
         return rows.unflatten(0, (len(counts), counts[0])).mean(1)
     if rows.device.type == "cpu":
         return torch.stack([part.mean(0) for part in rows.split(list(counts))])
-    return _averages(tuple(counts), rows.dtype, rows.device) @ rows
+    means: Tensor = _averages(tuple(counts), rows.dtype, rows.device) @ rows
+    return means
 
 
 @functools.lru_cache(maxsize=8)

@@ -124,8 +124,8 @@ def class_mean_gradients(
         shown = augmented(augment, _shown(parts, flipped=flipped), group, several)
         rows = real[group[0] : group[-1] + 1 : 1 if joint else sharding.count()]
         if not joint and size and len(shown) > size:
-            loss, found = _in_two_passes(view, rows, shown, size, distance)
-            found = torch.autograd.grad(shown, parts, found[0])
+            loss, slope = _in_two_passes(view, rows, shown, size, distance)
+            found = torch.autograd.grad(shown, parts, slope)
         else:
             loss = distance(rows, segment_means(view(shown), several))
             found = torch.autograd.grad(loss, parts)
@@ -147,7 +147,7 @@ def _shown(parts: Sequence[Tensor], *, flipped: bool) -> Tensor:
 
 def _in_two_passes(
     view: Callable[[Tensor], Tensor], real: Tensor, images: Tensor, size: int, distance: Callable[[Tensor, Tensor], Tensor]
-) -> tuple[Tensor, tuple[Tensor]]:
+) -> tuple[Tensor, Tensor]:
     """The distance of one class's mean from ``real`` (1, D) and its gradient for the images (n, C, H, W), ``size`` of them at a time."""
     pieces = images.detach().tensor_split(-(-len(images) // size))
     with torch.no_grad():
@@ -156,7 +156,7 @@ def _in_two_passes(
     (slope,) = torch.autograd.grad(loss, mean)
     leaves = [piece.requires_grad_(True) for piece in pieces]
     gradients = [torch.autograd.grad(view(leaf).sum(0), leaf, slope[0] / len(images))[0] for leaf in leaves]
-    return loss, (torch.cat(gradients),)
+    return loss, torch.cat(gradients)
 
 
 def calibration_gradients(
