@@ -83,22 +83,23 @@ def augmented(augment: Augment | None, images: Tensor, positions: Sequence[int],
     if augment is None:
         return images
     if len(positions) > 1 and group_size(images) and callable(many := getattr(augment, "many", None)):
-        return many(images, positions, counts)  # type: ignore[no-any-return]
-    parts = [augment(part, position) for part, position in zip(images.split(list(counts)), positions, strict=True)]
+        result: Tensor = many(images, positions, counts)
+        return result
+    parts = [augment(part, place) for part, place in zip(images.split(list(counts)), positions, strict=True)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def segment_means(rows: Tensor, counts: Sequence[int]) -> Tensor:
     """(K, D): means of the first ``counts[0]`` rows, of the next ``counts[1]``, and so on; rows (N, D)."""
     if len(set(counts)) == 1:
-        return rows.unflatten(0, (len(counts), counts[0])).mean(1)
+        return rows.reshape(len(counts), counts[0], -1).mean(1)
     if rows.device.type == "cpu":
         return torch.stack([part.mean(0) for part in rows.split(list(counts))])
     means: Tensor = _averages(tuple(counts), rows.dtype, rows.device) @ rows
     return means
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=64)
 def _averages(counts: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """(K, N): one over a class's count where an image is of the class."""
     sizes = torch.tensor(counts)
