@@ -1,6 +1,7 @@
 """The online form and what is kept between runs: all known classes together, tasks apart, nothing lost; and planted bugs of each kind."""
 
 import copy
+import dataclasses
 import json
 import pickle
 from collections.abc import Callable
@@ -182,7 +183,7 @@ def _der(stream: list[ImageData], buffer: CondensedBuffer) -> Any:
 def _without_outputs(memory: Memory, path: Path) -> Path:
     """As a run without DER, or an older version, wrote it."""
     bare = Memory(memory.config)
-    bare.groups = [type(g)(g.label, g.task, g.experience, g.seen, g.values, g.grid) for g in memory.groups]
+    bare.groups = [dataclasses.replace(g, logits=None) for g in memory.groups]
     bare.experiences, bare.history = memory.experiences, memory.history
     memory_file.save(bare, path)
     return path
