@@ -5,9 +5,10 @@ from typing import Any
 
 BEGIN, END = "<!-- table: begin (python -m benchmarks.core --page) -->", "<!-- table: end -->"
 STEPS = "<!-- table: begin (python -m benchmarks.steps --page) -->"
+Record = Mapping[str, Any]
 
 
-def with_table(page: str, record: Mapping[str, Any]) -> str:
+def with_table(page: str, record: Record) -> str:
     """The page with its table made anew from a record."""
     machine, limits = record["environment"], record["limits_gflops"]
     where = machine["gpu"] or f"{machine['cores']} cores, {machine['processor']}"
@@ -29,7 +30,7 @@ def with_table(page: str, record: Mapping[str, Any]) -> str:
     return head + BEGIN + "\n" + "\n".join(lines) + "\n" + END + rest.partition(END)[2]
 
 
-def with_steps(page: str, record: Mapping[str, Any]) -> str:
+def with_steps(page: str, record: Record) -> str:
     """The page with its table of steps made anew from a record of `benchmarks.steps`."""
     machine, results = record["environment"], record["results"]
     rounds = dict.fromkeys(str(max(len(row["times"]) for row in rows.values())) for rows in results.values())
