@@ -14,9 +14,8 @@ import dataclasses
 import os
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import torch
 from matplotlib.figure import Figure
@@ -47,6 +46,31 @@ RUNS: dict[str, tuple[str, dict[str, object]]] = {  # short presets, and what di
     "idc": ("idc", {}),
 }
 RECIPE = Recipe(optimiser="adamw", lr=0.001, batch_size=32, max_steps=1200, schedule="cosine")
+
+
+class Point(TypedDict):
+    """A method at one time: ``minutes`` passed, with ``seconds`` of CPU time, of which ``prepared`` went into networks, for ``steps``."""
+
+    method: str
+    minutes: int
+    seconds: float
+    prepared: float
+    steps: int
+    accuracy: list[float]
+
+
+class Comparison(TypedDict):
+    """What is kept: the setting, and the points of all methods."""
+
+    data: str
+    ipc: int
+    network: str
+    networks: int
+    recipe: dict[str, object]
+    environment: dict[str, object]
+    points: list[Point]
+
+
 KEPT = Path(__file__).parent / "expected" / "equal_cost.json"
 DOCS = Path(__file__).parents[1] / "docs"
 BEGIN, END = "<!-- table: begin (python -m benchmarks.equal_cost --page) -->", "<!-- table: end (equal cost) -->"
@@ -72,14 +96,14 @@ def run(name: str, data: ImageData, ipc: int, network: str, minutes: float, netw
         values = [
             one.value for one in accuracies(made.condensed, data, ["condensed"], network, RECIPE, range(networks), split="validation")
         ]
-        line = {"method": name, "minutes": mark, "seconds": spent, "prepared": prepared, "steps": step, "accuracy": values}
-        append_line(ledger, line)
+        point: Point = {"method": name, "minutes": mark, "seconds": spent, "prepared": prepared, "steps": step, "accuracy": values}
+        append_line(ledger, dict(point))
         print(f"{name}: {mark} min, {step} steps, {sum(values) / len(values):.1f} %", flush=True)
         spent -= time.process_time()
     append_line(ledger, {"method": name, "done": True})
 
 
-def table(record: Mapping[str, Any]) -> str:
+def table(record: Comparison) -> str:
     """Markdown: a row for each method, a column for each time."""
     points = record["points"]
     marks = sorted({point["minutes"] for point in points})
@@ -98,7 +122,7 @@ def table(record: Mapping[str, Any]) -> str:
     return where + "\n\n" + as_markdown(rows)
 
 
-def drawing(record: Mapping[str, Any]) -> Drawing:
+def drawing(record: Comparison) -> Drawing:
     """The same as curves."""
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.add_subplot(xscale="log", xlabel="minutes of one core", ylabel="accuracy on validation images, %")
@@ -112,12 +136,12 @@ def drawing(record: Mapping[str, Any]) -> Drawing:
     return Drawing(figure, "Accuracy against distilling time", "One run of each method; networks that a method trains count.")
 
 
-def _mean(point: Mapping[str, Any]) -> float:
+def _mean(point: Point) -> float:
     return float(sum(point["accuracy"]) / len(point["accuracy"]))
 
 
-def write_page(record: Mapping[str, Any]) -> None:
-    """Put the table into docs/methods.md, and the figure beside its other images."""
+def write_page(record: Comparison) -> None:
+    """Put the table into docs/methods.md, and the figure into docs/images."""
     page = (DOCS / "methods.md").read_text()
     head, _, rest = page.partition(BEGIN)
     if not rest:
@@ -150,23 +174,30 @@ def main(arguments: list[str] | None = None) -> None:
             if name not in finished(options.ledger):
                 run(name, data, options.ipc, options.network, options.minutes, options.networks, options.ledger)
     if options.json:
-        stated = {key: getattr(options, key) for key in ("data", "ipc", "network", "networks")}
-        points = [point for points in finished(options.ledger).values() for point in points]
-        write_json(options.json, {**stated, "recipe": dataclasses.asdict(RECIPE), "environment": environment("cpu"), "points": points})
+        record: Comparison = {
+            "data": options.data,
+            "ipc": options.ipc,
+            "network": options.network,
+            "networks": options.networks,
+            "recipe": dataclasses.asdict(RECIPE),
+            "environment": dict(environment("cpu")),
+            "points": [point for points in finished(options.ledger).values() for point in points],
+        }
+        write_json(options.json, record)
 
 
-def finished(ledger: Path) -> dict[str, list[dict[str, Any]]]:
+def finished(ledger: Path) -> dict[str, list[Point]]:
     """The points of each method whose run reached the end: those of its last run."""
-    points: dict[str, list[dict[str, Any]]] = {}
-    ready = {}
+    points: dict[str, list[Point]] = {}
+    ready: dict[str, list[Point]] = {}
     for line in read_lines(ledger) if ledger.exists() else ():
         name = line["method"]
         if line.get("done"):
             ready[name] = points.pop(name)
         elif line["minutes"] == MARKS[0]:
-            points[name] = [line]
+            points[name] = [cast(Point, line)]
         else:
-            points[name].append(line)
+            points[name].append(cast(Point, line))
     return ready
 
 
