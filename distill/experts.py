@@ -85,12 +85,14 @@ class Trajectories:
         epochs: number of epochs of each.
         read: (expert, epoch) to flat weights (P,).
         privacy: statement of the mechanism that trained the experts on private data, or None.
+        classes: class names of the data that they were trained on, where these are other data than the statistics'; else None.
     """
 
     experts: int
     epochs: int
     read: Callable[[int, int], Tensor]
     privacy: dict[str, object] | None = None
+    classes: tuple[str, ...] | None = None
 
     def weights(self, expert: int, epoch: int, device: torch.device | str = "cpu") -> Tensor:
         """(P,) float32: all parameters of one expert after ``epoch`` epochs, flat, in the order of ``network.parameters()``."""

@@ -1,7 +1,7 @@
 """The networks that images are compared in: fresh ones, trained ones of any stage, and places around given weights.
 
-Trained networks come from `RealStatistics.trajectories`, which keeps them in a disk cache. Private statistics have one plan of releases,
-for networks or for what is compared in them, so that a pool of trained networks is refused before it spends that plan.
+Trained networks come from `RealStatistics.trajectories`, which keeps them in a disk cache; private statistics train them with noise, as a
+share of their budget, or on public data.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from distill.batches import Augment
-from distill.errors import InputError
+from distill.errors import InputError, clipped
 from distill.experts import ExpertConfig, Trajectories
 from distill.matching import calibration_gradients
 from distill.networks import Factory, around, create, has_batchnorm, parameter_count, renew
@@ -51,17 +51,23 @@ class Pool:
     Where the factory is `Received`, its weights are the trained ones and nothing is trained.
     """
 
-    def __init__(self, config: SharedConfig, factory: Factory, network: str, augmentation: str) -> None:
-        """``factory`` makes networks, ``network`` is its name for the cache, ``augmentation`` that of the trainings."""
-        self.config, self.factory, self.kind = config, factory, config.pool
+    def __init__(self, config: SharedConfig, factory: Factory, network: str, augmentation: str, *, batch_real: int) -> None:
+        """``factory`` makes networks, ``network`` is its name for the cache, ``augmentation`` that of the trainings; ``batch_real`` real
+        images per class and step are compared in them."""
+        if config.pool_draws and config.pool in ("walk", "sphere"):
+            raise InputError(
+                f"pool_draws fixes draws of networks, and pool {config.pool!r} takes each after the one before; leave pool_draws out, or "
+                "take pool 'blend'."
+            )
+        self.config, self.factory, self.kind, self.batch_real = config, factory, config.pool, batch_real
         per_epoch = WALK_SNAPSHOTS if config.pool == "walk" else 1
-        self.experts = ExpertConfig(
-            config.pool_networks, config.pool_epochs, config.pool_lr, 64, network, augmentation, momentum=0.9, per_epoch=per_epoch
-        )
+        networks, epochs, lr, batch = config.pool_networks, config.pool_epochs, config.pool_lr, config.pool_batch
+        self.experts = ExpertConfig(networks, epochs, lr, batch, network, augmentation, momentum=0.9, per_epoch=per_epoch)
         self.trajectories: Trajectories | None = None
         self.network: nn.Module | None = None
         self.judge: nn.Module | None = None
         self.centre: Tensor | None = None
+        self.source: torch.Generator | None = None  # of the last drawn network, and of what is drawn with it
         self.walk = torch.zeros(2, dtype=torch.int64)  # expert and snapshot of the walking network
 
     @property
@@ -72,16 +78,18 @@ class Pool:
     def prepare(self, statistics: RealStatistics, *, progress: bool | None = None) -> None:
         """Train the networks, or find them in the cache; `draw` and `trained` do it where nobody called this."""
         if self.trains and self.trajectories is None and not isinstance(self.factory, Received):
-            if statistics.privacy is not None:
+            found = statistics.trajectories(self.experts, self.factory, progress=progress, batch_real=self.batch_real)
+            if self.config.calibration and found.classes is not None and found.classes != statistics.spec.classes:
                 raise InputError(
-                    f"pool {self.kind!r} with calibration {self.config.calibration:g} trains networks on the real images, and private "
-                    "statistics plan their releases for one purpose; take pool 'random' and calibration 0."
+                    "calibration asks a trained network for the class of an image, and the networks were trained on data of other classes "
+                    f"({clipped(found.classes[:3], 60)} ..., here {clipped(statistics.spec.classes[:3], 60)} ...); set calibration to 0."
                 )
-            self.trajectories = statistics.trajectories(self.experts, self.factory, progress=progress)
+            self.trajectories = found
 
     def draw(self, statistics: RealStatistics, generator: torch.Generator) -> nn.Module:
         """The next network, in training mode, all parameters trainable."""
         device = statistics.device
+        self.source = generator = self._source(generator)
         if self.kind == "random":
             self.network = renew(self.factory, self.network, statistics.spec, generator, device)
             return self.network
@@ -109,6 +117,13 @@ class Pool:
             around(fresh, self.centre, SPHERE_RADIUS, generator)
         self.network = fresh.requires_grad_(True).train()
         return self.network
+
+    def _source(self, generator: torch.Generator) -> torch.Generator:
+        """``generator``, or the stream of one of ``pool_draws`` fixed draws, which does not depend on the run's seed."""
+        if not self.config.pool_draws:
+            return generator
+        chosen = int(torch.randint(self.config.pool_draws, (), generator=generator, device=generator.device))
+        return stream(0, "pool", "draw", chosen, device=generator.device)
 
     def trained(self, statistics: RealStatistics, generator: torch.Generator) -> nn.Module:
         """A trained network of the pool for calibration, frozen, in training mode as all matching networks are."""

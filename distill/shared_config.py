@@ -28,7 +28,10 @@ class SharedConfig:
         pool: the networks that images are compared in (`distill.pool`).
         pool_networks: number of trained networks in the pool.
         pool_epochs: epochs of training of each.
-        pool_lr: their step size of SGD with momentum 0.9, batches of 64.
+        pool_lr: their step size of SGD with momentum 0.9.
+        pool_batch: batch size of their training.
+        pool_draws: 0 draws a new network in each step. A number fixes that many draws, of a network and of what a method draws with it
+            (NCFM's frequencies), and each step takes one of them: private statistics then release each once.
         calibration: weight of the cross-entropy of the synthetic images under a trained network of the pool, added to the loss; 0 is none
             (Zhang et al., DANCE, IJCAI 2024, eq. 8).
         calibration_every: steps between two calibrations, each of which then counts that many times.
@@ -46,6 +49,8 @@ class SharedConfig:
     pool_networks: Annotated[int, Field(ge=1)] = 5
     pool_epochs: Annotated[int, Field(ge=1)] = 2
     pool_lr: Annotated[float, Field(gt=0)] = 0.01
+    pool_batch: Annotated[int, Field(ge=1)] = 64
+    pool_draws: Annotated[int, Field(ge=0)] = 0
     calibration: Annotated[float, Field(ge=0)] = 0.0
     calibration_every: Annotated[int, Field(ge=1)] = 1
     real_batches: Literal["random", "kmeans"] = "random"

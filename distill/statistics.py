@@ -52,7 +52,14 @@ class RealStatistics(Protocol):
     def whitening(self) -> Whitening | None: ...
 
     def class_means(
-        self, embed: Embed, batch_size: int, augment: Augment | None, generator: torch.Generator, *, joint: bool = False
+        self,
+        embed: Embed,
+        batch_size: int,
+        augment: Augment | None,
+        generator: torch.Generator,
+        *,
+        joint: bool = False,
+        norm: float | None = None,
     ) -> Tensor:
         """Mean feature of a random batch of each class.
 
@@ -62,6 +69,8 @@ class RealStatistics(Protocol):
             augment: applied to each class's batch.
             generator: source of the random choices.
             joint: embed all classes as one batch, as BatchNorm requires.
+            norm: Euclidean length of every row of ``embed``, where the method knows it. Private statistics clip at it, whether it is true
+                or not; others do not use it.
 
         Returns:
             (number of classes, D).
@@ -78,8 +87,14 @@ class RealStatistics(Protocol):
         """Set a network's BatchNorm running statistics from a small real batch, then put its BatchNorm layers in evaluation mode."""
         ...
 
-    def trajectories(self, config: ExpertConfig, network: Factory, *, progress: bool | None = None) -> Trajectories:
-        """Weights of networks trained on the real data, by epoch, which MTT matches."""
+    def trajectories(
+        self, config: ExpertConfig, network: Factory, *, progress: bool | None = None, batch_real: int | None = None
+    ) -> Trajectories:
+        """Weights of networks trained on the real data, by epoch.
+
+        ``batch_real`` is the batch size per class of the means or gradients that the same run asks for in networks made of these weights;
+        None: the weights themselves are what is matched (MTT), and nothing else is asked for. Private statistics plan for both at once.
+        """
         ...
 
     def choose(self, embed: Embed, batch_size: int, generator: torch.Generator, chosen: list[Tensor] | None = None) -> list[Tensor]:
@@ -145,7 +160,14 @@ class ExactStatistics:
         return self.data.normalised("train", places if self._chosen else self.data.by_class[places])
 
     def class_means(
-        self, embed: Embed, batch_size: int, augment: Augment | None, generator: torch.Generator, *, joint: bool = False
+        self,
+        embed: Embed,
+        batch_size: int,
+        augment: Augment | None,
+        generator: torch.Generator,
+        *,
+        joint: bool = False,
+        norm: float | None = None,
     ) -> Tensor:
         """(number of classes, D), without gradients; see `RealStatistics.class_means`.
 
@@ -191,7 +213,9 @@ class ExactStatistics:
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
 
-    def trajectories(self, config: ExpertConfig, network: Factory, *, progress: bool | None = None) -> Trajectories:
+    def trajectories(
+        self, config: ExpertConfig, network: Factory, *, progress: bool | None = None, batch_real: int | None = None
+    ) -> Trajectories:
         """Experts trained now, or found in the cache (`distill.experts.train_experts`)."""
         return train_experts(self.data, config, network, progress=progress)
 

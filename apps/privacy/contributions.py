@@ -4,7 +4,7 @@ Clipping is flat (over all coordinates of the row) and a row with a number that 
 moves a sum of rows by at most the clipping norm.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,11 @@ def feature_rows(view: Callable[[Tensor], Tensor], images: Tensor) -> Iterator[T
         for part in images.split(chunk_size(images)):
             if len(part):
                 yield view(part).float()
+
+
+def middles(views: Sequence[Callable[[Tensor], Tensor]], images: Sequence[Tensor]) -> Tensor:
+    """(K, D): mean feature of each class's (public) images."""
+    return torch.stack([torch.cat(list(feature_rows(view, part))).mean(0) for view, part in zip(views, images, strict=True)])
 
 
 def gradient_rows(network: nn.Module, images: Tensor, labels: Tensor, chunk: int = GRADIENT_CHUNK) -> Iterator[Tensor]:

@@ -48,7 +48,8 @@ class Ledger:
         self.folder = folder
         self.facts = dict(facts or {})
         self.account = os.urandom(16).hex()
-        self.plan: Plan | None = None
+        self.plan: Plan | None = None  # of the releases of a method's steps
+        self.experts: Plan | None = None  # of the DP-SGD that trains the networks in which a method compares
         self.granted: dict[str, tuple[float, float]] = {}  # (epsilon, delta) by what they were granted to
         self._history: list[Steps] = []
         self._bytes = 0
@@ -100,6 +101,11 @@ class Ledger:
                 pass
         return self._history
 
+    def has(self, account: Mapping[str, object] | None) -> bool:
+        """Whether what a checkpoint remembers of its account ("id" and "releases") is here, perhaps with later releases."""
+        releases = None if account is None or account["id"] != self.account else account["releases"]
+        return isinstance(releases, int) and releases <= sum(step.times for step in self.history)
+
     def count(self, noise: float, rate: float, times: int) -> None:
         """Count releases whose results are kept elsewhere. Call it before the results are used."""
         with self.locked():
@@ -129,11 +135,11 @@ class Ledger:
         """The release with the key of this question, or None. Call it inside `locked`."""
         return self._kept.get(key)
 
-    def set_plan(self, plan: Plan) -> Plan:
-        """Keep ``plan``, what may be released in all, unless there is a plan already; returns the plan that applies."""
+    def set_plan(self, plan: Plan, experts: Plan | None = None) -> Plan:
+        """Keep ``plan``, what may be released, and that of ``experts``, unless there is a plan already; returns the plan that applies."""
         with self.locked():
             if self.plan is None:
-                self.plan = plan
+                self.plan, self.experts = plan, experts
                 self._write()
             return self.plan
 
@@ -191,6 +197,7 @@ class Ledger:
             plan = None if self.plan is None else list(self.plan)
             history = [list(step) for step in self._history]
             account = {"account": self.account, "facts": self.facts, "plan": plan, "history": history}
+            account |= {"experts": list(self.experts)} if self.experts else {}
             write_json(self.folder / ACCOUNT, account | ({"granted": self.granted} if self.granted else {}))
             self._written = _state(self.folder)
 
@@ -211,7 +218,7 @@ class Ledger:
                 raise InputError(f"{folder}: its releases were made under other settings ({differences}); use another folder.")
             history = [Steps(float(noise), float(rate), int(times)) for noise, rate, times in saved["history"]]
             account = str(saved["account"])
-            plan = None if saved["plan"] is None else Plan(*saved["plan"])
+            plan, experts = (None if part is None else Plan(*part) for part in (saved["plan"], saved.get("experts")))
             granted = {str(name): (float(epsilon), float(delta)) for name, (epsilon, delta) in saved.get("granted", {}).items()}
             if self._written is not None and (
                 account != self.account
@@ -235,7 +242,7 @@ class Ledger:
                 raise
             text = str(error)[:100]
             raise InputError(f"{folder}: is damaged ({text}), so what was spent is not known; start in another folder.") from None
-        self.account, self.plan, self._history, self.granted = account, plan, history, granted
+        self.account, self.plan, self.experts, self._history, self.granted = account, plan, experts, history, granted
         self._written = state
         if sum(step.times for step in history) != counted:
             self._write()

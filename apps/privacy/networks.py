@@ -1,6 +1,7 @@
-"""A fixed pool of random networks: a noised release for one of them is reused in many matching steps."""
+"""Networks of private matching: a fixed pool of random ones, whose noised releases are reused in many steps, and unit features."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -36,3 +37,23 @@ def drawn_once(name: str, count: int, seed: int = 0, *, unit: bool = True) -> Ca
 
     factory.__name__ = f"{count} times {name}, drawn once from seed {seed}{', unit features' if unit else ''}"
     return factory
+
+
+@dataclass(frozen=True)
+class UnitNetwork:
+    """A network function for `condense` whose networks have features of length 1: fresh ones of a name, with the same weights in order.
+
+    It is for a pool of trained networks (`pool`, with `pool_draws`), of which `drawn_once` has no part.
+    """
+
+    name: str
+
+    @property
+    def __name__(self) -> str:
+        return f"{self.name}, unit features"
+
+    def __call__(self, spec: DataSpec) -> nn.Module:
+        # `distill.networks.create` seeds the global generator for this call.
+        network = create(self.name, spec, generator(int(torch.randint(2**62, ())), "unit network"))
+        assert isinstance(network, Network)
+        return UnitFeatures(network)

@@ -115,7 +115,14 @@ class PoisonedStatistics(ExactStatistics):
         self._plant(optimised(self.trigger, images, self.spec, lambda stamped: miss(embed(stamped)), self.steps))
 
     def class_means(
-        self, embed: Embed, batch_size: int, augment: Augment | None, generator: torch.Generator, *, joint: bool = False
+        self,
+        embed: Embed,
+        batch_size: int,
+        augment: Augment | None,
+        generator: torch.Generator,
+        *,
+        joint: bool = False,
+        norm: float | None = None,
     ) -> Tensor:
         self._learn(embed)
         return super().class_means(embed, batch_size, augment, generator, joint=joint)

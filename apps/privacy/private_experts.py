@@ -1,4 +1,4 @@
-"""Experts for MTT trained by DP-SGD with Opacus' optimiser; the account counts every step of every expert.
+"""Experts, of MTT or of a pool, trained by DP-SGD with Opacus' optimiser; the account counts every step of every expert.
 
 The batches are Poisson masks of the operating system's entropy, as in every release; Opacus clips each example's gradient, sums, and adds
 noise. Step sizes are public. A finished expert is kept in the ledger's folder; of one that was stopped nobody has seen anything.
@@ -33,7 +33,6 @@ except ImportError:
 class Account(Protocol):
     """What experts need of `PrivateStatistics`: its budget, its entropy and its ledger."""
 
-    clip: float | None
     population: int
 
     @property
@@ -44,18 +43,19 @@ class Account(Protocol):
 
 
 def train_private_experts(
-    statistics: Account, data: ImageData, config: ExpertConfig, network: Factory | None, plan: Plan, steps: int
+    statistics: Account, data: ImageData, config: ExpertConfig, network: Factory | None, plan: Plan, steps: int, clip: float | None
 ) -> Trajectories:
     """``config.experts`` experts of ``steps`` DP-SGD steps each, snapshots after each of ``config.length`` equal parts.
 
+    ``clip`` is the norm of an example's gradient (None: 1).
     No augmentation: several views of an example would be several contributions. Raises `InputError` when the budget does not cover it.
     """
     factory = network or config.network
     trained: list[Tensor] = []
     for expert in range(config.experts):
         model = create(factory, data.spec, generator(config.seed, "expert", expert, "weights"), data.device).train()
-        key = _question(config, model, plan, steps, statistics.clip)
-        train = functools.partial(_train, statistics, data, config, model, plan, steps)
+        key = _question(config, model, plan, steps, clip)
+        train = functools.partial(_train, statistics, data, config, model, plan, steps, clip=clip or 1.0)
         trained.append(statistics.trained(f"expert-{expert:04d}", key, plan, steps, train))
         if not bool(torch.isfinite(trained[-1]).all()):
             raise diverged(f"private expert {expert}", f"{steps} steps", {"expert_lr": config.lr}, {"expert_lr": ExpertConfig.lr})
@@ -89,13 +89,13 @@ class _NoisedSums(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
             parameter.grad = (parameter.summed_grad.double() + deviation * drawn).to(parameter.dtype).view_as(parameter)
 
 
-def _train(statistics: Account, data: ImageData, config: ExpertConfig, model: nn.Module, plan: Plan, steps: int) -> Tensor:
+def _train(statistics: Account, data: ImageData, config: ExpertConfig, model: nn.Module, plan: Plan, steps: int, *, clip: float) -> Tensor:
     check_separable(model)
     watched = GradSampleModule(model, loss_reduction="mean")
     optimiser = _NoisedSums(
         torch.optim.SGD(watched.parameters(), lr=config.lr, momentum=config.momentum),
         noise_multiplier=plan.noise_multiplier,
-        max_grad_norm=statistics.clip or 1.0,
+        max_grad_norm=clip,
         expected_batch_size=round(plan.sample_rate * statistics.population),
         loss_reduction="mean",
         normal=statistics.noise,

@@ -1,35 +1,33 @@
 """`PrivateStatistics`: what a matching method may see of private data, as noised releases under one budget.
 
-One release = one Poisson mask over the whole private set, one clipped row per example, the classes' sums stacked (an example has one label,
-so one example moves the stack by at most the clipping norm), Gaussian noise once, one step of the accountant. What was released is kept, on
-disk where there is a ledger, and the same question gets the same answer for ever; clean sums are never kept.
+One release = one Poisson mask over the whole private set, one clipped row per example, the classes' sums stacked (one example moves the
+stack by at most the clipping norm), Gaussian noise once, one step of the accountant. What was released is kept, on disk where there is a
+ledger, and the same question gets the same answer for ever; clean sums are never kept.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from apps.privacy import accounting
-from apps.privacy.accounting import ADJACENCY, Steps
-from apps.privacy.contributions import check_separable, feature_rows, gradient_rows, plain, through
+from apps.privacy.accounting import Steps
+from apps.privacy.budget import EXPERTS_SHARE, Budget, check_left
+from apps.privacy.contributions import check_separable, feature_rows, gradient_rows, middles, plain, through
 from apps.privacy.entropy import Entropy, SeededEntropy, SystemEntropy
 from apps.privacy.ledger import Ledger
-from apps.privacy.public import check_class_list, check_normalisation, check_start, check_target, probe_images, public_size
-from apps.privacy.release import Plan, Rows, check_independent, noised_sums, poisson_mask, question, refused
-from apps.privacy.statement import NOT_COVERED, mechanism
+from apps.privacy.public import check_class_list, check_normalisation, check_start, probe_images, public_size
+from apps.privacy.public_experts import check_public, train_public_experts
+from apps.privacy.release import Plan, Rows, check_clip, check_independent, clip_of, noised_sums, poisson_mask, question, refused
+from apps.privacy.statement import statement
 from distill.batches import Augment, Embed
 from distill.condensed import CondensedSet
 from distill.data import ImageData
 from distill.errors import InputError
+from distill.experts import ExpertConfig, Trajectories
 from distill.networks import Factory
 from distill.records import Json
 from distill.spec import DataSpec
-
-if TYPE_CHECKING:
-    from distill.experts import ExpertConfig, Trajectories
 
 
 class PrivateStatistics:
@@ -38,8 +36,10 @@ class PrivateStatistics:
     Public settings, none of them read from the private data: ``releases`` (None: one for each step of the first run, or what the experts
     of MTT need), ``sample_rate`` of each release (None: the method's batch times the classes over ``population``), ``population`` the size
     that is publicly known (known for the named data sets), ``classes`` that exist (None: all), ``clip`` the norm of one example's row
-    (None: features as long as those of public probe images, gradients 1). ``start_releases`` of all the data, with ``start_share`` of the
-    budget, are for a private start (`apps.privacy.private_start`). ``centred`` releases features as differences from that start, or from
+    (None: the length that the method knows, else features as long as those of public probe images, gradients 1). ``start_releases`` of all
+    the data, with ``start_share`` of the budget, are for a private start (`apps.privacy.private_start`). ``experts_share`` of the budget
+    trains the networks of a method's `pool`, if it has trained ones, with gradients clipped at ``experts_clip``; ``public_experts``, public
+    data, are what they are trained on instead, at no cost. ``centred`` releases features as differences from that start, or from
     what `centre_on` gets: half the clip and half the noise are enough for them. ``ledger`` is a folder for releases that survives a kill;
     `condense` with a checkpoint sets it. ``public_start`` names the public origin of an initial set that does not say it itself.
     ``insecure_seed`` makes everything repeatable, for tests: there is no guarantee then, and the statement says so.
@@ -58,6 +58,9 @@ class PrivateStatistics:
         sample_rate: float | None = None,
         start_releases: int = 0,
         start_share: float = 0.3,
+        experts_share: float = EXPERTS_SHARE,
+        experts_clip: float = 1.0,
+        public_experts: ImageData | None = None,
         clip: float | None = None,
         centred: bool = False,
         population: int | None = None,
@@ -69,26 +72,22 @@ class PrivateStatistics:
         check_normalisation(data)
         self._data = data if population is None else data.with_origins(population="given")
         population = public_size(data.spec, population)
-        accounting.check([Steps(1.0, sample_rate or 1.0, releases or 1)], delta)
-        check_target(epsilon, delta, population)
-        if clip is not None and not (0 < clip < float("inf")):
-            raise InputError(f"clip is {clip}; allowed: a positive norm, or None.")
-        if centred and clip is None:
-            raise InputError("centred features need clip, the length that a difference is cut to; 0.5 suits features of length 1.")
-        if start_releases < 0 or not 0 < start_share < 1:
-            raise InputError(f"start_releases {start_releases}, start_share {start_share}; allowed: 0 or more, a share between 0 and 1.")
+        asked, start = (releases, sample_rate), (start_releases, start_share)
+        self._budget = Budget((epsilon, delta), population, asked=asked, start=start, experts_share=experts_share)
+        check_clip(clip, experts_clip, centred=centred)
+        if public_experts is not None:
+            check_public(public_experts, data)
+        self._public, self._experts_clip = public_experts, experts_clip
         self._entropy: Entropy = SystemEntropy() if insecure_seed is None else SeededEntropy(insecure_seed)
         self._public_start, self.centred = public_start, centred
         self.epsilon, self.delta, self.population, self.clip = float(epsilon), delta, population, clip
         self._classes = check_class_list(classes, data.spec)
-        self._asked = (releases, sample_rate)
-        self._settings = {"asked": list(self._asked), "centred": centred, "public_start": public_start}
+        self._settings: dict[str, object] = {"asked": list(asked), "centred": centred, "public_start": public_start}
+        # Later settings, only where they are used: folders from before them stay readable.
+        self._settings |= {"experts": [experts_share, experts_clip]} if (experts_share, experts_clip) != (EXPERTS_SHARE, 1.0) else {}
+        self._settings |= {} if public_experts is None else {"public_experts": public_experts.fingerprint}
         self._suggested: int | None = None
-        self.start_plan: Plan | None = None
-        if start_releases:
-            # Shares are of mu^2, which adds up over releases: a release of all the data is Gaussian with mu = 1 / sigma.
-            whole = accounting.noise_multiplier(self.epsilon, delta, 1.0, 1)
-            self.start_plan = Plan(start_releases, 1.0, whole * (start_releases / start_share) ** 0.5)
+        self.start_plan = self._budget.start
         self._plan: Plan | None = None
         self._start = "not stated"
         self._separable: set[str] = set()
@@ -126,24 +125,10 @@ class PrivateStatistics:
     @property
     def privacy(self) -> dict[str, object]:
         """The statement for the provenance: plain numbers and text, no seed, nothing computed from private data without noise."""
-        history = self.history  # once: another process may add to it
-        cost = accounting.spent(history, self.delta)
-        return {
-            "epsilon": cost.epsilon,
-            "delta": self.delta,
-            "adjacency": ADJACENCY,
-            "mechanism": mechanism(secure=self._entropy.secure),
-            "releases": sum(step.times for step in history),
-            "accountant": cost.accountant,
-            "history": [list(step) for step in history],
-            "epsilon_budget": self.epsilon,
-            "clip": self.clip,
-            "population": self.population,
-            "initial": self._start,
-            "insecure": not self._entropy.secure,
-            "account": self._ledger.account,
-            "not_covered": list(NOT_COVERED),
-        }
+        facts = {"epsilon_budget": self.epsilon, "clip": self.clip, "population": self.population, "initial": self._start}
+        facts |= {"public_experts": self._public.spec.name} if self._public else {}
+        made = statement(self.history, self.delta, secure=self._entropy.secure, experts=self._ledger.experts)
+        return {**made, **facts, "account": self._ledger.account}
 
     @property
     def account(self) -> dict[str, Json]:
@@ -160,9 +145,7 @@ class PrivateStatistics:
             self._open(checkpoint.with_name(f"{checkpoint.stem}-releases"))
         self._start = check_start(start, self._data, self._public_start, self._ledger.account, self.history)
         self._suggested = self._suggested or steps
-        counted = sum(step.times for step in self.history)
-        releases = None if account is None or account["id"] != self._ledger.account else account["releases"]
-        if done and not (isinstance(releases, int) and releases <= counted):
+        if done and not self._ledger.has(account):
             raise InputError(
                 f"{checkpoint}: is {done} steps in, and its releases are not in {self._ledger.folder}; without them what was spent is not "
                 "known. Put the folder back, or delete the checkpoint and start again."
@@ -176,20 +159,27 @@ class PrivateStatistics:
         facts |= {"mean": list(self.spec.mean), "std": list(self.spec.std), "secure": self._entropy.secure}
         self._ledger = Ledger(folder, facts, self._data.fingerprint)
 
-    def _planned(self, batch_size: int, releases: int | None = None) -> Plan:
-        """The plan of this run or of the run that is continued; made at the first question."""
+    def _planned(self, batch_size: int, releases: int | None = None, rate: float | None = None, experts: Plan | None = None) -> Plan:
+        """The plan of this run or of the run that is continued; made at the first question, with that of its ``experts``."""
         if self._plan is None and self._ledger.plan is not None:
             self._plan = self._ledger.plan
         if self._plan is None:
-            count = self._asked[0] or releases or self._suggested
-            if count is None:
-                raise InputError("how many releases there will be is not known; give releases= when making PrivateStatistics.")
-            rate = self._asked[1] or min(1.0, batch_size * len(self._classes) / self.population)
-            start = self.start_plan
-            before = (Steps(start.noise_multiplier, start.sample_rate, start.releases),) if start else ()
-            self._plan = Plan(count, rate, accounting.noise_multiplier(self.epsilon, self.delta, rate, count, before))
-            self._plan = self._ledger.set_plan(self._plan)
+            rate = rate or self._budget.rate(batch_size * len(self._classes))
+            plan = self._budget.steps(rate, releases or self._suggested, *([experts] if experts else []))
+            self._plan = self._ledger.set_plan(plan, experts)
         return self._plan
+
+    def _planned_experts(self, steps: int, batch_size: int, batch_real: int) -> Plan:
+        """The plan of ``steps`` of DP-SGD next to the releases of a method, made before either is begun."""
+        with self._ledger.locked():
+            if self._plan is None and self._ledger.plan is None:
+                self._planned(batch_real, experts=self._budget.experts(self._budget.rate(batch_size), steps))
+            if self._ledger.experts is None:
+                raise InputError(
+                    "this account was planned without trained networks, and what it has is divided before its first release; use another "
+                    "folder, or pool 'random' and calibration 0."
+                )
+            return self._ledger.experts
 
     def centre_on(self, centre: CondensedSet) -> None:
         """Release features as differences from the mean feature of ``centre``'s images of the same class (statistics with ``centred``).
@@ -206,9 +196,16 @@ class PrivateStatistics:
         self._centre = centre.to(self.device)
 
     def class_means(
-        self, embed: Embed, batch_size: int, augment: Augment | None, generator: torch.Generator, *, joint: bool = False
+        self,
+        embed: Embed,
+        batch_size: int,
+        augment: Augment | None,
+        generator: torch.Generator,
+        *,
+        joint: bool = False,
+        norm: float | None = None,
     ) -> Tensor:
-        """(K, D): noised sums of clipped features, over the publicly expected number of examples of a class."""
+        """(K, D): noised sums of features, clipped at `clip_of`, over the publicly expected number of examples of a class."""
         if joint:
             raise refused("features that need all classes in one batch (BatchNorm)", "use a network with instance or group norm")
         plan = self._planned(batch_size)
@@ -216,14 +213,12 @@ class PrivateStatistics:
         views = [through(embed, augment, position) for position in range(len(self._classes))]
         seen = torch.cat([row for view in views for row in feature_rows(view, probe)])
         check_independent(views[0], probe)
-        norm = self.clip or float(seen.norm(dim=1).max())
+        norm = clip_of(self.clip, norm, seen, centred=self.centred)
         middle = torch.zeros(len(self._classes), seen.shape[1], device=self.device)
         if self.centred:
             if self._centre is None:
                 raise InputError("centred features need something to be centred on: a private start, or centre_on(a public set).")
-            for position, label in enumerate(self._classes):
-                near = self._centre.images[self._centre.labels == label]
-                middle[position] = torch.cat(list(feature_rows(views[position], near))).mean(0)
+            middle = middles(views, [self._centre.images[self._centre.labels == label] for label in self._classes])
         key = question("features", [seen, torch.tensor(norm), *([middle] if self.centred else [])])
 
         def rows(images: Tensor, position: int) -> Iterator[tuple[Tensor, None]]:
@@ -277,13 +272,9 @@ class PrivateStatistics:
         return poisson_mask(self._data.train.labels, rate, self._entropy)
 
     def check_budget(self, plan: Plan, more: int = 1) -> None:
-        kind = (plan.noise_multiplier, plan.sample_rate)
-        done = sum(step.times for step in self.history if step[:2] == kind)
-        if done + more > plan.releases:
-            raise InputError(
-                f"the privacy budget is spent: {done} of {plan.releases} planned releases are made, and {more} more were asked for; give a "
-                "larger releases=, or networks that come back (apps.privacy.networks.drawn_once), whose releases are used again."
-            )
+        """`InputError` where ``more`` releases of this kind are not planned any more."""
+        plans = [each for each in (self.start_plan, self._ledger.plan, self._ledger.experts) if each]
+        check_left(plan, more, plans, self.history)
 
     def trained(self, name: str, key: str, plan: Plan, steps: int, train: Callable[[], Tensor]) -> Tensor:
         """Weights that ``train`` makes in ``steps`` counted steps of DP-SGD, or those that were kept under this name and question."""
@@ -299,16 +290,24 @@ class PrivateStatistics:
         """Standard normal float64 of this shape, from where all noise of this object comes."""
         return torch.from_numpy(self._entropy.normal(shape))
 
-    def trajectories(self, config: "ExpertConfig", network: Factory, *, progress: bool | None = None) -> "Trajectories":
-        """Experts trained by DP-SGD; matching them is post-processing."""
+    def trajectories(
+        self, config: ExpertConfig, network: Factory, *, progress: bool | None = None, batch_real: int | None = None
+    ) -> Trajectories:
+        """Experts trained by DP-SGD, or on public data; matching them, and in networks made of them, is post-processing."""
         from apps.privacy.private_experts import train_private_experts  # here, because it needs Opacus' optimiser
 
-        self._check_uncentred("experts")
-        steps = config.epochs * -(-self.population // config.batch_size)
-        rate = self._asked[1] or min(1.0, config.batch_size / self.population)
-        if self._plan is None and self._ledger.plan is None:
-            self._asked = (self._asked[0], rate)
-        return train_private_experts(self, self._data, config, network, self._planned(config.batch_size, config.experts * steps), steps)
+        if self._public is not None:
+            if batch_real is None:
+                raise InputError("public experts say nothing of the private data, and mtt matches nothing else; leave public_experts out.")
+            return train_public_experts(self._public, config, network, progress=progress)
+        size = config.batch_size
+        steps, clip = config.epochs * -(-self.population // size), self._experts_clip if batch_real else self.clip
+        if batch_real is not None:
+            plan = self._planned_experts(config.experts * steps, size, batch_real)
+        else:
+            self._check_uncentred("experts")
+            plan = self._planned(size, config.experts * steps, self._budget.rate(size))
+        return train_private_experts(self, self._data, config, network, plan, steps, clip)
 
     def warm_batchnorm(self, network: nn.Module, per_class: int, generator: torch.Generator) -> None:
         raise refused("BatchNorm statistics of real images", "use a network with instance or group norm, for example ConvNet")

@@ -89,6 +89,34 @@ def refused(what: str, instead: str) -> InputError:
     return InputError(f"refused, because it has no privacy guarantee: {what}; {instead}.")
 
 
+def check_clip(clip: float | None, experts_clip: float, *, centred: bool) -> None:
+    """`InputError` for a norm that clips nothing to a length."""
+    if clip is not None and not (0 < clip < float("inf")):
+        raise InputError(f"clip is {clip}; allowed: a positive norm, or None.")
+    if not 0 < experts_clip < float("inf"):
+        raise InputError(f"experts_clip is {experts_clip}; allowed: a positive norm of an example's gradient.")
+    if centred and clip is None:
+        raise InputError("centred features need clip, the length that a difference is cut to; 0.5 suits features of length 1.")
+
+
+def clip_of(clip: float | None, known: float | None, probed: Tensor, *, centred: bool) -> float:
+    """The norm that rows are clipped to: ``clip``, or without one the length that a method knows of them, or that of public rows.
+
+    A method's word (``known``) only chooses the norm: rows are clipped to it all the same. Rows of one length would all be shortened by a
+    smaller ``clip``, and a larger one is noise for nothing. Differences (``centred``) have lengths of their own.
+    """
+    if known is not None and not (isinstance(known, float) and 0 < known < float("inf")):
+        raise InputError(f"the method states {str(known)[:40]} as the length of its rows; allowed: a positive number, or None.")
+    if known is None or centred:
+        return clip or float(probed.norm(dim=1).max())
+    if clip is not None and clip < known:
+        raise InputError(
+            f"every row of this method has length {known:g}, which clip {clip:g} would shorten; leave clip out, or release differences "
+            "from a start (centred), which are shorter."
+        )
+    return known
+
+
 def check_independent(view: Callable[[Tensor], Tensor], public: Tensor) -> None:
     """`InputError` if the features of an image depend on its batch: the contribution of an example to a sum would not be bounded."""
     fewer, all_of_them = (torch.cat(list(feature_rows(view, part)))[0] for part in (public[:-1], public))

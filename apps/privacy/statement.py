@@ -5,10 +5,11 @@ that was kept wrongly; a maker who invents the history as well is not found out 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from apps.privacy import accounting
-from apps.privacy.accounting import Steps
+from apps.privacy.accounting import ADJACENCY, Steps
+from apps.privacy.release import Plan
 from distill.errors import InputError, clipped
 
 NOT_COVERED = (
@@ -29,6 +30,24 @@ def mechanism(*, secure: bool) -> str:
     """The mechanism of `PrivateStatistics` in words."""
     source = "the operating system's generator" if secure else "a generator with a known seed"
     return f"Gaussian noise of {source} on Poisson-sampled sums of clipped per-example rows"
+
+
+def statement(history: Sequence[Steps], delta: float, *, secure: bool, experts: Plan | None = None) -> dict[str, object]:
+    """What was released, as a set's provenance holds it: plain numbers and text. ``experts`` is the plan of the DP-SGD among it."""
+    cost = accounting.spent(history, delta)
+    trained = sum(step.times for step in history if experts and step[:2] == (experts.noise_multiplier, experts.sample_rate))
+    return {
+        "epsilon": cost.epsilon,
+        "delta": delta,
+        "adjacency": ADJACENCY,
+        "mechanism": mechanism(secure=secure),
+        "releases": sum(step.times for step in history),
+        **({"experts": trained} if experts else {}),
+        "accountant": cost.accountant,
+        "history": [list(step) for step in history],
+        "insecure": not secure,
+        "not_covered": list(NOT_COVERED),
+    }
 
 
 def guarantee(statement: Mapping[str, object] | None) -> str:
@@ -52,12 +71,17 @@ def guarantee(statement: Mapping[str, object] | None) -> str:
     adjacency, mechanism, accountant = (clipped(statement.get(key, "not stated"), 120) for key in ("adjacency", "mechanism", "accountant"))
     missing = statement.get("not_covered")
     left_out = "; ".join(clipped(part, 120) for part in missing[:8]) if isinstance(missing, list) and missing else "nothing was stated"
+    trained, public = _number(statement.get("experts")), statement.get("public_experts")
+    if trained is not None and not 0 <= trained <= releases:
+        return f"No privacy guarantee: the set states {releases:.0f} releases, {clipped(trained)} of them steps of DP-SGD."
+    networks = f", {trained:.0f} of them steps of DP-SGD that trained the matching networks" if trained else ""
+    networks += f", in networks trained on data that are stated to be public ({clipped(public, 80)})" if public is not None else ""
     chance = math.exp(min(epsilon, 700.0))
     times = f"{chance:.3g}" if chance < 1e6 else "more than a million"
     return (
         f"The maker states ({epsilon:.2f}, {delta:.1e})-differential privacy ({adjacency}): whatever is done with the set, the chance of "
         f"any outcome with one example's data is at most {times} times that without it plus {delta:.1e}, and the other way round; "
-        f"reached by {mechanism}, {releases:.0f} release{'s' if releases != 1 else ''}, accounted by {accountant} ({checked}); "
+        f"reached by {mechanism}, {releases:.0f} release{'s' if releases != 1 else ''}{networks}, accounted by {accountant} ({checked}); "
         f"not covered: {left_out}."
     )
 

@@ -139,7 +139,8 @@ class DataDAM:
         self.total_steps = config.iterations or form.iterations
         self.synthetic = Synthetic(initial, config, self.total_steps)
         self.batches = RealBatches(config.real_batches)
-        self.pool = Pool(config, self.factory, config.network or form.network or "ConvNet", self.augmentation)
+        name = config.network or form.network or "ConvNet"
+        self.pool = Pool(config, self.factory, name, self.augmentation, batch_real=self.batch_real)
 
     @property
     def condensed(self) -> CondensedSet:

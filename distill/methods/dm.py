@@ -91,10 +91,11 @@ class DM:
     """One step: a new random network, one image update."""
 
     presets, matches = PRESETS, "features"
+    norm: float | None = None  # length of every row of `seen`, where it is known
 
     def __init__(self, config: DMConfig, initial: CondensedSet, network: Factory | None = None) -> None:
         self.config = config
-        if config.radius is not None and config.pool != "random":
+        if config.radius is not None and (config.pool != "random" or config.pool_draws):
             raise InputError(f"radius keeps one network and pool {config.pool!r} draws others; leave one of the two out.")
         self.synthetic = Synthetic(initial, config, config.iterations)
         self.factory: Factory = network or config.network
@@ -103,7 +104,7 @@ class DM:
         self.augmentation = for_data(initial.spec) if config.augmentation == "auto" else config.augmentation
         self.strategy = strategy(self.augmentation)
         self.batches = RealBatches(config.real_batches)
-        self.pool = Pool(config, self.factory, config.network, self.augmentation)
+        self.pool = Pool(config, self.factory, config.network, self.augmentation, batch_real=config.batch_real)
         self.lr_img = config.lr_img or image_step(initial.spec, initial.ipc)
         self.total_steps = config.iterations
 
@@ -122,7 +123,8 @@ class DM:
         self.batches.renew(statistics, self.real_features, self.config.batch_real, generator, step=self.synthetic.updates)
         augment = shared_draws(self.strategy, statistics, generator)
         joint = has_batchnorm(network)
-        real = statistics.class_means(self.real_embedding(), self.config.batch_real, augment, generator, joint=joint)
+        known = {} if self.norm is None else {"norm": self.norm}
+        real = statistics.class_means(self.real_embedding(), self.config.batch_real, augment, generator, joint=joint, **known)
         classes = self.synthetic.per_class()
         images = [part for part, _ in classes]
         flipped, distance = self.config.flipped, self.distance

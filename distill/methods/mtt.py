@@ -202,7 +202,7 @@ class MTT:
         device = self.synthetic.stored.device
         self.lr = torch.tensor(initial.lr or config.lr_init, device=device)
         self.lr_velocity = torch.zeros_like(self.lr)
-        refuse(config, ("pool", "calibration", "flipped", "real_batches"), "mtt compares weights, not images in networks")
+        refuse(config, ("pool", "pool_draws", "calibration", "flipped", "real_batches"), "mtt compares weights, not images in networks")
         if config.soft_labels and initial.decode is not None:
             raise InputError("mtt learns one label an image, and a decoded set stores one for several; leave out soft_labels or decode.")
         soft = initial.labels.is_floating_point()

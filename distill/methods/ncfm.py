@@ -81,6 +81,7 @@ class NCFM(DANCE):
     """Characteristic functions of features in blended trained networks, at new frequencies in each step."""
 
     presets = PRESETS
+    norm = 1.0
     config: NCFMConfig
 
     def __init__(self, config: NCFMConfig, initial: CondensedSet, network: Factory | None = None) -> None:
@@ -93,6 +94,7 @@ class NCFM(DANCE):
     def _network(self, statistics: RealStatistics, generator: torch.Generator) -> nn.Module:
         """This step's network, and its frequencies (D, k)."""
         network = super()._network(statistics, generator)
+        generator = self.pool.source or generator
         if self.width is None:
             with torch.no_grad():
                 self.width = self.features(network, self.synthetic.images[:2]).shape[1]

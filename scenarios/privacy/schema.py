@@ -17,6 +17,9 @@ from distill.train import Recipe
 from scenarios.engine.record import Config, Tables
 from scenarios.engine.schema import DataTable, EvaluationTable, checked, config_hash, evaluation_of, method_of, plain_values
 
+EXPERTS_SHARE = 0.3  # that of `apps.privacy.budget`
+# Of [privacy]: where they are not used, hashes stay as they were.
+LATER = {"experts_share": EXPERTS_SHARE, "experts_clip": 1.0, "public_experts": ""}
 ARMS = ("method", "private", "random", "whole")
 ATTACKED = ("lira", "nearest")  # beside the loss attack, where a study names no others
 MEASURES = ("pixels", "structure", "features")  # those of `apps.privacy.visual`, which takes seconds to load
@@ -27,9 +30,11 @@ class PrivacyTable:
     """``[privacy]``: the budget, and what it is spent on.
 
     ``start`` "kmeans" spends ``start_share`` of the budget on a private start in ``start_releases`` releases. ``networks`` is how many
-    random networks there are: with 0 every step has its own network and release. ``centred`` releases features as differences from
-    the private start's, which a smaller ``clip`` can hold. ``twin`` makes a second set without noise or clipping from the same start with
-    the same networks, so that one sees what the noise costs.
+    networks there are, random ones or draws from the method's ``pool``: with 0 every step has its own network and release.
+    ``experts_share`` of the budget trains the networks of a pool of trained ones, with gradients clipped at ``experts_clip``;
+    ``public_experts``, a public data set's name, is what they are trained on instead, at no cost. ``centred`` releases features as
+    differences from the private start's, which a smaller ``clip`` can hold. ``twin`` makes a second set without noise or clipping from the
+    same start with the same networks, so that one sees what the noise costs.
     """
 
     epsilon: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
@@ -41,6 +46,9 @@ class PrivacyTable:
     start_releases: Annotated[int, Field(ge=2)] = 7
     start_share: Annotated[float, Field(gt=0, lt=1)] = 0.3
     networks: Annotated[int, Field(ge=0)] = 0
+    experts_share: Annotated[float, Field(gt=0, lt=1)] = EXPERTS_SHARE
+    experts_clip: Annotated[float, Field(gt=0)] = 1.0
+    public_experts: str = ""
     centred: bool = False
     twin: bool = True
 
@@ -162,6 +170,8 @@ def study(name: str, title: str, tables: Tables, source: str) -> PrivacyStudy:
     plain: Config = {k: plain_values(v) if v else None for k, v in parts.items() if v or k in ("privacy", "audit", "attack")}
     if attack is not None and attack.attacks == ATTACKED:
         plain["attack"].pop("attacks")
+    for key in [key for key, default in LATER.items() if privacy is not None and getattr(privacy, key) == default]:
+        plain["privacy"].pop(key)
     if privacy is not None and not privacy.centred:
         plain["privacy"].pop("centred")
     elif privacy is not None and privacy.start != "kmeans":

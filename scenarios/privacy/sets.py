@@ -5,14 +5,17 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from apps.privacy.networks import drawn_once
+from apps.privacy.networks import UnitNetwork, drawn_once
 from apps.privacy.private_start import private_kmeans
 from apps.privacy.private_statistics import PrivateStatistics
+from apps.privacy.public_experts import PublicExperts
 from apps.privacy.statement import guarantee
 from distill.comparison import compared, training_of
 from distill.condensed import CondensedSet
 from distill.configure import configure
 from distill.data import ImageData
+from distill.data_sources import load
+from distill.decode import from_text
 from distill.evaluation import Measured, accuracies, summed_up
 from distill.experts import cache_root
 from distill.methods import METHODS
@@ -26,14 +29,17 @@ from distill.synthetic import Initial
 from scenarios.engine.composition import in_sequence
 from scenarios.engine.ledger import matching
 from scenarios.engine.public_part import FOLDER, hand_over, taken_over
-from scenarios.engine.record import Results
+from scenarios.engine.record import Config, Results
 from scenarios.engine.study import Options, Run, say
 from scenarios.privacy.schema import PrivacyStudy, PrivacyTable
 from scenarios.reporting.text import shown
 
 
-def statistics_of(study: PrivacyStudy, data: ImageData, epsilon: float, ledger: Path | None) -> PrivateStatistics:
-    """The study's private statistics at a budget; ``ledger`` is the folder of its account and releases, None for a check."""
+def statistics_of(
+    study: PrivacyStudy, data: ImageData, epsilon: float, ledger: Path | None, public: ImageData | None = None
+) -> PrivateStatistics:
+    """The study's private statistics at a budget; ``ledger`` is the folder of its account and releases, None for a check. ``public`` data
+    are those of its experts."""
     table = study.privacy
     assert table is not None
     return PrivateStatistics(
@@ -44,6 +50,9 @@ def statistics_of(study: PrivacyStudy, data: ImageData, epsilon: float, ledger: 
         sample_rate=table.sample_rate,
         start_releases=table.start_releases if table.start == "kmeans" else 0,
         start_share=table.start_share,
+        experts_share=table.experts_share,
+        experts_clip=table.experts_clip,
+        public_experts=public,
         clip=table.clip,
         centred=table.centred,
         population=table.population,
@@ -65,8 +74,7 @@ def condensed_by(
     named = "augmentation" in settings or table is None or not table.networks
     network: Factory | None = settings.pop("network", None)
     if table is not None and table.networks:
-        network = drawn_once(str(network or "ConvNet"), table.networks)
-        settings.setdefault("augmentation", "none")  # a new augmentation would be a new release
+        network, settings = _that_come_back(study, network, table.networks, settings)
     chosen = settings.pop("initial", None)
     condensed = condense(
         source,
@@ -83,6 +91,34 @@ def condensed_by(
     )
     # Matching without augmentation saves releases; it is no advice to learners.
     return condensed if named else dataclasses.replace(condensed, augmentation=None)
+
+
+def _that_come_back(study: PrivacyStudy, network: Factory | None, count: int, settings: Config) -> tuple[Factory, Config]:
+    """``count`` networks whose features have length 1, and the settings with which each is one release."""
+    name, config = str(network or "ConvNet"), METHODS[study.method][0]
+    settings = {"augmentation": "none", **settings}  # a new augmentation would be a new release
+    if not issubclass(config, SharedConfig) or not (trains_networks(config()) or trains_networks(config(**study.settings))):
+        return drawn_once(name, count), settings
+    # A draw from the method's own pool, and what it draws with a network. Compiled ones may differ in their last digits, a new question.
+    return UnitNetwork(name), {"compile": "off", **settings, "pool_draws": count}
+
+
+def public_of(study: PrivacyStudy, data: ImageData, options: Options) -> ImageData | None:
+    """The public data that experts are trained on, in the size of the private ones."""
+    name = "" if study.privacy is None else study.privacy.public_experts
+    sized = name == "digits" or ":" in name  # `distill.load` resizes these
+    return load(name, options.data_root, size=data.spec.height if sized else None).to(data.device) if name else None
+
+
+def started(study: PrivacyStudy, statistics: PrivateStatistics, seed: int) -> CondensedSet | None:
+    """The private start in the form in which the method stores images; None where the study has none."""
+    if study.privacy is None or study.privacy.start != "kmeans":
+        return None
+    form = from_text(getattr(METHODS[study.method][0](**study.settings), "decode", "none"))
+    if form is None:
+        return private_kmeans(statistics, study.ipc, seed)
+    made = private_kmeans(statistics, study.ipc * form.copies, seed)  # a small image for each centre; what is released is made from these
+    return dataclasses.replace(made, images=form.encoded(made.images, made.spec), labels=made.labels[:: form.copies], decode=form)
 
 
 def private_set(
@@ -102,10 +138,8 @@ def private_set(
     Returns:
         The set, and the private start where there is one.
     """
-    table = study.privacy
-    assert table is not None
-    statistics = statistics_of(study, data, epsilon, folder / f"{name}-releases" if folder else None)
-    start = private_kmeans(statistics, study.ipc, seed) if table.start == "kmeans" else None
+    statistics = statistics_of(study, data, epsilon, folder / f"{name}-releases" if folder else None, public_of(study, data, options))
+    start = started(study, statistics, seed)
     return condensed_by(study, statistics, seed, start, options, folder / f"checkpoint-{name}.safetensors" if folder else None), start
 
 
@@ -162,7 +196,9 @@ def fill_private(
     if table.twin:
         if not twin.exists():
             begin: CondensedSet | Initial = CondensedSet.load(first).to(options.device) if first.exists() else "noise"
-            condensed_by(study, data, options.seed, begin, options, folder / f"checkpoint-exact-{name}.safetensors").save(twin)
+            public = public_of(study, data, options)
+            exact = data if public is None else PublicExperts(data, public)
+            condensed_by(study, exact, options.seed, begin, options, folder / f"checkpoint-exact-{name}.safetensors").save(twin)
             (folder / f"checkpoint-exact-{name}.safetensors").unlink(missing_ok=True)
         sets[f"{study.method} without noise"] = CondensedSet.load(twin).to(options.device)
     if first.exists():
@@ -189,7 +225,7 @@ def kept_elsewhere(study: PrivacyStudy) -> list[str]:
     trains = hasattr(method, "prepare")  # and a method that compares images in networks only with a pool of trained ones
     if isinstance(settings, SharedConfig) and matched_by(method) != "trajectories":
         trains = trains_networks(settings)
-    if study.privacy is None or not study.privacy.twin or study.privacy.networks or not trains:
+    if study.privacy is None or not study.privacy.twin or study.privacy.networks or study.privacy.public_experts or not trains:
         return []
     return [f"Private, too, and not in this folder: experts of the set without noise, trained on the private images, in {cache_root()}."]
 
