@@ -73,7 +73,7 @@ def guarantee(statement: Mapping[str, object] | None) -> str:
     left_out = "; ".join(clipped(part, 120) for part in missing[:8]) if isinstance(missing, list) and missing else "nothing was stated"
     trained, public = _number(statement.get("experts")), statement.get("public_experts")
     if trained is not None and not 0 <= trained <= releases:
-        return f"No privacy guarantee: the set states {releases:.0f} releases, {clipped(trained)} of them steps of DP-SGD."
+        return f"No privacy guarantee: the set states {releases:.0f} releases, {trained:.0f} of them steps of DP-SGD."
     networks = f", {trained:.0f} of them steps of DP-SGD that trained the matching networks" if trained else ""
     networks += f", in networks trained on data that are stated to be public ({clipped(public, 80)})" if public is not None else ""
     chance = math.exp(min(epsilon, 700.0))

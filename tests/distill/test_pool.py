@@ -28,7 +28,7 @@ def weights_of(network: torch.nn.Module) -> Tensor:
 
 def pool_of(data: ImageData, factory: object = NETWORK, **settings: object) -> tuple[Pool, ExactStatistics]:
     config = SharedConfig(pool_networks=2, pool_epochs=2, **settings)  # type: ignore[arg-type]
-    return Pool(config, factory, NETWORK, "none"), ExactStatistics(data)  # type: ignore[arg-type]
+    return Pool(config, factory, NETWORK, "none", batch_real=8), ExactStatistics(data)  # type: ignore[arg-type]
 
 
 def experts_of(pool: Pool) -> Trajectories:
@@ -203,17 +203,17 @@ def test_features_differ_between_stages(toy_data: ImageData) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"pool": "blend"}, {"calibration": 1.0}])
-def test_a_pool_that_trains_is_refused_for_private_data_before_anything_is_trained(
-    settings: dict[str, object], toy_data: ImageData
-) -> None:
-    class Private(ExactStatistics):
-        def trajectories(self, *arguments: object, **named: object) -> Trajectories:
-            raise AssertionError("a release was made")
+def test_a_pool_that_trains_says_what_is_asked_for_in_its_networks(settings: dict[str, object], toy_data: ImageData) -> None:
+    """Statistics that divide a budget plan for trainings and means at once, before the first of them."""
+    asked: list[dict[str, object]] = []
 
-    pool, statistics = pool_of(toy_data, **settings)[0], Private(toy_data)
-    statistics.privacy = {"epsilon": 1.0}
-    with pytest.raises(InputError, match="private statistics plan their releases for one purpose; take pool 'random' and calibration 0"):
-        pool.prepare(statistics)
+    class Asked(ExactStatistics):
+        def trajectories(self, *arguments: object, **named: object) -> Trajectories:
+            asked.append(named)
+            return Trajectories(1, 1, lambda expert, epoch: torch.zeros(1))
+
+    pool_of(toy_data, **settings)[0].prepare(Asked(toy_data))
+    assert asked == [{"progress": None, "batch_real": 8}]
 
 
 def test_a_ball_and_a_pool_are_two_sources_of_networks(toy_data: ImageData) -> None:
