@@ -50,6 +50,13 @@ STUDIES = {
     "dm and k-means": privacy({"name": "dm", "iterations": 2}, epsilon=[8.0, 4.0], networks=2, start="kmeans", start_releases=2, twin=True),
     "gm": privacy({"name": "gm", "iterations": 1, "outer_steps": 1, "inner_epochs": 1}, networks=1),
     "dsa": privacy({"name": "dsa", "iterations": 2, "outer_steps": 1, "inner_epochs": 1}),
+    "a trained pool": privacy(
+        {"name": "dance", "iterations": 2, "lr_img": 5.0, "pool_networks": 1, "pool_epochs": 1, "pool_batch": 30},
+        networks=2,
+        start="kmeans",
+        start_releases=2,
+        experts_clip=0.5,
+    ),
     "experts": privacy(
         {"name": "mtt", "iterations": 1, "experts": 1, "max_start_epoch": 0, "expert_epochs": 1, "syn_steps": 1, "batch_real": 30},
     ),

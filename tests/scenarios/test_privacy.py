@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from apps.privacy import public_experts
+from apps.privacy.budget import EXPERTS_SHARE
+from distill import experts
 from distill.condensed import CondensedSet
 from distill.data import ImageData
+from distill.decode import as_text
 from distill.errors import InputError
 from distill.evaluation import Accuracy
 from distill.experts import cache_root
@@ -22,7 +26,7 @@ from scenarios.commands.study import run_and_print
 from scenarios.engine.public_part import handing_on, mark
 from scenarios.engine.scenario import parse, shipped
 from scenarios.engine.study import Options
-from scenarios.privacy import run, schema, show
+from scenarios.privacy import run, schema, sets, show
 from scenarios.privacy.schema import study as make
 from scenarios.privacy.sets import kept_elsewhere
 from scenarios.reporting.report import write_report
@@ -72,6 +76,8 @@ def test_shipped_privacy_studies_are_studies() -> None:
         ({"visual": {"measures": ["lpips"]}}, "did you mean 'pixels'. Allowed: features, pixels, structure"),
         ({"visual": {"network": "ConvNot"}}, "did you mean 'ConvNet'"),
         ({"poisoning": {"portion": 1.0}}, "below 1"),
+        ({"privacy": {"experts_share": 1.0}}, "below 1"),
+        ({"privacy": {"expert_share": 0.5}}, "did you mean 'experts_share'"),
     ],
 )
 def test_mistakes_are_one_line(change: dict[str, Any], words: str) -> None:
@@ -180,6 +186,46 @@ def test_experts_of_a_twin_in_the_users_cache_are_named() -> None:
     assert kept_elsewhere(make("s", "s", {"privacy": {}}, "s.toml")) == []
     pooled = {"name": "dm", "ipc": 1, "iterations": 1, "pool": "blend"}
     assert len(kept_elsewhere(make("s", "s", {"privacy": {}, "method": pooled}, "s.toml"))) == 1
+
+
+def test_keys_of_experts_change_the_hash_only_where_they_are_used() -> None:
+    plain = make("s", "s", tables(), "s.toml")
+    assert not {"experts_share", "experts_clip", "public_experts"} & plain.merged["privacy"].keys()
+    for key, value in (("experts_share", 0.5), ("experts_clip", 2.0), ("public_experts", "mnist")):
+        other = make("s", "s", tables(privacy={**TINY["privacy"], key: value}), "s.toml")
+        assert other.merged["privacy"][key] == value
+        assert other.hash != plain.hash
+    assert (schema.EXPERTS_SHARE, schema.PrivacyTable().experts_share) == (EXPERTS_SHARE, EXPERTS_SHARE)
+
+
+def test_a_study_with_public_experts_trains_nothing_on_private_images_and_starts_in_the_methods_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Digits of another size stand for public data; the twin has their experts, too."""
+    seen: list[str] = []
+    trained = experts.train_experts
+
+    def watched(data: ImageData, *rest: Any, **named: Any) -> Any:
+        seen.append(data.spec.name)
+        return trained(data, *rest, **named)
+
+    def public(study: Any, data: ImageData, options: Options) -> ImageData:
+        rows = dataclasses.replace(data.train, images=255 - data.train.images)  # no copies
+        return dataclasses.replace(data, train=rows, spec=dataclasses.replace(data.spec, name="negatives"))
+
+    monkeypatch.setattr(public_experts, "train_experts", watched)
+    monkeypatch.setattr(sets, "public_of", public)
+    pool = {"name": "ncfm", "frequencies": 16, "pool_networks": 1, "pool_epochs": 1, "pool_batch": 400, "calibration": 0.1}
+    given = tables(method={**TINY["method"], "iterations": 4, **pool}, evaluation={**SHORT, "baselines": ["random-decoded"]})
+    folder, record = run_study(make("tiny", "Tiny", given, "s.toml"), Options(out=tmp_path, quiet=True))
+    assert seen == ["negatives", "negatives"]
+    stated = record["results"]["epsilon8"]["privacy"]
+    assert (stated["public_experts"], stated["releases"]) == ("negatives", 4)
+    assert "experts" not in stated
+    start, made = (CondensedSet.load(folder / "public" / f"{name}-epsilon8.safetensors") for name in ("start", "condensed"))
+    assert (as_text(start.decode), len(start.images), len(start.decoded().images)) == ("formation:2", 10, 40)
+    assert as_text(made.decode) == "formation:2"
+    assert list(record["results"]["epsilon8"]["accuracy"]) == ["private ncfm", "ncfm without noise", "private start", "random-decoded"]
 
 
 def test_a_set_with_nothing_beside_it_is_told_without_brackets() -> None:
