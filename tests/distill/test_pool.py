@@ -117,7 +117,7 @@ def test_a_walk_needs_a_training(toy_data: ImageData) -> None:
 @pytest.mark.parametrize("kind", ["blend", "early"])
 def test_batch_normalisation_is_refused_where_weights_are_mixed(kind: str, toy_data: ImageData) -> None:
     config = SharedConfig(pool=kind, pool_networks=1, pool_epochs=1)  # type: ignore[arg-type]
-    pool = Pool(config, "ConvNetD1W32BN", "ConvNetD1W32BN", "none")
+    pool = Pool(config, "ConvNetD1W32BN", "ConvNetD1W32BN", "none", batch_real=8)
     with pytest.raises(InputError, match=f"pool {kind} mixes weights"):
         pool.draw(ExactStatistics(toy_data), generator(0, "draws"))
 
