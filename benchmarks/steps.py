@@ -65,7 +65,9 @@ FORMS = {
 class Statistics(ExactStatistics):
     """Statistics of the data, with trained networks of random weights in memory."""
 
-    def trajectories(self, config: ExpertConfig, network: Factory, *, progress: bool | None = None) -> Trajectories:
+    def trajectories(
+        self, config: ExpertConfig, network: Factory, *, progress: bool | None = None, batch_real: int | None = None
+    ) -> Trajectories:
         count = parameter_count(create(network, self.spec, generator(0, "count")))
         weights = 0.05 * torch.randn((2, 2, count), generator=generator(0, "trajectories"))
         return Trajectories(2, 1, lambda expert, epoch: weights[expert, epoch])
