@@ -208,7 +208,11 @@ def _buffer(unit: Unit, stream: Sequence[ImageData], folder: Path) -> ReplayBuff
 
 
 def interval(values: Sequence[float]) -> dict[str, Json]:
-    """Mean and 95 % interval over class orders (Student's t), not limited to 0..100, because forgetting may be negative."""
+    """Mean and 95 % interval over class orders (Student's t), not limited to 0..100, because forgetting may be negative.
+
+    One class order has no interval: ``low`` and ``high`` are None.
+    """
     accuracy = Accuracy(tuple(values))
-    width = accuracy.half_width
-    return {"mean": accuracy.mean, "low": accuracy.mean - width, "high": accuracy.mean + width, "values": list(values)}
+    width = accuracy.half_width if len(values) > 1 else None
+    low, high = (None, None) if width is None else (accuracy.mean - width, accuracy.mean + width)
+    return {"mean": accuracy.mean, "low": low, "high": high, "values": list(values)}

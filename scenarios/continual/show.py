@@ -88,8 +88,9 @@ def answer(record: Record) -> str:
         best, plain = ranked[0], next((c for c in ranked if c["method"] == "random" and c is not ranked[0]), None)
         text = f"{words}: {best['method']} {best['storage']} leads with {shown(best['accuracy'])} %"
         if plain is not None:
-            apart = (best["accuracy"]["low"] or 0) > (plain["accuracy"]["high"] or 100)
-            text += f", random {shown(plain['accuracy'])} ({'intervals apart' if apart else 'intervals overlap'})"
+            text += f", random {shown(plain['accuracy'])}"
+            if best["accuracy"]["low"] is not None:
+                text += f" ({'intervals apart' if best['accuracy']['low'] > plain['accuracy']['high'] else 'intervals overlap'})"
         if ranked[-1] is not best and ranked[-1] is not plain:
             text += f", last is {ranked[-1]['method']} {shown(ranked[-1]['accuracy'])}"
         parts.append(text)

@@ -194,6 +194,8 @@ def test_plain_and_decoded_memories_have_the_same_bytes(tmp_path: Path) -> None:
     for (_, method, storage), cell in cells.items():
         plain = cells["scratch", method.removesuffix("-decoded"), storage]
         assert (cell["items"], cell["bytes"]) == (plain["items"], plain["bytes"])
+    assert all(cell["accuracy"]["low"] is cell["forgetting"]["high"] is None for cell in cells.values()), "one class order"
+    assert not any(word in answer(record) for word in ("nan", "intervals"))
     held = load(folder / "memories" / "bytes1-dm-decoded-float32-order0" / "memory-1.safetensors")
     assert (len(held), held.count) == (2, 8)
     assert "those named -decoded store formation:2" in question(made.merged)
