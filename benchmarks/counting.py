@@ -157,7 +157,10 @@ def step_of(method: str, data: ImageData, ipc: int, device: str = "meta", **sett
     config, kind = METHODS[method]
     made = config(**settings)
     start = initial_set(ExactStatistics(data), "noise", ipc, generator(0, "start"), from_text(made.decode))
-    distiller = moved(kind(made, start), device)
+    whole = kind(made, start)
+    if callable(prepare := getattr(whole, "prepare", None)):
+        prepare(ExactStatistics(data), progress=False)
+    distiller = moved(whole, device)
     statistics, draws = ExactStatistics(moved(data, device)), generator(0, "steps")
     return lambda: distiller.step(statistics, draws)
 

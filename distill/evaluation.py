@@ -134,18 +134,19 @@ def accuracy(
     if not len(part):
         raise InputError(f"data {data.spec.name!r} has no {split} images; allowed: a split that has some (load with validation=0.1).")
     network.eval()
-    size = chunk_size(part.images) if data.device.type == "cpu" else 1024
+    size = chunk_size(part.images)
     run = accelerated(network, data.device, flops(network, data.spec) * len(part), precision, compile)
     right = torch.zeros((), dtype=torch.int64, device=data.device)
     finite = torch.ones((), dtype=torch.bool, device=data.device)
     with torch.no_grad():
         for indices in torch.arange(len(part), device=data.device).split(size):
             outputs = run(data.normalised(split, indices))
-            finite &= outputs.isfinite().all()  # looked at once, after the last batch: a look makes a GPU wait
+            finite &= outputs.isfinite().all()
             right += (outputs.argmax(1) == part.labels[indices]).sum()
-    if not bool(finite):
+    all_finite, count = torch.stack([finite.long(), right]).tolist()  # read once, after the last batch: a read makes a GPU wait
+    if not all_finite:
         raise Diverged(NOT_FINITE)
-    return 100.0 * int(right) / len(part)
+    return 100.0 * count / len(part)
 
 
 class Measured(NamedTuple):

@@ -29,7 +29,7 @@ from distill.augment import augment, for_data, strategy
 from distill.batches import mean_gradient
 from distill.configure import STRICT
 from distill.data import ImageData
-from distill.divergence import LATEST
+from distill.devices import sent
 from distill.errors import Diverged, InputError, diverged
 from distill.locks import locked
 from distill.networks import OWN, Factory, create, flops
@@ -100,7 +100,7 @@ class Trajectories:
             raise InputError(
                 f"snapshot of expert {expert}, epoch {epoch}; allowed: experts 0..{self.experts - 1}, epochs 0..{self.epochs}."
             )
-        return self.read(expert, epoch).to(device, torch.float32)
+        return sent(self.read(expert, epoch).float(), device)
 
 
 def flat(network: nn.Module) -> Tensor:
@@ -182,7 +182,7 @@ def _epochs(
     with the generator's state and the momentum, within an epoch it is empty."""
     done = {} if done is None else done
     model = create(network, data.spec, generator(config.seed, "expert", expert, "weights"), data.device).train()
-    draws = generator(config.seed, "expert", expert, "training", device=data.device)
+    draws = generator(config.seed, "expert", expert, "training")
     transform = strategy(for_data(data.spec) if config.augmentation == "auto" else config.augmentation)
     parameters = [p for p in model.parameters() if p.requires_grad]
     velocity = [torch.zeros_like(p) for p in parameters] if config.momentum else None
@@ -200,10 +200,10 @@ def _epochs(
         yield from done["weights"]
     else:
         yield flat(model).cpu()
-    # Reading a number from a GPU waits for all work before it: the check is made every ten steps.
-    every, steps, finite = 1 if data.device.type == "cpu" else LATEST, 0, torch.ones((), dtype=torch.bool, device=data.device)
+    # Reading a number from a GPU waits for all work before it: only a CPU looks before the end of an epoch.
+    looks = data.device.type == "cpu"
     for epoch in range(start + 1, config.epochs + 1):
-        order = torch.randperm(len(data.train), generator=draws, device=draws.device).to(data.device)
+        order = sent(torch.randperm(len(data.train), generator=draws), data.device)
         batches = order.split(config.batch_size)
         taken = {round(len(batches) * part / config.per_epoch) for part in range(1, config.per_epoch)}
         for number, indices in enumerate(batches, 1):
@@ -212,13 +212,12 @@ def _epochs(
                 images = augment(images, transform, draws)
             gradients = mean_gradient(model, images, data.train.labels[indices])
             with torch.no_grad():
-                for place, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
-                    if velocity is not None:
-                        gradient = velocity[place].mul_(config.momentum).add_(gradient)
-                    parameter.sub_(gradient, alpha=config.lr)
+                if velocity is not None:
+                    torch._foreach_mul_(velocity, config.momentum)
+                    torch._foreach_add_(velocity, gradients)
+                torch._foreach_sub_(parameters, gradients if velocity is None else velocity, alpha=config.lr)
             # A loss that is not finite reaches the last layer's gradient first.
-            steps, finite = steps + 1, finite & torch.isfinite(gradients[-1]).all()
-            if steps % every == 0 and not finite:
+            if looks and not torch.isfinite(gradients[-1]).all():
                 raise _diverged(expert, epoch, config)
             if number in taken:
                 done.clear()

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from distill.devices import sent
+
 PROBABILITY = 0.5  # of a batch to be mixed (Kim et al., IDC, train.py)
 
 
@@ -27,7 +29,7 @@ def mixed(images: Tensor, kind: str | None, generator: torch.Generator) -> Mixed
     chance, share, *place = torch.rand((4,), generator=generator, device=generator.device).tolist()
     if chance >= PROBABILITY:
         return None
-    other = torch.randperm(len(images), generator=generator, device=generator.device).to(images.device)
+    other = sent(torch.randperm(len(images), generator=generator, device=generator.device), images.device)
     if kind == "mixup":
         return Mixed(share * images + (1 - share) * images[other], other, share)
     height, width = images.shape[-2:]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from distill.batches import Augment
+from distill.devices import normal, sent
 from distill.errors import InputError, clipped
 from distill.experts import ExpertConfig, Trajectories
 from distill.matching import calibration_gradients
@@ -148,7 +149,7 @@ class Pool:
         if weight == 0 or step % every:
             return gradients
         _, more = calibration_gradients(self.trained(statistics, generator), classes, augment)
-        return [gradient + weight * every * part for gradient, part in zip(gradients, more, strict=True)]
+        return list((torch.cat(gradients) + weight * every * torch.cat(more)).split([len(part) for part in more]))
 
     def _shape(self) -> Factory:
         return self.factory.network if isinstance(self.factory, Received) else self.factory
@@ -170,7 +171,7 @@ class Pool:
     def _end(self, generator: torch.Generator, device: torch.device) -> Tensor:
         """(P,): the end of a random training, or the received weights."""
         if isinstance(self.factory, Received):
-            return self.factory.weights.to(device)
+            return sent(self.factory.weights, device)
         assert self.trajectories is not None
         return self.trajectories.weights(self._expert(generator), self.trajectories.epochs, device)
 
@@ -179,7 +180,7 @@ class Pool:
         device = statistics.device
         if isinstance(self.factory, Received):
             start = renew(self.factory.network, fresh, statistics.spec, generator, device)
-            return parameters_to_vector(start.parameters()).detach(), self.factory.weights.to(device)
+            return parameters_to_vector(start.parameters()).detach(), sent(self.factory.weights, device)
         assert self.trajectories is not None
         expert = self._expert(generator)
         return self.trajectories.weights(expert, 0, device), self.trajectories.weights(expert, self.trajectories.epochs, device)
@@ -231,7 +232,7 @@ def perturb(network: nn.Module, generator: torch.Generator) -> None:
         with torch.no_grad():
             for parameter in network.parameters():
                 if parameter.ndim > 1:
-                    noise = torch.randn(parameter.shape, generator=generator, device=device).to(parameter.device).flatten(1)
+                    noise = normal(tuple(parameter.shape), generator, parameter.device).flatten(1)
                     lengths = parameter.flatten(1).norm(dim=1, keepdim=True)
                     parameter.add_((noise * (lengths / noise.norm(dim=1, keepdim=True).clamp_min(1e-12))).view_as(parameter), alpha=amount)
 

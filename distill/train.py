@@ -16,6 +16,7 @@ from distill.batches import chunks
 from distill.condensed import CondensedSet
 from distill.configure import STRICT
 from distill.data import ImageData
+from distill.devices import sent
 from distill.errors import unknown_name
 from distill.fast import Compile, Precision, accelerated
 from distill.labels import DEFAULT_KIND, LABEL_KINDS
@@ -169,7 +170,7 @@ def train_network(
     count, where, fetch, lr = _parts(source)
     loss = LABEL_KINDS[source.label_kind if isinstance(source, CondensedSet) else DEFAULT_KIND].loss
     model = create(network, source.spec, generator(seed, "weights"), where)
-    draws = generator(seed, "training", device=where)
+    draws = generator(seed, "training")
     transform = strategy(resolved(recipe, source).augmentation)
 
     per_epoch, total = -(-count // recipe.batch_size), recipe.steps(count)
@@ -186,7 +187,7 @@ def train_network(
     for step in range(total):
         place = step % per_epoch
         if place == 0:
-            order = torch.randperm(count, generator=draws, device=draws.device).to(where)
+            order = sent(torch.randperm(count, generator=draws), where)
         if recipe.milestones is not None:
             passed = sum(step >= round(total * part) for part in recipe.milestones)
             for group in optimiser.param_groups:
@@ -227,9 +228,11 @@ def work_of(model: nn.Module, spec: DataSpec, recipe: Recipe, steps: int) -> flo
 
 
 def _optimiser(model: nn.Module, recipe: Recipe, lr: float) -> torch.optim.Optimizer:
+    # All parameters in a few operations, which is what torch does by itself on a GPU.
+    together = None if next(model.parameters(), torch.empty(0)).device.type == "cpu" else True
     if recipe.optimiser == "adamw":
-        return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(model.parameters(), lr=lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+        return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=recipe.weight_decay, foreach=together)
+    return torch.optim.SGD(model.parameters(), lr=lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, foreach=together)
 
 
 def _parts(source: CondensedSet | ImageData) -> tuple[int, torch.device, Callable[[Tensor], tuple[Tensor, Tensor]], float | None]:

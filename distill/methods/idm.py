@@ -73,6 +73,7 @@ class IDM(DM):
 
     presets = PRESETS
     config: IDMConfig
+    own_column: Tensor | None = None  # (K, 1): each class's place among the outputs
 
     def step(self, statistics: RealStatistics, generator: torch.Generator) -> dict[str, Tensor]:
         """One iteration; returns ``loss``, summed over classes, and the network's ``accuracy`` in percent (0-dimensional)."""
@@ -86,13 +87,15 @@ class IDM(DM):
 
         both = statistics.class_means(embedding, self.config.batch_real, augment, generator, joint=joint)
         real, predicted = both[:, :-width], both[:, -width:]
-        accuracy = 100 * predicted[torch.arange(len(both)), list(statistics.classes)].mean()
+        if self.own_column is None:
+            self.own_column = torch.tensor(statistics.classes, device=both.device)[:, None]
+        accuracy = 100 * predicted.gather(1, self.own_column).mean()
         classes = self.synthetic.per_class()
         images = [part for part, _ in classes]
         loss, gradients = class_mean_gradients(self.view, real, images, augment, joint=joint, flipped=self.config.flipped)
         entropy, more = calibration_gradients(network, classes, augment)
         factor = self.config.entropy_weight * accuracy
-        gradients = [a + factor * b for a, b in zip(gradients, more, strict=True)]
+        gradients = [torch.cat(gradients) + factor * torch.cat(more)]
         gradients = self.pool.calibrated(gradients, classes, augment, statistics, generator, step=self.synthetic.updates)
         self.synthetic.descend(gradients, self.lr_img, self.config.momentum)
         return {"loss": loss + factor * entropy, "accuracy": accuracy}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from distill.batches import Embed, Staged
 from distill.condensed import CondensedSet
 from distill.configure import STRICT
+from distill.devices import normal
 from distill.matching import characteristic_distance, mean_distance, phases
 from distill.methods.dance import DANCE, DANCEConfig
 from distill.methods.presets import Paper, Presets
@@ -98,8 +99,7 @@ class NCFM(DANCE):
         if self.width is None:
             with torch.no_grad():
                 self.width = self.features(network, self.synthetic.images[:2]).shape[1]
-        drawn = torch.randn((self.width, self.config.frequencies), generator=generator, device=generator.device)
-        self.projections = self.config.bandwidth * drawn.to(statistics.device)
+        self.projections = self.config.bandwidth * normal((self.width, self.config.frequencies), generator, statistics.device)
         return network
 
     def seen(self, features: Tensor) -> Tensor:
