@@ -1,7 +1,7 @@
 """What a step asks of a device, counted with or without one: operations, waits for the host, transfers, live bytes.
 
 On device "meta", which computes shapes and no values, the code takes its branches for a GPU, so that these counts need none. Where the
-host asks such a device for values, it gets ones (or zeros for whole tensors).
+host asks such a device for values, it gets ones.
 """
 
 import copy
@@ -106,7 +106,7 @@ class Counting(TorchDispatchMode):
                 else:
                     self.counts.waits["copy to the host" if source.device.type == self.device else "copy to the device"] += 1
             if source.device.type == "meta" and target.type == "cpu":
-                return torch.zeros(source.shape, dtype=kwargs.get("dtype") or source.dtype)
+                return torch.ones(source.shape, dtype=kwargs.get("dtype") or source.dtype)
         return None
 
     def _hold(self, tensors: Sequence[Tensor]) -> None:

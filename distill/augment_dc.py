@@ -96,7 +96,7 @@ def _crop(images: Tensor, shift: Tensor) -> Tensor:
 
 def _scale(images: Tensor, size: Tensor) -> Tensor:
     """The image resized to ``size`` by the nearest pixel, put into the middle of a square of zeros, and the middle of that cut out."""
-    canvas = torch.cat([size, size.new_tensor([images.shape[2:]]).expand(len(size), 2)], 1).amax(1)
+    canvas = size.amax(1).clamp_min(max(images.shape[2:]))
     places, inside = [], []
     for side, scaled in zip(images.shape[2:], size.T, strict=True):
         start = (canvas - side) // 2 - (canvas - scaled) // 2
@@ -130,7 +130,7 @@ def _spline(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     count, channels, height, width = images.shape
     edge = 1e-9  # a whole number of degrees may put a pixel on the border itself
     inside = (rows > -edge) & (rows < height - 1 + edge) & (columns > -edge) & (columns < width - 1 + edge)
-    matrices = _coefficients(height).to(images), _coefficients(width).to(images)
+    matrices = _coefficients(height, images.dtype, images.device), _coefficients(width, images.dtype, images.device)
     flat = (matrices[0] @ images @ matrices[1].T).flatten(2)
     top, left = rows.floor(), columns.floor()
     down, right = (
@@ -160,14 +160,14 @@ def _mirrored(place: Tensor, side: int) -> Tensor:
 
 
 @functools.lru_cache(maxsize=64)
-def _coefficients(side: int) -> Tensor:
+def _coefficients(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(side, side): the matrix from pixels to the coefficients of the cubic spline through them, mirrored at the borders."""
     matrix = np.zeros((side, side))
     places = _mirrored(torch.arange(-1, side + 1), side).numpy()
     for i in range(side):
         for place, weight in zip(places[i : i + 3], (1 / 6, 2 / 3, 1 / 6), strict=True):
             matrix[i, place] += weight
-    return torch.from_numpy(np.linalg.inv(matrix))
+    return torch.from_numpy(np.linalg.inv(matrix)).to(device, dtype)
 
 
 def _noise(images: Tensor, seed: int, count: int) -> Tensor:

@@ -143,10 +143,10 @@ def accuracy(
             outputs = run(data.normalised(split, indices))
             finite &= outputs.isfinite().all()
             right += (outputs.argmax(1) == part.labels[indices]).sum()
-    all_finite, count = torch.stack([finite.long(), right]).tolist()  # read once, after the last batch: a read makes a GPU wait
-    if not all_finite:
+    both: list[int] = torch.stack([finite.long(), right]).tolist()  # read once, after the last batch: a read makes a GPU wait
+    if not both[0]:
         raise Diverged(NOT_FINITE)
-    return 100.0 * count / len(part)
+    return 100.0 * both[1] / len(part)
 
 
 class Measured(NamedTuple):

@@ -184,7 +184,7 @@ def _epochs(
     model = create(network, data.spec, generator(config.seed, "expert", expert, "weights"), data.device).train()
     draws = generator(config.seed, "expert", expert, "training")
     transform = strategy(for_data(data.spec) if config.augmentation == "auto" else config.augmentation)
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
     velocity = [torch.zeros_like(p) for p in parameters] if config.momentum else None
     start = 0
     if "generator" in done:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill import sharding
-from distill.batches import augmented, group_size, groups, segment_means
+from distill.batches import augmented, class_means, group_size, groups, segment_means
 from distill.errors import InputError, unknown_name
 
 TINY = 1e-12  # under roots, whose slope is infinite at zero
@@ -135,6 +135,17 @@ def class_mean_gradients(
     if not joint:
         sharding.summed([total, *result])
     return total, result
+
+
+def synthetic_means(view: Callable[[Tensor], Tensor], images: Sequence[Tensor], augment: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """(K, D): the class means that `class_mean_gradients` compares, of all classes, without gradients and not as one batch."""
+    counts, size, means = [len(part) for part in images], group_size(images[0]), []
+    with torch.no_grad():
+        for group in groups(list(range(len(images))), counts, size):
+            several = [counts[c] for c in group]
+            shown = augmented(augment, _shown([images[c] for c in group], flipped=False), group, several)
+            means.append(class_means(view, shown, several) if size and len(shown) > size else segment_means(view(shown), several))
+    return torch.cat(means)
 
 
 def _shown(parts: Sequence[Tensor], *, flipped: bool) -> Tensor:

@@ -14,7 +14,7 @@ from torch.nn.utils import skip_init
 
 from distill import sharding
 from distill.configure import STRICT
-from distill.matching import class_mean_gradients
+from distill.matching import class_mean_gradients, synthetic_means
 from distill.methods.gm import GM, GMConfig
 from distill.methods.presets import Paper, Presets
 from distill.methods.siamese import shared_draws
@@ -74,6 +74,7 @@ class CAFE(GM):
 
     presets, matches = PRESETS, "gradients"
     config: CAFEConfig
+    ids: Tensor | None = None  # (K,) the classes, on the device
 
     def aligned(self, network: nn.Module, images: Tensor) -> Tensor:
         """(N, D): the activations of all layers and the features, each times the root of its weight in the loss, side by side.
@@ -104,19 +105,28 @@ class CAFE(GM):
         loss, gradients = class_mean_gradients(view, real, images, augment, joint=False, flipped=self.config.flipped)
         entropy = torch.zeros_like(loss)
         if self.config.discrimination > 0:
-            means = torch.stack([embed(network, augment(part, position)).mean(0) for position, part in enumerate(images)])
-            rows = means.new_zeros((statistics.spec.num_classes, means.shape[1]))
-            rows[list(statistics.classes)] = means.detach()
+            if self.ids is None:
+                self.ids = torch.tensor(statistics.classes, device=loss.device)
+
+            def features(images: Tensor) -> Tensor:
+                return embed(network, images)
+
+            means = synthetic_means(features, images, augment)
+            rows = means.new_zeros((statistics.spec.num_classes, means.shape[1])).index_copy(0, self.ids, means)
             of_rows = statistics.class_gradients(Head(network, rows), self.config.batch_real, augment, generator)
             own = torch.stack([part for gradients_of in of_rows for part in gradients_of]).sum(0)  # of this process's classes
-            slope = self.config.batch_real * sharding.summed([own])[0][list(statistics.classes)]
+            slope = self.config.batch_real * sharding.summed([own])[0][self.ids]
             entropy = (means * slope).sum()
-            more = torch.autograd.grad(self.config.discrimination * entropy, images)
-            gradients = [a + b for a, b in zip(gradients, more, strict=True)]
+
+            def weighted(slope: Tensor, means: Tensor) -> Tensor:
+                return self.config.discrimination * (means * slope).sum()
+
+            _, more = class_mean_gradients(features, slope, images, augment, joint=False, distance=weighted)
+            gradients = list((torch.cat(gradients) + torch.cat(more)).split([len(part) for part in images]))
         gradients = self.pool.calibrated(gradients, classes, augment, statistics, generator, step=self.synthetic.updates)
         self.synthetic.descend(gradients, self.lr_img, self.config.momentum)
 
         self.steps_done += 1
         if place < self.outer_steps - 1 and self.config.pool != "walk":
             self._train(network.train(), generator)
-        return {"loss": loss, "discrimination": entropy.detach()}
+        return {"loss": loss, "discrimination": entropy}

@@ -147,7 +147,7 @@ class DM:
 
     def real_view(self, images: Tensor) -> Tensor:
         """The same of real images, perhaps compiled or in bfloat16."""
-        return self.seen(self.real_features(images).float())
+        return self.seen(self.real_features(images))
 
     def real_embedding(self) -> Embed:
         """`real_view` as the statistics compute it; a method may compute it in two stages (`distill.batches.Staged`)."""
