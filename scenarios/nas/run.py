@@ -121,8 +121,9 @@ def _cut(study: NasStudy, data: ImageData, seed: int) -> ImageData:
 
 def _forms(study: NasStudy) -> dict[str, tuple[str, Decode | None]]:
     """The study's coresets by label, (name, form): plain, and in each other form in which one of its sets stores images."""
-    given = [] if study.given is None else [study.given.made.decode]
-    decodes = [from_text(getattr(settings, "decode", "none")) for settings in study.methods.values()] + given
+    given = None if study.given is None else study.given.condensed  # None before the stage that makes it has run
+    decodes = [from_text(getattr(settings, "decode", "none")) for settings in study.methods.values()]
+    decodes += [] if given is None else [given.decode]
     forms = {as_text(form): form for form in decodes if form is not None}
     labels: dict[str, tuple[str, Decode | None]] = {name: (name, None) for name in study.sets.coresets}
     for text, form in forms.items():
