@@ -7,12 +7,13 @@ are kept, and the adjoint a = dL/dw is computed backwards:
     dL/dx[i]  = -lr * d(g(w[i], x[i]) . a[i+1]) / dx        dL/dlr = - sum over i of a[i+1] . g(w[i], x[i])
     a[i]      = a[i+1] - lr * H(w[i], x[i]) a[i+1]
 
-Both products of one step are the derivative of one gradient along a[i+1], by forward-over-reverse differentiation: about one more
-forward and backward pass per step than a full unroll, and the memory of one chunk of images and N weight vectors.
+Both products of one step are derivatives of one gradient along a[i+1]: about one more forward and backward pass per step than a full
+unroll, and the memory of one chunk of images and N weight vectors. They are computed by forward-over-reverse differentiation, and on a GPU
+by reverse-over-reverse, which launches half as many operations.
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,8 @@ from distill.networks import has_batchnorm
 
 # The batch that step i trains on, as a differentiable function of all images and labels: (i, images, labels) -> (x, y).
 View = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
+# The same for several steps at once.
+Views = Callable[[Sequence[int], Tensor, Tensor], Sequence[tuple[Tensor, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,11 @@ def stateless(network: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
 class Student:
     """A network as functions of its flat weights: its gradient, and the derivatives of that gradient along a direction.
 
-    Each is a sum over pieces of the batch that stay in a CPU's cache (the whole batch for BatchNorm); ``compile`` see `distill.fast`.
+    Each is a sum over pieces of the batch that stay in a CPU's cache (the whole batch for BatchNorm).
     """
 
-    def __init__(self, network: nn.Module, *, compile: bool = False) -> None:
+    def __init__(self, network: nn.Module, *, compile: bool = False, reverse: bool | None = None) -> None:
+        """``compile`` see `distill.fast`; ``reverse``: whether directions are differentiated in reverse, None: on a GPU, if not compiled."""
         with warnings.catch_warnings():
             # torch loads its forward-mode formulas with a deprecated function.
             warnings.simplefilter("ignore", FutureWarning)
@@ -80,13 +84,21 @@ class Student:
             outputs = torch.func.jvp(lambda w: gradients(w, x, y, share), (weights,), (v,))
             return outputs[0], outputs[1]
 
+        def reversed_along(
+            weights: Tensor, v: Tensor, x: Tensor, y: Tensor, share: Tensor
+        ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+            inputs = [part.detach().requires_grad_(part.is_floating_point()) for part in (weights, x, y)]
+            (slope,) = torch.autograd.grad(loss(*inputs, share), inputs[0], create_graph=True)
+            return (slope.detach(),), torch.autograd.grad(slope @ v, [part for part in inputs if part.requires_grad])
+
         gradient = torch.func.grad(loss)
+        on_device = next(network.parameters()).device.type != "cpu"
         self._gradient = compiled(gradient) if compile else gradient
-        self._along = compiled(along) if compile else along
+        self._along = reversed_along if (on_device and not compile if reverse is None else reverse) else compiled(along) if compile else along
 
     def _pieces(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         number = 1 if self.whole else piece_count(len(x), chunk_size(x))
-        share = torch.tensor(1 / len(x), dtype=x.dtype, device=x.device)
+        share = torch.full((), 1 / len(x), dtype=x.dtype, device=x.device)  # `torch.tensor` would make the host wait for a GPU
         for part, target in zip(x.tensor_split(number), y.tensor_split(number), strict=True):
             yield part, target, share
 
@@ -110,7 +122,17 @@ class Student:
 
 
 def matching_gradient(
-    student: Student, start: Tensor, target: Tensor, images: Tensor, labels: Tensor, lr: Tensor, view: View, *, steps: int
+    student: Student,
+    start: Tensor,
+    target: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    lr: Tensor,
+    view: View | None = None,
+    *,
+    steps: int,
+    views: Views | None = None,
+    at_once: int = 1,
 ) -> Matched:
     """Loss |w[N] - target|^2 / |start - target|^2 (Cazenavette et al., CVPR 2022, eq. 2) and its exact gradients.
 
@@ -123,25 +145,36 @@ def matching_gradient(
         lr: step size, 0-dimensional.
         view: the batch of each step.
         steps: N.
+        views: in place of ``view``, the batches of several steps.
+        at_once: steps whose batches are made, and differentiated, at once.
     """
+    if views is None:
+        assert view is not None
+        views = lambda group, x, y: [view(step, x, y) for step in group]  # noqa: E731
     soft = labels.is_floating_point()
+    groups = [range(first, min(first + at_once, steps)) for first in range(0, steps, at_once)]
     weights = [start.detach()]
-    for step in range(steps):
+    for group in groups:
         with torch.no_grad():
-            x, y = view(step, images, labels)
-        weights.append(weights[-1] - lr * student.gradient(weights[-1], x, y))
+            batches = views(group, images, labels)
+        for x, y in batches:
+            weights.append(weights[-1] - lr * student.gradient(weights[-1], x, y))
 
     scale = (start - target).square().sum()
     value = (weights[-1] - target).square().sum() / scale
     adjoint = 2 * (weights.pop() - target) / scale
     totals, lr_gradient = [torch.zeros_like(images)] + ([torch.zeros_like(labels)] if soft else []), torch.zeros_like(lr)
-    for step in reversed(range(steps)):
+    for group in reversed(groups):
         leaves = [images.detach().requires_grad_(True)] + ([labels.detach().requires_grad_(True)] if soft else [])
-        x, y = view(step, leaves[0], leaves[1] if soft else labels)
-        gradient, curved, inputs = student.along(weights.pop(), adjoint, x.detach(), y.detach())
-        lr_gradient -= (adjoint * gradient).sum()
-        adjoint = adjoint - lr * curved
-        part_gradients = torch.autograd.grad([x, y] if soft else [x], leaves, [-lr * part for part in inputs])
-        for total, part in zip(totals, part_gradients, strict=True):
+        batches = views(group, leaves[0], leaves[1] if soft else labels)
+        outputs: list[Tensor] = []
+        gradients: list[Tensor] = []
+        for x, y in reversed(batches):
+            gradient, curved, inputs = student.along(weights.pop(), adjoint, x.detach(), y.detach())
+            lr_gradient -= (adjoint * gradient).sum()
+            adjoint = adjoint - lr * curved
+            outputs += [x, y] if soft else [x]
+            gradients += [-lr * part for part in inputs]
+        for total, part in zip(totals, torch.autograd.grad(outputs, leaves, gradients), strict=True):
             total += part
     return Matched(value, totals[0], totals[1] if soft else None, lr_gradient)
