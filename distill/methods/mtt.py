@@ -4,7 +4,9 @@ Cazenavette, Wang, Torralba, Efros and Zhu, "Dataset Distillation by Matching Tr
 exact one through all steps of the student, at constant memory (distill/adjoint.py).
 """
 
-from typing import Annotated, Literal, NamedTuple
+import itertools
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import pydantic
 import torch
@@ -12,15 +14,17 @@ from pydantic import Field
 from torch import Tensor
 
 from distill import sharding
-from distill.adjoint import Matched, Student, matching_gradient
-from distill.augment import Parameters, apply, draw, for_data, strategy
-from distill.batches import chunk_size
+from distill.adjoint import Matched, Student, Views, matching_gradient
+from distill.augment import Parameters, apply, apply_effects, draw, effects, for_data, strategy
+from distill.batches import chunk_size, group_size
 from distill.condensed import CondensedSet
 from distill.configure import STRICT
+from distill.devices import sent
 from distill.errors import InputError
 from distill.experts import ExpertConfig, Trajectories
 from distill.fast import Compile, worth
-from distill.methods.presets import Paper, Presets
+from distill.methods.mtt_table import paper
+from distill.methods.presets import Presets
 from distill.networks import Factory, create, flops
 from distill.randomness import generator as stream
 from distill.shared_config import SharedConfig, refuse
@@ -29,58 +33,14 @@ from distill.synthetic import Initial, Synthetic
 
 # From this number of student steps on, compiling saves more than the 4 to 35 s that it takes.
 WORTH_STUDENT_STEPS = 5000
+# On a GPU the views of several steps are made at once, for this many times the images of a forward pass: they have no activations.
+VIEW_BATCHES = 8
 # Lower limit of the learned step size, which must stay positive.
 MIN_LR = 1e-6
 
 
-class Trajectory(NamedTuple):
-    """Settings of the authors for a data set; ``max_start_epoch`` is the argument of their distill.py, which excludes it (see `_paper`)."""
-
-    syn_steps: int
-    expert_epochs: int
-    max_start_epoch: int
-    lr_img: float
-    lr_lr: float
-    lr_init: float
-    zca: bool
-    batch_syn: int | None
-    source: str
-
-
-# The authors' commands, as listed in DC-BENCH. For CIFAR-10 at 10 images the authors' readme has lr_img 1e5 and lr_lr 1e-4, which diverge:
-# a typing error according to them (mtt-distillation, issue 31), without a correction. DC-BENCH has 100 and 1e-5, and so have FTD's
-# distill/run_distill.sh (AngusDujw/FTD-distillation) and HaBa's run_cifar10_ipc10_style5.sh (Huage001/DatasetFactorization).
-_BENCH = "justincui03/dc_benchmark, methods/tm/readme.md"
-# MNIST, FashionMNIST and SVHN ("") are in no table of the authors: CIFAR-10's settings without ZCA are used.
-_PLAIN = "GeorgeCazenavette/mtt-distillation, issue 7, CIFAR-10 without ZCA"
-TRAJECTORIES = {
-    ("cifar10", 1): Trajectory(50, 2, 2, 100.0, 1e-7, 0.01, True, None, _BENCH),
-    ("cifar10", 10): Trajectory(30, 2, 20, 100.0, 1e-5, 0.001, True, None, _BENCH),
-    ("cifar10", 50): Trajectory(30, 2, 40, 1000.0, 1e-5, 0.001, False, None, _BENCH),
-    ("cifar100", 1): Trajectory(20, 3, 20, 1000.0, 1e-5, 0.01, True, None, _BENCH),
-    ("cifar100", 10): Trajectory(20, 2, 20, 1000.0, 1e-5, 0.01, False, None, _BENCH),
-    ("cifar100", 50): Trajectory(80, 2, 40, 1000.0, 1e-5, 0.01, True, 125, _BENCH),
-    ("", 1): Trajectory(50, 2, 5, 1000.0, 1e-7, 0.01, False, None, _PLAIN),
-    ("", 10): Trajectory(30, 2, 15, 1000.0, 1e-5, 0.01, False, None, _PLAIN),
-    ("", 50): Trajectory(30, 2, 40, 1000.0, 1e-5, 0.001, False, None, _PLAIN),
-}
-
-
-def _paper(data: str, ipc: int) -> Paper:
-    """The row of this number of images, else of the nearest number, of the same data where they have rows."""
-    rows = {known: row for (name, known), row in TRAJECTORIES.items() if name == data}
-    rows = rows or {known: row for (name, known), row in TRAJECTORIES.items() if not name}
-    row = rows[min(rows, key=lambda known: abs(known - ipc))]
-    settings = {name: getattr(row, name) for name in ("syn_steps", "expert_epochs", "lr_img", "lr_lr", "lr_init")}
-    # distill.py draws np.random.randint(0, max_start_epoch), the end left out; here the last epoch is drawn too, as in algorithm 1.
-    settings["max_start_epoch"] = row.max_start_epoch - 1
-    if row.batch_syn:
-        settings["batch_syn"] = row.batch_syn
-    return Paper(row.source, zca=row.zca, settings=settings)
-
-
 PRESETS = Presets(
-    paper=_paper,
+    paper=paper,
     short={
         "network": "ConvNetW32",
         "initial": "kmeans",
@@ -121,7 +81,8 @@ STEP_SIZE = (
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class MTTConfig(SharedConfig):
-    """Settings of MTT. Defaults are the authors' for CIFAR-10 at 10 images per class without ZCA; other data need others (`TRAJECTORIES`).
+    """Settings of MTT. Defaults are the authors' for CIFAR-10 at 10 images per class without ZCA; other data need others
+    (`distill.methods.mtt_table`).
 
     ZCA is a property of the data (``data.whitened()``).
 
@@ -184,6 +145,35 @@ def shortened(gradients: Matched, max_norm: float) -> Matched:
     scale = torch.where(length.isfinite(), (max_norm / length.clamp_min(1e-30)).clamp_max(1.0), 0.0)
     images, lr = (torch.nan_to_num(value) * scale for value in (gradients.images, gradients.lr))
     return Matched(gradients.loss, images, None if gradients.labels is None else torch.nan_to_num(gradients.labels) * scale, lr)
+
+
+def one_by_one(batches: Sequence[Tensor], draws: Sequence[Parameters]) -> Views:
+    """The batch of each step: images at these indices under this transform, with its labels."""
+
+    def views(steps: Sequence[int], images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
+        places = [sent(batches[step], images.device) for step in steps]
+        return [(apply(images[place], draws[step]), labels[place]) for step, place in zip(steps, places, strict=True)]
+
+    return views
+
+
+def together(batches: Sequence[Tensor], draws: Sequence[Parameters], images: Tensor) -> Views:
+    """The same up to rounding, the batches of several steps in one operation each: for a GPU, which all indices are sent to at once."""
+    if any(one.transform.startswith("dc_") for one in draws):  # their fill is a mean over a batch
+        return one_by_one(batches, draws)
+    sizes = [len(batch) for batch in batches]
+    ends = [0, *itertools.accumulate(sizes)]
+    places = sent(torch.cat(list(batches)), images.device)
+    nothing = all(one.transform == "none" for one in draws)
+    rows = None if nothing else sent(torch.cat([effects(one) for one in draws]).to(images.dtype), images.device)
+
+    def views(steps: Sequence[int], images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
+        here, several = slice(ends[steps[0]], ends[steps[-1] + 1]), [sizes[step] for step in steps]
+        x, y = images[places[here]], labels[places[here]]
+        x = x if rows is None else apply_effects(x, rows[here])
+        return list(zip(x.split(several), y.split(several), strict=True))
+
+    return views
 
 
 class MTT:
@@ -267,12 +257,13 @@ class MTT:
         target = self.trajectories.weights(expert, epoch + c.expert_epochs, device)
         batches = self._batches(generator)
         draws = [self._draw(generator, len(batch)) for batch in batches]
-
-        def view(step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-            return apply(images[batches[step]], draws[step]), labels[batches[step]]
+        views = together(batches, draws, images) if device.type != "cpu" else one_by_one(batches, draws)
+        at_once = max(1, VIEW_BATCHES * group_size(images) // max(map(len, batches)))
 
         labels = self.synthetic.labels if self.logits is None else self.logits.softmax(1)
-        gradients = matching_gradient(self.student, start, target, images, labels, self.lr, view, steps=c.syn_steps)
+        gradients = matching_gradient(
+            self.student, start, target, images, labels, self.lr, steps=c.syn_steps, views=views, at_once=at_once
+        )
         if c.max_norm is not None:
             gradients = shortened(gradients, c.max_norm)
         self.synthetic.descend([gradients.images], c.lr_img, c.momentum)
@@ -286,12 +277,12 @@ class MTT:
         return {"loss": gradients.loss, "lr": self.lr}
 
     def _batches(self, generator: torch.Generator) -> list[Tensor]:
-        """The indices of each step: all images, or consecutive batches of random orders."""
-        count, device = len(self.synthetic.labels), self.synthetic.stored.device
+        """The indices of each step, on the host: all images, or consecutive batches of random orders."""
+        count = len(self.synthetic.labels)
         size = min(self.config.batch_syn or count, count)
         batches: list[Tensor] = []
         while len(batches) < self.config.syn_steps:
-            order = torch.randperm(count, generator=generator, device=generator.device).to(device)
+            order = torch.randperm(count, generator=generator, device=generator.device)
             batches += order.split(size)
         return batches[: self.config.syn_steps]
 
