@@ -68,7 +68,7 @@ class Student:
     """
 
     def __init__(self, network: nn.Module, *, compile: bool = False, reverse: bool | None = None) -> None:
-        """``compile`` see `distill.fast`; ``reverse``: whether directions are differentiated in reverse, None: on a GPU, if not compiled."""
+        """``compile`` see `distill.fast`; ``reverse``: differentiate along a direction in reverse, None: on a GPU, if not compiled."""
         with warnings.catch_warnings():
             # torch loads its forward-mode formulas with a deprecated function.
             warnings.simplefilter("ignore", FutureWarning)
@@ -92,9 +92,10 @@ class Student:
             return (slope.detach(),), torch.autograd.grad(slope @ v, [part for part in inputs if part.requires_grad])
 
         gradient = torch.func.grad(loss)
-        on_device = next(network.parameters()).device.type != "cpu"
+        if reverse is None:
+            reverse = not compile and next(network.parameters()).device.type != "cpu"
         self._gradient = compiled(gradient) if compile else gradient
-        self._along = reversed_along if (on_device and not compile if reverse is None else reverse) else compiled(along) if compile else along
+        self._along = reversed_along if reverse else compiled(along) if compile else along
 
     def _pieces(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         number = 1 if self.whole else piece_count(len(x), chunk_size(x))

@@ -94,7 +94,8 @@ class Fast(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network
-        self._run = accelerated(network, device, work, precision, compile)
+        run = accelerated(network, device, work, precision, compile)
+        self._run = network.__call__ if run is network else run  # `torch.func.functional_call` needs each submodule once
 
     def forward(self, images: Tensor) -> Tensor:
         """The wrapped network's output for images (N, C, H, W)."""

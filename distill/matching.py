@@ -121,13 +121,13 @@ def class_mean_gradients(
     gradients: dict[int, Tensor] = {}
     for group in [own] if joint else groups(own, [counts[c] for c in own], size):
         parts, several = [images[c] for c in group], [counts[c] for c in group]
-        shown = augmented(augment, _shown(parts, flipped=flipped), group, several)
+        seen = augmented(augment, shown(parts, flipped=flipped), group, several)
         rows = real[group[0] : group[-1] + 1 : 1 if joint else sharding.count()]
-        if not joint and size and len(shown) > size:
-            loss, slope = _in_two_passes(view, rows, shown, size, distance)
-            found = torch.autograd.grad(shown, parts, slope)
+        if not joint and size and len(seen) > size:
+            loss, slope = _in_two_passes(view, rows, seen, size, distance)
+            found = torch.autograd.grad(seen, parts, slope)
         else:
-            loss = distance(rows, segment_means(view(shown), several))
+            loss = distance(rows, segment_means(view(seen), several))
             found = torch.autograd.grad(loss, parts)
         gradients.update(zip(group, found, strict=True))
         total = total + loss.detach()
@@ -154,6 +154,13 @@ def _shown(parts: Sequence[Tensor], *, flipped: bool) -> Tensor:
         return mirrored(parts[0]) if flipped else parts[0]
     images = torch.cat(list(parts))
     return torch.stack([images, images.flip(3)], 1).flatten(0, 1) if flipped else images
+
+
+def shown_labels(labels: Sequence[Tensor], *, flipped: bool) -> Tensor:
+    """The labels of `shown`'s images."""
+    if len(labels) == 1:
+        return torch.cat([labels[0], labels[0]]) if flipped else labels[0]
+    return torch.cat(list(labels)).repeat_interleave(2, 0) if flipped else torch.cat(list(labels))
 
 
 def _in_two_passes(
@@ -184,7 +191,7 @@ def calibration_gradients(
     own = sharding.own(list(range(len(classes))))
     for group in groups(own, [counts[c] for c in own], group_size(classes[0][0])):
         parts, several = [classes[c][0] for c in group], [counts[c] for c in group]
-        outputs, labels = network(augmented(augment, _shown(parts, flipped=False), group, several)), [classes[c][1] for c in group]
+        outputs, labels = network(augmented(augment, shown(parts, flipped=False), group, several)), [classes[c][1] for c in group]
         if len(group) == 1:
             loss = F.cross_entropy(outputs, labels[0])
         else:

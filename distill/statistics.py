@@ -10,6 +10,7 @@ from distill import sharding
 from distill.batches import Augment as Augment
 from distill.batches import Embed as Embed
 from distill.batches import augmented, class_means, group_size, groups, mean_gradient, segment_means
+from distill.class_gradients import class_gradients, gradient_groups
 from distill.coresets import clustered, select
 from distill.data import ImageData
 from distill.devices import sent
@@ -191,16 +192,20 @@ class ExactStatistics:
         self, network: nn.Module, batch_size: int, augment: Augment | None, generator: torch.Generator
     ) -> list[list[Tensor]]:
         """One list of gradients a class, shaped like the network's trainable parameters; see `RealStatistics.class_gradients`."""
-        gradients = []
-        for position, label in enumerate(self.classes):
-            drawn = self._drawn(position, batch_size, generator)
-            if sharding.mine(position):
-                images = self._images([drawn])
-                images = augment(images, position) if augment else images
-                labels = torch.full((len(images),), label, device=images.device)
-                gradients.append(mean_gradient(network, images, labels))
+        positions = range(len(self.classes))
+        drawn = [self._drawn(position, batch_size, generator) for position in positions]
+        own = sharding.own(positions)
+        gradients: list[list[Tensor]] = [[] for _ in positions]  # those of other processes stay empty
+        for group in gradient_groups(network, self.data.train.images, own, [len(drawn[position]) for position in own]):
+            several, labels = [len(drawn[position]) for position in group], [self.classes[position] for position in group]
+            images = augmented(augment, self._images([drawn[position] for position in group]), group, several)
+            if len(group) == 1:
+                gradients[group[0]] = mean_gradient(network, images, torch.full((len(images),), labels[0], device=images.device))
             else:
-                gradients.append([])  # computed by another process
+                targets = sent(torch.tensor(labels).repeat_interleave(torch.tensor(several)), images.device)
+                found = class_gradients(network, images, targets, several)
+                for position, *rows in zip(group, *found, strict=True):
+                    gradients[position] = rows
         return gradients
 
     def warm_batchnorm(self, network: nn.Module, per_class: int, generator: torch.Generator) -> None:

@@ -9,14 +9,14 @@ from typing import Annotated
 
 import pydantic
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from distill import sharding
 from distill.batches import Augment
+from distill.class_gradients import matched
 from distill.configure import STRICT
-from distill.matching import gradient_distance
+from distill.matching import shown, shown_labels
 from distill.methods import dsa, gm
 from distill.methods.presets import Paper
 from distill.synthetic import Initial
@@ -60,11 +60,11 @@ class DCC(gm.GM):
         own = [gradient for position, gradient in enumerate(real) if sharding.mine(position)]
         sums = [torch.stack(parts).sum(0) for parts in zip(*own, strict=True)] or [torch.zeros_like(p) for p in parameters]
         mean = [part / len(classes) for part in sharding.summed(sums)]
-        images, labels = (torch.cat([self.shown(pair[i], mirror=i == 0) for pair in classes]) for i in (0, 1))
-        loss = F.cross_entropy(network(augment(images, 0)), labels)
-        synthetic = torch.autograd.grad(loss, parameters, create_graph=True)
-        distance = gradient_distance(mean, synthetic, self.config.distance)
-        return distance.detach(), list(torch.autograd.grad(distance, [images for images, _ in classes]))
+        leaves, flipped = [images for images, _ in classes], self.config.flipped
+        images = augment(torch.cat([shown([part], flipped=flipped) for part in leaves]), 0)
+        labels = torch.cat([shown_labels([part], flipped=flipped) for _, part in classes])
+        loss, gradients = matched(network, [mean], images, labels, [len(images)], distance=self.config.distance, leaves=leaves)
+        return loss, list(gradients)
 
 
 class DSAC(DCC):

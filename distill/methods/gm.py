@@ -8,17 +8,18 @@ from typing import Annotated, Literal
 import numpy as np
 import pydantic
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from distill import sharding
 from distill.augment import apply, draw, for_data, strategy
-from distill.batches import Augment, mean_gradient
+from distill.batches import Augment, augmented, mean_gradient
+from distill.class_gradients import gradient_groups, matched, together
 from distill.condensed import CondensedSet
 from distill.configure import STRICT
+from distill.devices import sent
 from distill.fast import Compile, Fast, Precision
-from distill.matching import gradient_distance, mirrored
+from distill.matching import shown, shown_labels
 from distill.methods.presets import Paper, Presets
 from distill.methods.siamese import shared_draws
 from distill.networks import Factory, embed, flops, has_batchnorm, renew
@@ -174,30 +175,29 @@ class GM:
         self, network: nn.Module, real: list[list[Tensor]], classes: list[tuple[Tensor, Tensor]], augment: Augment
     ) -> tuple[Tensor, list[Tensor]]:
         """The loss, summed over classes, and its gradient for each class's images; ``real`` are gradients by class and parameter."""
-        parameters = [p for p in network.parameters() if p.requires_grad]
-        total = torch.zeros((), device=self.synthetic.stored.device)
-        gradients = [torch.zeros_like(images) for images, _ in classes]
-        for position, (images, labels) in enumerate(classes):
-            if not sharding.mine(position):
-                continue
-            loss = F.cross_entropy(network(augment(self.shown(images), position)), self.shown(labels, mirror=False))
-            synthetic = torch.autograd.grad(loss, parameters, create_graph=True)
-            distance = gradient_distance(real[position], synthetic, self.config.distance)
-            (gradients[position],) = torch.autograd.grad(distance, [images])
-            total += distance.detach()
-        sharding.summed([total, *gradients])
-        return total, gradients
-
-    def shown(self, rows: Tensor, *, mirror: bool = True) -> Tensor:
-        """Images, or with ``mirror`` False their labels; with ``flipped`` twice, the images mirrored the second time."""
-        if not self.config.flipped:
-            return rows
-        return mirrored(rows) if mirror else torch.cat([rows, rows])
+        images = [part for part, _ in classes]
+        counts = [len(part) * (2 if self.config.flipped else 1) for part in images]
+        total = images[0].new_zeros(())
+        gradients: dict[int, Tensor] = {}
+        own = sharding.own(range(len(classes)))
+        for group in gradient_groups(network, images[0], own, [counts[c] for c in own]):
+            parts, several = [images[c] for c in group], [counts[c] for c in group]
+            seen = augmented(augment, shown(parts, flipped=self.config.flipped), group, several)
+            labels = shown_labels([classes[c][1] for c in group], flipped=self.config.flipped)
+            of_group = [real[c] for c in group]
+            loss, found = matched(network, of_group, seen, labels, several, distance=self.config.distance, leaves=parts)
+            for c, gradient in zip(group, found, strict=True):
+                gradients[c] = gradient
+            total += loss
+        result = [gradients[c] if c in gradients else torch.zeros_like(part) for c, part in enumerate(images)]
+        sharding.summed([total, *result])
+        return total, result
 
     def _real_side(self, network: nn.Module, statistics: RealStatistics) -> Fast:
         """The network for real images, which need first derivatives only, so that it may be compiled."""
         config = self.config
-        stays = isinstance(self.factory, str)  # compiling for a few steps is never worth it
+        # Compiling for a few steps is never worth it, and what is mapped over classes is not compiled.
+        stays = isinstance(self.factory, str) and not together(network, statistics.device)
         work = 3 * flops(network, statistics.spec) * config.batch_real * len(statistics.classes) * self.total_steps if stays else 0
         return Fast(network, statistics.device, work, config.precision, config.compile if stays else "off")
 
@@ -207,8 +207,8 @@ class GM:
         _, height, width = images.shape[1:]
         parameters = [p for p in network.parameters() if p.requires_grad]
         for _ in range(self.inner_epochs):
-            order = torch.randperm(len(images), generator=generator, device=generator.device).to(images.device)
-            for batch in order.split(self.config.batch_train):
+            order = torch.randperm(len(images), generator=generator, device=generator.device)
+            for batch in sent(order, images.device).split(self.config.batch_train):
                 part = images[batch]
                 if self.strategy.transforms:
                     part = apply(part, draw(self.strategy, generator, height, width, len(part)))

@@ -261,9 +261,7 @@ class MTT:
         at_once = max(1, VIEW_BATCHES * group_size(images) // max(map(len, batches)))
 
         labels = self.synthetic.labels if self.logits is None else self.logits.softmax(1)
-        gradients = matching_gradient(
-            self.student, start, target, images, labels, self.lr, steps=c.syn_steps, views=views, at_once=at_once
-        )
+        gradients = matching_gradient(self.student, start, target, images, labels, self.lr, steps=c.syn_steps, views=views, at_once=at_once)
         if c.max_norm is not None:
             gradients = shortened(gradients, c.max_norm)
         self.synthetic.descend([gradients.images], c.lr_img, c.momentum)
