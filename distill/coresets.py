@@ -110,13 +110,13 @@ def _kcenter(features: Tensor, count: int, generator: torch.Generator) -> Tensor
 
 
 def clustered(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """The real image nearest to each of ``count`` cluster centres (Lloyd from k-means++); no image twice."""
+    """The real image nearest to each of ``count`` cluster centres (Lloyd from k-means++), on the host; no image twice."""
     from sklearn.cluster import KMeans  # slow to import
 
-    rows = features.double().cpu().numpy()
+    rows = features.double().cpu()
     state = int(torch.randint(2**31 - 1, (1,), generator=generator, device=generator.device))
-    centres = torch.from_numpy(KMeans(count, n_init=1, random_state=state).fit(rows).cluster_centers_).to(features.device)
-    distance = torch.cdist(centres, features.double())
+    centres = torch.from_numpy(KMeans(count, n_init=1, random_state=state).fit(rows.numpy()).cluster_centers_)
+    distance = torch.cdist(centres, rows)
     picks = []
     for row in distance:
         pick = row.argmin()

@@ -236,7 +236,7 @@ class ExactStatistics:
             count = min(batch_size, len(indices))
             with torch.no_grad():
                 parts = [embed(self.data.normalised("train", part)) for part in indices.split(CHOICE_CHUNK)]
-            chosen.append(indices[clustered(torch.cat(parts), count, generator).to(indices.device)])
+            chosen.append(indices[sent(clustered(torch.cat(parts), count, generator), indices.device)])
         return chosen
 
     def initial_images(self, kind: str, ipc: int | Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
