@@ -87,9 +87,9 @@ class Student:
         def reversed_along(
             weights: Tensor, v: Tensor, x: Tensor, y: Tensor, share: Tensor
         ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-            inputs = [part.detach().requires_grad_(part.is_floating_point()) for part in (weights, x, y)]
-            (slope,) = torch.autograd.grad(loss(*inputs, share), inputs[0], create_graph=True)
-            return (slope.detach(),), torch.autograd.grad(slope @ v, [part for part in inputs if part.requires_grad])
+            w, x, y = (part.detach().requires_grad_(part.is_floating_point()) for part in (weights, x, y))
+            (slope,) = torch.autograd.grad(loss(w, x, y, share), w, create_graph=True)
+            return (slope.detach(),), torch.autograd.grad(slope @ v, [w, x, y] if y.requires_grad else [w, x])
 
         gradient = torch.func.grad(loss)
         if reverse is None:

@@ -58,7 +58,9 @@ def class_gradients(network: nn.Module, images: Tensor, labels: Tensor, counts: 
         return F.cross_entropy(functional_call(network, parameters, (x,)), y, reduction="none") @ shares
 
     each = vmap(grad(loss), in_dims=(None, 0, 0, 0))
-    found = each(parameters, _stacked(images, counts), _stacked(labels, counts), _shares(tuple(counts), images.dtype, images.device))
+    found: dict[str, Tensor] = each(
+        parameters, _stacked(images, counts), _stacked(labels, counts), _shares(tuple(counts), images.dtype, images.device)
+    )
     return list(found.values())
 
 
@@ -96,8 +98,8 @@ def matched(
         loss = gradient_distance(real[0], gradient, distance)
     else:
         stacked = [torch.stack(rows) for rows in zip(*real, strict=True)]
-        each = vmap(lambda r, s: gradient_distance(r, s, distance))
-        loss = each(stacked, class_gradients(network, images, labels, counts)).sum()
+        distances: Tensor = vmap(lambda r, s: gradient_distance(r, s, distance))(stacked, class_gradients(network, images, labels, counts))
+        loss = distances.sum()
     return loss.detach(), torch.autograd.grad(loss, leaves)
 
 
@@ -130,11 +132,13 @@ def _stacked(rows: Tensor, counts: Sequence[int]) -> Tensor:
 @functools.lru_cache(maxsize=64)
 def _places(counts: tuple[int, ...], device: torch.device) -> Tensor:
     sizes = torch.tensor(counts)[:, None]
-    return sent(sizes.cumsum(0) - sizes + torch.minimum(torch.arange(max(counts)), sizes - 1), device)
+    places = sizes.cumsum(0) - sizes + torch.minimum(torch.arange(max(counts)), sizes - 1)
+    return sent(places, device)
 
 
 @functools.lru_cache(maxsize=64)
 def _shares(counts: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """(K, n): one over a class's count for its images, and 0 for what fills it up."""
     sizes = torch.tensor(counts)[:, None]
-    return sent(((torch.arange(max(counts)) < sizes) / sizes.double()).to(dtype), device)
+    shares: Tensor = (torch.arange(max(counts)) < sizes) / sizes.double()
+    return sent(shares.to(dtype), device)
