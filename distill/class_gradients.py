@@ -125,7 +125,7 @@ def in_two_passes(
 def _stacked(rows: Tensor, counts: Sequence[int]) -> Tensor:
     """(K, n, ...): rows (N, ...) class by class; a smaller class is filled up with its last row."""
     if len(set(counts)) == 1:
-        return rows.unflatten(0, (len(counts), counts[0]))
+        return rows.reshape(len(counts), counts[0], *rows.shape[1:])
     return rows[_places(tuple(counts), rows.device)]
 
 

@@ -143,12 +143,12 @@ def synthetic_means(view: Callable[[Tensor], Tensor], images: Sequence[Tensor], 
     with torch.no_grad():
         for group in groups(list(range(len(images))), counts, size):
             several = [counts[c] for c in group]
-            shown = augmented(augment, _shown([images[c] for c in group], flipped=False), group, several)
-            means.append(class_means(view, shown, several) if size and len(shown) > size else segment_means(view(shown), several))
+            seen = augmented(augment, shown([images[c] for c in group], flipped=False), group, several)
+            means.append(class_means(view, seen, several) if size and len(seen) > size else segment_means(view(seen), several))
     return torch.cat(means)
 
 
-def _shown(parts: Sequence[Tensor], *, flipped: bool) -> Tensor:
+def shown(parts: Sequence[Tensor], *, flipped: bool) -> Tensor:
     """The images of some classes, one after the other; if ``flipped`` each class with its mirror images."""
     if len(parts) == 1:
         return mirrored(parts[0]) if flipped else parts[0]

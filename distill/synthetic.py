@@ -10,6 +10,7 @@ from torch import Tensor
 
 from distill.condensed import CondensedSet, Provenance
 from distill.decode import Decode, as_text
+from distill.devices import sent
 from distill.errors import InputError, clipped
 from distill.labels import DEFAULT_KIND
 from distill.shared_config import SHARED
@@ -117,7 +118,7 @@ class Synthetic:
         if self._after is None:
             left = torch.arange(len(self.counts) - 1, -1, -1, dtype=torch.float64)
             rows = left.repeat_interleave(torch.tensor(self.counts) // self.copies)
-            self._after = rows.to(self.stored.device).view(-1, *(1,) * (self.stored.ndim - 1))
+            self._after = sent(rows, self.stored.device).view(-1, *(1,) * (self.stored.ndim - 1))
         kept = momentum**self._after
         moved = (1 - momentum * kept) / (1 - momentum)
         all_of_it = momentum ** len(self.counts)
