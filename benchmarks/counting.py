@@ -9,11 +9,12 @@ import dataclasses
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill.condensed import CondensedSet
@@ -67,14 +68,16 @@ class Counting(TorchDispatchMode):
         super().__enter__()  # type: ignore[no-untyped-call]
         return self.counts
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
+    ) -> object:
         kwargs = kwargs or {}
-        given = [t for t in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        given = tensors_of((args, kwargs))
         name = func.overloadpacket.__name__
         copies = func in (aten._to_copy.default, aten.copy_.default)
         answer = self._waits(func, name, given, args, kwargs) if self._here(given) or kwargs.get("device") is not None else None
         result = func(*args, **kwargs) if answer is None else answer
-        made = [t for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, Tensor)]
+        made = tensors_of(result)
         if self._here([*given, *made]):
             self._hold([*given, *made])
             if not _views(func):
@@ -89,16 +92,18 @@ class Counting(TorchDispatchMode):
     def _here(self, tensors: Sequence[Tensor]) -> bool:
         return any(t.device.type == self.device for t in tensors)
 
-    def _waits(self, func: Any, name: str, given: Sequence[Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def _waits(
+        self, func: OpOverload, name: str, given: Sequence[Tensor], args: tuple[object, ...], kwargs: Mapping[str, object]
+    ) -> object:
         """Count a wait; the answer on a device without values, or None."""
         if func in READS:
             self.counts.waits["read of a value"] += 1
             return None if self.device != "meta" else given[0].new_ones((), device="cpu").item()
-        if name in SIZED_BY_VALUES or (name in MASKED and any(t is not None and t.dtype in (torch.bool, torch.uint8) for t in args[1])):
+        if name in SIZED_BY_VALUES or (name in MASKED and any(t.dtype in (torch.bool, torch.uint8) for t in tensors_of(args[1]))):
             self.counts.waits[name] += 1
         if func in (aten._to_copy.default, aten.copy_.default):
             source = given[-1] if func is aten.copy_.default else given[0]
-            target = given[0].device if func is aten.copy_.default else torch.device(kwargs.get("device") or source.device)
+            target = given[0].device if func is aten.copy_.default else torch.device(str(kwargs.get("device") or source.device))
             if source.device.type != target.type:
                 blocks = not (kwargs.get("non_blocking") or (len(args) > 2 and args[2]))
                 if target.type == self.device and not blocks:
@@ -106,7 +111,8 @@ class Counting(TorchDispatchMode):
                 else:
                     self.counts.waits["copy to the host" if source.device.type == self.device else "copy to the device"] += 1
             if source.device.type == "meta" and target.type == "cpu":
-                return torch.ones(source.shape, dtype=kwargs.get("dtype") or source.dtype)
+                dtype = kwargs.get("dtype")
+                return torch.ones(source.shape, dtype=dtype if isinstance(dtype, torch.dtype) else source.dtype)
         return None
 
     def _hold(self, tensors: Sequence[Tensor]) -> None:
@@ -122,7 +128,12 @@ class Counting(TorchDispatchMode):
         self._bytes -= self._live.pop(key, 0)
 
 
-def _views(func: Any) -> bool:
+def tensors_of(nested: object) -> list[Tensor]:
+    """The tensors in lists, tuples and dicts."""
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(nested) if isinstance(leaf, Tensor)]
+
+
+def _views(func: OpOverload) -> bool:
     """Whether an operation only describes its input's memory anew."""
     returns = func._schema.returns
     aliases = bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)

@@ -1,4 +1,4 @@
-"""Work on a device that the host must not wait for: random streams of its own, and copies that do not block.
+"""Work on a device that the host must not wait for: random streams on the device, and copies that do not block.
 
 A run has one random generator, on the CPU, whatever its device: what the host must know (which images, which transform) is drawn there and
 sent once. Large draws that only the device needs (weights, noise) come from a generator of the device, seeded by the run's.
