@@ -20,7 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from distill.condensed import CondensedSet
 from distill.data import ImageData, Split
 from distill.decode import from_text
+from distill.experts import Trajectories
 from distill.methods import METHODS
+from distill.networks import create, parameter_count
+from distill.pool import Pool
 from distill.randomness import generator
 from distill.statistics import ExactStatistics
 from distill.synthetic import Synthetic, initial_set
@@ -141,11 +144,11 @@ def _views(func: OpOverload) -> bool:
 
 
 def made_data(classes: int, each: int, shape: tuple[int, int, int] = (3, 32, 32)) -> ImageData:
-    """``each`` black images of every class, train and test; for counting, where values do not matter."""
+    """``each`` black training images of every class and one for the test; for counting, where values do not matter."""
     channels, height, width = shape
     images, labels = np.zeros((classes * each, height, width, channels), np.uint8), np.arange(classes).repeat(each)
     mean, std = (0.5,) * channels, (0.25,) * channels
-    return ImageData.from_arrays("made", images, labels, images, labels, mean=mean, std=std)
+    return ImageData.from_arrays("made", images, labels, images[::each], labels[::each], mean=mean, std=std)
 
 
 def moved(value: T, device: str = "meta") -> T:
@@ -164,12 +167,18 @@ def moved(value: T, device: str = "meta") -> T:
 
 
 def step_of(method: str, data: ImageData, ipc: int, device: str = "meta", **settings: object) -> Callable[[], object]:
-    """One step of a method on a device, from noise: a function without arguments, to be given to `counted`."""
+    """One step of a method on a device, from noise: a function without arguments, to be given to `counted`.
+
+    A pool of trained networks holds zeros, so that nothing is trained for it.
+    """
     config, kind = METHODS[method]
     made = config(**settings)
     start = initial_set(ExactStatistics(data), "noise", ipc, generator(0, "start"), from_text(made.decode))
     whole = kind(made, start)
-    if callable(prepare := getattr(whole, "prepare", None)):
+    if isinstance(pool := getattr(whole, "pool", None), Pool) and pool.trains:
+        weights = torch.zeros(parameter_count(create(made.network, data.spec, generator(0, "pool"))))
+        pool.trajectories = Trajectories(1, pool.experts.length, lambda expert, epoch: weights)
+    elif callable(prepare := getattr(whole, "prepare", None)):
         prepare(ExactStatistics(data), progress=False)
     distiller = moved(whole, device)
     statistics, draws = ExactStatistics(moved(data, device)), generator(0, "steps")

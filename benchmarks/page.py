@@ -1,10 +1,11 @@
-"""The tables of docs/speed.md, from what `benchmarks.core` and `benchmarks.steps` measured."""
+"""The tables of docs/speed.md, from what `benchmarks.core`, `benchmarks.steps` and `benchmarks.launches` measured."""
 
 from collections.abc import Mapping
 from typing import Any
 
 BEGIN, END = "<!-- table: begin (python -m benchmarks.core --page) -->", "<!-- table: end -->"
 STEPS = "<!-- table: begin (python -m benchmarks.steps --page) -->"
+LAUNCHES = "<!-- table: begin (python -m benchmarks.launches --page) -->"
 Record = Mapping[str, Any]
 
 
@@ -47,3 +48,18 @@ def with_steps(page: str, record: Record) -> str:
         lines.append(f"| {form} | {first.get('base', '')} |{cells}")
     head, _, rest = page.partition(STEPS)
     return head + STEPS + "\n" + "\n".join(lines) + "\n" + END + rest.partition(END)[2]
+
+
+def with_launches(page: str, record: Record) -> str:
+    """The page with its table of counted operations made anew from a record of `benchmarks.launches`."""
+    lines = [
+        "| method | classes | operations | for each 2,048 images | waits | copies to the device | peak, GiB |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for method, rows in record["results"].items():
+        for classes, row in rows.items():
+            each, waits = row["operations"] / row["groups"], sum(row["waits"].values())
+            peak = row["peak_bytes"] / 2**30
+            lines.append(f"| {method} | {classes} | {row['operations']} | {each:.0f} | {waits} | {row['transfers']} | {peak:.1f} |")
+    head, _, rest = page.partition(LAUNCHES)
+    return head + LAUNCHES + "\n" + "\n".join(lines) + "\n" + END + rest.partition(END)[2]

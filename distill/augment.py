@@ -207,7 +207,8 @@ def apply_effects(images: Tensor, rows: Tensor) -> Tensor:
     down, right = _centred(images, rows)
     places = rows[:, 3:9].reshape(-1, 6, 1, 1).unbind(1)
     images = _color(images, rows[:, 0:3].to(images.dtype))
-    images = _sample(images, places[0] * down + places[1] * right + places[2], places[3] * down + places[4] * right + places[5])
+    down, right = places[0] * down + places[1] * right + places[2], places[3] * down + places[4] * right + places[5]
+    images = _sample(images, down, right, at_once=True)
     return _cutout(images, rows[:, 9:13])
 
 
@@ -267,8 +268,9 @@ def _centred(images: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     return down.view(1, -1, 1), right.view(1, 1, -1)
 
 
-def _sample(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """Bilinear interpolation at (1 or N, H, W) places measured from the centre, zero outside.
+def _sample(images: Tensor, down: Tensor, right: Tensor, *, at_once: bool | None = None) -> Tensor:
+    """Bilinear interpolation at (1 or N, H, W) places measured from the centre, zero outside; the four neighbours one after the other or
+    ``at_once``, as on a GPU.
 
     The values are `torch.nn.functional.grid_sample`'s; that function has no second derivative and no deterministic gradient on a GPU.
     """
@@ -276,10 +278,13 @@ def _sample(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
     shape = (max(len(down), len(right)), height, width)
     rows, columns = (down + (height - 1) / 2).expand(shape), (right + (width - 1) / 2).expand(shape)
     flat = images.flatten(2)
-    total = torch.zeros_like(flat)
     (down_places, down_weights), (right_places, right_weights) = _neighbours(rows, height), _neighbours(columns, width)
     weights = (down_weights[:, None] * right_weights).flatten(0, 1).flatten(2).to(images.dtype)
     places = (down_places[:, None] * width + right_places).flatten(0, 1).flatten(2)
+    if images.device.type != "cpu" if at_once is None else at_once:
+        picked = flat.gather(2, places.transpose(0, 1).flatten(1)[:, None].expand(count, channels, -1))
+        return (picked.unflatten(2, (4, -1)) * weights.transpose(0, 1)[:, None]).sum(2).view_as(images)
+    total = torch.zeros_like(flat)
     for place, weight in zip(places, weights, strict=True):
         total = total + flat.gather(2, place[:, None].expand(count, channels, -1)) * weight[:, None]
     return total.view_as(images)

@@ -5,6 +5,7 @@ is stored (`distill.synthetic.Synthetic.descend`). `DECODES` is the table of kin
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Protocol
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from distill.configure import STRICT, configure
 from distill.errors import InputError, clipped
-from distill.spec import DataSpec
+from distill.spec import DataSpec, column
 
 MAX_FACTOR = 16
 
@@ -189,10 +190,15 @@ class Frequency:
 
     def _positions(self, spec: DataSpec, device: torch.device) -> Tensor:
         """Flat positions (coefficients,) in a spectrum (H, W), the lowest frequency first; ties go to the smaller row."""
-        down = torch.arange(spec.height, dtype=torch.float64)[:, None] / spec.height
-        right = torch.arange(spec.width, dtype=torch.float64)[None] / spec.width
-        order = (down.square() + right.square()).flatten().argsort(stable=True)
-        return order[: self.coefficients].to(device)
+        return _lowest(spec.height, spec.width, device)[: self.coefficients]
+
+
+@functools.lru_cache(maxsize=32)
+def _lowest(height: int, width: int, device: torch.device) -> Tensor:
+    """(H * W,): flat positions by frequency, kept on the device."""
+    down = torch.arange(height, dtype=torch.float64)[:, None] / height
+    right = torch.arange(width, dtype=torch.float64)[None] / width
+    return (down.square() + right.square()).flatten().argsort(stable=True).to(device)
 
 
 DECODES: dict[str, type[Formation] | type[Frequency]] = {"formation": Formation, "frequency": Frequency}
@@ -237,17 +243,22 @@ def check_space(decode: Decode, spec: DataSpec, *, quantised: bool, whitened: bo
 
 def cosines(size: int, like: Tensor) -> Tensor:
     """The orthonormal discrete cosine transform (type 2) of ``size`` points as a matrix, frequencies in rows."""
+    return _cosines(size, like.dtype, like.device)
+
+
+@functools.lru_cache(maxsize=32)
+def _cosines(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     place = torch.arange(size, dtype=torch.float64)
     matrix = torch.cos(math.pi / size * torch.outer(place, place + 0.5)) * math.sqrt(2 / size)
     matrix[0] /= math.sqrt(2)
-    return matrix.to(like)
+    return matrix.to(device, dtype)
 
 
 def _padded(stored: Tensor, spec: DataSpec, height: int, width: int) -> Tensor:
     """``stored`` (N, C, H, W) with grey (pixel value 0.5) at the bottom and right, up to this size."""
     if (height, width) == (spec.height, spec.width):
         return stored
-    mean, std = (torch.tensor(values, dtype=stored.dtype, device=stored.device).view(1, -1, 1, 1) for values in (spec.mean, spec.std))
+    mean, std = (column(values, stored.dtype, stored.device) for values in (spec.mean, spec.std))
     grey = ((0.5 - mean) / std).expand(len(stored), -1, height, width)
     below = torch.cat([stored, grey[:, :, spec.height :, : spec.width]], 2)
     return torch.cat([below, grey[:, :, :, spec.width :]], 3)

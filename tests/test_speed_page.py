@@ -2,9 +2,9 @@
 
 import statistics
 
-from benchmarks import steps
+from benchmarks import launches, steps
 from benchmarks.core import KEPT, PAGE, TARGETS
-from benchmarks.page import with_steps, with_table
+from benchmarks.page import with_launches, with_steps, with_table
 from distill.records import read_json
 
 
@@ -48,3 +48,16 @@ def test_the_table_of_steps_is_made_from_its_record() -> None:
             if base:
                 pairs = zip(row["times"], rows[base]["times"], strict=True)
                 assert (row["base"], row["ratio"]) == (base, statistics.median(ours / other for ours, other in pairs))
+
+
+def test_the_table_of_launches_is_made_from_its_record_which_is_within_the_limits() -> None:
+    record = read_json(launches.KEPT)
+    assert PAGE.read_text() == with_launches(PAGE.read_text(), record)
+    for method, limit in launches.LIMIT.items():
+        rows = record["results"][method]
+        assert {str(classes) for classes in launches.CLASSES} <= set(rows)
+        for row in rows.values():
+            assert (row["waits"], row["mixed"]) == ({}, {})
+            assert row["operations"] <= limit * row["groups"]
+    for method in launches.LARGE:
+        assert record["results"][method][launches.LARGE_ROW]["peak_bytes"] < launches.LARGE_LIMIT

@@ -164,7 +164,7 @@ class DM:
             network = self.pool.draw(statistics, generator)
         else:
             # Its weights are set below; a resumed run, which has the centre, must not draw them again.
-            first = generator if self.centre is None else torch.Generator(device)
+            first = generator if self.centre is None else torch.Generator()
             network = self.network or create(self.factory, statistics.spec, first, device)
             if self.centre is None:
                 self.centre = torch.nn.utils.parameters_to_vector(network.parameters()).detach().clone()
