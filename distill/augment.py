@@ -283,7 +283,7 @@ def _sample(images: Tensor, down: Tensor, right: Tensor, *, at_once: bool | None
     places = (down_places[:, None] * width + right_places).flatten(0, 1).flatten(2)
     if images.device.type != "cpu" if at_once is None else at_once:
         picked = flat.gather(2, places.transpose(0, 1).flatten(1)[:, None].expand(count, channels, -1))
-        return (picked.unflatten(2, (4, -1)) * weights.transpose(0, 1)[:, None]).sum(2).view_as(images)
+        return (picked.view(count, channels, 4, -1) * weights.transpose(0, 1)[:, None]).sum(2).view_as(images)
     total = torch.zeros_like(flat)
     for place, weight in zip(places, weights, strict=True):
         total = total + flat.gather(2, place[:, None].expand(count, channels, -1)) * weight[:, None]
