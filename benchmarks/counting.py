@@ -20,10 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from distill.condensed import CondensedSet
 from distill.data import ImageData, Split
 from distill.decode import from_text
-from distill.experts import Trajectories
+from distill.experts import ExpertConfig, Trajectories
 from distill.methods import METHODS
-from distill.networks import create, parameter_count
-from distill.pool import Pool
+from distill.networks import Factory, create, parameter_count
 from distill.randomness import generator
 from distill.statistics import ExactStatistics
 from distill.synthetic import Synthetic, initial_set
@@ -166,22 +165,24 @@ def moved(value: T, device: str = "meta") -> T:
     return result
 
 
-def step_of(method: str, data: ImageData, ipc: int, device: str = "meta", **settings: object) -> Callable[[], object]:
-    """One step of a method on a device, from noise: a function without arguments, to be given to `counted`.
+class Untrained(ExactStatistics):
+    """Statistics whose trained networks have weights of zero, so that nothing is trained for a pool or for MTT."""
 
-    A pool of trained networks holds zeros, so that nothing is trained for it.
-    """
+    def trajectories(
+        self, config: ExpertConfig, network: Factory, *, progress: bool | None = None, batch_real: int | None = None
+    ) -> Trajectories:
+        weights = torch.zeros(parameter_count(create(network, self.spec, generator(0, "experts"), "meta")))
+        return Trajectories(config.experts, config.length, lambda expert, epoch: weights)
+
+
+def step_of(method: str, data: ImageData, ipc: int, device: str = "meta", **settings: object) -> Callable[[], object]:
+    """One step of a method on a device, from noise: a function without arguments, to be given to `counted`."""
     config, kind = METHODS[method]
     made = config(**settings)
     start = initial_set(ExactStatistics(data), "noise", ipc, generator(0, "start"), from_text(made.decode))
-    whole = kind(made, start)
-    if isinstance(pool := getattr(whole, "pool", None), Pool) and pool.trains:
-        weights = torch.zeros(parameter_count(create(made.network, data.spec, generator(0, "pool"))))
-        pool.trajectories = Trajectories(1, pool.experts.length, lambda expert, epoch: weights)
-    elif callable(prepare := getattr(whole, "prepare", None)):
-        prepare(ExactStatistics(data), progress=False)
-    distiller = moved(whole, device)
-    statistics, draws = ExactStatistics(moved(data, device)), generator(0, "steps")
+    distiller, statistics, draws = moved(kind(made, start), device), Untrained(moved(data, device)), generator(0, "steps")
+    if callable(prepare := getattr(distiller, "prepare", None)):
+        prepare(statistics, progress=False)
     return lambda: distiller.step(statistics, draws)
 
 

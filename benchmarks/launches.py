@@ -19,8 +19,17 @@ from distill.records import read_json, write_json, write_whole
 KEPT = Path(__file__).parent / "expected" / "launches.json"
 IPC, CLASSES = 10, (10, 100)
 LARGE, LARGE_ROW, LARGE_LIMIT = ("dm", "datadam"), "200, IPC 50, 64 x 64, ConvNetD4", 12 * 2**30  # peak bytes
-# What a step may ask for each group of about 2,048 images: operations. Others have no limit of their own yet.
+# What a step may ask for each group of about 2,048 images: operations. MTT's is for a whole step. CAFE has no limit of its own yet.
 LIMIT = {"dm": 250, "datadam": 250, "dance": 250, "ncfm": 250, "idm": 250}
+LIMIT |= {"gm": 1200, "dsa": 1200, "dsac": 1200, "idc": 1200, "accdd": 1200, "dream": 1200, "mtt": 12_000}
+# One update of the images in a new network, which is not trained afterwards.
+_UPDATE: dict[str, object] = {"outer_steps": 1, "inner_epochs": 0}
+SETTINGS: dict[str, dict[str, object]] = {
+    **dict.fromkeys(("gm", "dsa", "idc", "accdd"), _UPDATE),
+    "dsac": {**_UPDATE, "warm_networks": 0},  # all classes together; before, as dsa
+    "dream": {**_UPDATE, "real_batches": "random"},  # in every tenth update its batches are chosen on the host, which waits once a class
+    "mtt": {"syn_steps": 20, "compile": "off"},
+}
 
 
 def row(method: str, classes: int, ipc: int = IPC, side: int = 32, network: str = "ConvNet") -> dict[str, object]:
@@ -29,10 +38,11 @@ def row(method: str, classes: int, ipc: int = IPC, side: int = 32, network: str 
     batch = config.batch_real
     passes = 2 if method == "idm" or config.calibration else 1  # of the synthetic images: another one in a trained network
     images = classes * (batch + passes * ipc * (4 if config.decode != "none" else 1))
-    counts = counted(step_of(method, made_data(classes, batch, (3, side, side)), ipc, network=network))
+    settings = {"network": network, **SETTINGS.get(method, {})}
+    counts = counted(step_of(method, made_data(classes, batch, (3, side, side)), ipc, "meta", **settings))
     return {
         "operations": counts.operations,
-        "groups": -(-images * side**2 // GROUP_PIXELS),
+        "groups": 1 if method == "mtt" else -(-images * side**2 // GROUP_PIXELS),
         "waits": dict(counts.waits),
         "transfers": counts.transfers,
         "mixed": dict(counts.mixed),

@@ -8,22 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.counting import Counts, counted, made_data, moved
+from benchmarks.counting import Counts, counted, made_data, step_of
+from benchmarks.launches import SETTINGS
 from distill.adjoint import Student, matching_gradient
 from distill.augment import draw, strategy
 from distill.batches import groups
 from distill.class_gradients import class_gradients, gradient_groups, in_two_passes, matched, together
 from distill.condensed import CondensedSet
-from distill.decode import from_text
-from distill.experts import Trajectories
 from distill.matching import gradient_distance
 from distill.methods import METHODS, gm
-from distill.methods.mtt import MTT, one_by_one
+from distill.methods.mtt import one_by_one
 from distill.methods.mtt import together as all_at_once
 from distill.networks import create, parameter_count
 from distill.randomness import generator
 from distill.statistics import ExactStatistics
-from distill.synthetic import initial_set
 from tests.conftest import toy
 
 NETWORKS = ["ConvNetD2W32", "ConvNetD2W32GNMP", "ConvNetD1W32NNNP", "MLP"]
@@ -162,44 +160,23 @@ def test_a_students_form_on_a_gpu_is_the_same_gradient(name: str, soft: bool) ->
 black = functools.cache(lambda classes: made_data(classes, 256))
 
 
-def step_of(method: str, classes: int, device: str = "meta", **settings: object) -> Callable[[], object]:
-    """A step of a method at ten images a class of 32 x 32, whose pool or experts have black weights."""
-    data = black(classes)
-    config, kind = METHODS[method]
-    made = config(**settings)
-    distiller = moved(kind(made, initial_set(ExactStatistics(data), "noise", 10, generator(0, "start"), from_text(made.decode))), device)
-    network = create(made.network, data.spec, generator(0, "weights"), device)
-    weights = torch.nn.utils.parameters_to_vector(create(made.network, data.spec, generator(0, "weights")).parameters()).detach()
-    trajectories = Trajectories(2, 30, lambda expert, epoch: weights * (1 + 0.01 * epoch))
-    if isinstance(distiller, MTT):
-        distiller.trajectories, distiller.student = trajectories, Student(network)
-    else:
-        distiller.pool.trajectories = trajectories
-    statistics, draws = ExactStatistics(moved(data, device)), generator(0, "steps")
-    return lambda: distiller.step(statistics, draws)
+METHODS_COUNTED = ["gm", "dsa", "dsac", "idc", "accdd", "dream"]
 
 
-STEPS: dict[str, dict[str, object]] = {
-    "gm": {"inner_epochs": 0, "outer_steps": 1},
-    "dsa": {"inner_epochs": 0, "outer_steps": 1},
-    "dsac": {"inner_epochs": 0, "outer_steps": 1, "warm_networks": 0},
-    "idc": {},
-    "accdd": {"outer_steps": 1},
-    "dream": {"real_batches": "random"},
-}
-MTT_STEP = {"syn_steps": 20, "compile": "off", "max_start_epoch": 5}
+def a_step(method: str, classes: int, device: str = "meta", **settings: object) -> Callable[[], object]:
+    return step_of(method, black(classes), 10, device, **{**SETTINGS.get(method, {}), **settings})
 
 
 def quiet(counts: Counts) -> bool:
     return not counts.waits and not counts.mixed
 
 
-@pytest.mark.parametrize("method", STEPS)
+@pytest.mark.parametrize("method", METHODS_COUNTED)
 def test_operations_of_gradient_matching(method: str) -> None:
     """At most 1,200 for a step of ten classes, and at most 300 for each further group of real images; the host never waits."""
     batch = METHODS[method][0]().batch_real
     for classes in (10, 100):
-        counts = counted(step_of(method, classes, **STEPS[method]))
+        counts = counted(a_step(method, classes))
         assert quiet(counts)
         assert counts.operations <= 1200 + 300 * (classes * batch // 2048)
         assert counts.peak <= 12 * 2**30
@@ -207,7 +184,7 @@ def test_operations_of_gradient_matching(method: str) -> None:
 
 def test_operations_of_training_between_two_updates() -> None:
     """A training step of the network adds about a hundred and fifty operations, and no wait."""
-    without, more = (counted(step_of("dsa", 10, inner_epochs=epochs, outer_steps=9)) for epochs in (0, 4))
+    without, more = (counted(a_step("dsa", 10, inner_epochs=epochs, outer_steps=9)) for epochs in (0, 4))
     assert quiet(more)
     assert more.operations - without.operations <= 4 * 250
 
@@ -215,7 +192,7 @@ def test_operations_of_training_between_two_updates() -> None:
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_clustered_batches_wait_once_a_class() -> None:
     """In every tenth update of DREAM, where k-means runs on the host; not in the next one."""
-    step = step_of("dream", 10, batch_real=8)
+    step = a_step("dream", 10, batch_real=8, real_batches="kmeans")
     waits = counted(step, warm=0).waits
     assert waits.pop("tensor of host values", 0) <= 2  # mean and std of the data, once
     assert waits == {"copy to the host": 10}
@@ -225,17 +202,17 @@ def test_clustered_batches_wait_once_a_class() -> None:
 @pytest.mark.parametrize(("classes", "more"), [(10, {}), (100, {"batch_syn": 30, "max_norm": 0.1})])
 def test_operations_of_mtt(classes: int, more: dict[str, object]) -> None:
     """A whole step with twenty steps of the student: at most 12,000, and the host never waits."""
-    counts = counted(step_of("mtt", classes, **MTT_STEP, **more), warm=0)
+    counts = counted(a_step("mtt", classes, **more), warm=0)
     assert quiet(counts)
     assert counts.operations <= 12_000
     assert counts.transfers <= 5
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("method", [*STEPS, "mtt"])
+@pytest.mark.parametrize("method", [*METHODS_COUNTED, "mtt"])
 def test_the_host_never_waits_for_a_gpu(method: str) -> None:
     """torch raises at the first operation of a step that synchronises."""
-    step = step_of(method, 10, "cuda", **(MTT_STEP if method == "mtt" else STEPS[method]))
+    step = a_step(method, 10, "cuda")
     for _ in range(2):
         step()
     torch.cuda.set_sync_debug_mode("error")
