@@ -37,6 +37,7 @@ class Presets:
         paper: the paper's setting as a function of data set name and images a class; None: no scenario names are made for the method.
         released: the same for released code that differs from its paper.
         short: a run on two CPU cores, for images of 28 x 28 to 32 x 32 pixels.
+        short_step: step size of ``short`` for each image a class; None: one for all numbers.
         digits: the same for the built-in digits.
         memory: a replay memory's experience, a few seconds to a minute for two classes on two CPU cores.
         client: a federated client's upload.
@@ -50,6 +51,7 @@ class Presets:
     paper: Callable[[str, int], Paper] | None = None
     released: Callable[[str, int], Paper] | None = None
     short: Settings = field(default_factory=dict)
+    short_step: float | None = None
     digits: Settings = field(default_factory=dict)
     memory: Settings = field(default_factory=dict)
     client: Settings = field(default_factory=lambda: {"augmentation": "none"})
@@ -58,6 +60,10 @@ class Presets:
     published_ipc: Mapping[str, int] = field(default_factory=dict)
     above: str = ""
     batchnorm_at_50: bool = False
+
+    def short_form(self, ipc: int) -> dict[str, object]:
+        """``short`` at ``ipc`` images a class."""
+        return {**self.short, **({} if self.short_step is None else {"lr_img": self.short_step * ipc})}
 
 
 def presets_of(method: type) -> Presets:

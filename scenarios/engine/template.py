@@ -66,7 +66,7 @@ def from_template(name: str) -> Tables | None:
     else:
         settings = {"cross": "a short form across architectures", "short": "a short form"}.get(form, "a short form at width 64")
         more = SEAMS[which] if form == "seams" else {}
-        tables = _short(method, data, ipc, {**(presets.digits if data == "digits" else presets.short), **more}, form)
+        tables = _short(method, data, ipc, {**(presets.digits if data == "digits" else presets.short_form(ipc)), **more}, form)
     shown = f"dm with {which}" if form == "seams" else method
     return {"kind": "condense", "title": f"{data}, {shown}, {ipc} image{'s' if ipc > 1 else ''} a class, {settings}", **tables}
 
