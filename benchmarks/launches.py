@@ -7,14 +7,24 @@ Counted on device "meta" (benchmarks/counting.py), ConvNet-3 of width 128, 32 x 
 """
 
 import argparse
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from benchmarks.core import PAGE
-from benchmarks.counting import counted, made_data, step_of
+from benchmarks.counting import Counting, Counts, counted, made_data, moved, step_of
 from benchmarks.page import with_launches
 from distill.batches import GROUP_PIXELS
+from distill.coresets import select
+from distill.evaluation import accuracy
+from distill.experts import ExpertConfig, _epochs
 from distill.methods import METHODS
+from distill.networks import create
+from distill.randomness import generator
 from distill.records import read_json, write_json, write_whole
+from distill.train import PROTOCOLS, train_network
 
 KEPT = Path(__file__).parent / "expected" / "launches.json"
 IPC, CLASSES = 10, (10, 100)
@@ -32,6 +42,58 @@ SETTINGS: dict[str, dict[str, object]] = {
 }
 
 
+def as_row(counts: Counts, groups: int) -> dict[str, object]:
+    """What the record holds of counts, and of how many groups of about 2,048 images of 32 x 32 they are."""
+    return {
+        "operations": counts.operations,
+        "groups": groups,
+        "waits": dict(counts.waits),
+        "transfers": counts.transfers,
+        "mixed": dict(counts.mixed),
+        "peak_bytes": counts.peak,
+    }
+
+
+def between(steps: Callable[[int], object]) -> dict[str, object]:
+    """Counts of one step in the middle of a training: those of three steps less those of two; the peak is that of three."""
+    found = []
+    for number in (2, 3):
+        with Counting() as counts:
+            steps(number)
+        found.append(counts)
+    two, three = found
+    one = Counts(three.operations - two.operations, three.waits - two.waits, three.transfers - two.transfers, three.mixed, three.peak)
+    return as_row(one, 1)
+
+
+def learner_step(classes: int) -> dict[str, object]:
+    """An optimiser step of an evaluation network on a set of `IPC` images a class, at most 256 of them, which are rotated."""
+    tiny = moved(select(made_data(classes, IPC), "random", IPC, generator(0, "set")))
+    recipe = dataclasses.replace(PROTOCOLS["dm"], augmentation="rotate")  # of DSA's transforms the one of most operations
+    return between(lambda steps: train_network(tiny, "ConvNet", dataclasses.replace(recipe, max_steps=steps), 0))
+
+
+def expert_step(classes: int) -> dict[str, object]:
+    """An optimiser step of an expert on 256 images, which are rotated."""
+    data, config = made_data(classes, -(-3 * 256 // classes)), ExpertConfig(experts=1, epochs=1, augmentation="rotate")
+
+    def steps(number: int) -> None:
+        part = dataclasses.replace(data, train=data.train.at(torch.arange(number * 256)))
+        list(_epochs(moved(part), config, config.network, 0))
+
+    return between(steps)
+
+
+def test_pass(classes: int) -> dict[str, object]:
+    """The accuracy of a network on 10,000 images."""
+    data = moved(made_data(classes, 10_000 // classes))
+    network = create("ConvNet", data.spec, generator(0, "weights"), "meta")
+    return as_row(counted(lambda: accuracy(network, data, "train")), -(-10_000 // 2048))
+
+
+OTHERS = {"learner's step": learner_step, "expert's step": expert_step, "test pass": test_pass}
+
+
 def row(method: str, classes: int, ipc: int = IPC, side: int = 32, network: str = "ConvNet") -> dict[str, object]:
     """Counts of one step, and how many groups the images make that pass through a network."""
     config = METHODS[method][0]()
@@ -40,21 +102,14 @@ def row(method: str, classes: int, ipc: int = IPC, side: int = 32, network: str 
     images = classes * (batch + passes * ipc * (4 if config.decode != "none" else 1))
     settings = {"network": network, **SETTINGS.get(method, {})}
     counts = counted(step_of(method, made_data(classes, batch, (3, side, side)), ipc, "meta", **settings))
-    return {
-        "operations": counts.operations,
-        "groups": 1 if method == "mtt" else -(-images * side**2 // GROUP_PIXELS),
-        "waits": dict(counts.waits),
-        "transfers": counts.transfers,
-        "mixed": dict(counts.mixed),
-        "peak_bytes": counts.peak,
-    }
+    return as_row(counts, 1 if method == "mtt" else -(-images * side**2 // GROUP_PIXELS))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="a file; rows that it holds already stay in it")
     parser.add_argument("--page", action="store_true")
-    parser.add_argument("--only", default=",".join(LIMIT))
+    parser.add_argument("--only", default=",".join([*LIMIT, *OTHERS]))
     options = parser.parse_args()
     if options.page:
         write_whole(PAGE, with_launches(PAGE.read_text(), read_json(KEPT)))
@@ -63,7 +118,10 @@ def main() -> None:
     for method in options.only.split(","):
         for classes in (*CLASSES, LARGE_ROW) if method in LARGE else CLASSES:
             if str(classes) not in results.setdefault(method, {}):
-                found = row(method, classes) if isinstance(classes, int) else row(method, 200, 50, 64, "ConvNetD4")
+                if method in OTHERS:
+                    found = OTHERS[method](int(classes))
+                else:
+                    found = row(method, classes) if isinstance(classes, int) else row(method, 200, 50, 64, "ConvNetD4")
                 results[method][str(classes)] = found
                 print(method, classes, found, flush=True)
                 if options.json:

@@ -59,5 +59,9 @@ def test_the_table_of_launches_is_made_from_its_record_which_is_within_the_limit
         for row in rows.values():
             assert (row["waits"], row["mixed"]) == ({}, {})
             assert row["operations"] <= limit * row["groups"]
+    for name in launches.OTHERS:
+        for row in record["results"][name].values():
+            assert sum(row["waits"].values()) == (name == "test pass"), "its result"
+            assert row["operations"] <= 250 * row["groups"]
     for method in launches.LARGE:
         assert record["results"][method][launches.LARGE_ROW]["peak_bytes"] < launches.LARGE_LIMIT
