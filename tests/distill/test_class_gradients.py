@@ -81,19 +81,24 @@ def test_two_passes_equal_one(distance: str) -> None:
 
 
 def test_which_networks_take_classes_together() -> None:
-    """torch's second derivatives of layer norm are wrong under vmap; this fails when they are mended, and the rule may go."""
+    """The listed ones whose images do not depend on each other and whose second derivatives are right."""
     device, spec = torch.device("meta"), toy().spec
     for name, expected in [("ConvNetD1W32", True), ("MLP", True), ("ConvNetD1W32BN", False), ("ConvNetD1W32LN", False)]:
         network = create(name, spec, generator(0, "weights"), device)
         assert together(network, device) is expected, name
         assert not together(network, torch.device("cpu"))
     assert not together(torch.nn.Flatten(), device)
+
+
+@pytest.mark.xfail(reason="torch's second derivatives of layer norm are wrong under vmap (2.15)")
+def test_layer_norm_under_vmap() -> None:
+    """Where this passes, `together` may take networks with layer norm."""
     network, images, labels = setting("ConvNetD1W32LN", [2, 2])
     real = [one_class(network, x + 1, y) for x, y in zip(images.split(2), labels.split(2), strict=True)]
     leaves = [part.clone().requires_grad_(True) for part in images.split(2)]
     mapped = matched(network, real, torch.cat(leaves), labels, [2, 2], distance="layerwise", leaves=leaves)[1]
-    for r, x, y, wrong in zip(real, leaves, labels.split(2), mapped, strict=True):
-        assert off_by(wrong, matched(network, [r], x, y, [2], distance="layerwise", leaves=[x])[1][0]) > 1e-3
+    for r, x, y, slope in zip(real, leaves, labels.split(2), mapped, strict=True):
+        assert off_by(slope, matched(network, [r], x, y, [2], distance="layerwise", leaves=[x])[1][0]) < 1e-12
 
 
 def test_groups_are_bounded_by_images_and_by_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
