@@ -1,7 +1,6 @@
 """Settings that methods share: how images are stored and updated, and which networks they are compared in."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import pydantic
@@ -9,14 +8,13 @@ from pydantic import Field
 
 from distill.configure import STRICT
 from distill.decode import from_text
-from distill.errors import InputError
 
 PoolKind = Literal["random", "early", "blend", "walk", "stages", "sphere"]
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
-class SharedConfig:
-    """The first fields of a method's config. At their defaults a method runs as it is published.
+class ImageConfig:
+    """Settings of the images that every method has: how they are stored and updated.
 
     Attributes:
         decode: how images are stored: "none", "formation:F" or "frequency:K" (`distill.decode`).
@@ -24,6 +22,26 @@ class SharedConfig:
         schedule: step size of the images over the run: "constant", or "cosine" down to zero.
         clamp: whether stored pixels are kept in the data's range [0, 1] after each update.
         updates: one update for all classes ("together"), or one after the other with one momentum ("per_class", as IDC and DANCE do).
+    """
+
+    decode: str = "none"
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    schedule: Literal["constant", "cosine"] = "constant"
+    clamp: bool = False
+    updates: Literal["together", "per_class"] = "together"
+
+    @pydantic.field_validator("decode")
+    @classmethod
+    def _known(cls, text: str) -> str:
+        from_text(text)
+        return text
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+class SharedConfig(ImageConfig):
+    """The first fields of a method's config. At their defaults a method runs as it is published.
+
+    Attributes:
         flipped: whether the synthetic images are matched together with their mirror images (FYI, Son et al., ECCV 2024).
         pool: the networks that images are compared in (`distill.pool`).
         pool_networks: number of trained networks in the pool.
@@ -39,11 +57,6 @@ class SharedConfig:
             ICCV 2023). "kmeans" reads every image, so that private statistics refuse it.
     """
 
-    decode: str = "none"
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    schedule: Literal["constant", "cosine"] = "constant"
-    clamp: bool = False
-    updates: Literal["together", "per_class"] = "together"
     flipped: bool = False
     pool: PoolKind = "random"
     pool_networks: Annotated[int, Field(ge=1)] = 5
@@ -55,21 +68,8 @@ class SharedConfig:
     calibration_every: Annotated[int, Field(ge=1)] = 1
     real_batches: Literal["random", "kmeans"] = "random"
 
-    @pydantic.field_validator("decode")
-    @classmethod
-    def _known(cls, text: str) -> str:
-        from_text(text)
-        return text
-
 
 SHARED = {field.name: field.default for field in dataclasses.fields(SharedConfig)}
-
-
-def refuse(config: SharedConfig, names: Sequence[str], why: str) -> None:
-    """Raises `InputError` where one of these settings is used by a method for which it has no meaning."""
-    for name in names:
-        if getattr(config, name) != SHARED[name]:
-            raise InputError(f"{why}, so it has no {name}; leave it out.")
 
 
 def trains_networks(config: SharedConfig) -> bool:

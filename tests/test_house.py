@@ -88,7 +88,10 @@ def config_fields(tree: ast.Module, *, derived: bool = True) -> Iterator[str]:
             and any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
             and (
                 derived
-                or not any(ast.unparse(base).endswith("Config") and not ast.unparse(base).endswith("SharedConfig") for base in node.bases)
+                or not any(
+                    ast.unparse(base).endswith("Config") and not ast.unparse(base).endswith(("SharedConfig", "ImageConfig"))
+                    for base in node.bases
+                )
             )
         ):
             targets = [item.target for item in node.body if isinstance(item, ast.AnnAssign)]

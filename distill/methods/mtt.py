@@ -27,7 +27,7 @@ from distill.methods.mtt_table import paper
 from distill.methods.presets import Presets
 from distill.networks import Factory, create, flops
 from distill.randomness import generator as stream
-from distill.shared_config import SharedConfig, refuse
+from distill.shared_config import ImageConfig
 from distill.statistics import RealStatistics
 from distill.synthetic import Initial, Synthetic
 
@@ -80,7 +80,7 @@ STEP_SIZE = (
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
-class MTTConfig(SharedConfig):
+class MTTConfig(ImageConfig):
     """Settings of MTT. Defaults are the authors' for CIFAR-10 at 10 images per class without ZCA; other data need others
     (`distill.methods.mtt_table`).
 
@@ -192,7 +192,6 @@ class MTT:
         device = self.synthetic.stored.device
         self.lr = torch.tensor(initial.lr or config.lr_init, device=device)
         self.lr_velocity = torch.zeros_like(self.lr)
-        refuse(config, ("pool", "pool_draws", "calibration", "flipped", "real_batches"), "mtt compares weights, not images in networks")
         if config.soft_labels and initial.decode is not None:
             raise InputError("mtt learns one label an image, and a decoded set stores one for several; leave out soft_labels or decode.")
         soft = initial.labels.is_floating_point()

@@ -24,7 +24,7 @@ DATA = ("mnist", "fashion-mnist", "svhn", "cifar10", "cifar100")
 IPC = (1, 10, 50)
 ARCHITECTURES = ("ConvNet", "MLP", "LeNet", "AlexNet", "VGG11", "ResNet18")
 # Settings that DM shares with later methods, each alone and together: what does which one bring?
-SMALL: Settings = {"network": "ConvNetW64", "batch_real": 64}  # MTT, which has no real batches, keeps the network of its short form
+SMALL: Settings = {"network": "ConvNetW64", "batch_real": 64}  # MTT keeps the network of its short form
 _DECODE, _CALIBRATION = {"decode": "formation:2", "clamp": True, "augmentation": "color_crop_cutout"}, {"calibration": 1.0}
 _TRAINED = {"pool_networks": 2, "pool_epochs": 2}
 SEAMS: dict[str, Settings] = {
@@ -106,7 +106,7 @@ def _short(method: str, data: str, ipc: int, preset: Settings, form: str) -> Tab
             "recipe": {**SHORT_RECIPE, "max_steps": 150},
         }
     if form in ("small", "seams"):
-        settings |= SMALL if hasattr(distill.methods.METHODS[method][0](), "batch_real") else {}
+        settings |= SMALL if hasattr(distill.methods.METHODS[method][0](), "pool") else {}
         plain, decoded = form == "small" and first, preset == {**_PRESETS[method].short, **_DECODE}
         real = ["random", "herding"] if plain else ["random-decoded", "herding-decoded"] if decoded else []
         evaluation |= {"networks": ["ConvNetW64"], "seeds": 3, "baselines": real}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from distill import batches
 from distill.checkpoint import load_checkpoint, save_checkpoint, state_of
+from distill.configure import configure
 from distill.data import ImageData
 from distill.decode import as_text, from_text
 from distill.errors import InputError
@@ -40,13 +41,13 @@ class Case(NamedTuple):
 
 def refusal(case: Case, *, clamp: bool = False, **settings: object) -> str | None:
     """What the one line of a refused combination holds; None where it runs. ``settings`` have values that are not the default."""
-    if clamp and case.decode.startswith("frequency"):
-        return "clamp keeps pixels in the data's range, and frequency:9 rows are no pixels; leave it out"
     if case.method == "mtt":
         refused = [name for name in ("pool", "calibration", "flipped", "real_batches") if name in settings]
         if case.pool != "random" or refused:
             name = "pool" if case.pool != "random" else refused[0]
-            return f"mtt compares weights, not images in networks, so it has no {name}; leave it out"
+            return f"key '{name}' is not known"
+    if clamp and case.decode.startswith("frequency"):
+        return "clamp keeps pixels in the data's range, and frequency:9 rows are no pixels; leave it out"
     return None
 
 
@@ -75,7 +76,11 @@ def ids(case: Case) -> str:
 def make(case: Case, data: ImageData, **settings: object):
     config, kind = METHODS[case.method]
     common = {**SETTINGS, **ALSO.get(case.method, {}), "iterations": 3, "initial": "real", "clamp": False}
-    made = config(**{**common, "decode": case.decode, "pool": case.pool, **settings})
+    values = {**common, "decode": case.decode, "pool": case.pool, **settings}
+    if case.method == "mtt":  # which has no setting for networks that images are compared in
+        off = {name for name, value in values.items() if value == SHARED.get(name, ...) and not hasattr(config, name)}
+        values = {name: value for name, value in values.items() if name not in {*off, "pool_networks", "pool_epochs"}}
+    made = configure(config, values, case.method)
     statistics = ExactStatistics(data)
     return kind(made, initial_set(statistics, made.initial, 1, generator(0, "initial"), from_text(made.decode))), statistics
 
