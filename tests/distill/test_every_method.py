@@ -176,7 +176,7 @@ def test_uneven_classes_and_an_absent_one(method: str) -> None:
 @METHOD
 def test_batchnorm_and_a_network_of_ones_own(method: str, toy_data: ImageData) -> None:
     settings = {**small(method), "ipc": 2, "iterations": 2}
-    mixed = METHODS[method][0]().pool in ("blend", "early")
+    mixed = getattr(METHODS[method][0](), "pool", "random") in ("blend", "early")
     if mixed:
         with pytest.raises(InputError, match="mixes weights, which networks with batch normalisation do not take"):
             condense(toy_data, method, **{**settings, "network": "ConvNetD1W32BN"})
