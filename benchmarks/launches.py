@@ -98,7 +98,7 @@ def row(method: str, classes: int, ipc: int = IPC, side: int = 32, network: str 
     """Counts of one step, and how many groups the images make that pass through a network."""
     config = METHODS[method][0]()
     batch = config.batch_real
-    passes = 2 if method == "idm" or getattr(config, "calibration", False) else 1  # of the synthetic images: another one in a trained network
+    passes = 2 if method == "idm" or getattr(config, "calibration", False) else 1  # the second in a trained network
     images = classes * (batch + passes * ipc * (4 if config.decode != "none" else 1))
     settings = {"network": network, **SETTINGS.get(method, {})}
     counts = counted(step_of(method, made_data(classes, batch, (3, side, side)), ipc, "meta", **settings))
