@@ -1,11 +1,12 @@
 """docs/speed.md says what the kept record says, and the record is of what the page promises."""
 
 import statistics
+from pathlib import Path
 
-from benchmarks import launches, steps
+from benchmarks import equal_cost, launches, steps
 from benchmarks.core import KEPT, PAGE, TARGETS
 from benchmarks.page import with_launches, with_steps, with_table
-from distill.records import read_json
+from distill.records import append_line, read_json
 
 
 def test_the_page_is_made_from_the_record() -> None:
@@ -65,3 +66,28 @@ def test_the_table_of_launches_is_made_from_its_record_which_is_within_the_limit
             assert row["operations"] <= 250 * row["groups"]
     for method in launches.LARGE:
         assert record["results"][method][launches.LARGE_ROW]["peak_bytes"] < launches.LARGE_LIMIT
+
+
+def test_equal_cost_counts_the_last_whole_run_of_a_method(tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger.jsonl"
+
+    def point(minutes: int, accuracy: float) -> equal_cost.Point:
+        seconds, accuracies = 60.0 * minutes, [accuracy, accuracy + 2]
+        return {"method": "dm", "minutes": minutes, "seconds": seconds, "prepared": 30.0, "steps": 10 * minutes, "accuracy": accuracies}
+
+    for line in (point(1, 40.0), point(1, 42.0), point(2, 44.0)):  # the first run was stopped
+        append_line(ledger, dict(line))
+    assert equal_cost.finished(ledger) == {}
+    append_line(ledger, {"method": "dm", "done": True})
+    points = equal_cost.finished(ledger)["dm"]
+    assert points == [point(1, 42.0), point(2, 44.0)]
+    record: equal_cost.Comparison = {
+        "data": "digits",
+        "ipc": 1,
+        "network": "ConvNetW16",
+        "networks": 2,
+        "recipe": {},
+        "environment": {"processor": "a processor"},
+        "points": points,
+    }
+    assert equal_cost.table(record).splitlines()[-1] == "| `dm` | 43.0 | 45.0 | 0.5 min | 4.50 |"

@@ -125,7 +125,7 @@ class PoisonedStatistics(ExactStatistics):
         norm: float | None = None,
     ) -> Tensor:
         self._learn(embed)
-        return super().class_means(embed, batch_size, augment, generator, joint=joint)
+        return super().class_means(embed, batch_size, augment, generator, joint=joint, norm=norm)
 
     def class_gradients(
         self, network: nn.Module, batch_size: int, augment: Augment | None, generator: torch.Generator

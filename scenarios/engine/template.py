@@ -23,10 +23,10 @@ CHEAP_FIRST = sorted(METHODS, key=lambda name: _PRESETS[name].cost)
 DATA = ("mnist", "fashion-mnist", "svhn", "cifar10", "cifar100")
 IPC = (1, 10, 50)
 ARCHITECTURES = ("ConvNet", "MLP", "LeNet", "AlexNet", "VGG11", "ResNet18")
-# Settings that DM shares with later methods, each alone and together: what does which one bring?
 SMALL: Settings = {"network": "ConvNetW64", "batch_real": 64}  # MTT keeps the network of its short form
 _DECODE, _CALIBRATION = {"decode": "formation:2", "clamp": True, "augmentation": "color_crop_cutout"}, {"calibration": 1.0}
 _TRAINED = {"pool_networks": 2, "pool_epochs": 2}
+# Settings that DM shares with later methods, each alone and together: what does which one bring?
 SEAMS: dict[str, Settings] = {
     "decode": _DECODE,
     "calibration": {**_CALIBRATION, **_TRAINED},

@@ -10,7 +10,7 @@ import pytest
 from distill.augment import DSA
 from distill.errors import InputError
 from kept import pages as tables
-from kept.condense import COLUMNS, readme_table
+from kept.condense import COLUMNS, methods_tables, readme_table
 from kept.headlines import HEADLINES, headlines
 from kept.pages import BEGIN, EXPECTED, ROOT, Keeper, kept, page_of, page_text, pages, rows_of, with_table
 from kept.published import PUBLISHED, judging, published, reproduced
@@ -265,3 +265,18 @@ def test_a_record_read_back_still_has_its_method_first(tmp_path: Path) -> None:
     record = {"status": "done", "results": {"ipc1": {"accuracy": {"dm": row, "class_mean": row}}}}
     write_json(tmp_path / "record.json", record)
     assert answer(read_json(tmp_path / "record.json")).startswith("1 image a class by dm trains a network to ")
+
+
+def test_runs_at_width_64_are_one_table_the_best_first() -> None:
+    some = kept()["short-dm-cifar10-ipc10"]
+    method, real = (next(row for row in some if bool(row["iterations"]) == learned) for learned in (True, False))
+    rows = [
+        {**real, "scenario": "small-dm-cifar10-ipc10", "network": "ConvNetW64", "mean": "31.00"},
+        {**method, "scenario": "seams-decode-calibration-cifar10-ipc10", "network": "ConvNetW64", "mean": "56.00"},
+        {**method, "scenario": "small-dance-cifar10-ipc10", "set": "dance", "network": "ConvNetW64", "mean": "58.00"},
+    ]
+    first, small = methods_tables([*some, *rows]).split("\n\n")
+    assert first == readme_table(some)
+    head, _, *lines = small.splitlines()
+    assert "cifar10, IPC 10, ConvNetW64" in head
+    assert [line.split("|")[1].strip() for line in lines] == ["**dance**", "dm + decode + calibration", "random"]
