@@ -23,6 +23,7 @@ class Cut(KeyboardInterrupt):
 
 
 _noticed = [-math.inf]  # when a handler ran last; a list, because a signal handler takes no lock
+_raised = [-math.inf]  # when `at_once` ran last
 
 
 def noticed_since(moment: float) -> bool:
@@ -30,9 +31,14 @@ def noticed_since(moment: float) -> bool:
     return _noticed[0] > moment - SAME_STOP_SECONDS
 
 
+def raised_since(moment: float) -> bool:
+    """Whether `at_once` has run since ``moment``, or just before it for the same key press: the process is about to end."""
+    return _raised[0] > moment - SAME_STOP_SECONDS
+
+
 def at_once(number: int, frame: FrameType | None) -> None:
     """A signal handler: raises `KeyboardInterrupt`, as Python's own does, and records the time for `noticed_since`."""
-    _noticed[0] = time.monotonic()
+    _noticed[0] = _raised[0] = time.monotonic()
     raise KeyboardInterrupt
 
 

@@ -5,6 +5,9 @@ where a step is made to its end.
 
 A signal handler in Python runs between two bytecodes. A matrix decomposition or a large sort is one bytecode and may take minutes. What a
 study has finished is on the disk at every moment (it survives ``kill -9``), so a process that does not notice a signal is ended.
+
+A `KeyboardInterrupt` can also be lost: Python ignores one that is raised in a finaliser or in a callback of the garbage collector. A
+process that still runs `END_SECONDS` after one was raised is ended as well.
 """
 
 import contextlib
@@ -21,11 +24,13 @@ from typing import NoReturn
 from distill import stopping
 
 ANSWER_SECONDS = 1.5
+END_SECONDS = 30.0  # longer than Flower's engines and sweeps take to end
 _before: set[int] = set()  # children that a shell left to this process; they are not ours to end
 
 
 def watch(last_words: str) -> None:
-    """From here on a stop that the main thread does not notice within `ANSWER_SECONDS` ends the process, after these words on stderr."""
+    """From here on a stop that the main thread does not notice within `ANSWER_SECONDS`, or that has raised `KeyboardInterrupt` without an
+    end within `END_SECONDS`, ends the process, after these words on stderr."""
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # a command in the background ignores Ctrl-C
         return
     _before.update(_children())
@@ -38,17 +43,26 @@ def watch(last_words: str) -> None:
 
 def _wait(read: socket.socket, written: socket.socket, last_words: str) -> None:
     """The thread's work; ``written`` is held so that it stays open."""
-    while number := read.recv(1):
-        if number[0] in stopping.STOPS:
+    while True:
+        try:
+            number = read.recv(1)[0]
+        except TimeoutError:  # `KeyboardInterrupt` was raised, and lost
+            _end_with_words(last_words)
+        if number in stopping.STOPS:
             asked = time.monotonic()
             while not (noticed := stopping.noticed_since(asked)) and time.monotonic() < asked + ANSWER_SECONDS:
                 time.sleep(0.05)
             if not noticed:
-                # The plain system call: the main thread may hold the lock of a stream.
-                show_cursor = "\x1b[?25h\n" if os.isatty(2) else ""  # which a progress bar that is cut short has hidden
-                os.write(2, f"{show_cursor}{last_words}\n".encode())
-                stopping.before_the_end()
-                end(130)
+                _end_with_words(last_words)
+            read.settimeout(END_SECONDS if stopping.raised_since(asked) else None)
+
+
+def _end_with_words(last_words: str) -> NoReturn:
+    # The plain system call: the main thread may hold the lock of a stream.
+    show_cursor = "\x1b[?25h\n" if os.isatty(2) else ""  # which a progress bar that is cut short has hidden
+    os.write(2, f"{show_cursor}{last_words}\n".encode())
+    stopping.before_the_end()
+    end(130)
 
 
 def end(code: int) -> NoReturn:

@@ -27,6 +27,18 @@ with stopping.stop_signals(True) as stop:
 print('saved')
 """
 
+# Python ignores the KeyboardInterrupt that is raised in a finaliser.
+LOST = """
+from scenarios.commands import ctrl_c
+ctrl_c.END_SECONDS = 1.0
+class Held:
+    def __del__(self):
+        time.sleep(60)
+held = Held()
+del held
+time.sleep(60)
+"""
+
 
 def started(work: str) -> subprocess.Popen[str]:
     child = subprocess.Popen([sys.executable, "-c", PROGRAM + work], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -53,3 +65,12 @@ def test_a_stop_that_was_noticed_is_left_to_its_handler() -> None:
     child.send_signal(signal.SIGINT)
     out, _ = child.communicate(timeout=60)
     assert (child.returncode, out) == (0, "saved\n")
+
+
+def test_a_lost_interrupt_ends_the_process_all_the_same() -> None:
+    child = started(LOST)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=40)
+    assert child.returncode == 130
+    assert errors.startswith("Exception ignored in: <function Held.__del__")
+    assert errors.endswith("last words\n")
