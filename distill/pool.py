@@ -4,6 +4,7 @@ Trained networks come from `RealStatistics.trajectories`, which keeps them in a 
 share of their budget, or on public data.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +15,9 @@ from distill.batches import Augment
 from distill.devices import normal, sent
 from distill.errors import InputError, clipped
 from distill.experts import ExpertConfig, Trajectories
+from distill.fast import Compile, Precision, accelerated
 from distill.matching import calibration_gradients
-from distill.networks import Factory, around, create, has_batchnorm, parameter_count, renew
+from distill.networks import Factory, around, create, flops, has_batchnorm, parameter_count, renew
 from distill.randomness import generator as stream
 from distill.shared_config import SharedConfig, trains_networks
 from distill.spec import DataSpec
@@ -52,21 +54,34 @@ class Pool:
     Where the factory is `Received`, its weights are the trained ones and nothing is trained.
     """
 
-    def __init__(self, config: SharedConfig, factory: Factory, network: str, augmentation: str, *, batch_real: int) -> None:
+    def __init__(
+        self,
+        config: SharedConfig,
+        factory: Factory,
+        network: str,
+        augmentation: str,
+        *,
+        batch_real: int,
+        steps: int = 0,
+        precision: Precision = "float32",
+        compile: Compile = "off",
+    ) -> None:
         """``factory`` makes networks, ``network`` is its name for the cache, ``augmentation`` that of the trainings; ``batch_real`` real
-        images per class and step are compared in them."""
+        images per class and step are compared in them; ``steps`` is the number of steps, for the decision to compile the calibration."""
         if config.pool_draws and config.pool in ("walk", "sphere"):
             raise InputError(
                 f"pool_draws fixes draws of networks, and pool {config.pool!r} takes each after the one before; leave pool_draws out, or "
                 "take pool 'blend'."
             )
-        self.config, self.factory, self.kind, self.batch_real = config, factory, config.pool, batch_real
+        self.config, self.factory, self.kind, self.batch_real, self.steps = config, factory, config.pool, batch_real, steps
+        self.precision, self.compile = precision, compile
         per_epoch = WALK_SNAPSHOTS if config.pool == "walk" else 1
         networks, epochs, lr, batch = config.pool_networks, config.pool_epochs, config.pool_lr, config.pool_batch
         self.experts = ExpertConfig(networks, epochs, lr, batch, network, augmentation, momentum=0.9, per_epoch=per_epoch)
         self.trajectories: Trajectories | None = None
         self.network: nn.Module | None = None
         self.judge: nn.Module | None = None
+        self._judged: Callable[[Tensor], Tensor] | None = None  # its outputs, perhaps compiled or in bfloat16
         self.centre: Tensor | None = None
         self.source: torch.Generator | None = None  # of the last drawn network, and of what is drawn with it
         self.walk = torch.zeros(2, dtype=torch.int64)  # expert and snapshot of the walking network
@@ -148,7 +163,11 @@ class Pool:
         weight, every = self.config.calibration, self.config.calibration_every
         if weight == 0 or step % every:
             return gradients
-        _, more = calibration_gradients(self.trained(statistics, generator), classes, augment)
+        network = self.trained(statistics, generator)
+        if self._judged is None:
+            work = 3 * flops(network, statistics.spec) * sum(len(part) for part, _ in classes) * (self.steps // every)
+            self._judged = accelerated(network, statistics.device, work, self.precision, self.compile)
+        _, more = calibration_gradients(self._judged, classes, augment)
         return list((torch.cat(gradients) + weight * every * torch.cat(more)).split([len(part) for part in more]))
 
     def _shape(self) -> Factory:

@@ -89,7 +89,7 @@ class DataDAMConfig(SharedConfig):
         network: matching network.
         augmentation: strategy; "auto": DSA's for the data.
         initial: initialisation of the images.
-        precision: "bf16" applies to the real images only.
+        precision: as DM's.
         compile: see `distill.fast`.
     """
 
@@ -140,7 +140,16 @@ class DataDAM:
         self.synthetic = Synthetic(initial, config, self.total_steps)
         self.batches = RealBatches(config.real_batches)
         name = config.network or form.network or "ConvNet"
-        self.pool = Pool(config, self.factory, name, self.augmentation, batch_real=self.batch_real)
+        self.pool = Pool(
+            config,
+            self.factory,
+            name,
+            self.augmentation,
+            batch_real=self.batch_real,
+            steps=self.total_steps,
+            precision=config.precision,
+            compile=config.compile,
+        )
 
     @property
     def condensed(self) -> CondensedSet:
@@ -183,14 +192,17 @@ class DataDAM:
         network = self.pool.draw(statistics, generator).train().requires_grad_(False)
         if network is not self.network:
             stays = isinstance(self.factory, str) or self.config.pool != "random"  # compiling for one step is never worth it
-            work = flops(network, statistics.spec) * self.batch_real * len(statistics.classes) * self.total_steps if stays else 0
+            each = flops(network, statistics.spec) * self.total_steps if stays else 0
+            work = each * self.batch_real * len(statistics.classes)
 
             def view(images: Tensor) -> Tensor:
                 return self.matched(network, images)
 
-            self.view = view
-            config = self.config
-            self.real_view = accelerated(view, statistics.device, work, config.precision, config.compile if stays else "off")
+            config, device = self.config, statistics.device
+            backward = 3 * each * len(self.synthetic.labels) * (2 if config.flipped else 1)
+            compile = config.compile if stays else "off"
+            self.view = accelerated(view, device, backward, config.precision, compile)
+            self.real_view = accelerated(view, device, work, config.precision, compile)
             self.network = network
         return network
 

@@ -70,7 +70,7 @@ class DMConfig(SharedConfig):
         logits: match the network's outputs as well as its features, as FedDM does (Xiong et al., CVPR 2023).
         radius: instead of drawing a new network in each step, move one network to a random point at this distance in weight space, as
             FedDM does.
-        precision: "bf16" applies to the real images only.
+        precision: of the networks' forward and backward passes; "bf16" is bfloat16 under autocast, with float32 weights and images.
         compile: see `distill.fast`.
     """
 
@@ -104,7 +104,16 @@ class DM:
         self.augmentation = for_data(initial.spec) if config.augmentation == "auto" else config.augmentation
         self.strategy = strategy(self.augmentation)
         self.batches = RealBatches(config.real_batches)
-        self.pool = Pool(config, self.factory, config.network, self.augmentation, batch_real=config.batch_real)
+        self.pool = Pool(
+            config,
+            self.factory,
+            config.network,
+            self.augmentation,
+            batch_real=config.batch_real,
+            steps=config.iterations,
+            precision=config.precision,
+            compile=config.compile,
+        )
         self.lr_img = config.lr_img or image_step(initial.spec, initial.ipc)
         self.total_steps = config.iterations
 
@@ -174,13 +183,16 @@ class DM:
             stays = (
                 isinstance(self.factory, str) or config.pool != "random" or config.radius is not None
             )  # compiling for one step is never worth it
-            work = flops(network, statistics.spec) * config.batch_real * len(statistics.classes) * self.total_steps if stays else 0
+            each = flops(network, statistics.spec) * self.total_steps if stays else 0
+            work = each * config.batch_real * len(statistics.classes)
+            backward = 3 * each * len(self.synthetic.labels) * (2 if config.flipped else 1)
+            compile = config.compile if stays else "off"
 
             def features(images: Tensor) -> Tensor:
                 return self.features(network, images)
 
-            self.real_features = accelerated(features, device, work, config.precision, config.compile if stays else "off")
-            self.synthetic_features = features
+            self.real_features = accelerated(features, device, work, config.precision, compile)
+            self.synthetic_features = accelerated(features, device, backward, config.precision, compile)
             self.network = network
         return network
 

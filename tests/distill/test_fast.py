@@ -9,6 +9,7 @@ from distill import fast
 from distill.fast import WORTH_FLOPS, Fast, accelerated
 from distill.networks import create, embed
 from distill.randomness import generator
+from distill.run import condense
 from distill.train import Recipe, train_network
 from tests.conftest import toy
 
@@ -48,13 +49,17 @@ def test_automatic_compiling_looks_at_the_work(monkeypatch: pytest.MonkeyPatch) 
     calls: list[object] = []
     monkeypatch.setattr(torch, "compile", lambda function, **_: calls.append(function) or function)
     plain = network()
-    for work, compile, expected in (
-        (0.5 * WORTH_FLOPS["cpu"], "auto", 0),
-        (2 * WORTH_FLOPS["cpu"], "auto", 1),
-        (2 * WORTH_FLOPS["cpu"], "off", 1),
-        (0.0, "on", 2),
+    repays, near = WORTH_FLOPS["cpu", "float32"], WORTH_FLOPS["cpu", "bf16"]
+    assert near < repays  # bfloat16 gains more
+    for work, precision, compile, expected in (
+        (0.5 * repays, "float32", "auto", 0),
+        (2 * repays, "float32", "auto", 1),
+        (2 * repays, "float32", "off", 1),
+        (0.0, "float32", "on", 2),
+        (0.5 * near, "bf16", "auto", 2),
+        (2 * near, "bf16", "auto", 3),
     ):
-        accelerated(plain, CPU, work, "float32", compile)(images())  # type: ignore[arg-type]
+        accelerated(plain, CPU, work, precision, compile)(images())  # type: ignore[arg-type]
         assert len(calls) == expected
 
 
@@ -84,6 +89,21 @@ def test_a_learner_trained_in_bfloat16_learns() -> None:
     assert accuracy(near, data, precision="bf16") > 90
     assert not torch.equal(next(exact.parameters()), next(near.parameters()))
     assert all(p.dtype == torch.float32 for p in near.parameters())
+
+
+def test_a_step_of_compiled_or_bfloat16_networks_is_the_plain_one() -> None:
+    """Real images, synthetic images and the calibration: each has a function that is compiled, or runs in bfloat16."""
+
+    def images_after(lr_img: float = 10.0, **settings: object) -> torch.Tensor:
+        shared = {"iterations": 2, "network": "ConvNetD1W32", "batch_real": 4, "lr_img": lr_img, "augmentation": "none"}
+        pool = {"calibration": 1.0, "pool_networks": 1, "pool_epochs": 1, "decode": "formation:2"}
+        return condense(toy(), "dm", ipc=2, **shared, **pool, **settings, progress=False).images
+
+    start, plain = images_after(lr_img=1e-9), images_after(compile="off")
+    moved = float((plain - start).norm())
+    assert moved > 0.05 * float(start.norm())
+    assert float((images_after(compile="on") - plain).norm()) < 1e-4 * moved
+    assert 0 < float((images_after(compile="off", precision="bf16") - plain).norm()) < 0.05 * moved
 
 
 def test_no_warning_in_ordinary_use() -> None:
