@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import conv_flop_count, flop_registry
 
 from distill.condensed import CondensedSet
 from distill.data import ImageData, Split
@@ -47,6 +48,7 @@ class Counts:
         mixed: operations that got tensors of the host (other than single numbers) among the device's, by name.
         peak: largest sum of the sizes of the device's live tensors, bytes; what a library allocates inside an operation is not in it.
         names: operations by name.
+        flops: floating-point operations of convolutions and matrix products; a multiply-add counts as 2.
     """
 
     operations: int = 0
@@ -55,6 +57,7 @@ class Counts:
     mixed: Counter[str] = dataclasses.field(default_factory=Counter)
     peak: int = 0
     names: Counter[str] = dataclasses.field(default_factory=Counter)
+    flops: int = 0
 
 
 class Counting(TorchDispatchMode):
@@ -85,6 +88,7 @@ class Counting(TorchDispatchMode):
             if not _views(func):
                 self.counts.operations += 1
                 self.counts.names[name] += 1
+                self.counts.flops += _flops(func, args, kwargs, result)
             if not copies and self._here(given) and any(t.device.type == "cpu" and t.ndim for t in given):
                 self.counts.mixed[name] += 1
             if func is aten.lift_fresh.default:  # `torch.tensor(values, device=...)`, and a list as an index
@@ -142,6 +146,16 @@ def _views(func: OpOverload) -> bool:
     return aliases or func.overloadpacket in (aten.detach, aten.lift_fresh, aten._unsafe_view, aten._reshape_alias)
 
 
+def _flops(func: OpOverload, args: tuple[object, ...], kwargs: dict[str, object], result: object) -> int:
+    """torch's formulas, but of the gradients of a convolution: its own does not divide the gradient of the weights by the groups."""
+    if func.overloadpacket is aten.convolution_backward:
+        grad, images, weight, *_, transposed, _padding, _groups, wanted = args
+        grad, images, weight = (list(tensor.shape) for tensor in (grad, images, weight) if isinstance(tensor, Tensor))
+        return conv_flop_count(images, weight, grad, bool(transposed)) * (sum(wanted[:2]) if isinstance(wanted, list) else 0)
+    formula = flop_registry.get(func.overloadpacket)
+    return 0 if formula is None else int(formula(*args, **kwargs, out_val=result))
+
+
 def made_data(classes: int, each: int, shape: tuple[int, int, int] = (3, 32, 32)) -> ImageData:
     """``each`` black training images of every class and one for the test; for counting, where values do not matter."""
     channels, height, width = shape
@@ -166,13 +180,14 @@ def moved(value: T, device: str = "meta") -> T:
 
 
 class Untrained(ExactStatistics):
-    """Statistics whose trained networks have weights of zero, so that nothing is trained for a pool or for MTT."""
+    """Statistics whose trained networks have random weights, so that nothing is trained for a pool or for MTT."""
 
     def trajectories(
         self, config: ExpertConfig, network: Factory, *, progress: bool | None = None, batch_real: int | None = None
     ) -> Trajectories:
-        weights = torch.zeros(parameter_count(create(network, self.spec, generator(0, "experts"), "meta")))
-        return Trajectories(config.experts, config.length, lambda expert, epoch: weights)
+        count = parameter_count(create(network, self.spec, generator(0, "experts"), "meta"))
+        weights = 0.05 * torch.randn(count, generator=generator(0, "trajectories"))
+        return Trajectories(config.experts, config.length, lambda expert, epoch: weights * (1 + 0.01 * epoch))
 
 
 def step_of(method: str, data: ImageData, ipc: int, device: str = "meta", **settings: object) -> Callable[[], object]:

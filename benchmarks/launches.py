@@ -20,7 +20,7 @@ from distill.batches import GROUP_PIXELS
 from distill.coresets import select
 from distill.evaluation import accuracy
 from distill.experts import ExpertConfig, _epochs
-from distill.methods import METHODS
+from distill.methods import METHODS, DMConfig, GMConfig, MTTConfig
 from distill.networks import create
 from distill.randomness import generator
 from distill.records import read_json, write_json, write_whole
@@ -94,12 +94,19 @@ def test_pass(classes: int) -> dict[str, object]:
 OTHERS = {"learner's step": learner_step, "expert's step": expert_step, "test pass": test_pass}
 
 
+def images_of(method: str, config: GMConfig | DMConfig | MTTConfig, classes: int, ipc: int) -> int:
+    """Images that pass through a network in a step: of MTT those of the student's steps."""
+    copies = 4 if config.decode != "none" else 1
+    if isinstance(config, MTTConfig):
+        return config.syn_steps * min(config.batch_syn or classes * ipc * copies, classes * ipc * copies)
+    passes = 2 if method == "idm" or config.calibration else 1  # the second in a trained network
+    return classes * (config.batch_real + passes * ipc * copies)
+
+
 def row(method: str, classes: int, ipc: int = IPC, side: int = 32, network: str = "ConvNet") -> dict[str, object]:
     """Counts of one step, and how many groups the images make that pass through a network."""
     config = METHODS[method][0]()
-    batch = config.batch_real
-    passes = 2 if method == "idm" or getattr(config, "calibration", False) else 1  # the second in a trained network
-    images = classes * (batch + passes * ipc * (4 if config.decode != "none" else 1))
+    batch, images = config.batch_real, images_of(method, config, classes, ipc)
     settings = {"network": network, **SETTINGS.get(method, {})}
     counts = counted(step_of(method, made_data(classes, batch, (3, side, side)), ipc, "meta", **settings))
     return as_row(counts, 1 if method == "mtt" else -(-images * side**2 // GROUP_PIXELS))

@@ -1,11 +1,14 @@
-"""The tables of docs/speed.md, from what `benchmarks.core`, `benchmarks.steps` and `benchmarks.launches` measured."""
+"""The tables of docs/speed.md, from what `benchmarks.core`, `steps`, `launches` and `gpu` measured."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from distill.errors import InputError
+
 BEGIN, END = "<!-- table: begin (python -m benchmarks.core --page) -->", "<!-- table: end -->"
 STEPS = "<!-- table: begin (python -m benchmarks.steps --page) -->"
 LAUNCHES = "<!-- table: begin (python -m benchmarks.launches --page) -->"
+GPU = "<!-- table: begin (python -m benchmarks.gpu --page) -->"
 Record = Mapping[str, Any]
 
 
@@ -63,3 +66,31 @@ def with_launches(page: str, record: Record) -> str:
             lines.append(f"| {method} | {classes} | {row['operations']} | {each:.0f} | {waits} | {row['transfers']} | {peak:.1f} |")
     head, _, rest = page.partition(LAUNCHES)
     return head + LAUNCHES + "\n" + "\n".join(lines) + "\n" + END + rest.partition(END)[2]
+
+
+def with_gpu(page: str, record: Record | None) -> str:
+    """The page with its table of steps on a GPU made anew from a record of `benchmarks.gpu`; without one it is not yet run."""
+    lines = ["Not yet run."]
+    if record is not None:
+        machine, limits = record["environment"], record["matmul_gflops"]
+        if not machine["gpu"]:
+            raise InputError("the record is not of a GPU; run python -m benchmarks.gpu where there is one.")
+        lines = [
+            f"{machine['gpu']}, torch {machine['packages']['torch']}, CUDA {machine['cuda']}. "
+            f"Limits in TFLOP/s: {', '.join(f'{name} matmul {value / 1e3:.0f}' for name, value in limits.items())}.",
+            "",
+            "| step | ms | times plain | images a second | TFLOP/s | of the limit | peak, GiB | plain, GiB |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        ]
+        for name, row in record["results"].items():
+            if "reason" in row:
+                lines.append(f"| {name} | {row['reason']} |  |  |  |  |  |  |")
+                continue
+            ratio = f"{row['ratio']:.2f}" if "ratio" in row else row["plain_reason"].removeprefix("benchmarks/plain.py has ")
+            memory = [f"{row[key] / 2**30:.1f}" if row.get(key) else "" for key in ("peak_bytes", "plain_peak_bytes")]
+            lines.append(
+                f"| {name} | {1e3 * row['seconds']:.2f} | {ratio} | {row['images_per_second']:.0f} | {row['gflops'] / 1e3:.1f} | "
+                f"{100 * row['of_matmul']:.0f} % | {' | '.join(memory)} |"
+            )
+    head, _, rest = page.partition(GPU)
+    return head + GPU + "\n" + "\n".join(lines) + "\n" + END + rest.partition(END)[2]

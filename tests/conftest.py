@@ -23,7 +23,7 @@ LONG = {
     *(f"scenarios/test_{name}.py" for name in ("cli", "continual", "ctrl_c", "fair", "faults", "federated", "kill", "leaks", "nas")),
     *(f"scenarios/test_{name}.py" for name in ("own_data", "pipeline", "privacy", "report", "schema", "shipped", "soak", "stop")),
     *(f"scenarios/test_{name}.py" for name in ("sweep", "sweep_lr", "template")),
-    *(f"test_{name}.py" for name in ("curves", "docs", "examples", "house", "site")),
+    *(f"test_{name}.py" for name in ("curves", "docs", "examples", "gpu_benchmark", "house", "site")),
 }
 
 
@@ -94,7 +94,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(Path(__file__).parent).as_posix() in LONG:
             item.add_marker(pytest.mark.long)
-        if "gpu" in item.keywords and not torch.cuda.is_available():
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
-        if "real_data" in item.keywords and not os.environ.get("DISTILL_DATA"):
+        if item.get_closest_marker("real_data") and not os.environ.get("DISTILL_DATA"):
             item.add_marker(pytest.mark.skip(reason="DISTILL_DATA is not set"))
