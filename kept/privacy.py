@@ -35,13 +35,14 @@ def kept_rows(folder: Path) -> list[dict[str, str]]:
     rows: list[Results] = []
     for key, part in results.items():
         if key.startswith("epsilon"):
-            stated = part["privacy"]
+            made = {f"private {name}": own for name, own in {method["name"]: part, **part.get("arms", {})}.items()}
             for name, found in part["accuracy"].items():
                 row: Results = {"part": "sets", "set": name, "budget": key[7:], "accuracy": found, "ipc": method["ipc"]}
-                if name == f"private {method['name']}":
+                if name in made:
+                    stated = made[name]["privacy"]
                     row |= {name: stated[name] for name in ("releases", "accountant")}
                     row |= {"epsilon": f"{stated['epsilon']:.4f}", "delta": f"{stated['delta']:g}"}
-                    row["distil_seconds"] = f"{part['distil_seconds']:.0f}"
+                    row["distil_seconds"] = f"{made[name]['distil_seconds']:.0f}"
                 rows.append(row)
     if "audit" in results:
         found = results["audit"]

@@ -42,6 +42,8 @@ def side_by_side(owners: Mapping[str, Sequence[Mapping[str, object] | None]]) ->
         "history": worst["history"],  # the worst client's, so that its epsilon can be computed again
         "accountant": worst["accountant"],
         "insecure": any(statement["insecure"] for statement in known),
+        **({"experts": worst["experts"]} if "experts" in worst else {}),  # of the releases above
+        **_public_data(known),
         "not_covered": list(missing),
         "clients": {
             owner: {key: statement[key] for key in ("epsilon", "delta", "releases", "insecure")}
@@ -64,6 +66,8 @@ def one_after_another(statements: Sequence[Mapping[str, object] | None]) -> Stat
         "mechanism": " and ".join(dict.fromkeys(statement["mechanism"] for statement in known)),
         "releases": sum(statement["releases"] for statement in known),
         "accountant": BASIC,
+        **_experts(known),
+        **_public_data(known),
         "insecure": any(statement["insecure"] for statement in known),
         "not_covered": list(missing),
     }
@@ -112,7 +116,20 @@ def _own(owner: str, stated: Sequence[Mapping[str, object] | None]) -> Statement
     insecure, missing = any(statement["insecure"] for statement in read), [text for statement in read for text in statement["not_covered"]]
     facts = {"epsilon": epsilon, "delta": delta, "releases": sum(step.times for step in history), "accountant": spending.accountant}
     facts["history"] = [list(step) for step in history]
+    facts |= {**_experts(read), **_public_data(read)}
     return {**facts, "mechanism": read[0]["mechanism"], "insecure": insecure, "not_covered": missing}
+
+
+def _experts(statements: Sequence[Statement]) -> Statement:
+    """How many of all releases are steps of DP-SGD that trained networks; nothing where no statement names some."""
+    counts = [statement["experts"] for statement in statements if "experts" in statement]
+    return {"experts": sum(counts)} if counts else {}
+
+
+def _public_data(statements: Sequence[Statement]) -> Statement:
+    """The data that were stated to be public, each once; nothing where no statement names some."""
+    names = dict.fromkeys(statement["public_experts"] for statement in statements if "public_experts" in statement)
+    return {"public_experts": ", ".join(names)} if names else {}
 
 
 def _read(whose: str, stated: Mapping[str, object]) -> Statement:
@@ -128,4 +145,12 @@ def _read(whose: str, stated: Mapping[str, object]) -> Statement:
     missing = stated.get("not_covered")
     listed = [str(text)[:200] for text in missing[:20]] if isinstance(missing, list) else []
     mechanism = clipped(stated.get("mechanism", "not stated"), 120)
-    return {**numbers, "mechanism": mechanism, "insecure": stated.get("insecure") is not False, "not_covered": listed}
+    found: Statement = {}
+    if (trained := stated.get("experts")) is not None:
+        if isinstance(trained, bool) or not isinstance(trained, int) or not 0 <= trained <= numbers["releases"]:
+            wrong = f"experts is {clipped(trained, 40)}; allowed: a whole number from 0 to its {numbers['releases']:g} releases"
+            raise InputError(f"{whose}'s privacy statement: {wrong}.")
+        found["experts"] = trained
+    if (public := stated.get("public_experts")) is not None:
+        found["public_experts"] = clipped(public, 80)
+    return {**numbers, **found, "mechanism": mechanism, "insecure": stated.get("insecure") is not False, "not_covered": listed}

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from apps.federated.client_privacy import ClientPrivacy
 from apps.federated.settings import PrivacyRequest, Settings, data_settings
+from apps.privacy.budget import EXPERTS_SHARE
 from apps.privacy.networks import drawn_once
 from apps.privacy.private_start import private_kmeans
 from apps.privacy.private_statistics import PrivateStatistics
@@ -45,6 +46,8 @@ OPTIONS = (
     "sample_rate",
     "start_releases",
     "start_share",
+    "experts_share",
+    "experts_clip",
     "clip",
     "centred",
     "public_start",
@@ -66,6 +69,8 @@ class PrivacyTable:
     start: str | None = None
     start_releases: Annotated[int, Field(ge=0)] = 0
     start_share: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    experts_share: Annotated[float, Field(gt=0, lt=1)] = EXPERTS_SHARE
+    experts_clip: Annotated[float, Field(gt=0)] = 1.0
     networks: str | None = None
     releases: Annotated[int, Field(ge=1)] | None = None
     sample_rate: Annotated[float, Field(gt=0, le=1)] | None = None

@@ -6,12 +6,14 @@ from scenarios.engine.own import Places
 from scenarios.engine.public_part import FOLDER, load
 from scenarios.engine.study import Kind, View
 from scenarios.privacy import released, run, schema, show
+from scenarios.privacy.sets import name_of
 
 
 def sets(study: schema.PrivacyStudy, seed: int) -> dict[str, Path]:
-    """The private set of each budget."""
+    """The private sets of each budget: the study's, and those of its arms."""
     budgets = study.privacy.epsilon if study.privacy is not None else ()
-    return {f"epsilon{epsilon:g}": Path(FOLDER, f"condensed-epsilon{epsilon:g}.safetensors") for epsilon in budgets}
+    names = [name_of(arm, epsilon) for epsilon in budgets for arm in study.made]
+    return {name: Path(FOLDER, f"condensed-{name}.safetensors") for name in names}
 
 
 MAIN = r"epsilon.*\.accuracy\..*|attack\..*"

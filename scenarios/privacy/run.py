@@ -8,8 +8,10 @@ canaries in the mechanism's own releases and fails when they say more than the a
 import time
 
 from apps.privacy.canaries import audit
+from distill.comparison import DECODED
 from distill.condensed import CondensedSet
 from distill.data import ImageData
+from distill.decode import from_text
 from distill.errors import InputError
 from distill.methods import METHODS
 from distill.networks import create
@@ -29,10 +31,14 @@ class GuaranteeBroken(AssertionError):
 
 def check(study: PrivacyStudy, data: ImageData) -> None:
     """Raise `InputError` for what would fail after minutes of work."""
-    for name in (*study.evaluation.networks, METHODS[study.method][0](**study.settings).network or "ConvNet"):
+    for name in (*study.evaluation.networks, *(METHODS[each.method][0](**each.settings).network or "ConvNet" for each in study.made)):
         create(name, data.spec, generator(0, "check"))
     if study.privacy is not None:
-        statistics_of(study, data, study.privacy.epsilon[0], None)
+        for each in study.made:
+            statistics_of(each, data, study.privacy.epsilon[0], None)
+        forms = [name for name in study.evaluation.baselines if name in DECODED]
+        if forms and all(from_text(getattr(METHODS[each.method][0](**each.settings), "decode", "none")) is None for each in study.made):
+            raise InputError(f"[evaluation]: baseline {forms[0]} has the form of a decoded set, and the study makes none; leave it out.")
     if study.attack is not None:
         smallest = min(data.counts[label] for label in data.classes) / 4
         for arm in arms_of(study, study.attack, data):
@@ -53,8 +59,9 @@ def fill(study: PrivacyStudy, run: Run) -> None:
     sets: dict[str, CondensedSet] = {}
     if study.privacy is not None:
         mark(run.folder, *kept_elsewhere(study))
-        for number, epsilon in enumerate(study.privacy.epsilon):
-            condensed_sets = fill_private(study, study.privacy, run, epsilon, study.privacy.epsilon[:number])
+        names: list[str] = []
+        for epsilon in study.privacy.epsilon:
+            condensed_sets, names = fill_private(study, run, epsilon, names)
             sets |= {f"{label}, epsilon {epsilon:g}": condensed for label, condensed in condensed_sets.items()}
     if study.visual is not None:
         fill_visual(study, study.visual, run, sets)

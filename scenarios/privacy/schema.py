@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar
 
@@ -108,7 +109,19 @@ class PoisoningTable:
 
 
 PARTS = ("privacy", "audit", "attack", "visual", "poisoning")
+SHARED = ("epsilon", "delta", "population")  # of all arms
 T = TypeVar("T")
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+class ArmTable:
+    """``[arms.NAME]``: a further private set of a study with [privacy], under the same epsilon from a separate account.
+
+    ``[arms.NAME.method]`` is its method, with the study's images a class; ``[arms.NAME.privacy]`` are keys that replace those of [privacy].
+    """
+
+    method: Config
+    privacy: Config = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -128,7 +141,19 @@ class PrivacyStudy:
     visual: VisualTable | None
     poisoning: PoisoningTable | None
     merged: Config
+    arms: dict[str, "PrivacyStudy"] = dataclasses.field(default_factory=dict)  # by name, each with the rest of this study
+    arm: str = ""  # the name of this arm; empty: the study itself
     kind: str = "privacy"
+
+    @property
+    def made(self) -> tuple["PrivacyStudy", ...]:
+        """The study and its arms."""
+        return (self, *self.arms.values())
+
+    @property
+    def label(self) -> str:
+        """What rows of a table call it: the method, or the arm's name."""
+        return self.arm or self.method
 
     @property
     def hash(self) -> str:
@@ -139,8 +164,8 @@ class PrivacyStudy:
 def study(name: str, title: str, tables: Tables, source: str) -> PrivacyStudy:
     """Check the tables; `InputError` names file, key and what is allowed."""
     for key, table in tables.items():
-        if key not in ("data", *PARTS, "method", "evaluation"):
-            raise unknown_name(f"{source}: key", key, ("kind", "title", "data", *PARTS, "method", "evaluation"))
+        if key not in (known := ("data", *PARTS, "method", "arms", "evaluation")):
+            raise unknown_name(f"{source}: key", key, ("kind", "title", *known))
         if not isinstance(table, dict):
             raise InputError(f"{source}: [{key}] is not a table; a privacy study needs one.")
 
@@ -183,7 +208,33 @@ def study(name: str, title: str, tables: Tables, source: str) -> PrivacyStudy:
         raise InputError(f"{source}: [privacy]: centred = true is for methods that match features, as dm and datadam; {method!r} {words}.")
     merged = {"kind": "privacy", "data": plain_values(data), "method": {"name": method, "ipc": ipc[0], **plain_values(settings)}}
     merged |= {**plain, "evaluation": plain_values(evaluation)}
-    return PrivacyStudy(name, title, data, method, ipc[0], plain_settings, privacy, evaluation, audit, attack, visual, poisoning, merged)
+    arms = _arms(name, title, tables, source)
+    if arms:
+        merged["arms"] = {arm: {key: made.merged[key] for key in ("method", "privacy")} for arm, made in arms.items()}
+    parts_made = (privacy, evaluation, audit, attack, visual, poisoning)
+    return PrivacyStudy(name, title, data, method, ipc[0], plain_settings, *parts_made, merged, arms)
+
+
+def _arms(name: str, title: str, tables: Tables, source: str) -> dict[str, PrivacyStudy]:
+    """The studies of ``[arms]``, each checked as a study by itself."""
+    made, own = {}, tables.get("arms", {})
+    if own and "privacy" not in tables:
+        raise InputError(f"{source}: [arms] are private sets; give a table [privacy], which has their epsilon.")
+    for arm, given in own.items():
+        where = f"{source}: [arms.{arm}]"
+        if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", arm):
+            raise InputError(f"{where}: allowed: names of small letters, digits and hyphens, as ncfm-public.")
+        table = configure(ArmTable, given, where)
+        for key, inner, other in [("ipc", table.method, "method"), *((key, table.privacy, "privacy") for key in SHARED)]:
+            if key in inner:
+                raise InputError(f"{where}: key {key!r} of {other} is not for here; allowed: one for all arms, in [{other}].")
+        ipc = {key: value for key, value in tables.get("method", {}).items() if key == "ipc"}
+        its: Tables = {key: value for key, value in tables.items() if key in ("data", "evaluation")}
+        its |= {"method": {**ipc, **table.method}, "privacy": {**tables["privacy"], **table.privacy}}
+        made[arm] = dataclasses.replace(study(name, title, its, where), arm=arm)
+    if (clash := dict(tables.get("method", {})).get("name", "dm")) in made:
+        raise InputError(f"{source}: [arms.{clash}]: is the name of the study's own method; give the arm another one, as {clash}-public.")
+    return made
 
 
 def _check_arms(table: AttackTable, where: str, *, private: bool) -> None:

@@ -10,7 +10,7 @@ from apps.privacy.private_start import private_kmeans
 from apps.privacy.private_statistics import PrivateStatistics
 from apps.privacy.public_experts import PublicExperts
 from apps.privacy.statement import guarantee
-from distill.comparison import compared, training_of
+from distill.comparison import DECODED, compared, training_of
 from distill.condensed import CondensedSet
 from distill.configure import configure
 from distill.data import ImageData
@@ -31,7 +31,7 @@ from scenarios.engine.ledger import matching
 from scenarios.engine.public_part import FOLDER, hand_over, taken_over
 from scenarios.engine.record import Config, Results
 from scenarios.engine.study import Options, Run, say
-from scenarios.privacy.schema import PrivacyStudy, PrivacyTable
+from scenarios.privacy.schema import PrivacyStudy
 from scenarios.reporting.text import shown
 
 
@@ -152,26 +152,39 @@ def plain_set(study: PrivacyStudy, run: Run) -> CondensedSet:
     return CondensedSet.load(path).to(run.options.device)
 
 
-def fill_private(
-    study: PrivacyStudy, table: PrivacyTable, run: Run, epsilon: float, before: Sequence[float] = ()
-) -> dict[str, CondensedSet]:
-    """Make and evaluate the sets of one budget.
+def fill_private(study: PrivacyStudy, run: Run, epsilon: float, before: Sequence[str] = ()) -> tuple[dict[str, CondensedSet], list[str]]:
+    """Make and evaluate the sets of one budget: the study's, and those of its arms.
 
     Args:
         study: the study.
-        table: its ``[privacy]``.
         run: the study at work; the budget's part is added to its results.
         epsilon: the budget.
-        before: budgets that were done before, whose releases count in public/.
+        before: names of the sets that were made before, whose releases count in public/.
 
     Returns:
-        The sets that were evaluated by name, the private one first.
+        The sets that were evaluated by name, the private one first, and the names of all that were made until now.
     """
-    options, data, folder = run.options, run.data, run.folder
-    name = f"epsilon{epsilon:g}"
+    name, sets, names = f"epsilon{epsilon:g}", dict[str, CondensedSet](), list(before)
+    part: Results = run.results.setdefault(name, {})
+    for arm in study.made:
+        names.append(name_of(arm, epsilon))
+        own = part if arm is study else part.setdefault("arms", {}).setdefault(arm.arm, {})
+        sets |= _made(arm, run, epsilon, own, names)
+    part["accuracy"] = judge(study, run, sets, name)
+    return sets, names
+
+
+def name_of(study: PrivacyStudy, epsilon: float) -> str:
+    """The part of file names of a study's or an arm's set of one budget."""
+    return f"epsilon{epsilon:g}{study.arm and '-'}{study.arm}"
+
+
+def _made(study: PrivacyStudy, run: Run, epsilon: float, part: Results, names: Sequence[str]) -> dict[str, CondensedSet]:
+    """The private set of a study or an arm, its noise-free twin and its start; ``part`` gets what is stated."""
+    table, options, data, folder, name = study.privacy, run.options, run.data, run.folder, names[-1]
+    assert table is not None
     path, first = (folder / FOLDER / f"{kind}-{name}.safetensors" for kind in ("condensed", "start"))
     twin = folder / f"exact-{name}.safetensors"
-    part: Results = run.results.setdefault(name, {})
     new: dict[str, CondensedSet] = {}
     for file in (first, path):
         taken_over(folder, file.relative_to(folder))
@@ -183,7 +196,7 @@ def fill_private(
             append_line(folder / "metrics.jsonl", {"stage": "distil", "part": name, "seconds": time.monotonic() - began})
         # A start that is there already, because the run was stopped between the two files, has these images; it is not written again.
         new = ({} if start is None or first.exists() else {first.stem: start}) | {path.stem: condensed}
-    run.results["public"] = public_part([*before, epsilon], folder, new)  # minutes before they are judged
+    run.results["public"] = public_part(names, folder, new)  # minutes before they are judged
     (folder / f"checkpoint-{name}.safetensors").unlink(missing_ok=True)
     private = CondensedSet.load(path).to(options.device)
     lines = read_lines(folder / "metrics.jsonl")
@@ -191,8 +204,8 @@ def fill_private(
     # The account's random id stays in the set's file: a record has no number that a repeated run would not have.
     stated = {name: value for name, value in (private.provenance.dp or {}).items() if name != "account"}
     part |= {"privacy": stated, "distil_seconds": seconds, "guarantee": guarantee(private.provenance.dp)}
-    run.say(f"{study.method} at ipc {study.ipc}, epsilon {epsilon:g}: {seconds:.0f} s")
-    sets = {f"private {study.method}": private}
+    run.say(f"{study.label} at ipc {study.ipc}, epsilon {epsilon:g}: {seconds:.0f} s")
+    sets = {f"private {study.label}": private}
     if table.twin:
         if not twin.exists():
             begin: CondensedSet | Initial = CondensedSet.load(first).to(options.device) if first.exists() else "noise"
@@ -200,34 +213,39 @@ def fill_private(
             exact = data if public is None else PublicExperts(data, public)
             condensed_by(study, exact, options.seed, begin, options, folder / f"checkpoint-exact-{name}.safetensors").save(twin)
             (folder / f"checkpoint-exact-{name}.safetensors").unlink(missing_ok=True)
-        sets[f"{study.method} without noise"] = CondensedSet.load(twin).to(options.device)
-    if first.exists():
+        sets[f"{study.label} without noise"] = CondensedSet.load(twin).to(options.device)
+    if first.exists() and not study.arm:  # the arms' starts are other draws of the same noise
         sets["private start"] = CondensedSet.load(first).to(options.device)
-    part["accuracy"] = judge(study, run, sets, name)
     return sets
 
 
-def public_part(budgets: Sequence[float], folder: Path, new: Mapping[str, CondensedSet]) -> Results:
-    """Put what the guarantees of these budgets cover, and their total, into public/: the sets are of the same images. ``new`` sets by
-    file name are not there yet."""
-    names = [f"{kind}-epsilon{epsilon:g}" for epsilon in budgets for kind in ("start", "condensed")]
+def public_part(parts: Sequence[str], folder: Path, new: Mapping[str, CondensedSet]) -> Results:
+    """Put what the guarantees of these sets cover, and their total, into public/: they are of the same images. ``parts`` are names of
+    `name_of`, and ``new`` sets by file name that are not there yet."""
+    names = [f"{kind}-{part}" for part in parts for kind in ("start", "condensed")]
     files = {name: folder / FOLDER / f"{name}.safetensors" for name in names}
     sets = {name: new[name] if name in new else CondensedSet.load(file) for name, file in files.items() if name in new or file.exists()}
-    stated = [sets[f"condensed-epsilon{epsilon:g}"].provenance.dp for epsilon in budgets]
+    stated = [sets[f"condensed-{part}"].provenance.dp for part in parts]
     total = stated[0] if len(stated) == 1 else in_sequence(stated)
-    return hand_over(folder, sets, total, [folder / f"epsilon{epsilon:g}-releases" for epsilon in budgets])
+    return hand_over(folder, sets, total, [folder / f"{part}-releases" for part in parts])
 
 
 def kept_elsewhere(study: PrivacyStudy) -> list[str]:
     """What a run leaves outside its folder, in words."""
+    if not any(map(_caches_experts, study.made)):
+        return []
+    return [f"Private, too, and not in this folder: experts of the set without noise, trained on the private images, in {cache_root()}."]
+
+
+def _caches_experts(study: PrivacyStudy) -> bool:
+    """Whether the noise-free twin has experts that are trained on the private images."""
     config, method = METHODS[study.method]
     settings = configure(config, study.settings, f"method {study.method!r}")
     trains = hasattr(method, "prepare")  # and a method that compares images in networks only with a pool of trained ones
     if isinstance(settings, SharedConfig) and matched_by(method) != "trajectories":
         trains = trains_networks(settings)
-    if study.privacy is None or not study.privacy.twin or study.privacy.networks or study.privacy.public_experts or not trains:
-        return []
-    return [f"Private, too, and not in this folder: experts of the set without noise, trained on the private images, in {cache_root()}."]
+    table = study.privacy
+    return trains and table is not None and table.twin and not (table.networks or table.public_experts)
 
 
 def judge(study: PrivacyStudy, run: Run, sets: dict[str, CondensedSet], name: str) -> Results:
@@ -235,6 +253,7 @@ def judge(study: PrivacyStudy, run: Run, sets: dict[str, CondensedSet], name: st
     options, data, console = run.options, run.data, run.console
     table, metrics, rows = study.evaluation, run.folder / "metrics.jsonl", {}
     some = next(iter(sets.values()))
+    form = next((one for one in sets.values() if one.decode), some)  # of which random images in the same form are
     recipe = compared(table.recipe or table.protocol, some, data, table.networks[0])  # the first set's is everybody's
     seeds = [options.seed * 1000 + k for k in range(table.seeds)]
     for label in (*sets, *table.baselines):
@@ -243,12 +262,13 @@ def judge(study: PrivacyStudy, run: Run, sets: dict[str, CondensedSet], name: st
         done = {line["seed"]: Measured.read(label, line) for line in lines}
         missing = [seed for seed in seeds if seed not in done]
         kind = "condensed" if label in sets else label
+        learned = sets.get(label, form if label in DECODED else some)
         for measured in accuracies(
-            sets.get(label, some), data, [kind], table.networks[0], recipe, missing, split=table.split, whole_epochs=table.whole_epochs
+            learned, data, [kind], table.networks[0], recipe, missing, split=table.split, whole_epochs=table.whole_epochs
         ):
             done[measured.seed] = measured
             append_line(metrics, {**key, **measured.line()})
-        trained = training_of(kind, sets.get(label, some), data, recipe, table.whole_epochs)
+        trained = training_of(kind, learned, data, recipe, table.whole_epochs)
         rows[label] = summed_up([done[seed] for seed in seeds]).as_dict() | trained.as_dict()
         say(console, f"  {name}, {table.networks[0]} on {label}: {shown(rows[label])} %")
     return rows

@@ -24,8 +24,10 @@ def draw(folder: Path, record: Record) -> Iterator[tuple[str, Drawing]]:
     results = record["results"]
     for key, part in results.items():
         if key.startswith("epsilon"):
-            tiny = CondensedSet.load(place(folder, Path(FOLDER, f"condensed-{key}.safetensors")))
-            yield f"images-{key}", image_grid(tiny, f"Images of the private set at epsilon {key[7:]}")
+            for arm in ("", *part.get("arms", {})):
+                name, whose = f"{key}{arm and '-'}{arm}", f" {arm}" if arm else ""
+                tiny = CondensedSet.load(place(folder, Path(FOLDER, f"condensed-{name}.safetensors")))
+                yield f"images-{name}", image_grid(tiny, f"Images of the private set{whose} at epsilon {key[7:]}")
             rows = {row_label(name, row): Accuracy.read(row) for name, row in part["accuracy"].items()}
             yield f"accuracy-{key}", accuracy_bars(rows, f"{record['title']}, epsilon {key[7:]}")
     for path in sorted((folder / "poisoning").glob("*.safetensors")):
@@ -78,9 +80,11 @@ def answer(record: Record) -> str:
             others = ", ".join(f"{row_label(name, row)} {shown(row)}" for name, row in rows.items() if name != first)
             beside = f" ({others})" if others else ""
             parts.append(f"{first} at epsilon {key[7:]} trains a network to {shown(rows[first])} %{beside}. {part['guarantee']}")
-    budgets = [key for key, part in results.items() if key.startswith("epsilon") and "guarantee" in part]
-    if len(budgets) > 1 and results.get("public"):
-        parts.append(f"All sets and releases of the {len(budgets)} budgets together: {results['public']['guarantee']}")
+            parts += [f"private {arm} states {_budget(own['privacy'])}." for arm, own in part.get("arms", {}).items()]
+    budgets = [part for key, part in results.items() if key.startswith("epsilon") and "guarantee" in part]
+    if (len(budgets) > 1 or any("arms" in part for part in budgets)) and results.get("public"):
+        several = "arms" if len(budgets) == 1 else f"{len(budgets)} budgets"
+        parts.append(f"All sets and releases of the {several} together: {results['public']['guarantee']}")
     audit = results.get("audit")
     if audit:
         highest = max(audit["gaussian_bound"], audit["rates_bound"], audit["one_run_bound"], audit["size_bound"])
@@ -107,13 +111,21 @@ def answer(record: Record) -> str:
     return " ".join(parts) or f"Nothing was found. Status: {record['status']}."
 
 
+def _budget(stated: Config) -> str:
+    """Epsilon, delta and releases of an arm; the total of all of them is in full."""
+    trained = f", {stated['experts']} of them steps of DP-SGD" if "experts" in stated else ""
+    public = f", in networks trained on {stated['public_experts']}" if "public_experts" in stated else ""
+    return f"({stated['epsilon']:.2f}, {stated['delta']:.1e}) in {stated['releases']} releases{trained}{public}"
+
+
 def question(config: Config) -> str:
     """The study's question in a sentence."""
     parts = []
     if config.get("privacy"):
         method, epsilon = config["method"], config["privacy"]["epsilon"]
+        methods = [method["name"], *config.get("arms", {})]
         parts.append(
-            f"What does it cost in accuracy to condense {config['data']['name']} with {method['name']} at epsilon {series(epsilon)},"
+            f"What does it cost in accuracy to condense {config['data']['name']} with {series(methods)} at epsilon {series(epsilon)},"
             f" {method['ipc']} image{'s' if method['ipc'] != 1 else ''} a class?"
         )
     if config.get("audit"):

@@ -8,7 +8,7 @@ import pytest
 from apps.privacy.accounting import ADJACENCY, Steps, gaussian_epsilon, spent
 from apps.privacy.statement import guarantee
 from distill.errors import InputError
-from scenarios.engine.composition import one_after_another, side_by_side
+from scenarios.engine.composition import in_sequence, one_after_another, side_by_side
 
 DELTA = 1e-5
 
@@ -93,9 +93,32 @@ def test_sets_that_may_share_examples_add_up() -> None:
     assert found["epsilon"] >= spent([Steps(2.0, 1.0, 1), Steps(3.0, 1.0, 1)], 2 * DELTA).epsilon
 
 
+def test_totals_name_the_training_of_experts_and_public_data() -> None:
+    """Every total says how many of its releases trained networks, and which data were stated to be public, once each."""
+    parts = [stated(2.0, 5, experts=3, public_experts="mnist"), stated(3.0), stated(2.0, 4, experts=4, public_experts="usps")]
+    for found in (in_sequence(parts), one_after_another(parts), side_by_side({"0": parts})):
+        assert found is not None
+        assert (found["releases"], found["experts"], found["public_experts"]) == (10, 7, "mnist, usps")
+        words = guarantee(found)
+        assert "10 releases, 7 of them steps of DP-SGD" in words
+        assert "stated to be public (mnist, usps)" in words
+    worst = side_by_side({"0": [stated(2.0, 5, experts=3)], "1": [stated(3.0, 9, experts=9, public_experts="mnist")]})
+    assert worst is not None
+    assert worst["epsilon"] == pytest.approx(max(stated(2.0, 5)["epsilon"], stated(3.0, 9)["epsilon"]))
+    assert worst["experts"] == (3 if worst["releases"] == 5 else 9)
+    assert worst["public_experts"] == "mnist"
+    plain = in_sequence([stated(), stated(3.0)])
+    assert plain is not None
+    assert not {"experts", "public_experts"} & plain.keys()
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
+        ({"experts": 2}, "experts is 2; allowed: a whole number from 0 to its 1 releases"),
+        ({"experts": -1}, "experts"),
+        ({"experts": True}, "experts"),
+        ({"experts": [1]}, "experts"),
         ({"epsilon": "small"}, "epsilon"),
         ({"epsilon": -1.0}, "epsilon"),
         ({"epsilon": True}, "epsilon"),

@@ -65,6 +65,28 @@ STUDIES: dict[str, dict[str, Any]] = {
         "evaluation": {"networks": ["MLP"], "seeds": 2, "baselines": ["random"], "recipe": SHORT},
         "attack": {"runs": 2, "arms": ["random"], "pool": 200},
     },
+    # An arm whose experts are trained with DP-SGD, in one account with its start and its means.
+    "privacy experts": {
+        "kind": "privacy",
+        "privacy": {"epsilon": [8.0], "networks": 2, "clip": 1.0, "start": "kmeans", "start_releases": 2, "twin": False},
+        "method": {"name": "dm", "ipc": 1, "iterations": 10, "network": "ConvNetD2W32"},
+        "arms": {
+            "ncfm": {
+                "method": {
+                    "name": "ncfm",
+                    "iterations": 10,
+                    "network": "ConvNetD2W32",
+                    "decode": "none",
+                    "frequencies": 16,
+                    "pool_networks": 2,
+                    "pool_epochs": 1,
+                    "pool_batch": 400,
+                    "calibration": 0.1,
+                }
+            }
+        },
+        "evaluation": {"networks": ["MLP"], "seeds": 2, "baselines": ["random"], "recipe": SHORT},
+    },
     "nas": {
         "kind": "nas",
         "data": {"name": "digits", "validation": 0.2},
@@ -118,10 +140,10 @@ def logged(folder: Path) -> dict[str, list[str]]:
 
 def released(out: Path) -> dict[str, str]:
     """What private data have answered so far: each file's hash."""
-    found = [
-        path for name in ("release-*.safetensors", "condensed-epsilon*.safetensors", "start-*.safetensors") for path in out.rglob(name)
-    ]
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in found if not path.name.startswith(".")}
+    found = [path for kind in ("release", "expert", "condensed", "start") for path in out.rglob(f"{kind}-*.safetensors")]
+    return {
+        f"{path.parent.name}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest() for path in found if not path.name.startswith(".")
+    }
 
 
 def killed_and_resumed(kind: str, moments: int, start: Run, tmp_path: Path) -> None:
@@ -147,8 +169,8 @@ def killed_and_resumed(kind: str, moments: int, start: Run, tmp_path: Path) -> N
     assert record["status"] == again["status"] == "done"
     assert not [path for path in killed.rglob("*") if path.name.endswith(".part") or path.name.startswith("checkpoint-")]
     assert {str(p.relative_to(whole)) for p in whole.rglob("*")} == {str(p.relative_to(killed)) for p in killed.rglob("*")}
-    if kind == "privacy":
-        same_statement(record["results"], again["results"], killed)
+    if kind in ACCOUNTS:
+        same_statement(kind, record["results"], again["results"], killed)
         assert seen.items() <= released(killed).items()
         return
     assert timeless(record["results"]) == timeless(again["results"])
@@ -158,19 +180,29 @@ def killed_and_resumed(kind: str, moments: int, start: Run, tmp_path: Path) -> N
     assert [name for name, parts in first.items() if not all(torch.equal(part, second[name][key]) for key, part in parts.items())] == []
 
 
-def same_statement(record: dict[str, Any], again: dict[str, Any], folder: Path) -> None:
+# (start and means, experts, steps of DP-SGD for all of these) of each account that a study has.
+ACCOUNTS = {"privacy": {"": (2 + 3, 0, 0)}, "privacy experts": {"": (2 + 2, 0, 0), "ncfm": (2 + 2, 2, 2 * 4)}}
+
+
+def same_statement(kind: str, record: dict[str, Any], again: dict[str, Any], folder: Path) -> None:
     """Noise is never the same twice; what is stated is, it is what the kept releases say, and so is all that no noise is in."""
-    for key in ("privacy", "guarantee"):
-        assert record["epsilon8"][key] == again["epsilon8"][key]
-    stated = again["epsilon8"]["privacy"]
-    assert stated["releases"] == 3 + 2
-    assert stated["epsilon"] <= 8.0
-    assert len(list((folder / "epsilon8-releases").glob("release-*.safetensors"))) == 5
-    assert len(list((folder / "public" / "epsilon8-releases").glob("release-*.safetensors"))) == 5
-    account = read_json(folder / "epsilon8-releases" / "account.json")
-    assert sum(times for _, _, times in account["history"]) == 5
+    parts = {"": (record["epsilon8"], again["epsilon8"])}
+    parts |= {arm: (own, again["epsilon8"]["arms"][arm]) for arm, own in record["epsilon8"].get("arms", {}).items()}
+    assert parts.keys() == ACCOUNTS[kind].keys()
+    for arm, (means, experts, steps) in ACCOUNTS[kind].items():
+        for key in ("privacy", "guarantee"):
+            assert parts[arm][0][key] == parts[arm][1][key]
+        stated, name = parts[arm][1]["privacy"], f"epsilon8{arm and '-'}{arm}-releases"
+        assert (stated["releases"], stated.get("experts", 0)) == (means + steps, steps)
+        assert stated["epsilon"] <= 8.0
+        for place in (folder / name, folder / "public" / name):
+            assert len(list(place.glob("release-*.safetensors"))) == means
+            assert len(list(place.glob("expert-*.safetensors"))) == experts
+        assert sum(times for _, _, times in read_json(folder / name / "account.json")["history"]) == means + steps
+    assert record["public"] == again["public"]
+    assert again["public"]["statement"]["releases"] == sum(means + steps for means, _, steps in ACCOUNTS[kind].values())
     assert record["epsilon8"]["accuracy"]["random"] == again["epsilon8"]["accuracy"]["random"]
-    assert record["attack"] == again["attack"]
+    assert record.get("attack") == again.get("attack")
 
 
 @pytest.mark.parametrize("kind", [kind for kind in STUDIES if kind != "condense"])  # "condense gm" is one, with more state

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from apps.privacy import public_experts
+from apps.privacy import accounting, public_experts
 from apps.privacy.budget import EXPERTS_SHARE
 from distill import experts
 from distill.condensed import CondensedSet
 from distill.data import ImageData
+from distill.data_sources import load
 from distill.decode import as_text
 from distill.errors import InputError
 from distill.evaluation import Accuracy
@@ -78,6 +79,13 @@ def test_shipped_privacy_studies_are_studies() -> None:
         ({"poisoning": {"portion": 1.0}}, "below 1"),
         ({"privacy": {"experts_share": 1.0}}, "below 1"),
         ({"privacy": {"expert_share": 0.5}}, "did you mean 'experts_share'"),
+        ({"arms": {"two words": {"method": {"name": "dm"}}}}, r"\[arms.two words\]: allowed: names of small letters"),
+        ({"arms": {"dm": {"method": {"name": "gm"}}}}, "is the name of the study's own method"),
+        ({"arms": {"b": {"method": {"name": "dm", "ipc": 3}}}}, "key 'ipc' of method is not for here"),
+        ({"arms": {"b": {"method": {"name": "dm"}, "privacy": {"epsilon": [2.0]}}}}, "key 'epsilon' of privacy is not for here"),
+        ({"arms": {"b": {"method": {"name": "dm"}, "privacy": {"clap": 2.0}}}}, "did you mean 'clip'"),
+        ({"arms": {"b": {"method": {"name": "dm", "iteration": 2}}}}, "did you mean 'iterations'"),
+        ({"arms": {"b": {}}}, "method"),
     ],
 )
 def test_mistakes_are_one_line(change: dict[str, Any], words: str) -> None:
@@ -226,6 +234,46 @@ def test_a_study_with_public_experts_trains_nothing_on_private_images_and_starts
     assert (as_text(start.decode), len(start.images), len(start.decoded().images)) == ("formation:2", 10, 40)
     assert as_text(made.decode) == "formation:2"
     assert list(record["results"]["epsilon8"]["accuracy"]) == ["private ncfm", "ncfm without noise", "private start", "random-decoded"]
+
+
+ARM: dict[str, Any] = {"name": "ncfm", "iterations": 4, "network": "ConvNetW32D2", "frequencies": 16}
+ARM |= {"pool_networks": 1, "pool_epochs": 1, "pool_batch": 400, "calibration": 0.1}
+
+
+def test_arms_are_sets_of_the_same_epsilon_and_the_total_counts_all_of_them(tmp_path: Path) -> None:
+    """Each arm has an account of its own; random images have the form of the arm that has one."""
+    privacy = {**TINY["privacy"], "twin": False}
+    arms = {"ncfm": {"method": ARM, "privacy": {"experts_share": 0.5, "networks": 3}}}
+    given = tables(privacy=privacy, arms=arms, evaluation={**SHORT, "baselines": ["random", "random-decoded"]})
+    study = make("tiny", "Tiny", given, "s.toml")
+    assert "arms" not in make("tiny", "Tiny", tables(), "s.toml").merged
+    assert study.hash != make("tiny", "Tiny", {key: value for key, value in given.items() if key != "arms"}, "s.toml").hash
+    folder, record = run_study(study, Options(out=tmp_path, quiet=True))
+    part, public = record["results"]["epsilon8"], record["results"]["public"]
+    assert list(part["accuracy"]) == ["private dm", "private start", "private ncfm", "random", "random-decoded"]
+    assert [part["accuracy"][name]["images"] for name in ("private ncfm", "random", "random-decoded")] == [40, 10, 40]
+    mine, other = part["privacy"], part["arms"]["ncfm"]["privacy"]
+    assert (mine["releases"], other["releases"], other["experts"]) == (2 + 2, 2 + 3 + 4, 4)
+    assert "experts" not in mine
+    together = accounting.spent([accounting.Steps(*step) for step in [*mine["history"], *other["history"]]], 1e-5).epsilon
+    assert public["statement"]["epsilon"] == pytest.approx(together)
+    assert max(mine["epsilon"], other["epsilon"]) <= 8.0 < together
+    assert (public["statement"]["releases"], public["statement"]["experts"]) == (13, 4)
+    words = (folder / "public" / "GUARANTEE.txt").read_text()
+    assert "condensed-epsilon8-ncfm.safetensors" in words
+    assert "13 releases, 4 of them steps of DP-SGD" in words.split("All files of this folder together: ")[1]
+    accounts = [json.loads((folder / f"epsilon8{name}-releases" / "account.json").read_text()) for name in ("", "-ncfm")]
+    assert accounts[0]["account"] != accounts[1]["account"]
+    assert accounts[1]["facts"]["experts"] == [0.5, 1.0]
+    sets_left = KINDS["privacy"].sets(study, 0)
+    assert [CondensedSet.load(folder / path).provenance.method for path in sets_left.values()] == ["dm", "ncfm"]
+    assert f"private ncfm states ({other['epsilon']:.2f}, 1.0e-05) in 9 releases, 4 of them steps of DP-SGD." in show.answer(record)
+    assert "All sets and releases of the arms together" in show.answer(record)
+    assert {"images-epsilon8.png", "images-epsilon8-ncfm.png"} <= {path.name for path in (folder / "figures").iterdir()}
+    rows = {row["set"]: row for row in kept.kept_rows(folder)}
+    assert (rows["private dm"]["releases"], rows["private ncfm"]["releases"], rows["random"]["releases"]) == ("4", "9", "")
+    with pytest.raises(InputError, match="random-decoded has the form of a decoded set, and the study makes none"):
+        run.check(make("s", "s", tables(evaluation={**SHORT, "baselines": ["random-decoded"]}), "s.toml"), load("digits"))
 
 
 def test_a_set_with_nothing_beside_it_is_told_without_brackets() -> None:

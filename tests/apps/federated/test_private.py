@@ -201,3 +201,38 @@ def test_a_study_whose_clients_would_fail_says_why_before_they_do() -> None:
     with pytest.raises(InputError, match="no publicly known size"):
         check_statistics({"epsilon": 1.0}, settings(), data())
     check_statistics(PRIVATE, settings(), data())
+
+
+POOL: dict[str, Any] = {"pool_networks": 1, "pool_epochs": 1, "pool_batch": 12, "pool_draws": 2, "calibration": 0.1, "compile": "off"}
+
+
+def test_a_private_clients_experts_get_the_share_that_its_file_names(tmp_path: Path) -> None:
+    """Start, experts and means are within the upload's epsilon; a larger share leaves the experts less noise. Asked again, nothing is
+    trained again."""
+    made = settings(upload={"method": "ncfm", "settings": {"iterations": 4, "frequencies": 8, "decode": "none", **POOL}})
+    mine, noise = shard(data(), partition_of(data(), made), 1), {}
+    for share in (0.1, 0.6):
+        kept = privacy(tmp_path / f"{share}", made, experts_share=share, experts_clip=2.0)
+        first, again = (private_upload(kept, 20.0, mine, made, 1, 1, mine.spec) for _ in range(2))
+        stated = first.provenance.dp or {}
+        assert torch.equal(first.images, again.images)
+        assert stated == again.provenance.dp
+        assert stated["experts"] == 60 // 12
+        assert stated["releases"] == 5 + len(list((tmp_path / f"{share}").rglob("release-*.safetensors")))
+        assert 0 < stated["epsilon"] <= 20.0
+        (account,) = (tmp_path / f"{share}").rglob("round-1-*/account.json")
+        saved = read_json(account)
+        noise[share] = saved["experts"][2]
+        assert saved["facts"]["experts"] == [share, 2.0]
+        assert len(list(account.parent.glob("expert-*.safetensors"))) == 1
+    assert noise[0.6] < noise[0.1]
+
+
+def test_experts_of_a_nodes_file_are_checked_and_handed_on(tmp_path: Path) -> None:
+    made = settings()
+    for wrong in ({"experts_share": 1.0}, {"experts_share": 0.0}, {"experts_clip": 0.0}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            checked({**PRIVATE, **wrong}, "test")
+    file, _ = of_study({**PRIVATE, "experts_share": 0.4}, made, tmp_path / "kept", "", "test")
+    (tmp_path / "node.toml").write_text(written(file))
+    assert read(tmp_path / "node.toml").statistics.args[0].experts_share == 0.4  # type: ignore[attr-defined]
