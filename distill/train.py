@@ -42,7 +42,7 @@ class Recipe:
             "constant".
         drop_epochs: see ``schedule``; None: half of the training.
         augmentation: a strategy (`distill.augment.strategy`); "auto": the set's own (`CondensedSet.augmentation`), else DSA's for the data.
-        precision: "float32" or "bf16", in training and testing.
+        precision: "float32" or "bf16", in training; `evaluate` tests in float32.
         compile: "auto", "on" or "off", see `distill.fast`.
         mix: "cutmix" or "mixup" mixes half of the batches (`distill.mixing`); None: no mixing.
         milestones: fractions of all steps after which lr is multiplied by ``decay``, in place of ``schedule``.
