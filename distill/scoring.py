@@ -1,0 +1,152 @@
+"""Measure what `distill.scores` needs: every row with the same effort, its step size chosen on held-out training images."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal
+
+import pydantic
+from pydantic import Field
+
+from distill.comparison import DECODED, compared, learner_set, recipe_of
+from distill.condensed import CondensedSet
+from distill.configure import STRICT
+from distill.coresets import CORESETS
+from distill.data import ImageData
+from distill.errors import Diverged, InputError, unknown_name
+from distill.evaluation import accuracy
+from distill.labels import DEFAULT_KIND
+from distill.scores import Measure, Row, Scorecard, reference, scorecard
+from distill.train import Recipe, train_network
+
+Optimiser = Literal["sgd", "adamw"]
+CHOOSING_SEED = 1_000_000  # of the network that a step size is chosen with, which no evaluation network has
+STEPS = (0.3, 1.0, 3.0)  # times the recipe's step size
+USUAL_STEP: dict[Optimiser, float] = {"sgd": 0.01, "adamw": 0.001}  # where rows are compared under another optimiser than the recipe's
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+class Plan:
+    """What is trained for a scorecard.
+
+    Attributes:
+        network: evaluation network.
+        recipe: a `Recipe` or a name in `PROTOCOLS`; of every row.
+        seeds: networks of each row and set.
+        steps: step sizes to choose from, as multiples of the recipe's.
+        architectures: other networks that the sets are tested on.
+        optimisers: other optimisers under which sets and random images are compared, with equal steps.
+        baselines: coresets; "random" must be one of them.
+        whole_epochs: epochs of the whole training set; None: as many steps as the sets have.
+    """
+
+    network: str = "ConvNet"
+    recipe: Recipe | str = "laptop"
+    seeds: Annotated[int, Field(ge=1)] = 5
+    steps: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = STEPS
+    architectures: tuple[str, ...] = ()
+    optimisers: tuple[Optimiser, ...] = ()
+    baselines: tuple[str, ...] = ("random", "herding")
+    whole_epochs: Annotated[int, Field(ge=1)] | None = None
+
+
+def score(sets: CondensedSet | Sequence[CondensedSet], data: ImageData, plan: Plan | None = None, *, split: str = "test") -> Scorecard:
+    """Score one or more condensed sets of one method and size.
+
+    Every row has the same effort: its step size is the best of ``plan.steps`` on the held-out training images, by one network each, and its
+    networks have the same seeds. The last step counts. A set's own step size (MTT) is the middle of its row's choice under SGD.
+
+    Args:
+        sets: one set, or several of one method (made with different seeds), whose spread is reported.
+        data: the data that they were made from, with validation images (``load(name, validation=0.1)``).
+        plan: what is trained; None: the defaults of `Plan`.
+        split: the split whose accuracy counts; never used for a choice.
+
+    Raises:
+        InputError: if sets differ in size or form, data have no validation images, or a row's networks diverged at every step size.
+    """
+    given = [sets] if isinstance(sets, CondensedSet) else list(sets)
+    found = list(measures(given, data, plan or Plan(), split=split))
+    return scorecard(given, found, training_images=len(data.train) + len(data.validation), split=split)
+
+
+def measures(
+    given: Sequence[CondensedSet], data: ImageData, plan: Plan, *, split: str = "test", done: Sequence[Measure] = ()
+) -> Iterator[Measure]:
+    """Yield the accuracies of each row when its networks are trained (see `score`), those of ``done`` as they are."""
+    _check(given, data, plan)
+    ready = {one.row: one for one in done}
+    same = compared(plan.recipe, given[0], data, plan.network)
+    for row in rows_of(given[0], plan, same.optimiser):
+        own = same if row.network == plan.network else compared(plan.recipe, given[0], data, row.network)
+        if row.optimiser != same.optimiser:
+            own = dataclasses.replace(own, optimiser=row.optimiser, lr=USUAL_STEP[row.optimiser])
+        if row.augmentation == "none":
+            own = dataclasses.replace(own, augmentation="none")
+        yield ready[row] if row in ready else _measured(row, given, data, recipe_of(row.images, own, plan.whole_epochs), plan, split)
+
+
+def rows_of(condensed: CondensedSet, plan: Plan, optimiser: Optimiser) -> list[Row]:
+    """The rows of a scorecard: all labels and augmentations under the recipe's optimiser, then other optimisers and networks."""
+    network, stored = plan.network, reference(condensed)
+    decoded = [f"{name}-decoded" for name in plan.baselines if condensed.decode is not None and f"{name}-decoded" in DECODED]
+    rows = [Row("condensed", "own", "own", network, optimiser)]
+    if condensed.labels.is_floating_point():
+        rows.append(Row("condensed", "hard", "own", network, optimiser))
+    rows += [Row(name, "hard", "own", network, optimiser) for name in (*plan.baselines, *decoded, "whole")]
+    rows += [Row("condensed", "own", "none", network, optimiser), Row(stored, "hard", "none", network, optimiser)]
+    for other in plan.optimisers:
+        if other != optimiser:
+            rows += [Row("condensed", "own", "own", network, other), Row(stored, "hard", "own", network, other)]
+    return rows + [Row("condensed", "own", "own", name, optimiser) for name in plan.architectures if name != network]
+
+
+def _check(given: Sequence[CondensedSet], data: ImageData, plan: Plan) -> None:
+    if not given:
+        raise InputError("no set was given; allowed: one or more.")
+    for other in given[1:]:
+        if (other.counts, other.decode, other.label_kind) != (given[0].counts, given[0].decode, given[0].label_kind):
+            raise InputError("the sets differ in images a class, stored form or labels; score sets of one method and size together.")
+    if not len(data.validation):
+        raise InputError(f"data {data.spec.name!r} have no validation images to choose step sizes on; load them with validation=0.1.")
+    for name in plan.baselines:
+        if name not in CORESETS:
+            raise unknown_name("baseline", name, CORESETS)
+    if "random" not in plan.baselines:
+        raise InputError(f"baselines are {plan.baselines}; 'random' must be one of them: the scores compare with it.")
+
+
+def _measured(row: Row, given: Sequence[CondensedSet], data: ImageData, recipe: Recipe, plan: Plan, split: str) -> Measure:
+    """Choose the row's step size, and train and test its networks."""
+    chosen, values = [], []
+    for condensed in given if row.images == "condensed" else given[:1]:
+        learned = condensed.lr if row.images == "condensed" and recipe.optimiser == "sgd" else None
+        tried = {}
+        for step in plan.steps:
+            lr = step * (learned or recipe.lr)
+            tried[lr] = _trained(row, condensed, data, dataclasses.replace(recipe, lr=lr), CHOOSING_SEED, "validation")
+        finite = {lr: value for lr, value in tried.items() if not math.isnan(value)}
+        if not finite:
+            raise InputError(f"{row}: networks diverged at every step size ({', '.join(f'{lr:.3g}' for lr in tried)}); give smaller steps.")
+        chosen.append(max(finite, key=lambda lr: finite[lr]))
+        best = dataclasses.replace(recipe, lr=chosen[-1])
+        values.append(tuple(_trained(row, condensed, data, best, seed, split) for seed in range(plan.seeds)))
+    source = _source(row, given[0], data, 0)
+    count = len(source.train) if isinstance(source, ImageData) else len(source.decoded())
+    return Measure(row, tuple(chosen), tuple(values), recipe.steps(count) * min(recipe.batch_size, count))
+
+
+def _trained(row: Row, condensed: CondensedSet, data: ImageData, recipe: Recipe, seed: int, split: str) -> float:
+    """The accuracy of one network in percent; NaN where it diverged."""
+    try:
+        return accuracy(train_network(_source(row, condensed, data, seed), row.network, recipe, seed, data.device), data, split)
+    except Diverged:
+        return math.nan
+
+
+def _source(row: Row, condensed: CondensedSet, data: ImageData, seed: int) -> CondensedSet | ImageData:
+    """What a row's network is trained on; a coreset is drawn anew for each seed."""
+    if row.images != "condensed":
+        return learner_set(row.images, condensed, data, seed)
+    plain = dataclasses.replace(condensed, lr=None)  # the chosen step size counts
+    return dataclasses.replace(plain, labels=condensed.hard_labels, label_kind=DEFAULT_KIND) if row.labels == "hard" else plain
