@@ -10,7 +10,7 @@ import math
 import statistics as numbers
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import scipy.stats
 
@@ -29,7 +29,7 @@ def label_robust(improvement: float, recovery: float, weight: float = 0.5) -> fl
     Args:
         improvement: accuracy of the set minus that of random images of the same number, both with the labels, loss and augmentation of the
             set's method; as a fraction.
-        recovery: accuracy of the whole training set minus that of the set with class labels; as a fraction.
+        recovery: accuracy of the full training set minus that of the set with class labels; as a fraction.
         weight: of ``improvement``; ``recovery`` has one minus it.
     """
     return bounded(weight * improvement - (1 - weight) * recovery)
@@ -89,6 +89,16 @@ class Measure:
     def mean(self) -> float:
         """Mean over sets and networks, percent."""
         return numbers.fmean(value for one in self.values for value in one)
+
+    def as_dict(self) -> dict[str, object]:
+        """For a record; None for a network that diverged."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def read(line: dict[str, Any]) -> "Measure":
+        """The reverse of `as_dict` after JSON."""
+        values = tuple(tuple(math.nan if value is None else value for value in one) for one in line["values"])
+        return Measure(Row(**line["row"]), tuple(line["lr"]), values, line["images_seen"])
 
 
 @dataclass(frozen=True)
@@ -169,7 +179,7 @@ class Scorecard:
         sure = "" if math.isnan(gain.half_width) else f" ± {100 * gain.half_width:.1f}"
         size = f"{self.images} images ({100 * self.keep:.3g} % of the training set, {self.nbytes:,} bytes)"
         random = f"{100 * gain.mean:+.1f}{sure} points from random images under the same training"
-        return f"{size}: {random}, {100 * gap.mean:.1f} points below the whole training set with class labels."
+        return f"{size}: {random}, {100 * gap.mean:.1f} points below the full training set with class labels."
 
     def as_dict(self) -> dict[str, object]:
         """For a record."""

@@ -37,7 +37,7 @@ class Plan:
         architectures: other networks that the sets are tested on.
         optimisers: other optimisers under which sets and random images are compared, with equal steps.
         baselines: coresets; "random" must be one of them.
-        whole_epochs: epochs of the whole training set; None: as many steps as the sets have.
+        whole_epochs: epochs of the full training set; None: as many steps as the sets have.
     """
 
     network: str = "ConvNet"

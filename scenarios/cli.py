@@ -14,7 +14,8 @@ import typer
 from scenarios.commands import ctrl_c
 from scenarios.commands.compare import compare
 from scenarios.commands.condense import condense
-from scenarios.commands.evaluate import evaluate
+from scenarios.commands.evaluation.evaluate import evaluate
+from scenarios.commands.evaluation.score import score
 from scenarios.commands.figures import figures
 from scenarios.commands.list import list_names
 from scenarios.commands.loading import with_a_line
@@ -53,8 +54,8 @@ def options(
     """A data set's knowledge in a handful of synthetic images: make them, evaluate them, use them."""
 
 
-for command in (run, table, compare, condense, evaluate, show, report, figures):
-    app.command()(with_a_line(command) if command in (run, condense, evaluate, show) else command)
+for command in (run, table, compare, condense, evaluate, score, show, report, figures):
+    app.command()(with_a_line(command) if command in (run, condense, evaluate, score, show) else command)
 app.command("sweep-lr")(with_a_line(sweep_lr))
 app.command("list")(list_names)
 

@@ -1,15 +1,13 @@
 """``distill evaluate``: networks trained on a condensed set, beside its baselines."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from scenarios.commands.options import Classes, Device, Imbalance, Root, Size, Validation, data_table, torch_device
+from scenarios.commands.evaluation.data import data_for
+from scenarios.commands.options import Classes, Device, Imbalance, Root, Size, Validation, torch_device
 from scenarios.engine.complaints import printable, terminal_width, wrapped
-
-if TYPE_CHECKING:
-    from distill.condensed import CondensedSet
 
 
 def evaluate(
@@ -32,14 +30,10 @@ def evaluate(
     """Train networks on a condensed set and on its baselines, and print test accuracies with their intervals."""
     from apps.privacy.statement import guarantee
     from distill.condensed import CondensedSet
-    from distill.configure import configure
     from distill.errors import InputError
     from distill.evaluation import evaluate as judge
     from distill.networks import check_name
     from scenarios.engine import own
-    from scenarios.engine.folder import data_of
-    from scenarios.engine.schema import DataTable
-    from scenarios.engine.study import Options
     from scenarios.reporting.text import as_text
 
     if "none" in (baseline or []) and len(baseline or []) > 1:
@@ -51,13 +45,7 @@ def evaluate(
         check_name(name)
     where = torch_device(device)
     tiny = CondensedSet.load(condensed).to(where)
-    chosen = data_table(data, size or _resized(tiny, data), classes, validation, imbalance)
-    given = {"class_names" if key == "classes" else key: list(value) for key, value in tiny.spec.given.items() if isinstance(value, tuple)}
-    table = configure(DataTable, given | chosen, "distill evaluate")
-    # The set's own seed, so that what was held out when it was made (a folder's test images) is held out now.
-    images = data_of(table, Options(data_root=data_root, device=where, seed=tiny.provenance.seed or 0))
-    for note in images.notes:
-        typer.echo(f"note: {printable(note)}", err=True)
+    images = data_for(tiny, data, size, classes, validation, imbalance, root=data_root, device=where)
     found = judge(tiny, images, network=networks, recipe=protocol, seeds=seeds, baselines=baselines, whole_epochs=whole_epochs)
     width = terminal_width()
     remarks = "\n".join(found.remarks()).replace("one recipe for all: ", f"one recipe for all ({protocol}): ")
@@ -65,8 +53,3 @@ def evaluate(
     typer.echo("\n".join(map(printable, text.splitlines())))
     if tiny.provenance.dp:
         typer.echo(wrapped(printable(guarantee(tiny.provenance.dp)), terminal_width()))
-
-
-def _resized(tiny: "CondensedSet", data: str) -> int | None:
-    """What can be resized gets the set's own size, where it is square."""
-    return tiny.spec.height if data.partition(":")[0] in ("folder", "mhist", "digits") and tiny.spec.height == tiny.spec.width else None

@@ -1,0 +1,1 @@
+"""Commands that train networks on a condensed set: ``evaluate`` and ``score``."""

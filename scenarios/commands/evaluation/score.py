@@ -1,0 +1,135 @@
+"""``distill score``: scores of condensed sets that do not depend on how their method evaluates its own, with a page."""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from scenarios.commands.evaluation.data import data_for
+from scenarios.commands.options import Classes, Device, Imbalance, Root, Size, torch_device
+from scenarios.engine.complaints import printable, terminal_width, wrapped
+
+if TYPE_CHECKING:
+    from distill.condensed import CondensedSet
+    from distill.data import ImageData
+    from distill.scores import Measure, Scorecard
+    from distill.scoring import Plan
+
+
+def score(
+    condensed: Annotated[list[Path], typer.Argument(metavar="SET.safetensors...", help="Files of one method's sets, of several seeds.")],
+    data: Annotated[str, typer.Option(help="The data set that they were made from.")],
+    network: Annotated[str, typer.Option(help="Evaluation network.")] = "ConvNet",
+    seeds: Annotated[int, typer.Option(min=1, help="Networks trained for each row and set.")] = 3,
+    protocol: Annotated[str, typer.Option(help="dc, dsa, dm, datadam, datadam-paper, idc, ncfm or laptop.")] = "laptop",
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Steps of each training, in place of the protocol's.")] = None,
+    step: Annotated[
+        list[float] | None, typer.Option(help="Step sizes to choose from, times the protocol's; repeat. Default: 0.3, 1, 3.")
+    ] = None,
+    architecture: Annotated[list[str] | None, typer.Option(help="Another network to test the sets on; repeat.")] = None,
+    optimiser: Annotated[list[str] | None, typer.Option(help="sgd or adamw: compare under this one, too; repeat.")] = None,
+    baseline: Annotated[list[str] | None, typer.Option(help="Coresets; repeat. Default: random, herding.")] = None,
+    whole_epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of the full training set; default: as many steps.")] = None,
+    validation: Annotated[float, typer.Option(metavar="FRACTION", help="Training images held out to choose step sizes.")] = 0.1,
+    out: Annotated[Path, typer.Option(help="Folder of score.html, score.json and the rows that are done.")] = Path("scores"),
+    size: Size = None,
+    classes: Classes = None,
+    imbalance: Imbalance = None,
+    device: Device = "auto",
+    data_root: Root = None,
+) -> None:
+    """Score condensed sets against random images and the full training set, each row with the same effort. The same command continues."""
+    import dataclasses
+
+    from distill.condensed import CondensedSet
+    from distill.configure import configure
+    from distill.networks import check_name
+    from distill.records import environment, write_json, write_whole
+    from distill.scores import scorecard
+    from distill.scoring import Plan
+    from distill.train import protocol as recipe_named
+    from scenarios.engine import own
+    from scenarios.reporting.text import as_text
+
+    networks = [network, *(architecture or [])]
+    own.register(own.Places(networks=(("evaluation", "networks"),)), {"evaluation": {"networks": networks}}, "distill score")
+    for name in networks:
+        check_name(name)
+    where = torch_device(device)
+    sets = [CondensedSet.load(path).to(where) for path in condensed]
+    images = data_for(sets[0], data, size, classes, validation, imbalance, root=data_root, device=where)
+    recipe = recipe_named(protocol, images.spec, network)
+    settings = {
+        "network": network,
+        "recipe": dataclasses.asdict(recipe if max_steps is None else dataclasses.replace(recipe, max_steps=max_steps)),
+        "seeds": seeds,
+        "steps": step or list(Plan().steps),
+        "architectures": architecture or [],
+        "optimisers": optimiser or [],
+        "baselines": baseline or list(Plan().baselines),
+        "whole_epochs": whole_epochs,
+    }
+    plan = configure(Plan, settings, "distill score")
+    found = _all(plan, sets, condensed, images, out)
+    card = scorecard(sets, found, training_images=len(images.train) + len(images.validation), split="test")
+    write_json(out / "score.json", {**card.as_dict(), "plan": settings, "data": data, "environment": environment(where)})
+    write_whole(out / "score.html", _page(card, plan, sets, condensed))
+    width = terminal_width()
+    for rows in (card.table(), card.score_table()):
+        typer.echo("\n".join(map(printable, as_text(rows, width=width).splitlines())) + "\n")
+    typer.echo(wrapped(printable(card.sentence()), width))
+    typer.echo(f"everything is in {out}")
+
+
+def _all(plan: "Plan", sets: "Sequence[CondensedSet]", files: Sequence[Path], images: "ImageData", out: Path) -> "list[Measure]":
+    """Every row; each is kept when it is done, and those of the same plan and sets are taken from the folder."""
+    from rich.console import Console
+
+    from distill.records import append_line, read_lines
+    from distill.scores import Measure
+    from distill.scoring import measures
+
+    digest = hashlib.sha256(repr(plan).encode() + b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+    ledger = out / f"rows-{digest}.jsonl"
+    done = [Measure.read(line) for line in read_lines(ledger)]
+    found = []
+    with Console(stderr=True).status("scoring") as status:
+        for measure in measures(sets, images, plan, done=done):
+            if measure not in done:
+                append_line(ledger, measure.as_dict())
+            found.append(measure)
+            status.update(f"scoring: {measure.row}: {measure.mean:.1f} %")
+    return found
+
+
+def _page(card: "Scorecard", plan: "Plan", sets: "Sequence[CondensedSet]", files: Sequence[Path]) -> str:
+    """The sentence, the scores, the accuracies and the first set's images as one HTML file."""
+    from distill.figures import image_grid
+    from scenarios.reporting import page
+
+    title = f"{', '.join(path.name for path in files)}: scores"
+    picture = base64.b64encode(image_grid(sets[0]).encoded("png", dpi=80)).decode()
+    spreads = (
+        f"Standard deviation over {card.sets} sets {card.spread_sets:.2f}, over the networks of one set {card.spread_networks:.2f} points."
+    )
+    return page.whole(
+        title,
+        "".join(
+            [
+                page.text(title, "h1"),
+                page.text(card.sentence(), name="answer"),
+                page.table(card.score_table()),
+                page.text("Scores as defined by DD-Ranking (Li et al., 2025), from accuracies as fractions of 1.", name="small"),
+                page.table(card.table()),
+                page.text(
+                    "Last step of each training; step sizes chosen on held-out training images, equally many for each row, with one "
+                    f"network; {plan.seeds} networks a row and set, the same seeds in each row. {spreads}",
+                    name="small",
+                ),
+                f"<figure><img alt='images of the first set' src='data:image/png;base64,{picture}'></figure>",
+            ]
+        ),
+    )
