@@ -31,6 +31,7 @@ from distill.configure import STRICT
 from distill.data import ImageData
 from distill.devices import sent
 from distill.errors import Diverged, InputError, diverged
+from distill.fast import Fast, Precision
 from distill.locks import locked
 from distill.networks import OWN, Factory, create, flops
 from distill.processes import WorkerFailed, at_once, side_by_side
@@ -49,6 +50,7 @@ class ExpertConfig:
 
     ``epochs`` is what matching can use, not what training could: `distill.methods.mtt` asks for max_start_epoch + expert_epochs.
     ``momentum`` is SGD's; ``per_epoch`` snapshots are taken in each epoch, at equal numbers of batches.
+    ``precision`` "bf16" trains under autocast, compiled where that saves time; private experts are always trained in float32.
     ``snapshots`` "bf16" keeps each epoch's change since the first weights in bfloat16: half the disk, relative error 2^-9 of the change.
     """
 
@@ -62,6 +64,7 @@ class ExpertConfig:
     seed: Annotated[int, Field(ge=0)] = 0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     per_epoch: Annotated[int, Field(ge=1)] = 1
+    precision: Precision = "float32"
 
     @property
     def length(self) -> int:
@@ -71,7 +74,7 @@ class ExpertConfig:
     @property
     def facts(self) -> dict[str, object]:
         """What each expert depends on by name: not their number, and later fields only where they are used, so that old ones are found."""
-        later = {"momentum": 0.0, "per_epoch": 1}
+        later = {"momentum": 0.0, "per_epoch": 1, "precision": "float32"}
         fields = dataclasses.asdict(self).items()
         return {name: value for name, value in fields if name != "experts" and value != later.get(name, ...)}
 
@@ -185,6 +188,9 @@ def _epochs(
     draws = generator(config.seed, "expert", expert, "training")
     transform = strategy(for_data(data.spec) if config.augmentation == "auto" else config.augmentation)
     parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+    work = 3.0 * flops(model, data.spec) * len(data.train) * config.epochs
+    # In float32 not compiled: experts of before stay the same to the bit.
+    run = model if config.precision == "float32" else Fast(model, data.device, work, config.precision)
     velocity = [torch.zeros_like(p) for p in parameters] if config.momentum else None
     start = 0
     if "generator" in done:
@@ -210,7 +216,7 @@ def _epochs(
             images = data.normalised("train", indices)
             if transform.transforms:
                 images = augment(images, transform, draws)
-            gradients = mean_gradient(model, images, data.train.labels[indices])
+            gradients = mean_gradient(run, images, data.train.labels[indices])
             with torch.no_grad():
                 if velocity is not None:
                     torch._foreach_mul_(velocity, config.momentum)

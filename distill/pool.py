@@ -77,7 +77,9 @@ class Pool:
         self.precision, self.compile = precision, compile
         per_epoch = WALK_SNAPSHOTS if config.pool == "walk" else 1
         networks, epochs, lr, batch = config.pool_networks, config.pool_epochs, config.pool_lr, config.pool_batch
-        self.experts = ExpertConfig(networks, epochs, lr, batch, network, augmentation, momentum=0.9, per_epoch=per_epoch)
+        self.experts = ExpertConfig(
+            networks, epochs, lr, batch, network, augmentation, momentum=0.9, per_epoch=per_epoch, precision=precision
+        )
         self.trajectories: Trajectories | None = None
         self.network: nn.Module | None = None
         self.judge: nn.Module | None = None

@@ -26,7 +26,7 @@ ARCHITECTURES = ("ConvNet", "MLP", "LeNet", "AlexNet", "VGG11", "ResNet18")
 _QUICK: Settings = {"precision": "bf16", "compile": "on"}  # half the time where the processor has bfloat16
 SMALL: Settings = {"network": "ConvNetW64", "batch_real": 64, **_QUICK}  # MTT keeps the network of its short form
 _DECODE, _CALIBRATION = {"decode": "formation:2", "clamp": True, "augmentation": "color_crop_cutout"}, {"calibration": 1.0}
-_TRAINED = {"pool_networks": 2, "pool_epochs": 2}
+_TRAINED = {"pool_networks": 2, "pool_epochs": 8}
 # Settings that DM shares with later methods, each alone and together: what does which one bring?
 SEAMS: dict[str, Settings] = {
     "decode": _DECODE,

@@ -88,6 +88,15 @@ def test_other_data_settings_or_whitening_are_kept_apart(cache: Path) -> None:
     assert len({cache_folder(data, CONFIG), *others}) == 6
 
 
+def test_experts_in_bfloat16_are_near_and_kept_apart(cache: Path) -> None:
+    data, near = toy(), ExpertConfig(**{**CONFIG.__dict__, "precision": "bf16"})
+    assert cache_folder(data, near) != cache_folder(data, CONFIG)
+    exact, found = train_experts(data, CONFIG).weights(1, 3), train_experts(data, near).weights(1, 3)
+    moved = float((exact - train_experts(data, CONFIG).weights(1, 0)).norm())
+    assert found.dtype == torch.float32
+    assert 0 < float((found - exact).norm()) < 0.1 * moved
+
+
 @pytest.mark.parametrize("stop", [1, 2, 5, 6])
 def test_a_stopped_training_goes_on_to_the_same_bits(cache: Path, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
     """Killed during the ``stop``-th epoch of six, with a save after each epoch."""
