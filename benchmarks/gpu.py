@@ -30,6 +30,7 @@ from distill.fast import Precision
 from distill.methods import METHODS
 from distill.randomness import generator
 from distill.records import Json, environment, read_json, write_json, write_whole
+from distill.tf32 import products
 from kept import reproduce
 from scenarios.engine.template import CHEAP_FIRST
 
@@ -96,7 +97,8 @@ def matmul_gflops(device: str, precision: Precision, rows: int) -> float:
     """GFLOP/s of a product of two square matrices of this many rows."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     matrix = torch.randn((rows, rows), device=device, generator=generator(0, "matrix", device=device)).to(dtype)
-    return 2 * rows**3 / min(timed(lambda: matrix @ matrix, device)) / 1e9
+    with products(precision, matrix.device):
+        return 2 * rows**3 / min(timed(lambda: matrix @ matrix, device)) / 1e9
 
 
 def row(cell: Cell, size: Size, device: str, matmul: float) -> Row:
@@ -107,7 +109,8 @@ def row(cell: Cell, size: Size, device: str, matmul: float) -> Row:
         config = METHODS[cell.method][0](**settings)
         data = random_data(cell.classes, config.batch_real, size.side)
         work = step_of(cell.method, data, cell.ipc, device, **settings)
-        times, peak = measured(work, device)
+        with products(cell.precision, torch.device(device)):
+            times, peak = measured(work, device)
         del work
         found |= {"times": times, "seconds": numbers.median(times), "peak_bytes": peak}
     except (RuntimeError, InputError) as error:
@@ -119,7 +122,8 @@ def row(cell: Cell, size: Size, device: str, matmul: float) -> Row:
     if cell.method not in PLAIN or cell.precision != "float32":
         return {**found, "plain_reason": NO_PLAIN if cell.method not in PLAIN else "the plain loops are float32"}
     try:
-        times, peak = measured(plain_step(cell, data.to(device), settings), device)
+        with products("float32", torch.device(device)):
+            times, peak = measured(plain_step(cell, data.to(device), settings), device)
         found |= {"plain_times": times, "plain_seconds": numbers.median(times), "plain_peak_bytes": peak}
         found["ratio"] = found["plain_seconds"] / found["seconds"]
     except RuntimeError as error:

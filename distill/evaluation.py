@@ -21,6 +21,7 @@ from distill.data import ImageData, Split
 from distill.errors import Diverged, InputError, clipped, unknown_name
 from distill.fast import Compile, Precision, accelerated
 from distill.networks import Factory, flops
+from distill.tf32 import products
 from distill.train import Recipe, train_network
 
 NOT_FINITE = "the network's outputs are NaN or infinite: its training diverged (use a smaller lr), or its own arithmetic is at fault."
@@ -138,7 +139,7 @@ def accuracy(
     run = accelerated(network, data.device, flops(network, data.spec) * len(part), precision, compile)
     right = torch.zeros((), dtype=torch.int64, device=data.device)
     finite = torch.ones((), dtype=torch.bool, device=data.device)
-    with torch.no_grad():
+    with torch.no_grad(), products(precision, data.device):
         for indices in torch.arange(len(part), device=data.device).split(size):
             outputs = run(data.normalised(split, indices))
             finite &= outputs.isfinite().all()

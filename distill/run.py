@@ -33,6 +33,7 @@ from distill.sizes import Ipc, counts_of
 from distill.statistics import ExactStatistics, RealStatistics
 from distill.stopping import Cut, Interrupted, last_wish, stop_signals
 from distill.synthetic import Initial, check_classes, check_count, initial_set
+from distill.tf32 import products
 
 CHECKPOINT_SECONDS = 20.0
 QUICK_SECONDS = 0.2  # an interruption waits for a GPU's steps shorter than this, and their states are not copied
@@ -184,6 +185,7 @@ def _all_steps(
     every = max(1, total // MAX_LOGGED)
     workable = finite = before = state_of(distiller.state(), draws, done)
     watch, quick, estimated = Watch(finite.tensors, device), False, False
+    precision = getattr(getattr(distiller, "config", None), "precision", "float32")
     first = last = time.monotonic()
 
     def keep(state: State, diverged: str | None = None) -> None:
@@ -208,7 +210,7 @@ def _all_steps(
             began = time.monotonic()
             try:
                 # Other processes of the same run wait for this one's share of the step.
-                with stop.cutting(alone and before.step == step - 1):
+                with stop.cutting(alone and before.step == step - 1), products(precision, device):
                     values = distiller.step(statistics, draws)
             except Cut:
                 look(step - 1)

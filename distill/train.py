@@ -24,6 +24,7 @@ from distill.mixing import mixed
 from distill.networks import Factory, create, flops, has_batchnorm
 from distill.randomness import generator
 from distill.spec import DataSpec
+from distill.tf32 import products
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
@@ -42,7 +43,7 @@ class Recipe:
             "constant".
         drop_epochs: see ``schedule``; None: half of the training.
         augmentation: a strategy (`distill.augment.strategy`); "auto": the set's own (`CondensedSet.augmentation`), else DSA's for the data.
-        precision: "float32" or "bf16", in training; `evaluate` tests in float32.
+        precision: "float32", "tf32" (on a GPU, see `distill.tf32`) or "bf16", in training; `evaluate` tests in float32.
         compile: "auto", "on" or "off", see `distill.fast`.
         mix: "cutmix" or "mixup" mixes half of the batches (`distill.mixing`); None: no mixing.
         milestones: fractions of all steps after which lr is multiplied by ``decay``, in place of ``schedule``.
@@ -167,6 +168,11 @@ def train_network(
     recipe = protocol(recipe, source.spec, network) if isinstance(recipe, str) else recipe
     source = source if device is None else source.to(device)
     source = source.decoded() if isinstance(source, CondensedSet) else source
+    with products(recipe.precision, source.device if isinstance(source, ImageData) else source.images.device):
+        return _trained(source, network, recipe, seed)
+
+
+def _trained(source: CondensedSet | ImageData, network: Factory, recipe: Recipe, seed: int) -> nn.Module:
     count, where, fetch, lr = _parts(source)
     loss = LABEL_KINDS[source.label_kind if isinstance(source, CondensedSet) else DEFAULT_KIND].loss
     model = create(network, source.spec, generator(seed, "weights"), where)

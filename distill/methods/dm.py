@@ -70,7 +70,8 @@ class DMConfig(SharedConfig):
         logits: match the network's outputs as well as its features, as FedDM does (Xiong et al., CVPR 2023).
         radius: instead of drawing a new network in each step, move one network to a random point at this distance in weight space, as
             FedDM does.
-        precision: of the networks' forward and backward passes; "bf16" is bfloat16 under autocast, with float32 weights and images.
+        precision: of the networks' forward and backward passes; "bf16" is bfloat16 under autocast, with float32 weights and images;
+            "tf32" see `distill.tf32`.
         compile: see `distill.fast`.
     """
 

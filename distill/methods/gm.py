@@ -83,7 +83,7 @@ class GMConfig(SharedConfig):
         network: matching network.
         augmentation: strategy.
         initial: initialisation of the images.
-        precision: "bf16" applies to the real images only.
+        precision: "bf16" applies to the real images only, "tf32" (`distill.tf32`) to the whole step.
         compile: see `distill.fast`.
     """
 
