@@ -67,8 +67,11 @@ class Student:
     Each is a sum over pieces of the batch that stay in a CPU's cache (the whole batch for BatchNorm).
     """
 
-    def __init__(self, network: nn.Module, *, compile: bool = False, reverse: bool | None = None) -> None:
-        """``compile`` see `distill.fast`; ``reverse``: differentiate along a direction in reverse, None: on a GPU, if not compiled."""
+    def __init__(self, network: nn.Module, *, compile: bool = False, reverse: bool | None = None, mode: str = "default") -> None:
+        """``compile`` and ``mode``: see `distill.fast`.
+
+        ``reverse``: differentiate along a direction in reverse, None: on a GPU, if not compiled.
+        """
         with warnings.catch_warnings():
             # torch loads its forward-mode formulas with a deprecated function.
             warnings.simplefilter("ignore", FutureWarning)
@@ -94,8 +97,8 @@ class Student:
         gradient = torch.func.grad(loss)
         if reverse is None:
             reverse = not compile and next(network.parameters()).device.type != "cpu"
-        self._gradient = compiled(gradient) if compile else gradient
-        self._along = reversed_along if reverse else compiled(along) if compile else along
+        self._gradient = compiled(gradient, mode) if compile else gradient
+        self._along = reversed_along if reverse else compiled(along, mode) if compile else along
 
     def _pieces(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         number = 1 if self.whole else piece_count(len(x), chunk_size(x))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 Precision = Literal["float32", "tf32", "bf16"]
-Compile = Literal["auto", "on", "off"]
+Compile = Literal["auto", "on", "off", "no-graphs"]
 T = TypeVar("T")
 
 # Compiling takes 10 to 35 s a shape. On a CPU it saves about a fifth of the time in float32 and two fifths in bfloat16: worth it from some
@@ -35,7 +35,8 @@ def accelerated(
         device: of the images.
         work: floating-point operations that are expected in all calls; "auto" compiles if it saves more time than compiling takes.
         precision: "bf16" runs under autocast and returns float32; "tf32" is allowed by the caller (`distill.tf32`).
-        compile: "auto", "on" or "off". Without a working compiler the function is not compiled, and a warning is given once.
+        compile: "auto", "on" or "off"; "no-graphs" is "auto" without CUDA graphs (`compile_mode`). Without a working compiler the
+            function is not compiled, and a warning is given once.
     """
 
     def reduced(images: Tensor) -> Tensor:
@@ -50,21 +51,39 @@ def accelerated(
 
     if not worth(device, work, compile, precision):
         return reduced if precision == "bf16" else function
-    return compiled(laid_out)
+    quick, mode = compiled(laid_out), compile_mode(device, compile)
+    if mode == "default":
+        return quick
+    replayed = compiled(laid_out, mode)
+    return lambda images: (quick if torch.is_grad_enabled() else replayed)(images)
 
 
 def worth(device: torch.device, work: float, compile: Compile, precision: Precision = "float32") -> bool:
     """Whether to compile a function in which ``work`` floating-point operations are expected."""
-    return compile == "on" or (compile == "auto" and work >= WORTH_FLOPS.get((device.type, precision), float("inf")))
+    return compile == "on" or (compile in ("auto", "no-graphs") and work >= WORTH_FLOPS.get((device.type, precision), float("inf")))
 
 
-def compiled(function: Callable[..., T]) -> Callable[..., T]:
-    """``function`` through `torch.compile`, once for each shape; unchanged, after one warning, if no compiler works."""
+def compile_mode(device: torch.device, compile: Compile = "auto") -> str:
+    """`torch.compile`'s mode for a function that is not differentiated from outside: on a GPU CUDA graphs, unless turned off.
+
+    A graph replays all launches of one shape at once, at fixed addresses: its inputs must be on the device, the weights must change in
+    place (`distill.networks.put_weights`), and no size may depend on values. Results lie in the graph's memory until its next replay, so
+    that `compiled` copies them. Gradients that autograd takes from outside lie there as well, and are kept longer: those functions have
+    no graph.
+    """
+    return "reduce-overhead" if device.type == "cuda" and compile != "no-graphs" else "default"
+
+
+def compiled(function: Callable[..., T], mode: str = "default") -> Callable[..., T]:
+    """``function`` through `torch.compile`, once for each shape; unchanged, after one warning, if no compiler works.
+
+    ``mode`` see `compile_mode`.
+    """
     import torch._dynamo as dynamo  # slow to import
 
     # Without CUDA the compiler warns that it is missing.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    quick = torch.compile(function, dynamic=False)
+    quick = torch.compile(function, dynamic=False, mode=mode)
     works = True
 
     def either(*tensors: Tensor) -> T:
@@ -75,7 +94,11 @@ def compiled(function: Callable[..., T]) -> Callable[..., T]:
                 with dynamo.config.patch(recompile_limit=64), warnings.catch_warnings():
                     # The compiler looks at the .grad of its inputs; augmented images are no leaves and warn.
                     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
-                    return quick(*tensors)
+                    if mode == "default":
+                        return quick(*tensors)
+                    torch.compiler.cudagraph_mark_step_begin()
+                    copied: T = torch.utils._pytree.tree_map_only(Tensor, torch.clone, quick(*tensors))
+                    return copied
             except Exception as error:  # a missing compiler raises many types
                 works = False
                 _warn(error)

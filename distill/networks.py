@@ -220,7 +220,15 @@ def around(network: nn.Module, centre: Tensor, radius: float, generator: torch.G
     Gaussian noise over all weights, scaled to Euclidean length ``radius``, as FedDM (Xiong et al., CVPR 2023) samples its networks.
     """
     noise = normal(tuple(centre.shape), generator, centre.device)
-    torch.nn.utils.vector_to_parameters(centre + noise * (radius / noise.norm()), network.parameters())
+    put_weights(network, centre + noise * (radius / noise.norm()))
+
+
+def put_weights(network: nn.Module, weights: Tensor) -> None:
+    """Copy weights (P,) into the network's parameters, in place: a captured CUDA graph reads them where it has read them before."""
+    parameters: list[Tensor] = list(network.parameters())
+    parts = weights.detach().split([p.numel() for p in parameters])
+    with torch.no_grad():
+        torch._foreach_copy_(parameters, [part.view_as(p) for part, p in zip(parts, parameters, strict=True)])
 
 
 def has_batchnorm(network: nn.Module) -> bool:

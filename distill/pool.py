@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.nn.utils import parameters_to_vector
 
 from distill.batches import Augment
 from distill.devices import normal, sent
@@ -17,7 +17,7 @@ from distill.errors import InputError, clipped
 from distill.experts import ExpertConfig, Trajectories
 from distill.fast import Compile, Precision, accelerated
 from distill.matching import calibration_gradients
-from distill.networks import Factory, around, create, flops, has_batchnorm, parameter_count, renew
+from distill.networks import Factory, around, create, flops, has_batchnorm, parameter_count, put_weights, renew
 from distill.randomness import generator as stream
 from distill.shared_config import SharedConfig, trains_networks
 from distill.spec import DataSpec
@@ -259,7 +259,7 @@ def perturb(network: nn.Module, generator: torch.Generator) -> None:
 
 
 def _put(network: nn.Module, weights: Tensor) -> None:
-    """Put a copy of (P,) weights into a network's parameters: they become views of the copy."""
+    """`put_weights`, once the number of trained weights is checked."""
     if weights.numel() != parameter_count(network):
         raise InputError(f"trained weights are {weights.numel()} numbers; the network has {parameter_count(network)} parameters.")
-    vector_to_parameters(weights.clone(), network.parameters())
+    put_weights(network, weights)

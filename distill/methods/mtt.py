@@ -22,7 +22,7 @@ from distill.configure import STRICT
 from distill.devices import sent
 from distill.errors import InputError
 from distill.experts import ExpertConfig, Trajectories
-from distill.fast import Compile, worth
+from distill.fast import Compile, compile_mode, worth
 from distill.methods.mtt_table import paper
 from distill.methods.presets import Presets
 from distill.networks import Factory, create, flops
@@ -232,8 +232,8 @@ class MTT:
         network = create(self.factory, statistics.spec, stream(0, "mtt", "shape"), device)  # weights are set in every step
         work = 12.0 * flops(network, statistics.spec) * min(c.batch_syn or 10**9, len(self.synthetic.labels)) * c.syn_steps * c.iterations
         # A student on few images waits for Python more than for arithmetic: compiled, a step is 9 ms shorter (10 images, width 32).
-        many = c.compile == "auto" and c.syn_steps * c.iterations >= WORTH_STUDENT_STEPS
-        self.student = Student(network, compile=many or worth(device, work, c.compile))
+        many = c.compile in ("auto", "no-graphs") and c.syn_steps * c.iterations >= WORTH_STUDENT_STEPS
+        self.student = Student(network, compile=many or worth(device, work, c.compile), mode=compile_mode(device, c.compile))
         if c.soft_labels and self.logits is None:
             with torch.no_grad():
                 weights = self.trajectories.weights(0, self.trajectories.epochs, device)
