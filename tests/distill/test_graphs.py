@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from benchmarks.counting import Untrained
 from distill import fast
 from distill.adjoint import Student, matching_gradient
+from distill.batches import Staged, chunked_sum
 from distill.evaluation import accuracy
 from distill.fast import accelerated, compile_mode
 from distill.methods import METHODS
@@ -72,6 +73,17 @@ def test_what_is_asked_of_the_compiler_on_a_gpu(compile: fast.Compile, modes: li
     asked.clear()
     accelerated(lambda x: x, CUDA, 1e20, "float32", "off")
     assert asked == []
+
+
+def test_results_outlive_the_next_replay(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = accelerated(lambda images: images.flatten(1) + 1, CPU, 0.0, compile="on")
+    images = torch.randn(8, 1, 2, 2, generator=generator(0, "images"))
+    with torch.no_grad():
+        first, second = run(images[:4]), run(images[4:])
+        assert torch.equal(torch.cat([first, second]), images.flatten(1) + 1)
+        monkeypatch.setattr("distill.batches.chunk_size", lambda images: 4)  # features of two pieces are kept for one product
+        assert torch.allclose(chunked_sum(Staged(run, lambda features: 2 * features), images), 2 * (images.flatten(1) + 1).sum(0))
+    assert graphs.replays == 4
 
 
 def stepped(method: str, settings: dict[str, object], compile: str, monkeypatch: pytest.MonkeyPatch) -> Tensor:
