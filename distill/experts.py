@@ -120,13 +120,13 @@ def train_experts(data: ImageData, config: ExpertConfig, network: Factory | None
     batches = -(-len(data.train) // config.batch_size)
     config = dataclasses.replace(config, per_epoch=min(config.per_epoch, batches))  # a batch has one snapshot at most
     if network is not None and not isinstance(network, str):
-        with products("float32", data.device):
+        with products(config.precision, data.device):
             weights = [torch.stack(list(_epochs(data, config, network, k))) for k in range(config.experts)]
         return Trajectories(config.experts, config.length, lambda expert, epoch: weights[expert][epoch])
     folder = cache_folder(data, config)
     write_json(folder / "config.json", {"data": data.spec.name, **dataclasses.asdict(config)})
-    # Another process may be training the same experts. They are kept for runs of every precision.
-    with locked(folder / ".lock", -1), _bar(progress, config) as advance, products("float32", data.device):
+    # Another process may be training the same experts.
+    with locked(folder / ".lock", -1), _bar(progress, config) as advance, products(config.precision, data.device):
         missing = [expert for expert in range(config.experts) if not _place(folder, expert).exists()]
         done = config.experts - len(missing)
         advance(done * config.length)
