@@ -169,6 +169,11 @@ def check_distill(words: list[str]) -> None:
             check_name(network)
         assert set(given["baseline"] or []) <= {*BASELINES, "none"}, f"{given['baseline']}: no such baseline"
         assert given["protocol"] in PROTOCOLS, f"{given['protocol']}: no such protocol"
+    elif words[0] == "score":
+        check_data(given["data"])
+        for network in [given["network"], *(given["architecture"] or [])]:
+            check_name(network)
+        assert given["protocol"] in PROTOCOLS, f"{given['protocol']}: no such protocol"
     elif words[0] == "list":
         assert given["what"] in ("methods", "data", "networks", "scenarios"), f"distill list {given['what']}: no such list"
 

@@ -88,7 +88,7 @@ def _all(plan: "Plan", sets: "Sequence[CondensedSet]", files: Sequence[Path], im
     """Every row; each is kept when it is done, and those of the same plan and sets are taken from the folder."""
     from rich.console import Console
 
-    from distill.records import append_line, read_lines
+    from distill.records import append_line, read_lines, write_whole
     from distill.scores import Measure
     from distill.scoring import measures
 
@@ -99,6 +99,8 @@ def _all(plan: "Plan", sets: "Sequence[CondensedSet]", files: Sequence[Path], im
     with Console(stderr=True).status("scoring") as status:
         for measure in measures(sets, images, plan, done=done):
             if measure not in done:
+                if not ledger.exists():
+                    write_whole(ledger, "")  # with its folders
                 append_line(ledger, measure.as_dict())
             found.append(measure)
             status.update(f"scoring: {measure.row}: {measure.mean:.1f} %")

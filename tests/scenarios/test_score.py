@@ -1,0 +1,89 @@
+"""``distill score``: tables, page and record; a stopped one continues; wrong input is one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import distill.scoring
+from distill.coresets import select
+from distill.data_sources import load
+from distill.randomness import generator
+from tests.scenarios.test_cli import call, refused
+
+OPTIONS = ("--data", "digits", "--network", "MLP", "--seeds", 2, "--max-steps", 10, "--step", 0.3, "--step", 1, "--device", "cpu")
+
+
+@pytest.fixture
+def sets(tmp_path: Path) -> list[Path]:
+    data = load("digits")
+    paths = [tmp_path / f"set{seed}.safetensors" for seed in range(2)]
+    for seed, path in enumerate(paths):
+        select(data, "random", [2] * 10, generator(seed, "set")).save(path)
+    return paths
+
+
+def test_tables_page_and_record(sets: list[Path], tmp_path: Path) -> None:
+    code, out, err = call("score", *sets, *OPTIONS, "--architecture", "ConvNetD1W16", "--optimiser", "sgd", "--out", tmp_path / "out")
+    assert code == 0, err
+    record = json.loads((tmp_path / "out" / "score.json").read_text())
+    rows = [
+        (one["row"]["images"], one["row"]["augmentation"], one["row"]["network"], one["row"]["optimiser"]) for one in record["measures"]
+    ]
+    assert rows == [
+        *((name, "own", "MLP", "adamw") for name in ("condensed", "random", "herding", "whole")),
+        *((name, "none", "MLP", "adamw") for name in ("condensed", "random")),
+        *((name, "own", "MLP", "sgd") for name in ("condensed", "random")),
+        ("condensed", "own", "ConvNetD1W16", "adamw"),
+    ]
+    assert [len(one["values"]) for one in record["measures"]] == [2 if row[0] == "condensed" else 1 for row in rows]
+    assert record["plan"]["recipe"]["max_steps"] == 10
+    assert record["images"] == 20
+    names = [one["name"] for one in record["scores"]]
+    page = (tmp_path / "out" / "score.html").read_text()
+    for name in (
+        "label-robust score",
+        "augmentation-robust score",
+        "hard-label recovery",
+        "improvement over random",
+        "cross-architecture drop",
+    ):
+        assert name in names
+        assert name in out
+        assert name in page
+    assert "points from random images under the same training" in " ".join(out.split())
+    assert "data:image/png;base64," in page
+    assert "over 2 sets" in page
+
+
+def test_a_stopped_one_continues_to_the_same_figures(sets: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ("score", sets[0], *OPTIONS, "--baseline", "random")
+    assert call(*arguments, "--out", tmp_path / "complete")[0] == 0
+    real, calls = distill.scoring.train_network, 0
+
+    def counted(*given: object, **named: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 10:  # in the third row, after two of four networks each
+            raise KeyboardInterrupt
+        return real(*given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(distill.scoring, "train_network", counted)
+    assert call(*arguments, "--out", tmp_path / "stopped")[0] == 130
+    assert call(*arguments, "--out", tmp_path / "stopped")[0] == 0
+    assert calls == 10 + 3 * 4  # five rows of four networks; the two rows that were done are not trained again
+    found, expected = (json.loads((tmp_path / name / "score.json").read_text()) for name in ("stopped", "complete"))
+    assert found["measures"] == expected["measures"]
+    assert found["scores"] == expected["scores"]
+
+
+def test_wrong_input(sets: list[Path], tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "out")
+    assert "network 'MPL' is not known" in refused("score", sets[0], "--data", "digits", "--network", "MPL", *out)
+    assert "protocol 'lap' is not known" in refused("score", sets[0], "--data", "digits", "--protocol", "lap", *out)
+    assert "baseline 'hole' is not known" in refused("score", sets[0], *OPTIONS, "--baseline", "random", "--baseline", "hole", *out)
+    assert "'random' must be one" in refused("score", sets[0], *OPTIONS, "--baseline", "herding", *out)
+    assert "optimisers" in refused("score", sets[0], *OPTIONS, "--optimiser", "lion", *out)
+    assert "no validation images" in refused("score", sets[0], *OPTIONS, "--validation", 0, *out)
+    assert "cannot be read" in refused("score", "none.safetensors", *OPTIONS, *out)
+    assert not (tmp_path / "out").exists()
