@@ -10,7 +10,7 @@ import math
 import statistics as numbers
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 import scipy.stats
 
@@ -95,10 +95,27 @@ class Measure:
         return dataclasses.asdict(self)
 
     @staticmethod
-    def read(line: dict[str, Any]) -> "Measure":
+    def read(line: "Line") -> "Measure":
         """The reverse of `as_dict` after JSON."""
         values = tuple(tuple(math.nan if value is None else value for value in one) for one in line["values"])
         return Measure(Row(**line["row"]), tuple(line["lr"]), values, line["images_seen"])
+
+
+class _RowLine(TypedDict):
+    images: str
+    labels: Literal["own", "hard"]
+    augmentation: Literal["own", "none"]
+    network: str
+    optimiser: Literal["sgd", "adamw"]
+
+
+class Line(TypedDict):
+    """A `Measure` in JSON."""
+
+    row: _RowLine
+    lr: list[float]
+    values: list[list[float | None]]
+    images_seen: int
 
 
 @dataclass(frozen=True)

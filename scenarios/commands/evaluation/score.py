@@ -4,7 +4,7 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -89,12 +89,12 @@ def _all(plan: "Plan", sets: "Sequence[CondensedSet]", files: Sequence[Path], im
     from rich.console import Console
 
     from distill.records import append_line, read_lines, write_whole
-    from distill.scores import Measure
+    from distill.scores import Line, Measure
     from distill.scoring import measures
 
     digest = hashlib.sha256(repr(plan).encode() + b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
     ledger = out / f"rows-{digest}.jsonl"
-    done = [Measure.read(line) for line in read_lines(ledger)]
+    done = [Measure.read(cast(Line, line)) for line in read_lines(ledger)]
     found = []
     with Console(stderr=True).status("scoring") as status:
         for measure in measures(sets, images, plan, done=done):
