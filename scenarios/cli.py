@@ -16,6 +16,8 @@ from scenarios.commands.compare import compare
 from scenarios.commands.condense import condense
 from scenarios.commands.evaluation.evaluate import evaluate
 from scenarios.commands.evaluation.score import score
+from scenarios.commands.exchange.export_set import export_set
+from scenarios.commands.exchange.import_set import import_set
 from scenarios.commands.figures import figures
 from scenarios.commands.list import list_names
 from scenarios.commands.loading import with_a_line
@@ -56,6 +58,8 @@ def options(
 
 for command in (run, table, compare, condense, evaluate, score, show, report, figures):
     app.command()(with_a_line(command) if command in (run, condense, evaluate, score, show) else command)
+app.command("import")(with_a_line(import_set))
+app.command("export")(with_a_line(export_set))
 app.command("sweep-lr")(with_a_line(sweep_lr))
 app.command("list")(list_names)
 

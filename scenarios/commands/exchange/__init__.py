@@ -1,0 +1,1 @@
+"""Commands that exchange sets with other programs: import and export."""
