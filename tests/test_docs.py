@@ -19,7 +19,11 @@ BLOCKS = [block for page in PAGES for block in blocks(page.read_text(), str(page
 PYTHON = [block for block in BLOCKS if block.language == "python"]
 EXAMPLES = {path.read_text().strip(): path for path in sorted((ROOT / "examples").iterdir()) if path.is_file()}
 # Pages whose Python blocks another test runs, with what the page leaves to the reader.
-ELSEWHERE = {"apps/continual/README.md": "tests/apps/continual/test_readme.py", "docs/privacy.md": "tests/apps/privacy/test_page.py"}
+ELSEWHERE = {
+    "apps/continual/README.md": "tests/apps/continual/test_readme.py",
+    "docs/exchange.md": "tests/test_sets.py",
+    "docs/privacy.md": "tests/apps/privacy/test_page.py",
+}
 
 
 @pytest.fixture(autouse=True)

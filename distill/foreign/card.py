@@ -89,12 +89,15 @@ def card(condensed: CondensedSet, content: str, notes: Sequence[str], front: str
 def front_matter(condensed: CondensedSet, images: int) -> str:
     """YAML for Hugging Face's hub and ``datasets``: the split, and the features of its metadata.jsonl."""
     size = next((name for most, name in _SIZES if images < most), "n>1M")
-    names = "".join(f"\n          '{label}': {json.dumps(name)}" for label, name in enumerate(condensed.spec.classes))
+    names = "".join(
+        f"\n          '{label}': {json.dumps(name, ensure_ascii=not name.isprintable())}"
+        for label, name in enumerate(condensed.spec.classes)
+    )
     soft = "" if not condensed.labels.is_floating_point() else "\n  - name: soft_label\n    sequence: float32"
     return (
         "---\nlicense: unknown\ntask_categories:\n- image-classification\ntags:\n- dataset-distillation\n"
         f"size_categories:\n- {size}\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/train/**\n"
-        "dataset_info:\n  features:\n  - name: image\n    dtype: image\n  - name: label\n    dtype:\n      class_label:\n        names:"
+        "  features:\n  - name: image\n    dtype: image\n  - name: label\n    dtype:\n      class_label:\n        names:"
         f"{names}{soft}\n---\n\n"
     )
 

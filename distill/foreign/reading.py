@@ -64,7 +64,7 @@ def read_foreign(
     stated = "pixels" if part.images.dtype == torch.uint8 else "whitened" if "whitening_matrix" in facts else None
     stated = stated or ("normalised" if {"mean", "std"} <= set(facts) else layout.values)
     images = _images(part.images, data.spec)
-    targets, kind = _labels(part, len(images), labels or layout.soft)
+    targets, kind = _labels(part, len(images), data.spec.num_classes, labels or layout.soft)
     meaning, form, step = _answers(layout, part, stated, values, decode, lr)
     _check_values(images, meaning, data.spec)
     white = _whitening(data, part) if meaning == "whitened" else None
@@ -133,13 +133,13 @@ def _images(images: Tensor, spec: DataSpec) -> Tensor:
     return plain.contiguous()
 
 
-def _labels(part: Parts, count: int, kind: str | None) -> tuple[Tensor, str]:
+def _labels(part: Parts, count: int, classes: int, kind: str | None) -> tuple[Tensor, str]:
     """Class numbers int64 (N,) or soft labels float32 (N, K), and the kind of soft labels."""
     labels = _sound(part.labels, "labels")
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels.shape[:1] != (count,) or labels.ndim not in (1, 2):
-        raise InputError(f"labels are {type_and_shape(labels)}; allowed: (N,) or (N, K) for the file's N = {count} images.")
+    if tuple(labels.shape) not in ((count,), (count, classes)):
+        raise InputError(f"labels are {type_and_shape(labels)}; allowed: (N,) or (N, {classes}) for the file's N = {count} images.")
     if labels.is_floating_point() and not bool(torch.isfinite(labels).all()):
         raise InputError("labels hold values that are not finite; allowed: finite numbers only.")
     if labels.ndim == 1:

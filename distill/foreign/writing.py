@@ -126,7 +126,7 @@ def _datasets(condensed: CondensedSet, folder: Path, *, stored: bool) -> Exporte
         lines = [{**line, "soft_label": row} for line, row in zip(lines, plain.labels.tolist(), strict=True)]
     files["data/train/metadata.jsonl"] = "".join(json.dumps(line) + "\n" for line in lines).encode()
     notes = [costs, *to_undo(condensed, pixels=True, stored=False)]
-    content = 'Read it with `datasets.load_dataset("imagefolder", data_dir=FOLDER)` or from the hub; labels are in `metadata.jsonl`.'
+    content = "Read it with `datasets.load_dataset(FOLDER)`, or from the hub; labels are in `data/train/metadata.jsonl`."
     return _written(folder, files | _more(condensed, content, notes, front_matter(condensed, len(plain))), notes, error)
 
 
