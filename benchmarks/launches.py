@@ -25,6 +25,7 @@ from distill.networks import create
 from distill.randomness import generator
 from distill.records import read_json, write_json, write_whole
 from distill.train import PROTOCOLS, train_network
+from distill.train_as_one import train_as_one
 
 KEPT = Path(__file__).parent / "expected" / "launches.json"
 IPC, CLASSES = 10, (10, 100)
@@ -73,6 +74,13 @@ def learner_step(classes: int) -> dict[str, object]:
     return between(lambda steps: train_network(tiny, "ConvNet", dataclasses.replace(recipe, max_steps=steps), 0))
 
 
+def learners_as_one(classes: int) -> dict[str, object]:
+    """The same for five networks that are trained as one, on one image a class."""
+    tiny = moved(select(made_data(classes, 1), "random", 1, generator(0, "set")))
+    recipe = dataclasses.replace(PROTOCOLS["dm"], augmentation="rotate")
+    return between(lambda steps: train_as_one([tiny] * 5, "ConvNet", dataclasses.replace(recipe, max_steps=steps), range(5)))
+
+
 def expert_step(classes: int) -> dict[str, object]:
     """An optimiser step of an expert on 256 images, which are rotated."""
     data, config = made_data(classes, -(-3 * 256 // classes)), ExpertConfig(experts=1, epochs=1, augmentation="rotate")
@@ -91,7 +99,12 @@ def test_pass(classes: int) -> dict[str, object]:
     return as_row(counted(lambda: accuracy(network, data, "train")), -(-10_000 // 2048))
 
 
-OTHERS = {"learner's step": learner_step, "expert's step": expert_step, "test pass": test_pass}
+OTHERS = {
+    "learner's step": learner_step,
+    "five learners as one (IPC 1)": learners_as_one,
+    "expert's step": expert_step,
+    "test pass": test_pass,
+}
 
 
 def images_of(method: str, config: GMConfig | DMConfig | MTTConfig, classes: int, ipc: int) -> int:

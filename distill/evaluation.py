@@ -23,6 +23,7 @@ from distill.fast import Compile, Precision, accelerated
 from distill.networks import Factory, flops
 from distill.tf32 import products
 from distill.train import Recipe, train_network
+from distill.train_as_one import at_once, train_as_one
 
 NOT_FINITE = "the network's outputs are NaN or infinite: its training diverged (use a smaller lr), or its own arithmetic is at fault."
 
@@ -197,13 +198,28 @@ def accuracies(
     same = compared(recipe, condensed, data, network)
     for name in names:
         own = recipe_of(name, same, whole_epochs)
-        for seed in seeds:
-            source = condensed if name == "condensed" else learner_set(name, condensed, data, seed)
-            trained = train_network(source, network, own, seed, data.device)
+        for seed, trained in learners(condensed, data, name, network, own, seeds):
             try:
                 yield Measured(name, seed, accuracy(trained, data, split))
             except Diverged as error:
                 yield Measured(name, seed, math.nan, str(error))
+
+
+def learners(
+    condensed: CondensedSet, data: ImageData, name: str, network: Factory, recipe: Recipe, seeds: Sequence[int]
+) -> Iterator[tuple[int, nn.Module]]:
+    """The trained networks of one row by seed, on the data's device; several as one where `at_once` has more than one."""
+
+    def source(seed: int) -> CondensedSet | ImageData:
+        return condensed if name == "condensed" else learner_set(name, condensed, data, seed)
+
+    together = at_once(condensed.to(data.device), network, recipe, len(seeds)) if name != "whole" else 1
+    for group in (seeds[place : place + together] for place in range(0, len(seeds), together)):
+        if len(group) == 1:
+            yield group[0], train_network(source(group[0]), network, recipe, group[0], data.device)
+        else:
+            sets = [one.to(data.device) for one in map(source, group) if isinstance(one, CondensedSet)]
+            yield from zip(group, train_as_one(sets, network, recipe, group), strict=True)
 
 
 def evaluate(

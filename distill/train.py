@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Literal
 
 import pydantic
@@ -180,12 +180,7 @@ def _trained(source: CondensedSet | ImageData, network: Factory, recipe: Recipe,
     transform = strategy(resolved(recipe, source).augmentation)
 
     per_epoch, total = -(-count // recipe.batch_size), recipe.steps(count)
-    # Half way, in whole epochs where no limit on steps cuts them: the first (epochs + 1) // 2 of them at the full step size.
-    drop = (recipe.epochs + 1) // 2 * per_epoch if total == recipe.epochs * per_epoch else (total + 1) // 2
-    if recipe.drop_epochs is not None:
-        drop = recipe.drop_epochs * per_epoch
-    lr = lr if lr and recipe.optimiser == "sgd" else recipe.lr
-    optimiser = _optimiser(model, recipe, lr)
+    descent = Descent(list(model.parameters()), recipe, lr, count)
     whole = has_batchnorm(model)
     run = accelerated(model, where, work_of(model, source.spec, recipe, total), recipe.precision, recipe.compile)
     model.train()
@@ -194,19 +189,10 @@ def _trained(source: CondensedSet | ImageData, network: Factory, recipe: Recipe,
         place = step % per_epoch
         if place == 0:
             order = sent(torch.randperm(count, generator=draws), where)
-        if recipe.milestones is not None:
-            passed = sum(step >= round(total * part) for part in recipe.milestones)
-            for group in optimiser.param_groups:
-                group["lr"] = lr * (recipe.decay or 0.1) ** passed
-        elif recipe.schedule == "step" and step == drop:
-            optimiser = _optimiser(model, recipe, 0.1 * lr)
-        elif recipe.schedule == "cosine":
-            for group in optimiser.param_groups:
-                group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / total))
         images, labels = fetch(order[place * recipe.batch_size : (place + 1) * recipe.batch_size])
         if transform.transforms:
             images = augment(images, transform, draws)
-        optimiser.zero_grad()
+        descent.begin(step)
         both = mixed(images, recipe.mix, draws)
         if both is None:
             for part, target in chunks(images, labels, whole=whole):
@@ -216,8 +202,43 @@ def _trained(source: CondensedSet | ImageData, network: Factory, recipe: Recipe,
                 outputs = run(part)
                 own, other = loss(outputs, labels[rows]), loss(outputs, labels[both.other[rows]])
                 ((both.share * own + (1 - both.share) * other) / len(images)).backward()
-        optimiser.step()
+        descent.optimiser.step()
     return model.eval()
+
+
+class Descent:
+    """A recipe's optimiser with its step sizes.
+
+    Args:
+        parameters: what is trained.
+        recipe: the recipe.
+        lr: step size that the set names, which SGD takes; None: the recipe's.
+        count: number of training images.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], recipe: Recipe, lr: float | None, count: int) -> None:
+        per_epoch, self.total = -(-count // recipe.batch_size), recipe.steps(count)
+        # Half way, in whole epochs where no limit on steps cuts them: the first (epochs + 1) // 2 of them at the full step size.
+        self.drop = (recipe.epochs + 1) // 2 * per_epoch if self.total == recipe.epochs * per_epoch else (self.total + 1) // 2
+        if recipe.drop_epochs is not None:
+            self.drop = recipe.drop_epochs * per_epoch
+        self.parameters, self.recipe = parameters, recipe
+        self.lr = lr if lr and recipe.optimiser == "sgd" else recipe.lr
+        self.optimiser = _optimiser(parameters, recipe, self.lr)
+
+    def begin(self, step: int) -> None:
+        """Set the step size of this step, counted from 0, and remove the gradients of the last one."""
+        recipe = self.recipe
+        if recipe.milestones is not None:
+            passed = sum(step >= round(self.total * part) for part in recipe.milestones)
+            for group in self.optimiser.param_groups:
+                group["lr"] = self.lr * (recipe.decay or 0.1) ** passed
+        elif recipe.schedule == "step" and step == self.drop:
+            self.optimiser = _optimiser(self.parameters, recipe, 0.1 * self.lr)
+        elif recipe.schedule == "cosine":
+            for group in self.optimiser.param_groups:
+                group["lr"] = self.lr * 0.5 * (1 + math.cos(math.pi * step / self.total))
+        self.optimiser.zero_grad()
 
 
 def resolved(recipe: Recipe, source: CondensedSet | ImageData) -> Recipe:
@@ -233,12 +254,12 @@ def work_of(model: nn.Module, spec: DataSpec, recipe: Recipe, steps: int) -> flo
     return 3.0 * flops(model, spec) * recipe.batch_size * steps
 
 
-def _optimiser(model: nn.Module, recipe: Recipe, lr: float) -> torch.optim.Optimizer:
+def _optimiser(parameters: Sequence[Tensor], recipe: Recipe, lr: float) -> torch.optim.Optimizer:
     # All parameters in a few operations, which is what torch does by itself on a GPU.
-    together = None if next(model.parameters(), torch.empty(0)).device.type == "cpu" else True
+    together = None if not parameters or parameters[0].device.type == "cpu" else True
     if recipe.optimiser == "adamw":
-        return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=recipe.weight_decay, foreach=together)
-    return torch.optim.SGD(model.parameters(), lr=lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, foreach=together)
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=recipe.weight_decay, foreach=together)
+    return torch.optim.SGD(parameters, lr=lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, foreach=together)
 
 
 def _parts(source: CondensedSet | ImageData) -> tuple[int, torch.device, Callable[[Tensor], tuple[Tensor, Tensor]], float | None]:
