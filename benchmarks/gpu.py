@@ -12,6 +12,7 @@ matrix products of the uncompiled step, on device "meta"; it is compared with th
 """
 
 import argparse
+import dataclasses
 import statistics as numbers
 import time
 from collections.abc import Callable
@@ -25,18 +26,24 @@ from benchmarks.counting import step_of
 from benchmarks.gpu_step import FULL, PLAIN, TINY, Cell, Size, flops_of, plain_step, random_data, settings_of
 from benchmarks.launches import images_of
 from benchmarks.page import with_gpu
+from distill.augment import DSA
+from distill.coresets import select
 from distill.errors import InputError, clipped, unknown_name
 from distill.fast import Precision
 from distill.methods import METHODS
+from distill.networks import create, flops
 from distill.randomness import generator
 from distill.records import Json, environment, read_json, write_json, write_whole
 from distill.tf32 import products
+from distill.train import PROTOCOLS, train_on
+from distill.train_as_one import train_as_one
 from kept import reproduce
 from scenarios.engine.template import CHEAP_FIRST
 
 KEPT = Path(__file__).parent / "expected" / "gpu.json"
 BLOCKS, BLOCK_SECONDS, LONGEST_BLOCK = 3, 0.5, 200
 ATTEMPTS = 3  # of a cell during which the process ended, for example because the host's memory was full
+LEARNERS, NETWORKS, LEARNER_STEPS = "learners", 5, 20  # a row of evaluation networks, as one and one by one
 NO_PLAIN = "benchmarks/plain.py has no loop of this method"
 
 
@@ -103,6 +110,8 @@ def matmul_gflops(device: str, precision: Precision, rows: int) -> float:
 
 def row(cell: Cell, size: Size, device: str, matmul: float) -> Row:
     """A cell measured. Where the method or its plain loop runs out of memory or fails, the row has the reason."""
+    if cell.method == LEARNERS:
+        return row_of_learners(cell, size, device, matmul)
     found: Row = {}
     try:
         settings = settings_of(cell, size)
@@ -129,6 +138,27 @@ def row(cell: Cell, size: Size, device: str, matmul: float) -> Row:
     except RuntimeError as error:
         found["plain_reason"] = reason(error)
     return found
+
+
+def row_of_learners(cell: Cell, size: Size, device: str, matmul: float) -> Row:
+    """A step of five evaluation networks as one; the plain loop is one after the other. Weights are made once in `LEARNER_STEPS`."""
+    if cell.precision == "bf16":
+        return {"reason": "networks are not trained as one in bfloat16"}
+    data = random_data(cell.classes, cell.ipc, size.side)
+    tiny = select(data, "random", cell.ipc, generator(0, "set")).to(device)
+    recipe = dataclasses.replace(PROTOCOLS["dm"], max_steps=LEARNER_STEPS, augmentation=DSA, precision=cell.precision, compile="off")
+    images = NETWORKS * min(recipe.batch_size, len(tiny.labels))
+    found: Row = {"flops": 3 * images * flops(create(size.network, data.spec, generator(0, "count")), data.spec)}
+    try:
+        times, peak = measured(lambda: train_as_one([tiny] * NETWORKS, size.network, recipe, range(NETWORKS)), device)
+        found |= {"times": [one / LEARNER_STEPS for one in times], "seconds": numbers.median(times) / LEARNER_STEPS, "peak_bytes": peak}
+        times, peak = measured(lambda: train_on(tiny, size.network, recipe, NETWORKS), device)
+    except RuntimeError as error:
+        return {"reason": reason(error)}
+    found |= {"plain_times": [one / LEARNER_STEPS for one in times], "plain_seconds": numbers.median(times) / LEARNER_STEPS}
+    found |= {"plain_peak_bytes": peak, "ratio": found["plain_seconds"] / found["seconds"], "images_per_second": images / found["seconds"]}
+    rate = found["flops"] / found["seconds"] / 1e9
+    return {**found, "gflops": rate, "of_matmul": rate / matmul}
 
 
 def reason(error: Exception) -> str:
@@ -197,7 +227,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure what the ledger does not have, run the papers' settings, or write the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--methods", default=",".join([*METHODS, LEARNERS]))
     parser.add_argument("--precision", default="float32", help=f"of {', '.join(get_args(Precision))}, with commas between them")
     parser.add_argument("--minutes", type=float, default=9.0, help="no cell is started after them")
     parser.add_argument("--json", type=Path, default=Path("runs/gpu.json"))
@@ -214,7 +244,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     size = FULL if options.device == "cuda" else TINY
     methods, precisions = options.methods.split(","), options.precision.split(",")
-    for names, allowed, what in ((methods, METHODS, "method"), (precisions, get_args(Precision), "precision")):
+    for names, allowed, what in ((methods, (*METHODS, LEARNERS), "method"), (precisions, get_args(Precision), "precision")):
         for name in names:
             if name not in allowed:
                 raise SystemExit(str(unknown_name(what, name, allowed)))

@@ -33,6 +33,14 @@ def test_every_method_has_figures_in_the_tiny_form(method: str) -> None:
         assert row["plain_reason"] == gpu.NO_PLAIN
 
 
+def test_learners_as_one_and_one_by_one() -> None:
+    row = gpu.row(Cell("learners", 2, 1, "float32"), TINY, "cpu", matmul=2.0)
+    assert row["ratio"] == row["plain_seconds"] / row["seconds"] > 0
+    assert row["images_per_second"] == pytest.approx(5 * 2 / row["seconds"])
+    assert row["gflops"] == 2 * row["of_matmul"]
+    assert "seconds" not in gpu.row(Cell("learners", 2, 1, "bf16"), TINY, "cpu", matmul=2.0)
+
+
 def test_the_command_measures_once_and_continues(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "gpu.json"
     arguments = ["--device", "cpu", "--json", str(path), "--methods", "dm,mtt", "--precision", "float32,bf16"]
