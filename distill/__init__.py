@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from distill.spec import DataSpec as DataSpec
     from distill.statistics import ExactStatistics as ExactStatistics
     from distill.statistics import RealStatistics as RealStatistics
+    from distill.teachers import Teacher as Teacher
     from distill.train import PROTOCOLS as PROTOCOLS
     from distill.train import Recipe as Recipe
     from distill.train import train_network as train_network
@@ -54,6 +55,7 @@ _HOMES = {
     "DataSpec": "spec",
     "ExactStatistics": "statistics",
     "RealStatistics": "statistics",
+    "Teacher": "teachers",
     "PROTOCOLS": "train",
     "Recipe": "train",
     "train_network": "train",

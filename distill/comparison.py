@@ -11,13 +11,15 @@ from distill.coresets import CORESETS, available, select
 from distill.data import ImageData
 from distill.decode import Decode, as_text
 from distill.errors import InputError, unknown_name
-from distill.networks import Factory
+from distill.networks import Factory, create, parameter_count
 from distill.randomness import generator
 from distill.train import Recipe, protocol, resolved
 
 # Real images stored in a decoded set's form: as many as it decodes to, in as many bytes.
 DECODED = {f"{name}-decoded": name for name in CORESETS if name != "class_mean"}
-BASELINES = (*CORESETS, *DECODED, "whole")
+# A coreset with the labels of the recipe's teacher.
+LABELLED = {f"{name}-labelled": name for name in (*CORESETS, *DECODED)}
+BASELINES = (*CORESETS, *DECODED, *LABELLED, "whole")
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,10 @@ def row_label(name: str, row: Mapping[str, float]) -> str:
 
 def learner_set(name: str, condensed: CondensedSet, data: ImageData, seed: int) -> CondensedSet | ImageData:
     """The training set of a baseline: a coreset with the set's own `CondensedSet.counts` (another draw for each seed), the same with more
-    images in the set's stored form ("random-decoded"), or all data."""
+    images in the set's stored form ("random-decoded"), or all data. With a teacher's labels ("random-labelled") the images are the same."""
     if name == "whole":
         return data
+    name = LABELLED.get(name, name)
     if name in DECODED:
         with_decoded([name], condensed)  # refuses a plain set
         assert condensed.decode is not None
@@ -80,7 +83,7 @@ def formed(data: ImageData, name: str, ipc: int | Sequence[int], decode: Decode,
 
 def with_decoded(baselines: Sequence[str], condensed: CondensedSet) -> list[str]:
     """The baselines of a comparison; for a decoded set each coreset also in the set's form, which a plain set has not (`InputError`)."""
-    asked_forms = [name for name in baselines if name in DECODED]
+    asked_forms = [name for name in baselines if LABELLED.get(name, name) in DECODED]
     if condensed.decode is None and asked_forms:
         raise InputError(
             f"baseline {asked_forms[0]} is stored in the form of a decoded set, and this set stores its images plainly; leave it out."
@@ -90,6 +93,20 @@ def with_decoded(baselines: Sequence[str], condensed: CondensedSet) -> list[str]
     return sorted(asked, key="whole".__eq__)
 
 
+def rows_of(baselines: Sequence[str], condensed: CondensedSet, recipe: Recipe) -> list[str]:
+    """The baselines of a comparison under a recipe: those of `with_decoded`, and with a teacher each coreset also with its labels.
+
+    Raises `InputError` for a baseline with a teacher's labels under a recipe without one.
+    """
+    names = with_decoded(baselines, condensed)
+    if recipe.teacher is None:
+        if wrong := [name for name in names if name in LABELLED]:
+            raise InputError(f"baseline {wrong[0]} has the labels of the recipe's teacher, and the recipe has none; leave it out.")
+        return names
+    more = [f"{name}-labelled" for name in names if f"{name}-labelled" in LABELLED]
+    return sorted([*names, *(name for name in more if name not in names)], key="whole".__eq__)
+
+
 def compared(recipe: Recipe | str, condensed: CondensedSet, data: ImageData, network: Factory = "ConvNet") -> Recipe:
     """The recipe of a comparison for this network; the augmentation "auto" becomes the set's own, else DSA's strategy for the data."""
     recipe = protocol(recipe, data.spec, network) if isinstance(recipe, str) else recipe
@@ -97,8 +114,10 @@ def compared(recipe: Recipe | str, condensed: CondensedSet, data: ImageData, net
 
 
 def recipe_of(name: str, recipe: Recipe, whole_epochs: int | None) -> Recipe:
-    """The recipe of one row: "whole" is trained for ``whole_epochs`` if they are given, with no limit on steps and the "step" schedule
-    dropping at half of them."""
+    """The recipe of one row. A teacher labels the set and the rows named -labelled; the others keep their hard labels. "whole" is trained
+    for ``whole_epochs`` if they are given, with no limit on steps and the "step" schedule dropping at half of them."""
+    if name != "condensed" and name not in LABELLED:
+        recipe = recipe.without_teacher
     if name != "whole" or whole_epochs is None:
         return recipe
     return dataclasses.replace(recipe, epochs=whole_epochs, max_steps=None, drop_epochs=None)
@@ -106,7 +125,7 @@ def recipe_of(name: str, recipe: Recipe, whole_epochs: int | None) -> Recipe:
 
 def training_of(name: str, condensed: CondensedSet, data: ImageData, recipe: Recipe, whole_epochs: int | None = None) -> Training:
     """How the networks of a row ("condensed" or a baseline) are trained under a comparison's recipe."""
-    copies = 1 if condensed.decode is None else condensed.decode.copies
+    copies, name = 1 if condensed.decode is None else condensed.decode.copies, LABELLED.get(name, name)
     if name in ("condensed", "whole"):
         images = len(data.train) if name == "whole" else len(condensed) * copies
     elif name in DECODED:
@@ -133,6 +152,12 @@ def notes_on(condensed: CondensedSet, data: ImageData, recipe: Recipe, baselines
         notes.append(
             f"sizes differ: the set has {len(condensed)} images and {' and '.join(small)} {images}, because the data have fewer in "
             f"{'class' if len(few) == 1 else 'classes'} {', '.join(map(str, few[:10]))}{', ...' if len(few) > 10 else ''}"
+        )
+    if recipe.teacher is not None:
+        weights = 4 * parameter_count(create(recipe.teacher.network, data.spec, generator(0, "count")))
+        notes.append(
+            f"the set and rows named -labelled have the labels of a teacher, {recipe.teacher}: {weights:,} bytes of weights that a learner "
+            "needs in addition to the images; other rows have hard labels"
         )
     if condensed.lr is not None:
         sgd = recipe.optimiser == "sgd"

@@ -15,13 +15,14 @@ from torch import nn
 
 from distill.batches import chunk_size
 from distill.comparison import BASELINES as BASELINES
-from distill.comparison import Training, compared, learner_set, notes_on, recipe_of, row_label, training_of, with_decoded
+from distill.comparison import Training, compared, learner_set, notes_on, recipe_of, row_label, rows_of, training_of
 from distill.condensed import CondensedSet
 from distill.data import ImageData, Split
 from distill.errors import Diverged, InputError, clipped, unknown_name
 from distill.fast import Compile, Precision, accelerated
 from distill.networks import Factory, flops
 from distill.tf32 import products
+from distill.teachers import teacher_for
 from distill.train import Recipe, train_network
 from distill.train_as_one import at_once, train_as_one
 
@@ -196,9 +197,10 @@ def accuracies(
         whole_epochs: epochs of the baseline "whole"; None: the recipe's.
     """
     same = compared(recipe, condensed, data, network)
+    teacher = teacher_for(same.teacher, condensed, data, progress=False) if seeds else None
     for name in names:
         own = recipe_of(name, same, whole_epochs)
-        for seed, trained in learners(condensed, data, name, network, own, seeds):
+        for seed, trained in learners(condensed, data, name, network, own, seeds, teacher=teacher if own.teacher else None):
             try:
                 yield Measured(name, seed, accuracy(trained, data, split))
             except Diverged as error:
@@ -206,7 +208,14 @@ def accuracies(
 
 
 def learners(
-    condensed: CondensedSet, data: ImageData, name: str, network: Factory, recipe: Recipe, seeds: Sequence[int]
+    condensed: CondensedSet,
+    data: ImageData,
+    name: str,
+    network: Factory,
+    recipe: Recipe,
+    seeds: Sequence[int],
+    *,
+    teacher: nn.Module | None = None,
 ) -> Iterator[tuple[int, nn.Module]]:
     """The trained networks of one row by seed, on the data's device; several as one where `at_once` has more than one."""
 
@@ -216,7 +225,7 @@ def learners(
     together = at_once(condensed.to(data.device), network, recipe, len(seeds)) if name != "whole" else 1
     for group in (seeds[place : place + together] for place in range(0, len(seeds), together)):
         if len(group) == 1:
-            yield group[0], train_network(source(group[0]), network, recipe, group[0], data.device)
+            yield group[0], train_network(source(group[0]), network, recipe, group[0], data.device, teacher=teacher)
         else:
             sets = [one.to(data.device) for one in map(source, group) if isinstance(one, CondensedSet)]
             yield from zip(group, train_as_one(sets, network, recipe, group), strict=True)
@@ -267,9 +276,10 @@ def evaluate(
     for name in baselines:
         if name not in BASELINES:
             raise unknown_name("baseline", name, BASELINES)
-    names = ["condensed", *with_decoded(baselines, condensed)]
     # A protocol may depend on the network.
     recipes = [compared(recipe, condensed, data, factory) for factory in factories]
+    names = ["condensed", *rows_of(baselines, condensed, recipes[0])]
+    teacher_for(recipes[0].teacher, condensed, data, progress=progress)  # trained before anything else, with a bar
     labels = [factory if isinstance(factory, str) else getattr(factory, "__name__", "own network") for factory in factories]
     for what, listed in (("network", labels), ("baselines", list(baselines)), ("seeds", numbers)):
         if len(set(listed)) < len(listed):  # repeated networks would narrow the interval

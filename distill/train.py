@@ -17,13 +17,15 @@ from distill.condensed import CondensedSet
 from distill.configure import STRICT
 from distill.data import ImageData
 from distill.devices import sent
-from distill.errors import unknown_name
+from distill.errors import InputError, unknown_name
 from distill.fast import Compile, Precision, accelerated
 from distill.labels import DEFAULT_KIND, LABEL_KINDS
 from distill.mixing import mixed
 from distill.networks import Factory, create, flops, has_batchnorm
 from distill.randomness import generator
+from distill.soft_losses import LABELLED_AT_ONCE, goal_of, in_words
 from distill.spec import DataSpec
+from distill.teachers import Teacher
 from distill.tf32 import products
 
 
@@ -48,6 +50,10 @@ class Recipe:
         mix: "cutmix" or "mixup" mixes half of the batches (`distill.mixing`); None: no mixing.
         milestones: fractions of all steps after which lr is multiplied by ``decay``, in place of ``schedule``.
         decay: see ``milestones``; None: 0.1.
+        loss: "ce", "kl", "mse", "cosine" or "gift" (`distill.soft_losses`); None: that of the set's kind of labels; with a teacher "ce".
+        temperature: of "kl"; None: 1.
+        hard_weight: weight of the cross-entropy with the hard labels, added to ``loss``; None: 0.
+        teacher: the network that labels the images, as a table; None: the labels of the images.
     """
 
     epochs: Annotated[int, Field(ge=1)] = 1001
@@ -65,6 +71,21 @@ class Recipe:
     mix: Literal["cutmix", "mixup"] | None = None
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = None
     decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    loss: Literal["ce", "kl", "mse", "cosine", "gift"] | None = None
+    temperature: Annotated[float, Field(gt=0)] | None = None
+    hard_weight: Annotated[float, Field(ge=0)] | None = None
+    teacher: Teacher | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature is not None and self.loss != "kl":
+            raise InputError(f"temperature is {self.temperature:g} and loss is {self.loss!r}; allowed: a temperature with loss 'kl'.")
+        if self.hard_weight is not None and self.loss is None and self.teacher is None:
+            raise InputError("hard_weight is added to the loss with soft labels; name a loss or a teacher, or leave it out.")
+
+    @property
+    def without_teacher(self) -> "Recipe":
+        """The same recipe for images with hard labels."""
+        return dataclasses.replace(self, loss=None, temperature=None, hard_weight=None, teacher=None) if self.teacher else self
 
     def steps(self, images: int) -> int:
         """Number of optimiser steps when training on ``images`` images."""
@@ -80,7 +101,7 @@ class Recipe:
         end = f", at most {self.max_steps} steps" if self.max_steps else ""
         return (
             f"{name}, lr {self.lr:g} ({self.schedule}), batch size {self.batch_size}, {self.epochs} epochs{end}, "
-            f"augmentation {self.augmentation}{f', {self.mix}' if self.mix else ''}"
+            f"augmentation {self.augmentation}{f', {self.mix}' if self.mix else ''}{in_words(self)}"
         )
 
 
@@ -137,6 +158,8 @@ def train_on(
     recipe: Recipe | str = "laptop",
     seeds: int | Iterable[int] = 5,
     device: torch.device | str | None = None,
+    *,
+    teacher: nn.Module | None = None,
 ) -> list[nn.Module]:
     """Train networks on a set.
 
@@ -146,6 +169,7 @@ def train_on(
         recipe: a `Recipe`, or a name in `PROTOCOLS`.
         seeds: number of networks, or their seeds.
         device: where to train; None: where ``source`` is.
+        teacher: the trained network of the recipe's teacher (`distill.teachers.teacher_network`), or your own, whose outputs are logits.
 
     Returns:
         One network per seed, in evaluation mode, on that device.
@@ -154,27 +178,35 @@ def train_on(
         InputError: for an unknown name.
     """
     seeds = range(seeds) if isinstance(seeds, int) else seeds
-    return [train_network(source, network, recipe, seed, device) for seed in seeds]
+    return [train_network(source, network, recipe, seed, device, teacher=teacher) for seed in seeds]
 
 
 def train_network(
-    source: CondensedSet | ImageData, network: Factory, recipe: Recipe | str, seed: int, device: torch.device | str | None = None
+    source: CondensedSet | ImageData,
+    network: Factory,
+    recipe: Recipe | str,
+    seed: int,
+    device: torch.device | str | None = None,
+    *,
+    teacher: nn.Module | None = None,
 ) -> nn.Module:
     """Train one network; see `train_on`.
 
-    The seed decides its initial weights, the order of the images and their augmentation. The loss is that of the set's
+    The seed decides its initial weights, the order of the images and their augmentation. The loss is the recipe's, or that of the set's
     `CondensedSet.label_kind`: cross-entropy, or mean squared error for scores.
     """
     recipe = protocol(recipe, source.spec, network) if isinstance(recipe, str) else recipe
     source = source if device is None else source.to(device)
     source = source.decoded() if isinstance(source, CondensedSet) else source
     with products(recipe.precision, source.device if isinstance(source, ImageData) else source.images.device):
-        return _trained(source, network, recipe, seed)
+        return _trained(source, network, recipe, seed, teacher)
 
 
-def _trained(source: CondensedSet | ImageData, network: Factory, recipe: Recipe, seed: int) -> nn.Module:
+def _trained(source: CondensedSet | ImageData, network: Factory, recipe: Recipe, seed: int, teacher: nn.Module | None) -> nn.Module:
     count, where, fetch, lr = _parts(source)
-    loss = LABEL_KINDS[source.label_kind if isinstance(source, CondensedSet) else DEFAULT_KIND].loss
+    kind = source.label_kind if isinstance(source, CondensedSet) else DEFAULT_KIND
+    every = (fetch(part)[0] for part in torch.arange(count, device=where).split(LABELLED_AT_ONCE))
+    loss, goal = LABEL_KINDS[kind].loss, goal_of(recipe, teacher, kind, source.spec.num_classes, every, where)
     model = create(network, source.spec, generator(seed, "weights"), where)
     draws = generator(seed, "training")
     transform = strategy(resolved(recipe, source).augmentation)
@@ -189,18 +221,24 @@ def _trained(source: CondensedSet | ImageData, network: Factory, recipe: Recipe,
         place = step % per_epoch
         if place == 0:
             order = sent(torch.randperm(count, generator=draws), where)
-        images, labels = fetch(order[place * recipe.batch_size : (place + 1) * recipe.batch_size])
+        rows = order[place * recipe.batch_size : (place + 1) * recipe.batch_size]
+        images, labels = fetch(rows)
         if transform.transforms:
             images = augment(images, transform, draws)
         descent.begin(step)
         both = mixed(images, recipe.mix, draws)
-        if both is None:
+        if goal is not None:
+            views = images if both is None else both.images
+            prepared, shares = goal.targets(views, labels, rows, both)
+            for part, here in chunks(views, torch.arange(len(views), device=views.device), whole=whole):
+                (goal(run(part), prepared[here], shares[here]) / len(views)).backward()
+        elif both is None:
             for part, target in chunks(images, labels, whole=whole):
                 (loss(run(part), target) / len(images)).backward()
         else:
-            for part, rows in chunks(both.images, torch.arange(len(images), device=images.device), whole=whole):
+            for part, here in chunks(both.images, torch.arange(len(images), device=images.device), whole=whole):
                 outputs = run(part)
-                own, other = loss(outputs, labels[rows]), loss(outputs, labels[both.other[rows]])
+                own, other = loss(outputs, labels[here]), loss(outputs, labels[both.other[here]])
                 ((both.share * own + (1 - both.share) * other) / len(images)).backward()
         descent.optimiser.step()
     return model.eval()

@@ -29,10 +29,12 @@ LAUNCH_BOUND = 1.5e10
 def at_once(source: CondensedSet | ImageData, network: Factory, recipe: Recipe, count: int) -> int:
     """How many of ``count`` networks are trained as one on copies of a set like ``source``, which is on the networks' device.
 
-    1 on a CPU, for real data, for networks whose images depend on each other and a user's own, for recipes that mix images, use bfloat16 or
-    a ``dc_`` augmentation, and where the step of one network keeps the device busy.
+    1 on a CPU, for real data, for networks whose images depend on each other and a user's own, for recipes that mix images, use bfloat16, a
+    ``dc_`` augmentation, a loss with soft labels or a teacher, and where the step of one network keeps the device busy.
     """
     if not isinstance(source, CondensedSet) or source.images.device.type == "cpu" or not isinstance(network, str):
+        return 1
+    if recipe.loss is not None or recipe.teacher is not None:
         return 1
     if recipe.mix is not None or recipe.precision == "bf16" or strategy(resolved(recipe, source).augmentation).dc:
         return 1

@@ -3,7 +3,7 @@
 import time
 
 from distill import sharding
-from distill.comparison import DECODED, compared, notes_on, training_of, with_decoded
+from distill.comparison import DECODED, LABELLED, compared, notes_on, rows_of, training_of
 from distill.condensed import CondensedSet
 from distill.data import ImageData
 from distill.errors import Diverged, InputError
@@ -17,6 +17,7 @@ from distill.set_file import check_size
 from distill.sizes import Ipc, counts_of
 from distill.statistics import ExactStatistics
 from distill.synthetic import check_count
+from distill.teachers import teacher_for
 from scenarios.condense import curve as set_curve
 from scenarios.condense.continued import checkpoint as checkpoint_name
 from scenarios.condense.continued import take_lines
@@ -120,7 +121,8 @@ def _judge(table: EvaluationTable, method: str, run: Run, condensed: CondensedSe
     for network in table.networks:
         recipe = compared(table.recipe or table.protocol, condensed, data, network)
         accuracies_by_set: dict[str, Accuracy] = {}
-        for label in ("condensed", *with_decoded(table.baselines, condensed)):
+        teacher_for(recipe.teacher, condensed, data, progress=False if options.quiet else None)  # trained before the evaluation networks
+        for label in ("condensed", *rows_of(table.baselines, condensed, recipe)):
             # The whole set does not depend on the IPC: it is trained once for the study.
             key: dict[str, str | int] = {"stage": "evaluate", "set": method if label == "condensed" else label, "network": network}
             key |= {"ipc": ipc} if label != "whole" else {}
@@ -160,7 +162,7 @@ def check(study: CondenseStudy, data: ImageData) -> None:
         check_size(sizes * len(data.classes) if isinstance(sizes, int) else sum(sizes), data.spec)
         if not study.merged["method"].get("more_images_than_data"):
             check_count(data.counts, sizes if isinstance(sizes, int) else max(sizes))
-    formed = [name for name in (study.evaluation.baselines if study.evaluation else ()) if name in DECODED]
+    formed = [name for name in (study.evaluation.baselines if study.evaluation else ()) if LABELLED.get(name, name) in DECODED]
     if formed and getattr(study.settings, "decode", "none") == "none":
         raise InputError(f"baseline {formed[0]} is stored in the form of a decoded set, and decode is 'none'; leave it out.")
     networks = [study.settings.network, *(study.evaluation.networks if study.evaluation else ())]

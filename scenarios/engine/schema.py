@@ -10,6 +10,7 @@ import pydantic
 from pydantic import Field
 
 from distill.augment import strategy
+from distill.comparison import LABELLED
 from distill.configure import STRICT, configure, quoted
 from distill.errors import InputError, unknown_name
 from distill.evaluation import BASELINES
@@ -17,6 +18,7 @@ from distill.methods import METHODS
 from distill.networks import check_name
 from distill.records import Json
 from distill.shared_config import SharedConfig, stated
+from distill.teachers import check_teacher
 from distill.train import PROTOCOLS, Recipe
 from scenarios.engine.data_table import DataTable as DataTable
 from scenarios.engine.record import Config, Tables
@@ -35,6 +37,10 @@ LATER = (
     "milestones",
     "decay",
     "decode",
+    "loss",
+    "temperature",
+    "hard_weight",
+    "teacher",
 )
 MAX_IPC = 100_000
 
@@ -109,6 +115,11 @@ def evaluation_of(table: Tables, where: str) -> EvaluationTable:
     if evaluation.recipe is not None:
         text = evaluation.recipe.augmentation
         checked(where, "recipe.augmentation", lambda: strategy("" if text == "auto" else text))
+        if (teacher := evaluation.recipe.teacher) is not None:
+            checked(where, "recipe.teacher", lambda: check_teacher(teacher))
+    labelled = [name for name in evaluation.baselines if name in LABELLED]
+    if labelled and (evaluation.recipe is None or evaluation.recipe.teacher is None):
+        raise InputError(f"{where}: baseline {labelled[0]} has the labels of a teacher; give a table [evaluation.recipe.teacher].")
     return evaluation
 
 

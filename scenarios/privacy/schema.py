@@ -184,6 +184,8 @@ def study(name: str, title: str, tables: Tables, source: str) -> PrivacyStudy:
         raise InputError(f"{source}: [method]: key 'ipc' is {list(ipc)}; allowed: one whole number in a privacy study.")
     plain_settings = {key: value for key, value in table.items() if key not in ("name", "ipc")}
     evaluation = evaluation_of(dict(tables.get("evaluation", {})), f"{source}: [evaluation]")
+    if evaluation.recipe is not None and evaluation.recipe.teacher is not None:
+        raise InputError(f"{source}: [evaluation]: a teacher is trained on the private images without noise; leave recipe.teacher out.")
     if attack is not None:
         _check_arms(attack, f"{source}: [attack]", private=privacy is not None)
     if visual is not None:

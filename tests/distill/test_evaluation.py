@@ -177,7 +177,7 @@ def test_a_protocol_is_looked_up_for_each_evaluation_network(monkeypatch: pytest
     """One call with two networks: the batch-norm one is trained for 1,000 epochs with crops and noise, the other for 300 without."""
     seen: dict[str, Recipe] = {}
 
-    def recorded(source: object, network: str, recipe: Recipe, seed: int, device: object) -> torch.nn.Module:
+    def recorded(source: object, network: str, recipe: Recipe, seed: int, device: object, **named: object) -> torch.nn.Module:
         seen[network] = recipe
         return create("MLP", data.spec, generator(0, "net"))
 

@@ -1,5 +1,6 @@
 """``distill evaluate``: networks trained on a condensed set, beside its baselines."""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,12 @@ def evaluate(
     whole_epochs: Annotated[
         int | None, typer.Option(min=1, help="Epochs for the baseline 'whole'; default: as many steps as for the others.")
     ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(metavar="NETWORK:EPOCHS", help="A teacher trained on the data, which labels the images, as ConvNet:20.")
+    ] = None,
+    loss: Annotated[str | None, typer.Option(help="Loss with soft labels: ce, kl, mse, cosine or gift.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Temperature of the loss kl.")] = None,
+    hard_weight: Annotated[float | None, typer.Option(help="Weight of the cross-entropy with hard labels, added to the loss.")] = None,
     size: Size = None,
     classes: Classes = None,
     validation: Validation = None,
@@ -30,9 +37,13 @@ def evaluate(
     """Train networks on a condensed set and on its baselines, and print test accuracies with their intervals."""
     from apps.privacy.statement import guarantee
     from distill.condensed import CondensedSet
+    from distill.configure import configure
     from distill.errors import InputError
     from distill.evaluation import evaluate as judge
     from distill.networks import check_name
+    from distill.teachers import check_teacher
+    from distill.train import Recipe
+    from distill.train import protocol as of_protocol
     from scenarios.engine import own
     from scenarios.reporting.text import as_text
 
@@ -46,10 +57,30 @@ def evaluate(
     where = torch_device(device)
     tiny = CondensedSet.load(condensed).to(where)
     images = data_for(tiny, data, size, classes, validation, imbalance, root=data_root, device=where)
-    found = judge(tiny, images, network=networks, recipe=protocol, seeds=seeds, baselines=baselines, whole_epochs=whole_epochs)
+    labels = {"loss": loss, "temperature": temperature, "hard_weight": hard_weight, "teacher": _teacher(teacher)}
+    labels = {key: value for key, value in labels.items() if value is not None}
+    recipe: Recipe | str = protocol
+    if labels:
+        named = dataclasses.asdict(of_protocol(protocol, images.spec, networks[0]))
+        recipe = configure(Recipe, named | labels, f"distill evaluate: protocol {protocol}")
+        if recipe.teacher is not None:
+            check_teacher(recipe.teacher)
+    found = judge(tiny, images, network=networks, recipe=recipe, seeds=seeds, baselines=baselines, whole_epochs=whole_epochs)
     width = terminal_width()
     remarks = "\n".join(found.remarks()).replace("one recipe for all: ", f"one recipe for all ({protocol}): ")
     text = as_text(found.table(), width=width) + "\n" + wrapped(remarks, width)
     typer.echo("\n".join(map(printable, text.splitlines())))
     if tiny.provenance.dp:
         typer.echo(wrapped(printable(guarantee(tiny.provenance.dp)), terminal_width()))
+
+
+def _teacher(text: str | None) -> dict[str, str | int] | None:
+    """``NETWORK:EPOCHS`` as the table of a teacher; the epochs may be left out."""
+    from distill.errors import InputError, clipped
+
+    if text is None:
+        return None
+    network, separator, epochs = text.rpartition(":") if text.rpartition(":")[2].isdecimal() else (text, "", "")
+    if not network or len(epochs) > 6:
+        raise InputError(f"--teacher is {clipped(text, 60)!r}; allowed: NETWORK or NETWORK:EPOCHS, for example ConvNet:20.")
+    return {"network": network, **({"epochs": int(epochs)} if separator else {})}
