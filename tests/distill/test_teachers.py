@@ -23,7 +23,10 @@ from distill.randomness import generator
 from distill.soft_losses import SOFT_LOSSES, Goal
 from distill.teachers import Teacher, teacher_network
 from distill.train import Recipe, train_network
+from scenarios.catalogue import run_study, study
+from scenarios.cli import main
 from scenarios.engine.schema import evaluation_of, plain_values
+from scenarios.engine.study import Options
 
 K, N, TEMPERATURE = 5, 7, 4.0
 TEACHER = Teacher(network="MLP", epochs=2, lr=0.05, batch_size=32)
@@ -295,3 +298,36 @@ def test_stored_logits_have_the_loss_that_the_recipe_names(toy_data: ImageData) 
     images = dataclasses.replace(recipe, teacher=dataclasses.replace(TEACHER, labels="images"))
     assert torch.allclose(flat(ours), flat(train_network(tiny, "MLP", images, 0, teacher=teacher)), atol=1e-6)
     assert not torch.allclose(flat(ours), flat(train_network(stored, "MLP", SHORT, 0)))
+
+
+def test_a_study_trains_its_teacher_and_the_command_line_names_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tables: dict[str, Any] = {
+        "kind": "condense",
+        "data": {"name": "digits"},
+        "method": {"name": "dm", "ipc": 1, "iterations": 2, "network": "ConvNetD1W32", "batch_real": 8},
+        "evaluation": {"networks": ["MLP"], "seeds": 1, "baselines": ["random"], "recipe": {"max_steps": 3, "loss": "mse"}},
+    }
+    tables["evaluation"]["recipe"]["teacher"] = {"network": "MLP", "epochs": 1}
+    folder, record = run_study(study("tiny", tables, "s.toml"), Options(out=tmp_path / "runs", quiet=True))
+    part = record["results"]["ipc1"]
+    assert list(part["accuracy"]) == ["dm", "random", "random-labelled"]
+    assert any("teacher, MLP of 1 epochs" in note for note in part["notes"])
+    names = [str(folder / "condensed.safetensors"), "--data", "digits", "--network", "MLP", "--seeds", "1", "--baseline", "random"]
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", *names, "--teacher", "MLP:1", "--loss", "kl", "--temperature", "2"])
+    assert not ended.value.code
+    out = capsys.readouterr().out
+    assert "random-labelled" in out
+    assert "loss kl at temperature 2" in " ".join(out.split())
+    for wrong, words in ((["--teacher", ":3"], "NETWORK:EPOCHS"), (["--temperature", "2"], "loss 'kl'"), (["--teacher", "MPL:1"], "MLP")):
+        with pytest.raises(SystemExit) as ended:
+            main(["evaluate", *names, *wrong])
+        assert ended.value.code == 2
+        assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_private_study_has_no_teacher() -> None:
+    pytest.importorskip("opacus")
+    given = {"kind": "privacy", "privacy": {}, "method": {"name": "dm"}, "evaluation": {"recipe": {"teacher": {"epochs": 1}}}}
+    with pytest.raises(InputError, match="a teacher is trained on the private images without noise"):
+        study("s", given, "s.toml")
