@@ -21,8 +21,8 @@ from distill.data import ImageData, Split
 from distill.errors import Diverged, InputError, clipped, unknown_name
 from distill.fast import Compile, Precision, accelerated
 from distill.networks import Factory, flops
-from distill.tf32 import products
 from distill.teachers import teacher_for
+from distill.tf32 import products
 from distill.train import Recipe, train_network
 from distill.train_as_one import at_once, train_as_one
 
@@ -200,7 +200,7 @@ def accuracies(
     teacher = teacher_for(same.teacher, condensed, data, progress=False) if seeds else None
     for name in names:
         own = recipe_of(name, same, whole_epochs)
-        for seed, trained in learners(condensed, data, name, network, own, seeds, teacher=teacher if own.teacher else None):
+        for seed, trained in learners(condensed, data, name, network, own, seeds, teacher if own.teacher else None):
             try:
                 yield Measured(name, seed, accuracy(trained, data, split))
             except Diverged as error:
@@ -208,14 +208,7 @@ def accuracies(
 
 
 def learners(
-    condensed: CondensedSet,
-    data: ImageData,
-    name: str,
-    network: Factory,
-    recipe: Recipe,
-    seeds: Sequence[int],
-    *,
-    teacher: nn.Module | None = None,
+    condensed: CondensedSet, data: ImageData, name: str, network: Factory, recipe: Recipe, seeds: Sequence[int], teacher: nn.Module | None
 ) -> Iterator[tuple[int, nn.Module]]:
     """The trained networks of one row by seed, on the data's device; several as one where `at_once` has more than one."""
 
