@@ -19,6 +19,7 @@ from distill.statistics import ExactStatistics
 from distill.synthetic import check_count
 from distill.teachers import teacher_for
 from scenarios.condense import curve as set_curve
+from scenarios.condense import several
 from scenarios.condense.continued import checkpoint as checkpoint_name
 from scenarios.condense.continued import take_lines
 from scenarios.condense.schema import CondenseStudy
@@ -38,6 +39,7 @@ def fill(study: CondenseStudy, run: Run) -> None:
     for line in dict.fromkeys(line for lines in notes.values() for line in lines):
         say(console, f"note: {line}")
     sets = {largest: _condense(study, run, largest, ipc) for largest, ipc in asked.items()}
+    further = {largest: several.condense_further(study, run, largest, ipc) for largest, ipc in asked.items()}
     others = sharding.rank() > 0
     sharding.end()
     if others:  # judging is the first process's
@@ -52,6 +54,7 @@ def fill(study: CondenseStudy, run: Run) -> None:
         results[f"ipc{ipc}"] = part
         if study.evaluation is not None:
             _judge(study.evaluation, study.method, run, condensed, ipc, part)
+            several.evaluate_further(study, run, further[ipc], ipc, part)
         along, sentence = set_curve.measured(study, options.seed, data, folder, ipc, condensed)
         part |= {"curve": along} if along else {}
         if sentence:
@@ -86,7 +89,6 @@ def _condense(study: CondenseStudy, run: Run, largest: int, ipc: Ipc) -> Condens
         earlier = None
     if earlier is not None and not checkpoint.exists() and sharding.rank() == 0:
         take_lines(earlier.parent, folder / "metrics.jsonl", largest)
-    settings = {key: value for key, value in study.merged["method"].items() if key not in ("name", "ipc")}
     try:
         condensed = condense(
             data,
@@ -100,7 +102,7 @@ def _condense(study: CondenseStudy, run: Run, largest: int, ipc: Ipc) -> Condens
             progress=False if options.quiet else None,
             tags={"ipc": largest},
             snapshots=set_curve.snapshots(study, data, folder, largest),
-            **settings,
+            **study.made_with,
         )
     except Diverged as error:
         if not checkpoint.exists() or folder.parent.name == "stages" or not isinstance(ipc, int):

@@ -9,6 +9,8 @@ from distill.errors import InputError, unknown_name
 from scenarios.engine.record import Config, Tables
 from scenarios.engine.schema import MAX_IPC, DataTable, EvaluationTable, config_hash, evaluation_of, method_of, plain_values
 
+MAX_SETS = 100
+
 
 @dataclass(frozen=True)
 class CondenseStudy:
@@ -22,7 +24,13 @@ class CondenseStudy:
     settings: MethodConfig  # the method's config dataclass
     evaluation: EvaluationTable | None
     merged: Config
+    sets: int = 1  # of other seeds, at each ipc
     kind: str = "condense"
+
+    @property
+    def made_with(self) -> Config:
+        """The settings that `distill.condense` takes."""
+        return {key: value for key, value in self.merged["method"].items() if key not in ("name", "ipc", "sets")}
 
     @property
     def hash(self) -> str:
@@ -56,7 +64,11 @@ def condense_study(name: str, title: str, tables: Tables, source: str) -> Conden
     more = table.pop("more_images_than_data", False)
     if not isinstance(more, bool):
         raise InputError(f"{where}: key 'more_images_than_data' is {quoted(more)}; allowed: true or false.")
-    confirmed = {"more_images_than_data": True} if more else {}
+    confirmed: Config = {"more_images_than_data": True} if more else {}
+    sets = table.pop("sets", 1)
+    if type(sets) is not int or not 1 <= sets <= MAX_SETS:
+        raise InputError(f"{where}: key 'sets' is {quoted(sets)}; allowed: a whole number from 1 to {MAX_SETS}.")
+    confirmed |= {"sets": sets} if sets > 1 else {}
     ipc = table.get("ipc")
     other = isinstance(ipc, dict) or (isinstance(ipc, str) and ipc.startswith("proportional"))
     unequal = table.pop("ipc") if other else None
@@ -75,4 +87,4 @@ def condense_study(name: str, title: str, tables: Tables, source: str) -> Conden
         "method": {"name": method, "ipc": list(ipc) if unequal is None else ipc[0], **plain_values(settings), **confirmed},
         "evaluation": plain_values(evaluation) if evaluation else None,
     }
-    return CondenseStudy(name, title, data, method, ipc, settings, evaluation, merged)
+    return CondenseStudy(name, title, data, method, ipc, settings, evaluation, merged, sets)

@@ -10,6 +10,7 @@ from distill.drawing import Drawing
 from distill.evaluation import Accuracy
 from distill.figures import accuracy_bars, accuracy_curve, image_grid, loss_curve
 from distill.records import read_lines
+from scenarios.condense.several import sentence
 from scenarios.engine.record import Config, Record, Rows
 from scenarios.reporting.text import few, other_split, series, shown
 
@@ -56,6 +57,9 @@ def accuracy_table(record: Record) -> Rows:
             for name, row in rows.items():
                 other = "" if name == "whole" or row.get("images") == usual else f" ({row['images']} images, not {usual})"
                 column[row_label(name, row)] = shown(row) + other
+            several = part.get("sets", {}).get(network or next(iter(part.get("sets", {})), ""))
+            if several:
+                column[f"{next(iter(rows))}, {len(several['values'])} sets"] = sentence(several).partition(" over")[0]
     names = list(dict.fromkeys(name for rows in columns.values() for name in rows))
     return [["set", *columns], *([name, *(rows.get(name, "") for rows in columns.values())] for name in names)] if columns else []
 
@@ -75,6 +79,7 @@ def answer(record: Record) -> str:
             if rows[method].get("failed"):
                 reached = f"have no accuracy, because networks that were trained on them {shown(rows[method])}: {rows[method]['reason']}"
             parts.append(f"{images} {reached}" + (f" ({others})" if others else ""))
+            parts += [f"{len(row['values'])} such sets train {network} to {sentence(row)}" for network, row in part.get("sets", {}).items()]
             parts += part.get("notes", [])
     return ("; ".join(parts) + ".") if parts else f"Condensed sets were made; nothing was evaluated. Status: {record['status']}."
 

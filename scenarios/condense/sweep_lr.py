@@ -123,7 +123,7 @@ def _numbers(settings: MethodConfig) -> dict[str, bool]:
 
 
 def _settings(base: CondenseStudy) -> Results:
-    return {key: value for key, value in base.merged["method"].items() if key not in ("name", "ipc")}
+    return base.made_with
 
 
 def check(study: SweepStudy, data: ImageData) -> None:
