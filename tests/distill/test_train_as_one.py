@@ -79,7 +79,7 @@ def test_several_networks_cost_the_launches_of_about_one() -> None:
 def test_what_is_trained_as_one() -> None:
     small = moved(select(made_data(3, 4), "random", 1, generator(0, "set")))
     assert at_once(small, "ConvNetW16", RECIPE, 5) == 5
-    for given in ({"mix": "cutmix"}, {"precision": "bf16"}, {"augmentation": "dc_crop"}):
+    for given in ({"mix": "cutmix"}, {"loss": "kl"}, {"precision": "bf16"}, {"augmentation": "dc_crop"}):
         assert at_once(small, "ConvNetW16", dataclasses.replace(RECIPE, **given), 5) == 1  # type: ignore[arg-type]
     for network in ("ConvNetW16BN", "ConvNetW16LN", lambda spec: create("ConvNet", spec, generator(0, "w"))):
         assert at_once(small, network, RECIPE, 5) == 1
