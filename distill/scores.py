@@ -52,7 +52,7 @@ class Row:
 
     Attributes:
         images: "condensed" (the sets that are scored), or the name of a baseline (`distill.comparison.BASELINES`).
-        labels: "own" (those of the set) or "hard" (class numbers).
+        labels: "own" (those of the set, or of the recipe's teacher) or "hard" (class numbers).
         augmentation: "own" (that of the recipe or set) or "none".
         network: name of the evaluation network.
         optimiser: of the recipe.
@@ -227,9 +227,12 @@ def scorecard(given: Sequence[CondensedSet], measures: Sequence[Measure], *, tra
     )
 
 
-def reference(condensed: CondensedSet) -> str:
-    """The random images that a set is compared with: of as many bytes, that is, in its form where it stores one."""
-    return "random" if condensed.decode is None else "random-decoded"
+def reference(condensed: CondensedSet, *, labelled: bool) -> str:
+    """The random images that a set is compared with: of as many bytes, that is, in its form where it stores one.
+
+    ``labelled``: the set has a teacher's labels, and they have them as well.
+    """
+    return ("random" if condensed.decode is None else "random-decoded") + ("-labelled" if labelled else "")
 
 
 def _scores(first: CondensedSet, measures: dict[Row, Measure], own: Row) -> list[Score]:
@@ -242,8 +245,9 @@ def _scores(first: CondensedSet, measures: dict[Row, Measure], own: Row) -> list
 
     hard = dataclasses.replace(own, labels="hard")
     hard = hard if hard in measures else own
-    random = Row(reference(first), "hard", "own", own.network, own.optimiser)
-    whole = dataclasses.replace(random, images="whole")
+    labelled = any(row.images.endswith("-labelled") for row in measures)
+    random = Row(reference(first, labelled=labelled), "own" if labelled else "hard", "own", own.network, own.optimiser)
+    whole = dataclasses.replace(random, images="whole", labels="hard")
     without, random_without = (dataclasses.replace(row, augmentation="none") for row in (own, random))
     recovery, gain = [-value for value in pairs(hard, whole)], pairs(own, random)
     plain = pairs(without, random_without)

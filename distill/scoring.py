@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import pydantic
 from pydantic import Field
+from torch import nn
 
 from distill.comparison import DECODED, compared, learner_set, recipe_of
 from distill.condensed import CondensedSet
@@ -17,6 +18,7 @@ from distill.errors import Diverged, InputError, unknown_name
 from distill.evaluation import accuracy
 from distill.labels import DEFAULT_KIND
 from distill.scores import Measure, Row, Scorecard, reference, scorecard
+from distill.teachers import teacher_for
 from distill.train import Recipe, train_network
 
 Optimiser = Literal["sgd", "adamw"]
@@ -77,27 +79,35 @@ def measures(
     _check(given, data, plan)
     ready = {one.row: one for one in done}
     same = compared(plan.recipe, given[0], data, plan.network)
-    for row in rows_of(given[0], plan, same.optimiser):
+    teacher = teacher_for(same.teacher, given[0], data, progress=False)
+    for row in rows_of(given[0], plan, same.optimiser, labelled=teacher is not None):
         own = same if row.network == plan.network else compared(plan.recipe, given[0], data, row.network)
         if row.optimiser != same.optimiser:
             own = dataclasses.replace(own, optimiser=row.optimiser, lr=USUAL_STEP[row.optimiser])
         if row.augmentation == "none":
             own = dataclasses.replace(own, augmentation="none")
-        yield ready[row] if row in ready else _measured(row, given, data, recipe_of(row.images, own, plan.whole_epochs), plan, split)
+        own = recipe_of(row.images, own if row.labels == "own" else own.without_teacher, plan.whole_epochs)
+        yield ready[row] if row in ready else _measured(row, given, data, own, teacher if own.teacher else None, plan, split)
 
 
-def rows_of(condensed: CondensedSet, plan: Plan, optimiser: Optimiser) -> list[Row]:
-    """The rows of a scorecard: all labels and augmentations under the recipe's optimiser, then other optimisers and networks."""
-    network, stored = plan.network, reference(condensed)
+def rows_of(condensed: CondensedSet, plan: Plan, optimiser: Optimiser, *, labelled: bool = False) -> list[Row]:
+    """The rows of a scorecard: all labels and augmentations under the recipe's optimiser, then other optimisers and networks.
+
+    ``labelled``: the recipe has a teacher, whose labels the set and each baseline get in a row.
+    """
+    network, stored = plan.network, reference(condensed, labelled=labelled)
+    label: Literal["own", "hard"] = "own" if labelled else "hard"
     decoded = [f"{name}-decoded" for name in plan.baselines if condensed.decode is not None and f"{name}-decoded" in DECODED]
     rows = [Row("condensed", "own", "own", network, optimiser)]
-    if condensed.labels.is_floating_point():
+    if labelled or condensed.labels.is_floating_point():
         rows.append(Row("condensed", "hard", "own", network, optimiser))
     rows += [Row(name, "hard", "own", network, optimiser) for name in (*plan.baselines, *decoded, "whole")]
-    rows += [Row("condensed", "own", "none", network, optimiser), Row(stored, "hard", "none", network, optimiser)]
+    if labelled:
+        rows += [Row(f"{name}-labelled", "own", "own", network, optimiser) for name in (*plan.baselines, *decoded)]
+    rows += [Row("condensed", "own", "none", network, optimiser), Row(stored, label, "none", network, optimiser)]
     for other in plan.optimisers:
         if other != optimiser:
-            rows += [Row("condensed", "own", "own", network, other), Row(stored, "hard", "own", network, other)]
+            rows += [Row("condensed", "own", "own", network, other), Row(stored, label, "own", network, other)]
     return rows + [Row("condensed", "own", "own", name, optimiser) for name in plan.architectures if name != network]
 
 
@@ -116,7 +126,9 @@ def _check(given: Sequence[CondensedSet], data: ImageData, plan: Plan) -> None:
         raise InputError(f"baselines are {plan.baselines}; 'random' must be one of them: the scores compare with it.")
 
 
-def _measured(row: Row, given: Sequence[CondensedSet], data: ImageData, recipe: Recipe, plan: Plan, split: str) -> Measure:
+def _measured(
+    row: Row, given: Sequence[CondensedSet], data: ImageData, recipe: Recipe, teacher: nn.Module | None, plan: Plan, split: str
+) -> Measure:
     """Choose the row's step size, and train and test its networks."""
     chosen, values = [], []
     for condensed in given if row.images == "condensed" else given[:1]:
@@ -124,22 +136,23 @@ def _measured(row: Row, given: Sequence[CondensedSet], data: ImageData, recipe: 
         tried = {}
         for step in plan.steps:
             lr = step * (learned or recipe.lr)
-            tried[lr] = _trained(row, condensed, data, dataclasses.replace(recipe, lr=lr), CHOOSING_SEED, "validation")
+            tried[lr] = _trained(row, condensed, data, dataclasses.replace(recipe, lr=lr), teacher, CHOOSING_SEED, "validation")
         finite = {lr: value for lr, value in tried.items() if not math.isnan(value)}
         if not finite:
             raise InputError(f"{row}: networks diverged at every step size ({', '.join(f'{lr:.3g}' for lr in tried)}); give smaller steps.")
         chosen.append(max(finite, key=lambda lr: finite[lr]))
         best = dataclasses.replace(recipe, lr=chosen[-1])
-        values.append(tuple(_trained(row, condensed, data, best, seed, split) for seed in range(plan.seeds)))
+        values.append(tuple(_trained(row, condensed, data, best, teacher, seed, split) for seed in range(plan.seeds)))
     source = _source(row, given[0], data, 0)
     count = len(source.train) if isinstance(source, ImageData) else len(source.decoded())
     return Measure(row, tuple(chosen), tuple(values), recipe.steps(count) * min(recipe.batch_size, count))
 
 
-def _trained(row: Row, condensed: CondensedSet, data: ImageData, recipe: Recipe, seed: int, split: str) -> float:
+def _trained(row: Row, condensed: CondensedSet, data: ImageData, recipe: Recipe, teacher: nn.Module | None, seed: int, split: str) -> float:
     """The accuracy of one network in percent; NaN where it diverged."""
     try:
-        return accuracy(train_network(_source(row, condensed, data, seed), row.network, recipe, seed, data.device), data, split)
+        source = _source(row, condensed, data, seed)
+        return accuracy(train_network(source, row.network, recipe, seed, data.device, teacher=teacher), data, split)
     except Diverged:
         return math.nan
 

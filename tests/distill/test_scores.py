@@ -17,6 +17,7 @@ from distill.evaluation import accuracy
 from distill.randomness import generator
 from distill.scores import Measure, Row, augmentation_robust, bounded, label_robust, scorecard
 from distill.scoring import CHOOSING_SEED, Plan, measures, rows_of, score
+from distill.teachers import Teacher, teacher_network
 from distill.train import Recipe, train_network
 from tests.conftest import toy_arrays
 
@@ -207,3 +208,28 @@ def test_wrong_input_is_one_line() -> None:
         score([a_set(images), a_set(images, 3)], images, PLAN)
     with pytest.raises(InputError, match="diverged at every step size"):
         score(a_set(images), images, dataclasses.replace(PLAN, steps=(1e30,)))
+
+
+def test_under_a_teacher_the_set_and_random_images_have_its_labels() -> None:
+    images = shuffled()
+    teacher = Teacher(network="MLP", epochs=2, batch_size=9, lr=0.05)
+    plan = dataclasses.replace(PLAN, recipe=dataclasses.replace(RECIPE, loss="kl", temperature=4.0, teacher=teacher), steps=(3.0,))
+    condensed = a_set(images)
+    card = score(condensed, images, plan)
+    by_row = {one.row: one.values[0] for one in card.measures}
+    labelled = Row("random-labelled", "own", "own", NETWORK, "adamw")
+    network = teacher_network(images, teacher)
+    recipe = dataclasses.replace(plan.recipe, lr=3.0 * RECIPE.lr)
+    expected = [
+        accuracy(train_network(learner_set("random", condensed, images, seed), NETWORK, recipe, seed, teacher=network), images)
+        for seed in range(2)
+    ]
+    assert by_row[labelled] == pytest.approx(expected)
+    own, hard = (Row("condensed", kind, "own", NETWORK, "adamw") for kind in ("own", "hard"))
+    assert by_row[hard] == score(condensed, images, dataclasses.replace(PLAN, steps=(3.0,))).measures[0].values[0]
+    gain = next(one for one in card.scores if one.name == "improvement over random")
+    assert gain.values == pytest.approx([(a - b) / 100 for a, b in zip(by_row[own], by_row[labelled], strict=True)])
+    recovery = next(one for one in card.scores if one.name == "hard-label recovery")
+    whole = by_row[Row("whole", "hard", "own", NETWORK, "adamw")]
+    assert recovery.values == pytest.approx([(a - b) / 100 for a, b in zip(whole, by_row[hard], strict=True)])
+    assert Row("random-labelled", "own", "none", NETWORK, "adamw") in by_row

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from scenarios.commands.evaluation.data import data_for
+from scenarios.commands.evaluation.teacher import teacher_table
 from scenarios.commands.options import Classes, Device, Imbalance, Root, Size, Validation, torch_device
 from scenarios.engine.complaints import printable, terminal_width, wrapped
 
@@ -57,7 +58,7 @@ def evaluate(
     where = torch_device(device)
     tiny = CondensedSet.load(condensed).to(where)
     images = data_for(tiny, data, size, classes, validation, imbalance, root=data_root, device=where)
-    labels = {"loss": loss, "temperature": temperature, "hard_weight": hard_weight, "teacher": _teacher(teacher)}
+    labels = {"loss": loss, "temperature": temperature, "hard_weight": hard_weight, "teacher": teacher_table(teacher)}
     labels = {key: value for key, value in labels.items() if value is not None}
     recipe: Recipe | str = protocol
     if labels:
@@ -72,15 +73,3 @@ def evaluate(
     typer.echo("\n".join(map(printable, text.splitlines())))
     if tiny.provenance.dp:
         typer.echo(wrapped(printable(guarantee(tiny.provenance.dp)), terminal_width()))
-
-
-def _teacher(text: str | None) -> dict[str, str | int] | None:
-    """``NETWORK:EPOCHS`` as the table of a teacher; the epochs may be left out."""
-    from distill.errors import InputError, clipped
-
-    if text is None:
-        return None
-    network, separator, epochs = text.rpartition(":") if text.rpartition(":")[2].isdecimal() else (text, "", "")
-    if not network or len(epochs) > 6:
-        raise InputError(f"--teacher is {clipped(text, 60)!r}; allowed: NETWORK or NETWORK:EPOCHS, for example ConvNet:20.")
-    return {"network": network, **({"epochs": int(epochs)} if separator else {})}

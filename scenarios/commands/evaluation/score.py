@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from scenarios.commands.evaluation.data import data_for
+from scenarios.commands.evaluation.teacher import teacher_table
 from scenarios.commands.options import Classes, Device, Imbalance, Root, Size, torch_device
 from scenarios.engine.complaints import printable, terminal_width, wrapped
 
@@ -33,6 +34,11 @@ def score(
     optimiser: Annotated[list[str] | None, typer.Option(help="sgd or adamw: compare under this one, too; repeat.")] = None,
     baseline: Annotated[list[str] | None, typer.Option(help="Coresets; repeat. Default: random, herding.")] = None,
     whole_epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of the full training set; default: as many steps.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(metavar="NETWORK:EPOCHS", help="A teacher trained on the data, whose labels sets and coresets get.")
+    ] = None,
+    loss: Annotated[str | None, typer.Option(help="Loss with soft labels: ce, kl, mse, cosine or gift.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Temperature of the loss kl.")] = None,
     validation: Annotated[float, typer.Option(metavar="FRACTION", help="Training images held out to choose step sizes.")] = 0.1,
     out: Annotated[Path, typer.Option(help="Folder of score.html, score.json and the rows that are done.")] = Path("scores"),
     size: Size = None,
@@ -50,6 +56,8 @@ def score(
     from distill.records import environment, write_json, write_whole
     from distill.scores import scorecard
     from distill.scoring import Plan
+    from distill.teachers import check_teacher
+    from distill.train import Recipe
     from distill.train import protocol as recipe_named
     from scenarios.engine import own
     from scenarios.reporting.text import as_text
@@ -61,10 +69,14 @@ def score(
     where = torch_device(device)
     sets = [CondensedSet.load(path).to(where) for path in condensed]
     images = data_for(sets[0], data, size, classes, validation, imbalance, root=data_root, device=where)
-    recipe = recipe_named(protocol, images.spec, network)
+    named = dataclasses.asdict(recipe_named(protocol, images.spec, network))
+    changed = {"max_steps": max_steps, "loss": loss, "temperature": temperature, "teacher": teacher_table(teacher)}
+    recipe = configure(Recipe, named | {key: value for key, value in changed.items() if value is not None}, "distill score")
+    if recipe.teacher is not None:
+        check_teacher(recipe.teacher)
     settings = {
         "network": network,
-        "recipe": dataclasses.asdict(recipe if max_steps is None else dataclasses.replace(recipe, max_steps=max_steps)),
+        "recipe": dataclasses.asdict(recipe),
         "seeds": seeds,
         "steps": step or list(Plan().steps),
         "architectures": architecture or [],
