@@ -5,14 +5,17 @@ that of an expert (`distill.experts`), with the same cache on disk. An early sto
 (Qin, Deng and Alvarez-Melis, "A Label is Worth a Thousand Images in Dataset Distillation", NeurIPS 2024).
 """
 
+import dataclasses
 from typing import Annotated, Literal
 
 import pydantic
+import torch
 from pydantic import Field
 from torch import nn
 from torch.nn.utils import vector_to_parameters
 
 from distill.augment import strategy
+from distill.batches import chunk_size
 from distill.condensed import CondensedSet
 from distill.configure import STRICT
 from distill.data import ImageData
@@ -108,3 +111,28 @@ def teacher_for(teacher: Teacher | None, condensed: CondensedSet, data: ImageDat
             "labels is not covered. Leave the teacher out, or use one that was trained under the same account."
         )
     return teacher_network(data, teacher, progress=progress)
+
+
+def labelled(condensed: CondensedSet, data: ImageData, teacher: Teacher, *, progress: bool | None = None) -> CondensedSet:
+    """The same images with a teacher's outputs as stored labels (N, K), of the kind "logits": 4 K bytes an image.
+
+    A learner is trained on them by cross-entropy with their softmax, or by a recipe's ``loss``, and needs no teacher any more. A stored row
+    that decodes to several images gets the mean of their outputs.
+
+    Args:
+        condensed: the set.
+        data: the data that the teacher is trained on.
+        teacher: what to train; its ``labels`` has no effect.
+        progress: False hides the progress bar.
+
+    Raises:
+        InputError: as `teacher_for`.
+    """
+    network = teacher_for(teacher, condensed, data, progress=progress)
+    assert network is not None
+    images = condensed.decoded().images
+    with torch.no_grad():
+        outputs = torch.cat([network(part) for part in images.split(chunk_size(images))])
+    labels = outputs.reshape(len(condensed), -1, outputs.shape[1]).mean(1)
+    origin = dataclasses.replace(condensed.provenance, config={**condensed.provenance.config, "teacher": str(teacher)})
+    return dataclasses.replace(condensed, labels=labels.float(), label_kind="logits", provenance=origin)

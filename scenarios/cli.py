@@ -15,6 +15,7 @@ from scenarios.commands import ctrl_c
 from scenarios.commands.compare import compare
 from scenarios.commands.condense import condense
 from scenarios.commands.evaluation.evaluate import evaluate
+from scenarios.commands.evaluation.label import label
 from scenarios.commands.evaluation.score import score
 from scenarios.commands.exchange.export_set import export_set
 from scenarios.commands.exchange.import_set import import_set
@@ -56,8 +57,8 @@ def options(
     """A data set's knowledge in a handful of synthetic images: make them, evaluate them, use them."""
 
 
-for command in (run, table, compare, condense, evaluate, score, show, report, figures):
-    app.command()(with_a_line(command) if command in (run, condense, evaluate, score, show) else command)
+for command in (run, table, compare, condense, evaluate, score, label, show, report, figures):
+    app.command()(with_a_line(command) if command in (run, condense, evaluate, score, label, show) else command)
 app.command("import")(with_a_line(import_set))
 app.command("export")(with_a_line(export_set))
 app.command("sweep-lr")(with_a_line(sweep_lr))

@@ -14,6 +14,7 @@ from distill.condensed import CondensedSet, Provenance
 from distill.configure import configure
 from distill.coresets import select
 from distill.data import ImageData
+from distill.decode import Formation
 from distill.errors import InputError
 from distill.evaluation import accuracies, evaluate
 from distill.experts import flat
@@ -21,12 +22,13 @@ from distill.mixing import Mixed, mixed
 from distill.networks import create
 from distill.randomness import generator
 from distill.soft_losses import SOFT_LOSSES, Goal
-from distill.teachers import Teacher, teacher_network
+from distill.teachers import Teacher, labelled, teacher_network
 from distill.train import Recipe, train_network
 from scenarios.catalogue import run_study, study
 from scenarios.cli import main
 from scenarios.engine.schema import evaluation_of, plain_values
 from scenarios.engine.study import Options
+from tests.conftest import toy
 
 K, N, TEMPERATURE = 5, 7, 4.0
 TEACHER = Teacher(network="MLP", epochs=2, lr=0.05, batch_size=32)
@@ -331,3 +333,24 @@ def test_a_private_study_has_no_teacher() -> None:
     given = {"kind": "privacy", "privacy": {}, "method": {"name": "dm"}, "evaluation": {"recipe": {"teacher": {"epochs": 1}}}}
     with pytest.raises(InputError, match="a teacher is trained on the private images without noise"):
         study("s", given, "s.toml")
+
+
+def test_stored_labels_are_the_teachers_outputs_and_need_no_teacher_any_more(tmp_path: Path) -> None:
+    data = toy()
+    plain = select(data, "random", [2] * 3, generator(0, "set"))
+    network = teacher_network(data, TEACHER)
+    made = labelled(plain, data, TEACHER)
+    assert torch.equal(made.labels, network(plain.images))
+    assert made.nbytes == plain.nbytes - plain.labels.numel() * 8 + 6 * 3 * 4
+    made.save(tmp_path / "set.safetensors")
+    again = CondensedSet.load(tmp_path / "set.safetensors")
+    assert (again.label_kind, again.provenance.config["teacher"]) == ("logits", str(TEACHER))
+    once = dataclasses.replace(SHORT, loss="ce", teacher=dataclasses.replace(TEACHER, labels="images"))
+    expected = flat(train_network(plain, "MLP", once, 0, teacher=network))
+    assert torch.allclose(flat(train_network(again, "MLP", SHORT, 0)), expected, atol=1e-6)
+    four = dataclasses.replace(plain, images=Formation(2).encoded(torch.cat([plain.images] * 4), data.spec), decode=Formation(2))
+    outputs = network(four.decoded().images)
+    assert torch.allclose(labelled(four, data, TEACHER).labels, torch.stack([part.mean(0) for part in outputs.split(4)]), atol=1e-6)
+    secret = dataclasses.replace(plain, provenance=Provenance("dm", dp={"epsilon": 1.0}))
+    with pytest.raises(InputError, match="this set has a privacy guarantee"):
+        labelled(secret, data, TEACHER)

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import distill.scoring
+from distill.condensed import CondensedSet
 from distill.coresets import select
 from distill.data_sources import load
 from distill.randomness import generator
@@ -87,3 +89,18 @@ def test_wrong_input(sets: list[Path], tmp_path: Path) -> None:
     assert "no validation images" in refused("score", sets[0], *OPTIONS, "--validation", 0, *out)
     assert "cannot be read" in refused("score", "none.safetensors", *OPTIONS, *out)
     assert not (tmp_path / "out").exists()
+
+
+def test_label_writes_a_set_with_a_teachers_outputs(sets: list[Path], tmp_path: Path) -> None:
+    arguments = ("label", sets[0], "--data", "digits", "--teacher", "MLP:2", "--device", "cpu", "--out", tmp_path / "soft.safetensors")
+    code, out, err = call(*arguments)
+    assert code == 0, err
+    made, plain = CondensedSet.load(tmp_path / "soft.safetensors"), CondensedSet.load(sets[0])
+    assert torch.equal(made.images, plain.images)
+    assert made.label_kind == "logits"
+    assert made.labels.shape == (20, 10)
+    text = " ".join(out.split())
+    assert "labels by MLP of 2 epochs" in text
+    assert f"{made.nbytes:,} bytes ({plain.nbytes:,} before)" in text
+    assert "allowed: NETWORK or NETWORK:EPOCHS" in refused("label", sets[0], "--data", "digits", "--teacher", ":3")
+    assert "network 'MPL' is not known" in refused("label", sets[0], "--data", "digits", "--teacher", "MPL:3")
