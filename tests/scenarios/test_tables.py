@@ -9,6 +9,7 @@ import pytest
 
 from distill.augment import DSA
 from distill.errors import InputError
+from distill.shared_config import learner_strategy
 from kept import pages as tables
 from kept.condense import COLUMNS, methods_tables, readme_table
 from kept.headlines import HEADLINES, headlines
@@ -155,7 +156,9 @@ def test_kept_rows_say_what_published_csv_says_today() -> None:
     for scenario, rows in kept().items():
         made: Any = study(scenario, read_scenario(scenario)[1], scenario)
         for row in rows:
-            how = judging(made.merged, row["network"])
+            named = getattr(made.settings, "augmentation", "auto")
+            own = "auto" if named == "auto" else learner_strategy(made.settings, named) or "auto"  # the set names it for its learners
+            how = judging(made.merged, row["network"], own)
             said = published(PUBLISHED, row["dataset"], row["ipc"], row["set"], how) if row["network"] == "ConvNet" else {}
             expected = (how, said.get("accuracy", ""), said.get("judging", ""), said.get("source", ""))
             assert (row["judging"], row["published"], row["published_judging"], row["source"]) == expected

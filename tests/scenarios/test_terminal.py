@@ -126,7 +126,7 @@ def test_an_evaluation_of_many_networks_folds_at_the_terminals_width(tmp_path: P
     from distill.evaluation import Accuracy, Evaluation
     from distill.randomness import generator
     from distill.train import Recipe
-    from scenarios.commands import evaluate as command
+    from scenarios.commands.evaluation import evaluate as command
 
     names = [f"ConvNetD{depth}W128" for depth in range(1, 8)]
     rows = {name: dict.fromkeys(names, Accuracy((91.0, 92.5))) for name in ("condensed", "random", "whole")}
