@@ -3,6 +3,9 @@
 On a CPU this saves memory traffic: norm, activation and pooling run as one loop instead of three passes over large tensors. A compiled
 function cannot be differentiated twice, so the synthetic side of gradient matching is never compiled; MTT's students are, because their
 derivatives are computed inside the compiled function (adjoint.py).
+
+Rounding differs by some 1e-6 of a gradient. At the kink of a ReLU that can switch a unit, which changes the gradient of an image by up
+to some percent; with a smooth activation (Softplus) every image's gradient is within 2e-6.
 """
 
 import logging

@@ -1,6 +1,8 @@
 """Compiled and bfloat16 forms give the values of the plain forward; where nothing compiles, one warning and the plain forward."""
 
+import copy
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -34,6 +36,25 @@ def test_compiled_values_and_gradients(name: str) -> None:
     for ours, theirs in zip(*gradients, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5)
     assert [p.data_ptr() for p in quick.parameters()] == [p.data_ptr() for p in plain.parameters()]
+
+
+def test_compiled_gradients_of_a_smooth_network_have_no_kinks() -> None:
+    """Single images' gradients, which the switch of one ReLU changes by percents, against float64."""
+    plain = network()
+    for module in plain.modules():
+        for name, child in list(module.named_children()):
+            if isinstance(child, torch.nn.ReLU):
+                setattr(module, name, torch.nn.Softplus())
+    exact = copy.deepcopy(plain).double()
+
+    def gradient(features: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        leaf = x.clone().requires_grad_(True)
+        return torch.autograd.grad(features(leaf).mean(0).square().sum(), leaf)[0].double()
+
+    x = images(8)
+    found = gradient(accelerated(lambda part: embed(plain, part), CPU, 0.0, compile="on"), x)
+    truth = gradient(lambda part: embed(exact, part), x.double())
+    assert float(((found - truth).flatten(1).norm(dim=1) / truth.flatten(1).norm(dim=1)).max()) < 1e-5
 
 
 def test_bfloat16_is_near_and_comes_back_as_float32() -> None:
