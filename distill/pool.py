@@ -63,8 +63,6 @@ class Pool:
         *,
         batch_real: int,
         steps: int = 0,
-        precision: Precision = "float32",
-        compile: Compile = "off",
     ) -> None:
         """``factory`` makes networks, ``network`` is its name for the cache, ``augmentation`` that of the trainings; ``batch_real`` real
         images per class and step are compared in them; ``steps`` is the number of steps, for the decision to compile the calibration."""
@@ -74,11 +72,12 @@ class Pool:
                 "take pool 'blend'."
             )
         self.config, self.factory, self.kind, self.batch_real, self.steps = config, factory, config.pool, batch_real, steps
-        self.precision, self.compile = precision, compile
+        self.precision: Precision = getattr(config, "precision", "float32")  # a method's own settings, where it has them
+        self.compile: Compile = getattr(config, "compile", "off")
         per_epoch = WALK_SNAPSHOTS if config.pool == "walk" else 1
         networks, epochs, lr, batch = config.pool_networks, config.pool_epochs, config.pool_lr, config.pool_batch
         self.experts = ExpertConfig(
-            networks, epochs, lr, batch, network, augmentation, momentum=0.9, per_epoch=per_epoch, precision=precision
+            networks, epochs, lr, batch, network, augmentation, momentum=0.9, per_epoch=per_epoch, precision=self.precision
         )
         self.trajectories: Trajectories | None = None
         self.network: nn.Module | None = None

@@ -34,8 +34,6 @@ def at_once(source: CondensedSet | ImageData, network: Factory, recipe: Recipe, 
     """
     if not isinstance(source, CondensedSet) or source.images.device.type == "cpu" or not isinstance(network, str):
         return 1
-    if recipe.loss is not None or recipe.teacher is not None:
-        return 1
     if recipe.loss is not None or recipe.teacher is not None:  # whose labels are not those of the set
         return 1
     if recipe.mix is not None or recipe.precision == "bf16" or strategy(resolved(recipe, source).augmentation).dc:

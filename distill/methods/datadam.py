@@ -140,16 +140,7 @@ class DataDAM:
         self.synthetic = Synthetic(initial, config, self.total_steps)
         self.batches = RealBatches(config.real_batches)
         name = config.network or form.network or "ConvNet"
-        self.pool = Pool(
-            config,
-            self.factory,
-            name,
-            self.augmentation,
-            batch_real=self.batch_real,
-            steps=self.total_steps,
-            precision=config.precision,
-            compile=config.compile,
-        )
+        self.pool = Pool(config, self.factory, name, self.augmentation, batch_real=self.batch_real, steps=self.total_steps)
 
     @property
     def condensed(self) -> CondensedSet:

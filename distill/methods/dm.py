@@ -105,16 +105,7 @@ class DM:
         self.augmentation = for_data(initial.spec) if config.augmentation == "auto" else config.augmentation
         self.strategy = strategy(self.augmentation)
         self.batches = RealBatches(config.real_batches)
-        self.pool = Pool(
-            config,
-            self.factory,
-            config.network,
-            self.augmentation,
-            batch_real=config.batch_real,
-            steps=config.iterations,
-            precision=config.precision,
-            compile=config.compile,
-        )
+        self.pool = Pool(config, self.factory, config.network, self.augmentation, batch_real=config.batch_real, steps=config.iterations)
         self.lr_img = config.lr_img or image_step(initial.spec, initial.ipc)
         self.total_steps = config.iterations
 

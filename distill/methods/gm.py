@@ -131,16 +131,7 @@ class GM:
         self.total_steps = config.iterations * self.outer_steps
         self.lr_img = config.lr_img or LR_IMG
         self.synthetic = Synthetic(initial, config, self.total_steps)
-        self.pool = Pool(
-            config,
-            self.factory,
-            config.network,
-            self.augmentation,
-            batch_real=config.batch_real,
-            steps=self.total_steps,
-            precision=config.precision,
-            compile=config.compile,
-        )
+        self.pool = Pool(config, self.factory, config.network, self.augmentation, batch_real=config.batch_real, steps=self.total_steps)
         self.batches = RealBatches(config.real_batches)
         self.steps_done = 0
 

@@ -77,6 +77,8 @@ def test_a_stopped_one_continues_to_the_same_figures(sets: list[Path], tmp_path:
     found, expected = (json.loads((tmp_path / name / "score.json").read_text()) for name in ("stopped", "complete"))
     assert found["measures"] == expected["measures"]
     assert found["scores"] == expected["scores"]
+    assert call(*arguments, "--validation", 0.2, "--out", tmp_path / "stopped")[0] == 0  # other held-out images are another measurement
+    assert calls == 10 + 3 * 4 + 5 * 4
 
 
 def test_wrong_input(sets: list[Path], tmp_path: Path) -> None:

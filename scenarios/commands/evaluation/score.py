@@ -104,7 +104,9 @@ def _all(plan: "Plan", sets: "Sequence[CondensedSet]", files: Sequence[Path], im
     from distill.scores import Line, Measure
     from distill.scoring import measures
 
-    digest = hashlib.sha256(repr(plan).encode() + b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+    # The same plan on other data, or with other images held out, is another measurement.
+    facts = repr((plan, images.fingerprint, images.spec.facts, len(images.train), len(images.validation)))
+    digest = hashlib.sha256(facts.encode() + b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
     ledger = out / f"rows-{digest}.jsonl"
     done = [Measure.read(cast(Line, line)) for line in read_lines(ledger)]
     found = []
