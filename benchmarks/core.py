@@ -5,6 +5,7 @@ python -m benchmarks.core --page         the table of docs/speed.md from benchma
 
 CIFAR-10 shapes, ConvNet-3, 10 images per class, 256 real images per class; random data, because the speed does not depend on their content.
 Medians over rounds; GFLOP/s count convolutions and linear layers only. An error is that of the image gradient against the plain loop's.
+A processor that does not compute in bfloat16 has no rows of it.
 
 "plain" runs in a new process for each part, as a user's script does; "plain, memory kept" in this process, with the setting of the C
 library that the `distill` command makes (distill/memory.py). Both take turns with the other forms in every round.
@@ -32,6 +33,7 @@ from distill.adjoint import Student, View, matching_gradient
 from distill.augment import DSA, augment, strategy
 from distill.condensed import CondensedSet
 from distill.data import ImageData, Split
+from distill.devices import has_bfloat16
 from distill.evaluation import accuracy
 from distill.fast import Compile, Precision
 from distill.memory import keep_freed_memory
@@ -115,6 +117,8 @@ class Setting:
             return {"adjoint": self.adjoint(compile=False), "adjoint, compiled": self.adjoint(compile=True)}
         forms: dict[str, Work] = {}
         for precision, compile in FORMS:
+            if precision == "bf16" and not has_bfloat16(self.images.device.type):
+                continue
             label = f"{precision}{', compiled' if compile == 'on' else ''}"
             if part == "training":
                 recipe = Recipe(max_steps=JUDGE_STEPS, schedule="constant", augmentation=DSA, precision=precision, compile=compile)
@@ -235,7 +239,7 @@ def measure(part: str, setting: Setting, rounds: int) -> dict[str, Row]:
 def limits(device: str) -> dict[str, float]:
     """GFLOP/s that the machine can reach: large matrix products, and the network's inner convolution."""
     draws, speeds = torch.Generator(device), {}
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, torch.bfloat16) if has_bfloat16(device) else (torch.float32,):
         a = torch.randn(2048, 2048, device=device, generator=draws).to(dtype)
         images = torch.randn(256, 128, 16, 16, device=device, generator=draws).to(dtype).contiguous(memory_format=torch.channels_last)
         weight = torch.randn(128, 128, 3, 3, device=device, generator=draws).to(dtype)

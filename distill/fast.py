@@ -17,6 +17,8 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from distill.devices import has_bfloat16
+
 Precision = Literal["float32", "tf32", "bf16"]
 Compile = Literal["auto", "on", "off", "no-graphs"]
 T = TypeVar("T")
@@ -26,7 +28,7 @@ T = TypeVar("T")
 WORTH_FLOPS = {("cpu", "float32"): 3e13, ("cpu", "bf16"): 1e13, ("cuda", "float32"): 3e15}
 WORTH_FLOPS |= {("cuda", "tf32"): 3e15, ("cuda", "bf16"): 3e15}
 
-_warned = False
+_warned: set[str] = set()
 
 
 def accelerated(
@@ -38,10 +40,12 @@ def accelerated(
         function: maps images (n, C, H, W) to a tensor with a row for each image.
         device: of the images.
         work: floating-point operations that are expected in all calls; "auto" compiles if it saves more time than compiling takes.
-        precision: "bf16" runs under autocast and returns float32; "tf32" is allowed by the caller (`distill.tf32`).
+        precision: "bf16" runs under autocast and returns float32, on a processor that has it (`usable`); "tf32" is allowed by the caller
+            (`distill.tf32`).
         compile: "auto", "on" or "off"; "no-graphs" is "auto" without CUDA graphs (`compile_mode`). Without a working compiler the
             function is not compiled, and a warning is given once.
     """
+    precision = usable(precision, device)
 
     def reduced(images: Tensor) -> Tensor:
         if precision == "bf16":
@@ -60,6 +64,14 @@ def accelerated(
         return quick
     replayed = compiled(laid_out, mode)
     return lambda images: (quick if torch.is_grad_enabled() else replayed)(images)
+
+
+def usable(precision: Precision, device: torch.device) -> Precision:
+    """``precision``, or "float32" with one warning in place of "bf16" on a processor that does not compute in bfloat16."""
+    if precision == "bf16" and not has_bfloat16(device.type):
+        _warn("bfloat16", "precision is 'bf16', which this processor does not have; float32 is used, which is faster here.")
+        return "float32"
+    return precision
 
 
 def worth(device: torch.device, work: float, compile: Compile, precision: Precision = "float32") -> bool:
@@ -110,18 +122,17 @@ def compiled(function: Callable[..., T], mode: str = "default") -> Callable[...,
                     return copied
             except Exception as error:  # a missing compiler raises many types
                 works = False
-                _warn(error)
+                reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+                _warn("compiler", f"torch.compile does not work here ({reason}); continuing without it, somewhat slower.")
         return function(*tensors)
 
     return either
 
 
-def _warn(error: Exception) -> None:
-    global _warned
-    if not _warned:
-        _warned = True
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        warnings.warn(f"torch.compile does not work here ({reason}); continuing without it, somewhat slower.", stacklevel=3)
+def _warn(about: str, message: str) -> None:
+    if about not in _warned:
+        _warned.add(about)
+        warnings.warn(message, stacklevel=4)
 
 
 class Fast(nn.Module):

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, TypeAlias
 
 import torch
 
+from distill.devices import has_bfloat16
 from distill.errors import CannotWrite as CannotWrite
 from distill.errors import InputError
 
@@ -137,6 +138,7 @@ def environment(device: str) -> dict[str, Json]:
         "processor": _processor(),
         "cores": os.cpu_count() or 1,
         "torch_threads": torch.get_num_threads(),
+        "bfloat16": has_bfloat16(device.partition(":")[0]),
         "device": device,
         "gpu": cuda,
         "packages": dict(versions()),

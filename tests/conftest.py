@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from distill import fast
 from distill.data import ImageData
 
 # Files whose tests take more than about ten seconds on one core, most of them because they start processes. They get the marker `long`,
@@ -65,6 +66,12 @@ def stopped_at(monkeypatch: pytest.MonkeyPatch, module: Any, count: int) -> Iter
 def _own_cache(tmp_path_factory: pytest.TempPathFactory):
     """Experts that tests train stay out of the user's cache."""
     os.environ["DISTILL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def _bfloat16_on_every_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What bfloat16 computes is tested on processors that are slow at it, too, where the product takes float32."""
+    monkeypatch.setattr(fast, "has_bfloat16", lambda device: True)
 
 
 @pytest.fixture
