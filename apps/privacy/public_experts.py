@@ -1,15 +1,28 @@
 """Experts that are trained on public data: networks and calibration of a private run which cost nothing of its budget."""
 
 import dataclasses
+from pathlib import Path
 
 from torch import Tensor
 
 from apps.privacy.networks import UnitNetwork
 from distill.data import ImageData
+from distill.data_sources import load
 from distill.errors import InputError, clipped
 from distill.experts import ExpertConfig, Trajectories, train_experts
 from distill.networks import Factory
 from distill.statistics import ExactStatistics
+
+
+def load_public(name: str | None, like: ImageData, root: Path | str | None = None) -> ImageData | None:
+    """The public data set ``name`` in the size of the private images ``like`` and on their device; None where there is no name.
+
+    ``root`` is the folder of the data sets. Raises `InputError` for an unknown name and for data that are not there.
+    """
+    if not name:
+        return None
+    sized = name == "digits" or ":" in name  # `distill.load` resizes these
+    return load(name, root, size=like.spec.height if sized else None).to(like.device)
 
 
 def check_public(public: ImageData, private: ImageData) -> None:

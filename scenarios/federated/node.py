@@ -20,6 +20,7 @@ from apps.federated.client_privacy import ClientPrivacy
 from apps.federated.settings import PrivacyRequest, Settings, data_settings
 from apps.privacy.budget import EXPERTS_SHARE
 from apps.privacy.networks import drawn_once
+from apps.privacy.public_experts import load_public
 from apps.privacy.private_start import private_kmeans
 from apps.privacy.private_statistics import PrivateStatistics
 from apps.privacy.uploads import granted_statistics
@@ -59,8 +60,8 @@ OPTIONS = (
 class PrivacyTable:
     """``[privacy]`` of a federated study, and most of a node's file: ``epsilon`` and ``delta`` are of all uploads of a client together.
 
-    ``start`` is a private start and ``networks`` a fixed pool of networks, both by name (`STARTS`, `NETWORKS`); the others are keywords of
-    `apps.privacy.PrivateStatistics`.
+    ``start`` is a private start and ``networks`` a fixed pool of networks, both by name (`STARTS`, `NETWORKS`); ``public_experts`` is the
+    name of a public data set that the node has; the others are keywords of `apps.privacy.PrivateStatistics`.
     """
 
     epsilon: Annotated[float, Field(gt=0)]
@@ -71,6 +72,7 @@ class PrivacyTable:
     start_share: Annotated[float, Field(gt=0, lt=1)] = 0.3
     experts_share: Annotated[float, Field(gt=0, lt=1)] = EXPERTS_SHARE
     experts_clip: Annotated[float, Field(gt=0)] = 1.0
+    public_experts: str | None = None
     networks: str | None = None
     releases: Annotated[int, Field(ge=1)] | None = None
     sample_rate: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -133,9 +135,12 @@ def of_study(table: Config, cell: Settings, ledger: Path, data_root: str, where:
     return file, client_privacy(file, where)
 
 
-def check_statistics(table: Config, settings: Settings, data: ImageData) -> None:
-    """`InputError` for what the clients' statistics would refuse: numbers that were computed from the images, a size that nobody knows."""
+def check_statistics(table: Config, settings: Settings, data: ImageData, root: str | None = None) -> None:
+    """`InputError` for what the clients' statistics would refuse: numbers that were computed from the images, a size that nobody knows, and
+    public experts' data (in ``root``; None: they are not looked at) that do not fit."""
     options = {name: table[name] for name in OPTIONS if name in table}
+    if root is not None:
+        options["public_experts"] = load_public(table.get("public_experts"), data, root or None)
     share = settings.rounds
     PrivateStatistics(data, table["epsilon"] / share, table.get("delta", 1e-5) / share, classes=settings.upload.classes, **options)
 
@@ -202,4 +207,5 @@ def _statistics(
     name: str,
 ) -> PrivateStatistics:
     options = {option: getattr(file, option) for option in OPTIONS}
+    options["public_experts"] = load_public(file.public_experts, data, file.data_root or None)
     return granted_statistics(data, epsilon, delta, folder, name, (file.epsilon, file.delta), classes=classes, **options)

@@ -38,6 +38,8 @@ def fill(study: FederatedStudy, run: Run) -> None:
     """One run for each strategy and seed, each in its own folder, which is its ledger; then the table."""
     options, data, folder, results, console = run.options, run.data, run.folder, run.results, run.console
     if study.settings.privacy is not None:
+        if study.privacy is not None:
+            check_statistics(study.privacy, study.settings, data, str(options.data_root or ""))
         mark(folder)
     seeds = [options.seed * 1000 + k for k in range(study.federation.seeds)]
     settings = study.settings_for(study.federation.strategies[0], seeds[0], options.device)

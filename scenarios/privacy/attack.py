@@ -15,6 +15,7 @@ import torch
 
 from apps.privacy.attacks import ATTACKS, Runs, alignment_scores, losses_and_margins, nearest_scores, threshold_scores
 from apps.privacy.metrics import Interval, auc, by_run, membership, worst_decile
+from distill.comparison import formed
 from distill.condensed import CondensedSet
 from distill.coresets import select
 from distill.data import ImageData
@@ -27,14 +28,14 @@ from distill.train import protocol, train_network
 from scenarios.engine.record import Results
 from scenarios.engine.study import Run
 from scenarios.privacy.schema import ATTACKED, AttackTable, PrivacyStudy
-from scenarios.privacy.sets import condensed_by, private_set
+from scenarios.privacy.sets import condensed_by, form_of, private_set
 
-REAL = ("random", "whole", "subset")  # arms of real images: the naive baselines
+REAL = ("random", "random-decoded", "whole", "subset")  # arms of real images: the naive baselines
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to learn from the images that are in: ``kind`` is "method", "private", "random", "whole", "subset" or a method's name."""
+    """One way to learn from the images that are in: ``kind`` is one of `REAL`, "method", "private" or a method's name."""
 
     label: str
     kind: str
@@ -47,11 +48,15 @@ class Arm:
 
 
 def arms_of(study: PrivacyStudy, table: AttackTable, data: ImageData) -> list[Arm]:
-    """With ``ratios``, each arm that has an ipc comes once for each: ratio times the images of a class that are expected to be in."""
+    """With ``ratios``, each arm that has an ipc comes once for each: ratio times the images of a class that are expected to be in.
+
+    Where the study's method decodes its images, random real images come in the same form, too ("random-decoded").
+    """
     per_class = (table.pool or len(data.train)) / 2 / len(data.classes)
     sizes = [(f" r{ratio:g}", max(1, round(ratio * per_class))) for ratio in table.ratios] or [("", study.ipc)]
     arms = []
-    for kind in table.arms:
+    more = {"random": ["random", "random-decoded"]} if form_of(study) is not None else {}
+    for kind in (one for named in table.arms for one in more.get(named, [named])):
         if kind == "whole":
             arms.append(Arm("whole", "whole", 0))
         else:
@@ -103,6 +108,10 @@ def _attacked(
     source: ImageData | CondensedSet = members
     if arm.kind in ("random", "subset"):
         source = select(members, "random", arm.ipc, generator(seed, "random arm", arm.ipc))
+    elif arm.kind == "random-decoded":
+        form = form_of(study)
+        assert form is not None
+        source = formed(members, "random", arm.ipc, form, generator(seed, "random arm", arm.ipc))
     elif arm.kind == "method":
         source = condensed_by(dataclasses.replace(study, ipc=arm.ipc), members, seed, "noise", options, None)
     elif arm.kind == "private":

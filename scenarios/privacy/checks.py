@@ -5,7 +5,7 @@ import safetensors.torch
 from apps.privacy.figures import closest_pairs
 from apps.privacy.poisoning import PoisonedStatistics, Trigger, attack_success, white_square
 from apps.privacy.visual import visual_privacy
-from distill.comparison import compared
+from distill.comparison import compared, formed
 from distill.condensed import CondensedSet
 from distill.coresets import select
 from distill.data import ImageData
@@ -23,10 +23,13 @@ TRIGGERS = ("naive", "optimised")
 
 
 def fill_visual(study: PrivacyStudy, table: VisualTable, run: Run, sets: dict[str, CondensedSet]) -> None:
-    """The study's sets, and as many random training images: copies, which the check must see."""
+    """The study's sets, and as many random training images: copies, which the check must see. Beside decoded sets also in their form."""
     if not sets:
         sets = {study.method: plain_set(study, run)}
+    form = next((one.decode for one in sets.values() if one.decode is not None), None)
     sets = {**sets, "random": select(run.data, "random", study.ipc, generator(run.options.seed, "visual", "control"))}
+    if form is not None:
+        sets["random-decoded"] = formed(run.data, "random", study.ipc, form, generator(run.options.seed, "visual", "control"))
     run.results["visual"] = {}
     for label, condensed in sets.items():
         rows = visual_privacy(

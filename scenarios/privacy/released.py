@@ -22,7 +22,7 @@ from apps.privacy.attacks import losses_and_margins, nearest_scores, threshold_s
 from apps.privacy.canaries import audit
 from apps.privacy.figures import roc_curves
 from apps.privacy.metrics import auc, by_run, membership
-from distill.comparison import compared
+from distill.comparison import compared, formed
 from distill.condensed import CondensedSet
 from distill.configure import STRICT, configure
 from distill.coresets import select
@@ -41,13 +41,14 @@ from scenarios.privacy.attack import save_arrays
 from scenarios.reporting.text import few, series
 
 TABLES = ("data", "attack", "audit")
-NEAREST = "nearest image"
+NEAREST, DECODED = "nearest image", "random-decoded"
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class AttackTable:
     """``[attack]``: each arm trains ``networks`` networks on the same images; a point's loss is their mean. ``others`` is the split that
-    nobody trained on; "validation" comes from the same pool as the members, by chance alone."""
+    nobody trained on; "validation" comes from the same pool as the members, by chance alone. Where the released set is decoded, random
+    images come in its form, too ("random-decoded")."""
 
     arms: Annotated[tuple[Literal["released", "random", "whole"], ...], Field(min_length=1)] = ("released", "random", "whole")
     networks: Annotated[int, Field(ge=1)] = 4
@@ -151,7 +152,8 @@ def _attack(table: AttackTable, given: Given, run: Run) -> None:
         (data.normalised(name, torch.arange(len(getattr(data, name)), device=data.device)), getattr(data, name).labels)
         for name in ("train", table.others)
     ]
-    for arm in (*table.arms, *([NEAREST] if "released" in table.arms else [])):
+    more = [DECODED] if "random" in table.arms and given.made.decode is not None else []
+    for arm in (*table.arms, *more, *([NEAREST] if "released" in table.arms else [])):
         right = []
         for number in range(1 if arm == NEAREST else table.networks):
             file = _file(folder, arm, number)
@@ -208,7 +210,11 @@ def _attacked(
         images = condensed.decoded().images
         return {"in_scores": nearest_scores(members, images), "out_scores": nearest_scores(others, images)}
     # The random members are one draw for all networks: they stand for a set that was released once.
-    source = select(data, "random", condensed.counts, generator(options.seed, "released", "random arm")) if arm == "random" else None
+    draws, source = generator(options.seed, "released", "random arm"), None
+    if arm == "random":
+        source = select(data, "random", condensed.counts, draws)
+    elif arm == DECODED and condensed.decode is not None:
+        source = formed(data, "random", condensed.counts, condensed.decode, draws)
     recipe = compared(table.recipe or table.protocol, condensed, data, table.network)
     seed = derived_seed(options.seed, "released", arm, number) % 1_000_000_000
     sets: dict[str, CondensedSet | ImageData] = {"released": condensed, "whole": data}

@@ -8,14 +8,13 @@ from pathlib import Path
 from apps.privacy.networks import UnitNetwork, drawn_once
 from apps.privacy.private_start import private_kmeans
 from apps.privacy.private_statistics import PrivateStatistics
-from apps.privacy.public_experts import PublicExperts
+from apps.privacy.public_experts import PublicExperts, load_public
 from apps.privacy.statement import guarantee
 from distill.comparison import DECODED, compared, training_of
 from distill.condensed import CondensedSet
 from distill.configure import configure
 from distill.data import ImageData
-from distill.data_sources import load
-from distill.decode import from_text
+from distill.decode import Decode, from_text
 from distill.evaluation import Measured, accuracies, summed_up
 from distill.experts import cache_root
 from distill.methods import METHODS
@@ -105,16 +104,19 @@ def _that_come_back(study: PrivacyStudy, network: Factory | None, count: int, se
 
 def public_of(study: PrivacyStudy, data: ImageData, options: Options) -> ImageData | None:
     """The public data that experts are trained on, in the size of the private ones."""
-    name = "" if study.privacy is None else study.privacy.public_experts
-    sized = name == "digits" or ":" in name  # `distill.load` resizes these
-    return load(name, options.data_root, size=data.spec.height if sized else None).to(data.device) if name else None
+    return load_public(None if study.privacy is None else study.privacy.public_experts, data, options.data_root)
+
+
+def form_of(study: PrivacyStudy) -> Decode | None:
+    """The form in which the study's method stores images; None: plainly."""
+    return from_text(getattr(METHODS[study.method][0](**study.settings), "decode", "none"))
 
 
 def started(study: PrivacyStudy, statistics: PrivateStatistics, seed: int) -> CondensedSet | None:
     """The private start in the form in which the method stores images; None where the study has none."""
     if study.privacy is None or study.privacy.start != "kmeans":
         return None
-    form = from_text(getattr(METHODS[study.method][0](**study.settings), "decode", "none"))
+    form = form_of(study)
     if form is None:
         return private_kmeans(statistics, study.ipc, seed)
     made = private_kmeans(statistics, study.ipc * form.copies, seed)  # a small image for each centre; what is released is made from these

@@ -15,10 +15,12 @@ from rich.console import Console
 import scenarios.pipeline.run
 from apps.continual.memory_file import load as load_memory
 from apps.nas.ledger import read_table
+from distill.comparison import formed
 from distill.condensed import CondensedSet, Provenance
 from distill.coresets import select
 from distill.data import ImageData
 from distill.data_sources import load
+from distill.decode import Formation
 from distill.errors import InputError
 from distill.randomness import generator
 from distill.records import read_json
@@ -433,6 +435,14 @@ def test_copies_of_members_are_found_and_a_set_of_others_is_not(tmp_path: Path) 
     assert abs(clean["released"]["auc"]["value"] - 0.5) < 0.06
     saved = np.load(tmp_path / "clean" / "attack" / "released-0.npz")
     assert (len(saved["in_scores"]), len(saved["out_scores"])) == (len(data.train), len(data.validation))
+
+
+def test_beside_a_decoded_set_random_images_have_its_form(tmp_path: Path) -> None:
+    data = load("digits", validation=0.2)
+    made = formed(data, "herding", 2, Formation(2), generator(0, "made"))
+    found = attacked(data, made, tmp_path)
+    assert list(found) == ["released", "random", "whole", "random-decoded", "nearest image"]
+    assert found["random-decoded"]["accuracy"]["value"] != found["random"]["accuracy"]["value"]
 
 
 def test_an_audit_needs_an_epsilon(tmp_path: Path) -> None:

@@ -338,6 +338,21 @@ def test_sizes_methods_and_subsets_are_arms_and_the_equally_accurate_one_is_name
     assert {row["set"] for row in kept.kept_rows(folder)} == set(rows)
 
 
+def test_real_images_come_in_the_form_of_a_decoded_method(tmp_path: Path) -> None:
+    """The same number of stored images, each of four small ones."""
+    tables_ = {
+        "method": {"name": "dm", "ipc": 2, "network": "ConvNetD1W32", "iterations": 1, "decode": "formation:2"},
+        "attack": {"runs": 2, "arms": ["method", "random"], "pool": 100},
+        "visual": {"measures": ["pixels"], "limit": 50},
+        "evaluation": {"networks": ["MLP"], "recipe": {"max_steps": 1}},
+    }
+    folder, record = run_study(make("form", "Form", tables_, "s.toml"), Options(out=tmp_path, quiet=True))
+    assert set(record["results"]["attack"]) == {"method", "random", "random-decoded"}
+    near = [np.load(folder / "attack" / f"{arm}-0.npz")["nearest"] for arm in ("random", "random-decoded")]
+    assert not np.array_equal(*near)  # of whole images, and of small ones that are enlarged
+    assert {"random", "random-decoded"} < set(record["results"]["visual"])
+
+
 def test_runs_come_in_pairs_of_opposite_coins(tmp_path: Path) -> None:
     attack = {"runs": 2, "arms": ["random"], "pool": 101}
     given = make("pairs", "Pairs", {"attack": attack, "evaluation": {"networks": ["MLP"], "recipe": {"max_steps": 1}}}, "s.toml")

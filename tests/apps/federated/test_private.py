@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
 from apps.federated.client_app import client_app
 from apps.federated.client_privacy import ClientPrivacy, private_upload
@@ -226,6 +227,28 @@ def test_a_private_clients_experts_get_the_share_that_its_file_names(tmp_path: P
         assert saved["facts"]["experts"] == [share, 2.0]
         assert len(list(account.parent.glob("expert-*.safetensors"))) == 1
     assert noise[0.6] < noise[0.1]
+
+
+def test_a_nodes_public_experts_cost_nothing_and_are_stated(tmp_path: Path) -> None:
+    made = settings(upload={"method": "ncfm", "settings": {"iterations": 2, "frequencies": 8, "decode": "none", **POOL}})
+    images, labels = toy_arrays(7, classes=CLASSES, per_class=8)
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        path = tmp_path / f"public/{'test' if number % 4 == 0 else 'train'}/{label}/{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[..., 0]).save(path)
+    mine = shard(data(), partition_of(data(), made), 1)
+    public = {key: value for key, value in PRIVATE.items() if key not in ("networks", "releases")}
+    public |= {"public_experts": f"folder:{tmp_path}/public"}
+    file, given = of_study(public, made, tmp_path / "kept", "", "test")
+    (tmp_path / "node.toml").write_text(written(file))
+    assert read(tmp_path / "node.toml").statistics.args[0].public_experts == public["public_experts"]  # type: ignore[attr-defined]
+    check_statistics(public, made, data(), "")
+    stated = private_upload(given, 20.0, mine, made, 1, 1, mine.spec).provenance.dp or {}
+    assert "public" in stated["public_experts"]
+    assert "experts" not in stated  # no release of the account is theirs
+    other = {**public, "public_experts": "digits"}
+    with pytest.raises(InputError, match="public_experts: 'digits' has 10 classes"):
+        check_statistics(other, made, data(), "")
 
 
 def test_experts_of_a_nodes_file_are_checked_and_handed_on(tmp_path: Path) -> None:
