@@ -20,9 +20,9 @@ from apps.federated.client_privacy import ClientPrivacy
 from apps.federated.settings import PrivacyRequest, Settings, data_settings
 from apps.privacy.budget import EXPERTS_SHARE
 from apps.privacy.networks import drawn_once
-from apps.privacy.public_experts import load_public
 from apps.privacy.private_start import private_kmeans
 from apps.privacy.private_statistics import PrivateStatistics
+from apps.privacy.public_experts import load_public
 from apps.privacy.uploads import granted_statistics
 from distill.condensed import CondensedSet
 from distill.configure import STRICT, configure
