@@ -1,6 +1,7 @@
 """Fair comparisons: baselines with the set's own counts, one recipe for all rows, and notes on differences between rows."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from distill.decode import Decode, as_text
 from distill.errors import InputError, unknown_name
 from distill.networks import Factory, create, parameter_count
 from distill.randomness import generator
+from distill.records import Json
 from distill.train import Recipe, protocol, resolved
 
 # Real images stored in a decoded set's form: as many as it decodes to, in as many bytes.
@@ -30,18 +32,23 @@ class Training:
         images: number of training images.
         steps: optimiser steps.
         epochs: passes over the images.
+        bytes: of a set as it is stored: images, labels, and what decodes them; None for all data.
+        labels: "class", those of the teacher, or the set's own kind (`CondensedSet.label_kind`).
     """
 
     images: int
     steps: int
     epochs: float
+    bytes: int | None = None
+    labels: str = "class"
 
-    def as_dict(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, Json]:
         """For records."""
-        return {"images": self.images, "steps": self.steps, "epochs": round(self.epochs, 4)}
+        more: dict[str, Json] = {"labels": self.labels} if self.bytes is None else {"bytes": self.bytes, "labels": self.labels}
+        return {"images": self.images, "steps": self.steps, "epochs": round(self.epochs, 4), **more}
 
 
-def row_label(name: str, row: Mapping[str, float]) -> str:
+def row_label(name: str, row: Mapping[str, Json]) -> str:
     """A row's name for a table; "whole" states how long its networks were trained, which a protocol for small sets may limit."""
     if name != "whole" or "steps" not in row:
         return name
@@ -125,7 +132,7 @@ def recipe_of(name: str, recipe: Recipe, whole_epochs: int | None) -> Recipe:
 
 def training_of(name: str, condensed: CondensedSet, data: ImageData, recipe: Recipe, whole_epochs: int | None = None) -> Training:
     """How the networks of a row ("condensed" or a baseline) are trained under a comparison's recipe."""
-    copies, name = 1 if condensed.decode is None else condensed.decode.copies, LABELLED.get(name, name)
+    copies, row, name = 1 if condensed.decode is None else condensed.decode.copies, name, LABELLED.get(name, name)
     if name in ("condensed", "whole"):
         images = len(data.train) if name == "whole" else len(condensed) * copies
     elif name in DECODED:
@@ -133,8 +140,11 @@ def training_of(name: str, condensed: CondensedSet, data: ImageData, recipe: Rec
         images = sum(copies * min(count, -(-most // copies)) for count, most in held)
     else:
         images = sum(available(data, condensed.counts))
-    own = recipe_of(name, recipe, whole_epochs)
-    return Training(images, own.steps(images), own.passes(images))
+    own = recipe_of(row, recipe, whole_epochs)
+    labels = condensed.label_kind if row == "condensed" and condensed.labels.is_floating_point() else "class"
+    each = 8 + 4 * (condensed.images[0].numel() if name in DECODED else math.prod(data.spec.shape))  # float32 values and a class number
+    stored = condensed.nbytes if name == "condensed" else None if name == "whole" else each * images // (copies if name in DECODED else 1)
+    return Training(images, own.steps(images), own.passes(images), stored, labels if own.teacher is None else str(own.teacher))
 
 
 def notes_on(condensed: CondensedSet, data: ImageData, recipe: Recipe, baselines: Sequence[str]) -> list[str]:

@@ -25,6 +25,8 @@ COLUMNS = (
         "network",
         "protocol",
         "judging",
+        "labels",
+        "bytes",
         "published",
         "published_judging",
         "source",
@@ -32,14 +34,14 @@ COLUMNS = (
         "low",
         "high",
     ),
-    *("reproduced", "seeds", "iterations", "device", "run_seconds", "run_peak_memory_bytes"),
+    *("reproduced", "sets", "seeds", "iterations", "device", "run_seconds", "run_peak_memory_bytes"),
 )
 
 
 def kept_rows(folder: Path) -> Rows:
     """One row for each set and IPC; numbers rounded to what their interval carries."""
     record, config = read_json(folder / "record.json"), read_json(folder / "config.json")
-    evaluation, environment = config["evaluation"], record["environment"]
+    evaluation, environment, method = config["evaluation"], record["environment"], config["method"]["name"]
     rows = []
     for key, part in record["results"].items():
         tables = part.get("cross_architecture") or {evaluation["networks"][0]: part.get("accuracy", {})} if key.startswith("ipc") else {}
@@ -47,6 +49,8 @@ def kept_rows(folder: Path) -> Rows:
             for name, accuracy in sets.items():
                 if accuracy.get("failed"):
                     raise InputError(f"{folder}: {accuracy['failed']} networks trained on {name} have no accuracy ({accuracy['reason']})")
+                several = part.get("sets", {}).get(network) if name == method else None  # its interval is over sets
+                spread = several or accuracy
                 how = judging(config, network, part.get("augmentation", "auto"))
                 # Published figures are a ConvNet's; in DataDAM's released code the network of that name is batch norm.
                 own = network == "ConvNetBN" and name == "datadam" and config["method"].get("form") == "released"
@@ -59,15 +63,18 @@ def kept_rows(folder: Path) -> Rows:
                     "ipc": ipc,
                     "set": name,
                     "network": network,
-                    "protocol": "own recipe" if evaluation["recipe"] else evaluation["protocol"],
+                    "protocol": in_words(evaluation["recipe"]) if evaluation["recipe"] else evaluation["protocol"],
                     "judging": how,
+                    "labels": accuracy.get("labels", "class"),
+                    "bytes": accuracy.get("bytes") or "",
                     "published": figure.get("accuracy", ""),
                     "published_judging": figure.get("judging", ""),
                     "source": figure.get("source", ""),
-                    **{field: f"{accuracy[field]:.2f}" for field in ("mean", "low", "high")},
-                    "reproduced": reproduced(accuracy["low"], accuracy["high"], figure, how),
-                    "seeds": len(accuracy["values"]),
-                    "iterations": config["method"]["iterations"] if name == config["method"]["name"] else "",
+                    **{field: f"{spread[field]:.2f}" for field in ("mean", "low", "high")},
+                    "reproduced": reproduced(spread["low"], spread["high"], figure, how),
+                    "sets": len(several["values"]) if several else 1 if name in (method, "whole") else len(accuracy["values"]),
+                    "seeds": sum(map(len, several["values"])) if several else len(accuracy["values"]),
+                    "iterations": config["method"]["iterations"] if name == method else "",
                     "device": environment["gpu"] or f"{environment['cores']} cores, {environment['processor']}",
                     "run_seconds": round(record["seconds"]),
                     "run_peak_memory_bytes": record["peak_memory_bytes"],
@@ -76,17 +83,41 @@ def kept_rows(folder: Path) -> Rows:
     return [row for place, row in enumerate(rows) if row not in rows[:place]]
 
 
+def in_words(recipe: Results) -> str:
+    """A study's own recipe, for the column "protocol"."""
+    name, size = "AdamW" if recipe["optimiser"] == "adamw" else "SGD", recipe["batch_size"]
+    steps = f"{recipe['max_steps']:,} steps" if recipe["max_steps"] else f"{recipe['epochs']:,} epochs"
+    return f"{steps} of {size}, {name}"
+
+
 def readme_table(rows: Rows) -> str:
-    """Markdown: one line a set; the method of a run in bold."""
-    table = [["run", "IPC", "set", "evaluation network", "augmentation", "accuracy, % (95 % interval)", "published (with)", "reproduced"]]
+    """Markdown: one line a set; the method of a run in bold. What we measured, what is claimed, and whether both agree stand apart."""
+    head = ["run", "IPC", "set", "evaluation network", "training", "augmentation", "labels", "bytes", "sets x networks"]
+    table = [[*head, "ours, % (95 % interval)", "claimed (with)", "reproduced"]]
     for row in rows:
         name = f"**{row['set']}**" if row["iterations"] else _set_label(row)
         spread = f"{float(row['mean']):.1f} ({float(row['low']):.1f} to {float(row['high']):.1f})"
         published = f"{row['published']} ({row['published_judging']})" if row["published"] else ""
         table.append(
-            [f"`{row['scenario']}`", row["ipc"] or "-", name, row["network"], row["judging"], spread, published, row["reproduced"]]
+            [
+                f"`{row['scenario']}`",
+                row["ipc"] or "-",
+                name,
+                row["network"],
+                row["protocol"],
+                *_how(row),
+                spread,
+                published,
+                row["reproduced"],
+            ]
         )
     return as_markdown(table)
+
+
+def _how(row: dict[str, str]) -> list[str]:
+    """Cells: augmentation, labels, bytes, and sets times networks of each; a coreset is drawn for each network."""
+    size = f"{int(row['bytes']):,}" if row["bytes"] else "-"
+    return [row["judging"], row["labels"], size, f"{row['sets']} x {int(row['seeds']) // int(row['sets'])}"]
 
 
 def _set_label(row: dict[str, str]) -> str:
@@ -113,12 +144,13 @@ def methods_tables(rows: Rows) -> str:
     parts = [readme_table([row for row in rows if row not in across and row not in small])]
     for dataset, ipc in dict.fromkeys((row["dataset"], row["ipc"]) for row in small):
         here = [row for row in small if (row["dataset"], row["ipc"]) == (dataset, ipc)]
-        table = [[f"{dataset}, IPC {ipc}, {here[0]['network']}", "run", "accuracy, % (95 % interval)", "image steps"]]
+        head = ["augmentation", "labels", "bytes", "sets x networks", "image steps"]
+        table = [[f"{dataset}, IPC {ipc}, {here[0]['network']}, {here[0]['protocol']}", "run", "ours, % (95 % interval)", *head]]
         for row in sorted(here, key=lambda row: -float(row["mean"])):
             spread = f"{float(row['mean']):.1f} ({float(row['low']):.1f} to {float(row['high']):.1f})"
             seam = row["scenario"].removeprefix("seams-").partition(f"-{dataset}-")[0].replace("-", " + ")
             name = row["set"] if not row["iterations"] else f"dm + {seam}" if row["scenario"].startswith("seams-") else f"**{row['set']}**"
-            table.append([name, f"`{row['scenario']}`", spread, row["iterations"] or "-"])
+            table.append([name, f"`{row['scenario']}`", spread, *_how(row), row["iterations"] or "-"])
         parts.append(as_markdown(table))
     for dataset, ipc in dict.fromkeys((row["dataset"], row["ipc"]) for row in across):
         here = [row for row in across if (row["dataset"], row["ipc"]) == (dataset, ipc)]

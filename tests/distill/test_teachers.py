@@ -232,7 +232,10 @@ def test_an_evaluation_trains_its_teacher_and_states_it(toy_data: ImageData) -> 
     recipe = dataclasses.replace(SHORT, teacher=TEACHER, loss="kl", temperature=2.0)
     found = evaluate(tiny, toy_data, network="MLP", recipe=recipe, seeds=2, baselines=["random", "whole"], progress=False)
     assert list(found.rows) == ["condensed", "random", "random-labelled", "whole"]
-    assert found.training["random-labelled"] == found.training["random"]
+    labelled, plain = found.training["random-labelled"], found.training["random"]
+    assert (labelled.images, labelled.steps, labelled.bytes) == (plain.images, plain.steps, plain.bytes)
+    assert plain.labels == "class"
+    assert labelled.labels.startswith("MLP of 2 epochs")
     teacher = teacher_network(toy_data, TEACHER)
     weights = sum(4 * p.numel() for p in teacher.parameters())
     (note,) = [note for note in found.notes if "teacher" in note]

@@ -102,7 +102,25 @@ def test_rows_of_a_record(tmp_path: Path) -> None:
         ("10", "dm", "97.5", "7"),
     ]
     assert rows[0]["mean"] == "89.12"
-    assert "| `x` | 1 | **dm** | ConvNet | DSA | 89.1 (88.0 to 90.2) | 89.7 (DSA) | yes |" in readme_table(rows)
+    assert "| **dm** | ConvNet | laptop | DSA | class | - | 1 x 3 | 89.1 (88.0 to 90.2) | 89.7 (DSA) | yes |" in readme_table(rows)
+
+
+def test_rows_say_labels_bytes_and_sets(tmp_path: Path) -> None:
+    """The interval of a method's row is over its sets, where there are several; a coreset is drawn for each network."""
+    found = {"mean": 60.0, "low": 59.0, "high": 61.0, "values": [60.0, 59.5, 60.5], "bytes": 1229600, "labels": "class"}
+    several = {"mean": 61.0, "low": 58.0, "high": 64.0, "values": [[60.0, 60.0, 60.0], [62.0, 62.0, 62.0]]}
+    part = {"accuracy": {"dm": found, "random": found, "whole": {**found, "bytes": None}}, "sets": {"ConvNet": several}}
+    record, config = condensed(results={"data": {}, "ipc10": part})
+    config["evaluation"]["recipe"] = {"augmentation": "auto", "optimiser": "adamw", "batch_size": 32, "max_steps": 1200, "epochs": 1001}
+    rows = rows_of(written(tmp_path, record, config))
+    assert [(r["set"], r["mean"], r["sets"], r["seeds"]) for r in rows] == [
+        ("dm", "61.00", "2", "6"),
+        ("random", "60.00", "3", "3"),
+        ("whole", "60.00", "1", "3"),
+    ]
+    text = readme_table(rows)
+    assert "| **dm** | ConvNet | 1,200 steps of 32, AdamW | DSA | class | 1,229,600 | 2 x 3 | 61.0 (58.0 to 64.0) |" in text
+    assert "| random | ConvNet | 1,200 steps of 32, AdamW | DSA | class | 1,229,600 | 3 x 1 |" in text
 
 
 def test_a_run_is_compared_with_the_figure_that_was_evaluated_alike(tmp_path: Path) -> None:
@@ -118,7 +136,7 @@ def test_a_run_is_compared_with_the_figure_that_was_evaluated_alike(tmp_path: Pa
     ):
         record, config = condensed(results={"data": {}, "ipc10": {"accuracy": {name: found}}})
         config["data"] = {"name": "cifar10", "zca": zca}
-        config["evaluation"]["recipe"] = {"augmentation": augmentation}
+        config["evaluation"]["recipe"] = {"augmentation": augmentation, "optimiser": "sgd", "batch_size": 9, "max_steps": None, "epochs": 5}
         (row,) = rows_of(written(tmp_path, record, config))
         assert (row["judging"], row["published"], row["published_judging"], row["reproduced"]) == expected
 
