@@ -13,7 +13,7 @@ from distill.architectures import NAMES as NAMES
 from distill.architectures import Network, build
 from distill.architectures import check_name as check_listed
 from distill.devices import normal, own_stream
-from distill.errors import InputError, a_kind
+from distill.errors import InputError, a_kind, clipped
 from distill.spec import DataSpec
 
 Factory = str | Callable[[DataSpec], nn.Module]
@@ -80,6 +80,37 @@ def create(network: Factory, spec: DataSpec, generator: torch.Generator, device:
         which = f"the network function {name!r}" if name.isidentifier() else "the network function"
         raise InputError(f"{which} returned an object of type {type(own).__name__}; allowed: a torch.nn.Module.")
     return own.to(device)
+
+
+def check_outputs(network: nn.Module, spec: DataSpec, what: str, described: Callable[[Exception], str] | None = None) -> None:
+    """One pass of two empty images through a user's network, which it leaves unchanged.
+
+    Args:
+        network: the network.
+        spec: of the images.
+        what: the network, in messages.
+        described: an exception of the network in words, in place of its type and text.
+
+    Raises:
+        InputError: the network fails, or its outputs are not of shape (2, K).
+    """
+    modes = [(part, part.training) for part in network.modules()]
+    device = next((weights.device for weights in network.parameters()), torch.device("cpu"))
+    try:
+        with torch.no_grad():
+            logits = network.eval()(torch.zeros(2, *spec.shape, device=device))
+    except InputError:
+        raise
+    except Exception as error:
+        reason = f"{what} raised {type(error).__name__}: {clipped(error, 160)}" if described is None else described(error)
+        raise InputError(f"{reason}; allowed: images of shape (n, {', '.join(map(str, spec.shape))}).") from error
+    finally:
+        for part, mode in modes:
+            part.training = mode
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else None
+    if shape != (2, spec.num_classes):
+        outputs = f"an object of type {type(logits).__name__}" if shape is None else f"shape {shape}"
+        raise InputError(f"{what} gives {outputs} for 2 images; allowed: shape (2, {spec.num_classes}), one column a class.")
 
 
 def renew(

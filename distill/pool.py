@@ -32,7 +32,7 @@ SPHERE_RADIUS = 5.0  # FedDM's (Xiong et al., CVPR 2023)
 class Received:
     """A network factory whose networks have these trained weights (P,): what a federated client received from its server."""
 
-    network: str
+    network: Factory
     weights: Tensor
 
     def __call__(self, spec: DataSpec) -> nn.Module:

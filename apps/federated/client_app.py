@@ -19,6 +19,7 @@ from torch import Tensor
 from apps.federated.averaging import control_variate, local_sgd
 from apps.federated.client_privacy import ClientPrivacy, PrivacyOf, check_request, private_upload
 from apps.federated.condense import NoImages, agreed, is_empty, partition_of, shard, upload
+from apps.federated.given import Shard, client_number, shard_of
 from apps.federated.messages import (
     ArrayRecord,
     ConfigRecord,
@@ -37,7 +38,7 @@ from apps.federated.wire import Limits, decode, decode_weights, encode, encode_w
 from distill.data import ImageData
 from distill.data_sources import load
 from distill.errors import InputError, clipped
-from distill.networks import create
+from distill.networks import Factory, create
 from distill.randomness import generator
 from distill.spec import DataSpec
 
@@ -90,17 +91,24 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 def own_data(
-    context: Context, settings: Settings, spec: DataSpec, given: ImageData | None = None, privacy: ClientPrivacy | None = None
+    context: Context,
+    settings: Settings,
+    spec: DataSpec,
+    given: ImageData | None = None,
+    privacy: ClientPrivacy | None = None,
+    own: Shard | None = None,
 ) -> tuple[ImageData, int]:
     """(this client's images, its number).
 
-    A node whose config names ``data`` (a name or ``folder:PATH``) owns all of it; otherwise it takes part ``partition-id`` of the
-    run's data set, which it finds under ``data-path`` or $DISTILL_DATA, or which is ``given``. A server names no folder of the client's
-    machine, unless the node says with `FOLDERS` that runs may (those that a study starts on its own machine may), or, with ``privacy``,
-    the node's own file names it.
+    The app's ``own`` images come first. A node whose config names ``data`` (a name or ``folder:PATH``) owns all of it; otherwise it
+    takes part ``partition-id`` of the run's data set, which it finds under ``data-path`` or $DISTILL_DATA, or which is ``given``. A server
+    names no folder of the client's machine, unless the node says with `FOLDERS` that runs may (those that a study starts on its own machine
+    may), or, with ``privacy``, the node's own file names it.
     """
     node = context.node_config
-    client = int(node.get("partition-id", -1))
+    client = client_number(context)
+    if own is not None:
+        return shard_of(own, context, spec, may_be_empty=privacy is not None).to(settings.device), client
     root = str(node.get("data-path", context.run_config.get("data-root", "") if privacy is None else privacy.data_root))
     if "data" in node:
         name, size = str(node["data"]), settings.size or spec.height
@@ -108,8 +116,8 @@ def own_data(
             return NoImages.of(spec).to(settings.device), client
         # A private client's images stay the same ones, whatever the server's seed would hold out of a folder without test images.
         seed = settings.seed if privacy is None else 0
-        own = load_once(name, root, validation=0.0, seed=seed, size=size, device=settings.device, classes=spec.classes)
-        return agreed(own, spec, own=True), client
+        whole = load_once(name, root, validation=0.0, seed=seed, size=size, device=settings.device, classes=spec.classes)
+        return agreed(whole, spec, own=True), client
     if given is None and privacy is None and ":" in settings.data and os.environ.get(FOLDERS) != "1":
         raise InputError(
             f"the run's data are {clipped(settings.data, 80)}, and a server names no folder of this machine; allowed: the node's own "
@@ -124,21 +132,25 @@ def no_privacy(context: Context) -> ClientPrivacy | None:
     return None
 
 
-def client_app(given: ImageData | None = None, privacy: PrivacyOf = no_privacy) -> ClientApp:
+def client_app(
+    given: ImageData | None = None, privacy: PrivacyOf = no_privacy, *, shard: Shard | None = None, network: Factory | None = None
+) -> ClientApp:
     """A new ClientApp with the actions ``query.who``, ``train.condense`` and ``train.fit``.
 
     Args:
         given: the whole data set for clients of one process; without it each finds its own.
         privacy: what a client with this context gives, from its node's own file. A client that has one answers private requests only, and
             only those that it allows; another one answers none of them.
+        shard: the client's own images, in place of a part of the run's data set: a function of the context that gives `ImageData`, a torch
+            or a Hugging Face dataset; or a flwr-datasets ``FederatedDataset`` or partitioner.
+        network: a function of the data spec that returns a module, in place of the network that the run names. The server's must give
+            the same one: weights that differ from it in a name, type or shape are refused.
     """
     app = ClientApp()
 
     @app.query("who")
     def who(message: Message, context: Context) -> Message:
-        return Message(
-            RecordDict({"facts": MetricRecord({"partition-id": int(context.node_config.get("partition-id", -1))})}), reply_to=message
-        )
+        return Message(RecordDict({"facts": MetricRecord({"partition-id": client_number(context)})}), reply_to=message)
 
     def private_of(message: Message, context: Context) -> ClientPrivacy | Message | None:
         """The client's privacy, or its refusal: with a file that cannot be read it gives nothing, and without one no private upload."""
@@ -154,12 +166,13 @@ def client_app(given: ImageData | None = None, privacy: PrivacyOf = no_privacy) 
         if isinstance(mine, Message):
             return mine
         if mine is not None:
-            number = int(context.node_config.get("partition-id", -1))
-            return silent_answer(message, lambda: _private(message, context, mine, given), mine.folder(number), shared=given is not None)
+            work = functools.partial(_private, message, context, mine, given, shard, network)
+            return silent_answer(message, work, mine.folder(client_number(context)), shared=given is not None)
         settings, server_round, spec = _asked(message, context)
         with torch_threads(settings.threads):
-            data, client = own_data(context, settings, spec, given)
-            return Message(_condensed(message.content, context, settings, server_round, data, client), reply_to=message)
+            data, client = own_data(context, settings, spec, given, own=shard)
+            reply = _condensed(message.content, context, settings, server_round, data, client, network or settings.network)
+            return Message(owned(reply, context, shard), reply_to=message)
 
     @app.train("fit")
     def fit(message: Message, context: Context) -> Message:
@@ -168,19 +181,34 @@ def client_app(given: ImageData | None = None, privacy: PrivacyOf = no_privacy) 
             return silence(message)
         settings, server_round, spec = _asked(message, context)
         with torch_threads(settings.threads):
-            data, client = own_data(context, settings, spec, given)
-            return Message(_fitted(message.content, context, settings, server_round, data, client), reply_to=message)
+            data, client = own_data(context, settings, spec, given, own=shard)
+            reply = _fitted(message.content, context, settings, server_round, data, client, network or settings.network)
+            return Message(owned(reply, context, shard), reply_to=message)
 
     return app
 
 
-def _private(message: Message, context: Context, privacy: ClientPrivacy, given: ImageData | None) -> Message:
+def is_own(context: Context, own: Shard | None) -> bool:
+    """Whether the client's images are its own, and no part of the run's data set."""
+    return own is not None or "data" in context.node_config
+
+
+def owned(reply: RecordDict, context: Context, own: Shard | None) -> RecordDict:
+    """The reply, which says that its images are the client's own where they are."""
+    if is_own(context, own):
+        reply.metric_records["facts"]["own-data"] = 1
+    return reply
+
+
+def _private(
+    message: Message, context: Context, privacy: ClientPrivacy, given: ImageData | None, own: Shard | None, network: Factory | None
+) -> Message:
     """A private client's upload. What it says beside the images does not depend on its data."""
     settings, server_round, spec = _asked(message, context)
-    epsilon = check_request(privacy, settings, context, weights="arrays" in message.content)
+    epsilon = check_request(privacy, settings, own=is_own(context, own), weights="arrays" in message.content)
     with torch_threads(settings.threads):
-        data, client = own_data(context, settings, spec, given, privacy)
-        condensed = private_upload(privacy, epsilon, data, settings, server_round, client, spec)
+        data, client = own_data(context, settings, spec, given, privacy, own)
+        condensed = private_upload(privacy, epsilon, data, settings, server_round, client, spec, network=network)
     facts = MetricRecord({"partition-id": client, "round": server_round})
     statement = ConfigRecord({"statement": json.dumps(condensed.provenance.dp)})
     content = RecordDict({"upload": record_of(encode(condensed, settings.upload.pixels)), "facts": facts, "privacy": statement})
@@ -196,13 +224,13 @@ def _asked(message: Message, context: Context) -> tuple[Settings, int, DataSpec]
     return settings_of(context.run_config), number, DataSpec(**(facts | lists))
 
 
-def _condensed(content: RecordDict, context: Context, settings: Settings, server_round: int, data: ImageData, client: int) -> RecordDict:
+def _condensed(
+    content: RecordDict, context: Context, settings: Settings, server_round: int, data: ImageData, client: int, network: Factory
+) -> RecordDict:
     start, spec = time.monotonic(), data.spec
-    weights = _received(content, settings, spec)
+    weights = _received(content, network, spec)
     asked = settings.upload.classes
     facts: dict[str, MetricValue] = {"partition-id": client, "round": server_round}
-    if "data" in context.node_config:
-        facts["own-data"] = 1
     if settings.server.client_weights == "examples":
         facts["num-examples"] = len(data.train)
     if asked is not None and not set(asked) & set(data.classes):
@@ -211,19 +239,21 @@ def _condensed(content: RecordDict, context: Context, settings: Settings, server
     if settings.upload.warm_start and (earlier := _earlier(context, server_round)):
         limits = Limits(spec, tuple(range(spec.num_classes)), settings.upload.ipc, "float32", upload_form(settings))
         previous = decode(parts_of(context.state, earlier), limits).to(data.device)
-    condensed = upload(data, settings, server_round, client, weights, previous)
+    condensed = upload(data, settings, server_round, client, weights, previous, network)
     if settings.upload.warm_start:
         _remember(context, server_round, record_of(encode(condensed, "float32")))
     facts["seconds"] = time.monotonic() - start
     return RecordDict({"upload": record_of(encode(condensed, settings.upload.pixels)), "facts": MetricRecord(facts)})
 
 
-def _fitted(content: RecordDict, context: Context, settings: Settings, server_round: int, data: ImageData, client: int) -> RecordDict:
+def _fitted(
+    content: RecordDict, context: Context, settings: Settings, server_round: int, data: ImageData, client: int, factory: Factory
+) -> RecordDict:
     start, spec = time.monotonic(), data.spec
-    received = _received(content, settings, spec)
+    received = _received(content, factory, spec)
     if received is None:
         raise InputError("the server sent no weights to train.")
-    network = create(settings.network, spec, torch.Generator().manual_seed(0), data.device)
+    network = create(factory, spec, torch.Generator().manual_seed(0), data.device)
     network.load_state_dict(received)
     draws = generator(settings.seed, "client", client, "round", server_round, "fit")
     correction, own, server = None, {}, {}
@@ -245,16 +275,16 @@ def _fitted(content: RecordDict, context: Context, settings: Settings, server_ro
         "num-examples": result.examples,
         "steps": result.steps,
         "round": server_round,
+        "seconds": time.monotonic() - start,
     }
-    numbers |= {"seconds": time.monotonic() - start} | ({"own-data": 1} if "data" in context.node_config else {})
     reply["facts"] = MetricRecord(numbers)
     return reply
 
 
-def _received(content: RecordDict, settings: Settings, spec: DataSpec) -> dict[str, Tensor] | None:
+def _received(content: RecordDict, network: Factory, spec: DataSpec) -> dict[str, Tensor] | None:
     if "arrays" not in content:
         return None
-    like = create(settings.network, spec, torch.Generator().manual_seed(0)).state_dict()
+    like = create(network, spec, torch.Generator().manual_seed(0)).state_dict()
     return decode_weights(parts_of(content, "arrays"), like)
 
 

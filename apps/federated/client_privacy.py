@@ -75,11 +75,12 @@ class ClientPrivacy:
 PrivacyOf = Callable[["Context"], ClientPrivacy | None]
 
 
-def check_request(privacy: ClientPrivacy, settings: Settings, context: "Context", *, weights: bool) -> float:
+def check_request(privacy: ClientPrivacy, settings: Settings, *, own: bool, weights: bool) -> float:
     """The epsilon of the upload that is asked for; `InputError` for a request beyond what the client gives.
 
     Args:
         settings: the server's, as they came.
+        own: whether the images are the client's own, and no part of a data set that the run names.
         weights: whether the message brings weights: a private client looks through networks that it draws itself.
     """
     if settings.privacy is None:
@@ -88,7 +89,6 @@ def check_request(privacy: ClientPrivacy, settings: Settings, context: "Context"
     asked = share if settings.privacy.epsilon is None else settings.privacy.epsilon
     labels = None if settings.upload.classes is None else tuple(sorted(settings.upload.classes))
     allowed = None if privacy.classes is None else tuple(sorted(privacy.classes))
-    own = "data" in context.node_config
     config = method_config(settings)
     steps = {n: v for n, v in vars(config).items() if type(v) is int and not n.startswith("batch") and not n.endswith("seed")}
     largest = max(steps.values(), default=0)
@@ -121,14 +121,25 @@ def upload_name(settings: Settings, server_round: int, spec: DataSpec) -> str:
 
 
 def private_upload(
-    privacy: ClientPrivacy, epsilon: float, data: ImageData, settings: Settings, server_round: int, client: int, spec: DataSpec
+    privacy: ClientPrivacy,
+    epsilon: float,
+    data: ImageData,
+    settings: Settings,
+    server_round: int,
+    client: int,
+    spec: DataSpec,
+    *,
+    network: Factory | None = None,
 ) -> CondensedSet:
     """The set that a private client sends: ``ipc`` images of every class that was agreed on, of which it may hold none.
 
     Args:
         epsilon: of this upload, from `check_request`.
         data: the client's images, which may be none at all.
+        network: the app's own; None: the one that the settings name.
     """
+    if network is not None and privacy.networks is not None:
+        raise InputError("the node's privacy file names networks, and the app has its own network; leave one of them out.")
     seed = derived_seed(settings.seed, "client", client, "round", server_round)
     config, name = method_config(settings), upload_name(settings, server_round, spec)
     values = {name: value for name, value in vars(config).items() if name not in ("network", "initial")}
@@ -139,7 +150,7 @@ def private_upload(
         settings.upload.method,
         ipc=settings.upload.ipc,
         seed=seed,
-        network=settings.network if privacy.networks is None else privacy.networks(settings.network),
+        network=(network or settings.network) if privacy.networks is None else privacy.networks(settings.network),
         initial="noise" if privacy.start is None else privacy.start(statistics, settings.upload.ipc, seed),
         progress=False,
         more_images_than_data=True,  # a client may hold fewer than were asked for

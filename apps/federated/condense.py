@@ -95,8 +95,8 @@ def agreed(data: ImageData, spec: DataSpec, *, own: bool = False) -> ImageData:
     return dataclasses.replace(data, spec=agreed_spec)
 
 
-def network_with(network: str, weights: Mapping[str, Tensor] | None, spec: DataSpec | None = None) -> Factory:
-    """A network's name, or a function that makes it with these weights; with ``spec`` one whose weights are a pool's trained ones."""
+def network_with(network: Factory, weights: Mapping[str, Tensor] | None, spec: DataSpec | None = None) -> Factory:
+    """The network as given, or a function that makes it with these weights; with ``spec`` one whose weights are a pool's trained ones."""
     if weights is None:
         return network
     if spec is not None:
@@ -147,6 +147,7 @@ def upload(
     client: int,
     weights: Mapping[str, Tensor] | None = None,
     previous: CondensedSet | None = None,
+    network: Factory | None = None,
 ) -> CondensedSet:
     """The set that a client sends in a round: condensed images, or real images chosen by a coreset (a baseline).
 
@@ -159,6 +160,7 @@ def upload(
         client: number of the client.
         weights: the server's; None: new random networks.
         previous: the client's upload of the round before, for a warm start.
+        network: in place of the one that the settings name.
 
     Returns:
         A set of the classes that the client holds and the server asked for.
@@ -185,7 +187,7 @@ def upload(
         settings.upload.method,
         ipc=settings.upload.ipc,
         seed=seed,
-        network=network_with(settings.network, weights, data.spec if pooled(config) else None),
+        network=network_with(network or settings.network, weights, data.spec if pooled(config) else None),
         initial=initial,
         progress=False,
         more_images_than_data=True,  # a client may hold fewer than were asked for

@@ -12,11 +12,13 @@ from flwr.serverapp import Grid
 
 from apps.federated.client_app import client_app, data_of
 from apps.federated.client_privacy import ClientPrivacy
+from apps.federated.given import Shard
 from apps.federated.messages import Context, Error, Message, RecordDict, record_of
 from apps.federated.server_app import serve
 from apps.federated.settings import Settings, to_json
 from apps.federated.wire import Arrays, parse_npy
 from distill.data import ImageData
+from distill.networks import Factory
 from distill.records import CannotWrite, Json, write_whole
 
 FIRST_NODE = 1000
@@ -115,6 +117,9 @@ def run_inline(
     client: Client | None = None,
     data_root: str = "",
     privacy: ClientPrivacy | None = None,
+    *,
+    shard: Shard | None = None,
+    network: Factory | None = None,
 ) -> list[dict[str, Json]]:
     """A whole run in this process.
 
@@ -125,6 +130,8 @@ def run_inline(
         client: replaces the ClientApp, in tests of misbehaving clients.
         data_root: where the data set is looked for.
         privacy: the privacy that each client gives.
+        shard: the clients' own images, for a user's own app; ``data`` are then the server's.
+        network: in place of the one that the settings name.
 
     Returns:
         One dict per round; see `server_app.serve`.
@@ -135,9 +142,9 @@ def run_inline(
         config = {"settings": to_json(settings), "data-root": data_root}
         states = None if folder is None else folder / "clients"
         data = data_of(settings, data_root) if data is None else data
-        app = client or client_app(data, lambda context: privacy)
+        app = client or client_app(data if shard is None else None, lambda context: privacy, shard=shard, network=network)
         grid = LocalGrid(app, config, settings.partition.num_partitions, states)
-        return serve(grid, settings, data, folder)
+        return serve(grid, settings, data, folder, own_shards=shard is not None, network=network)
 
 
 @contextlib.contextmanager

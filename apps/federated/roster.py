@@ -17,6 +17,7 @@ from distill.errors import InputError, clipped
 
 WAIT_SECONDS = 120.0
 ANSWER_BYTES = 1 << 16  # of the answer to "who"
+MAX_CLIENTS = 10_000
 
 
 @dataclass(frozen=True)
@@ -51,21 +52,33 @@ class Roster:
     """Keeps what nodes have said and who was there before.
 
     Args:
-        count: client numbers are 0 to ``count`` - 1.
+        count: client numbers are 0 to ``count`` - 1; None: not known, so that no more than ``least`` clients are waited for (with ``keys``,
+            those that are in it).
         keys: client numbers by fingerprint; None: numbers are what nodes say.
         wait: seconds to wait for clients.
         least: clients below which nothing begins, and no round takes place.
     """
 
-    def __init__(self, count: int, keys: Mapping[str, int] | None = None, wait: float = WAIT_SECONDS, least: int = 1) -> None:
+    def __init__(self, count: int | None, keys: Mapping[str, int] | None = None, wait: float = WAIT_SECONDS, least: int = 1) -> None:
         self.count, self.keys, self.wait, self.least = count, keys, wait, least
+        self.numbers = range(MAX_CLIENTS if count is None else count)  # that a client may have
         self.said: dict[int, int | str] = {}  # by node: its number, or why it has none
         self._open: dict[str, Request] = {}
         self._slow: set[int] = set()  # nodes that were waited for in vain, once
         self._seen: dict[int, tuple[int, int, str]] = {}  # by client: its node, the round when it last took part, the node's ``since``
         self._first: int | None = None
-        if (odd := [number for number in (keys or {}).values() if not 0 <= number < count]) != []:
-            raise InputError(f"the file of node keys binds client {odd[0]}; allowed: 0 to {count - 1}, as the run has {count} clients.")
+        if (odd := [number for number in (keys or {}).values() if number not in self.numbers]) != []:
+            raise InputError(
+                f"the file of node keys binds client {odd[0]}; allowed: 0 to {self.numbers[-1]}, as the run has {count or 'own'} clients."
+            )
+
+    @property
+    def size(self) -> int:
+        """How many clients there are, as far as that is known."""
+        return len(self._expected()) if self.count is None else self.count
+
+    def _expected(self) -> set[int]:
+        return {*self._seen, *(self.keys or {}).values()} if self.count is None else set(self.numbers)
 
     def gather(self, link: Exchange, number: int) -> Present:
         """Who takes part in round ``number``. The first time all clients are waited for, later only as many as are needed."""
@@ -76,7 +89,9 @@ class Roster:
             present = self._sorted(nodes, number)
             there, waited = len(present.clients), time.monotonic() - start
             asking = {request.node for request in self._open.values()} & {node.id for node in nodes} - self._slow
-            incomplete = there < self.count if self._first is None or asking else there < self.least
+            whole = len(self._expected()) if self.count is None else self.count
+            incomplete = there < max(whole, self.least) if self._first is None or asking else there < self.least
+            incomplete = incomplete or (self.count is None and bool(asking))
             if not incomplete or not link.waits or waited >= self.wait:
                 break
             time.sleep(0.2)
@@ -85,7 +100,7 @@ class Roster:
             raise InputError(
                 f"{there} of at least {self.least} client{'s' if self.least > 1 else ''} came within {self.wait:g} s"
                 f" ({'; '.join(f'{_name(each)}: {each.why}' for each in present.left_out[:5])}). Start SuperNodes with --node-config"
-                f' "partition-id=K num-partitions={self.count}", look at their logs, or change min_clients and wait.'
+                f' "partition-id=K num-partitions={self.count or "N"}", look at their logs, or change min_clients and wait.'
             )
         if self._first is None:
             self._first = number
@@ -117,7 +132,7 @@ class Roster:
             return f"it did not say who it is ({clipped(answer.message.error.reason or 'no reason given', 100)})"
         try:
             record = answer.message.content.get("facts")
-            return whole(dict(record) if isinstance(record, MetricRecord) else {}, "partition-id", 0, self.count - 1)
+            return whole(dict(record) if isinstance(record, MetricRecord) else {}, "partition-id", 0, self.numbers[-1])
         except InputError as error:
             return str(error)
         except Exception as error:  # another party's bytes
@@ -134,7 +149,7 @@ class Roster:
                 left_out.append(LeftOut(None, node.id, "unknown", claim))
         clients: dict[int, int] = {}
         notes: dict[int, str] = {}
-        for client in range(self.count):
+        for client in sorted({*claims, *self._expected()}):
             claimed = claims.get(client, [])
             if len(claimed) == 1:
                 clients[claimed[0]] = client

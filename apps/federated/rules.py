@@ -28,7 +28,7 @@ from apps.federated.wire import ROOM_BYTES, Limits, decode, decode_weights, enco
 from distill.condensed import CondensedSet
 from distill.errors import InputError
 from distill.labels import DEFAULT_KIND
-from distill.networks import create
+from distill.networks import Factory, create
 from distill.randomness import derived_seed, generator
 from distill.spec import DataSpec
 
@@ -58,6 +58,7 @@ class Rule(Protocol):
     """How answers become new weights; ``action`` is the type of the Flower messages that clients get."""
 
     action: str
+    clients: int  # of the federation, as far as they are known; the strategy sets it every round
 
     @property
     def records(self) -> Collection[str]: ...  # what a reply may hold
@@ -71,13 +72,13 @@ class Rule(Protocol):
     def load_state(self, state: Weights) -> None: ...
 
 
-def rule_for(settings: Settings, spec: DataSpec, clients: int, folder: Path | None = None) -> Rule:
-    """The rule of ``settings.strategy``; ``folder`` gets the last round's union."""
+def rule_for(settings: Settings, spec: DataSpec, clients: int, folder: Path | None = None, *, network: Factory | None = None) -> Rule:
+    """The rule of ``settings.strategy``; ``folder`` gets the last round's union, ``network`` is in place of the one that they name."""
     if settings.strategy not in WEIGHTS:
-        return CondensedUnion(settings, spec, folder)
+        return CondensedUnion(settings, spec, folder, network=network)
     if settings.strategy == "scaffold":
-        network = create(settings.network, spec, generator(settings.seed, "server", "names"))
-        return Scaffold(settings, clients, [name for name, _ in network.named_parameters()])
+        made = create(network or settings.network, spec, generator(settings.seed, "server", "names"))
+        return Scaffold(settings, clients, [name for name, _ in made.named_parameters()])
     kinds: dict[str, type[Averages | FedNova]] = {"fedavg": Averages, "fedprox": Averages, "fednova": FedNova}
     return kinds[settings.strategy](settings, clients)
 
@@ -94,11 +95,12 @@ class CondensedUnion:
     """FedDM's server, and that of all other uploads of images: join the sets, train on the union from the weights that were sent."""
 
     action = "train.condense"
+    clients = 0  # it does not depend on them
 
-    def __init__(self, settings: Settings, spec: DataSpec, folder: Path | None = None) -> None:
+    def __init__(self, settings: Settings, spec: DataSpec, folder: Path | None = None, *, network: Factory | None = None) -> None:
         asked = settings.upload.classes
         classes = tuple(range(spec.num_classes)) if asked is None else tuple(c for c in asked if c < spec.num_classes)
-        self.settings, self.folder = settings, folder
+        self.settings, self.folder, self.network = settings, folder, network or settings.network
         self.limits = Limits(spec, classes, settings.upload.ipc, settings.upload.pixels, upload_form(settings))
         self.memory: list[CondensedSet] = []
         self.records = ("upload", "facts") if settings.privacy is None else ("upload", "facts", "privacy")
@@ -133,9 +135,7 @@ class CondensedUnion:
         whole_union = CondensedSet.concat([*self.memory, joined]) if self.memory else joined
         if settings.server.memory:  # the strategy puts it back where the round's weights are refused
             self.memory = [*self.memory, joined][-settings.server.memory :]
-        return learn(
-            weights, whole_union.to(settings.device), settings.network, settings.server, derived_seed(settings.seed, "server", number)
-        )
+        return learn(weights, whole_union.to(settings.device), self.network, settings.server, derived_seed(settings.seed, "server", number))
 
     def state(self) -> Weights:
         kept: Weights = {}

@@ -1,7 +1,7 @@
 """The Flower ServerApp: waits for the clients, and runs the strategy's rounds."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from flwr.serverapp import Grid, ServerApp
@@ -9,16 +9,17 @@ from flwr.serverapp import Grid, ServerApp
 from apps.federated.client_app import data_of, torch_threads
 from apps.federated.condense import partition_of
 from apps.federated.exchange import Exchange
+from apps.federated.given import Images, server_data
 from apps.federated.messages import Context, settings_of
 from apps.federated.roster import WAIT_SECONDS, Roster, keys_of
 from apps.federated.rules import rule_for
-from apps.federated.settings import ALONE, Settings
+from apps.federated.settings import ALONE, Settings, check_clients
 from apps.federated.strategy import Federation, Weights
 from distill.data import ImageData
 from distill.errors import InputError
 from distill.evaluation import accuracy
 from distill.locks import Held, locked
-from distill.networks import create
+from distill.networks import Factory, check_outputs, create
 from distill.randomness import generator
 from distill.records import Json, write_json, writing
 
@@ -26,16 +27,25 @@ LOCK_SECONDS = 30.0
 
 
 def serve(
-    grid: Grid, settings: Settings, data: ImageData, folder: Path | None = None, keys: dict[str, int] | None = None
+    grid: Grid,
+    settings: Settings,
+    data: ImageData,
+    folder: Path | None = None,
+    keys: dict[str, int] | None = None,
+    *,
+    own_shards: bool = False,
+    network: Factory | None = None,
 ) -> list[dict[str, Json]]:
     """Run all rounds.
 
     Args:
         grid: Flower's connection to the clients.
         settings: of the run.
-        data: the whole data set; the server measures accuracy on it.
+        data: the whole data set, or with ``own_shards`` the server's part of it; the server measures accuracy on it.
         folder: for ``rounds.jsonl`` and the checkpoint; None: nothing is written.
         keys: the nodes' public keys; see `roster.keys_of`.
+        own_shards: clients have their own images: the settings' partition is not used, and as many take part as there are.
+        network: in place of the one that the settings name.
 
     Returns:
         One dict per round, equal to the lines of ``rounds.jsonl``.
@@ -46,22 +56,26 @@ def serve(
     if settings.strategy in ALONE:
         raise InputError(f"strategy {settings.strategy!r} sends no messages; it is not run through Flower.")
     with torch_threads(settings.threads), only_writer(folder):
-        count = settings.partition.num_partitions
+        count = None if own_shards else settings.partition.num_partitions
+        if not own_shards:
+            check_clients(settings)
         least = 1 if settings.min_clients is None else settings.min_clients
         roster = Roster(count, keys, WAIT_SECONDS if settings.wait is None else settings.wait, least)
-        network = create(settings.network, data.spec, generator(settings.seed, "server", "weights"), data.device)
-        weights: Weights = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+        module = create(network or settings.network, data.spec, generator(settings.seed, "server", "weights"), data.device)
+        if network is not None:
+            check_outputs(module, data.spec, "the app's network")
+        weights: Weights = {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
 
         judged = (
             data if settings.upload.classes is None else data.subset(settings.upload.classes)
         )  # classes that no client sends are not learned
 
         def judge(weights: Weights) -> float:
-            network.load_state_dict(weights)
-            return accuracy(network, judged, settings.split)
+            module.load_state_dict(weights)
+            return accuracy(module, judged, settings.split)
 
-        rule = rule_for(settings, data.spec, count, folder)
-        sizes = [len(part) for part in partition_of(data, settings).parts]
+        rule = rule_for(settings, data.spec, count or 1, folder, network=network)
+        sizes = None if own_shards else [len(part) for part in partition_of(data, settings).parts]
         strategy = Federation(settings, rule, data.spec, weights, roster, judge=judge, folder=folder, sizes=sizes)
         if strategy.done < settings.rounds:
             strategy.run(Exchange(grid))
@@ -110,8 +124,22 @@ def _entries(line: Mapping[str, Json], name: str) -> list[dict[str, Json]]:
     return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
 
 
-def server_app() -> ServerApp:
-    """A new ServerApp. Settings and data come from the run's config; rounds are written to its folder ``out``, if it has one."""
+def server_app(
+    data: Images | Callable[[Context], Images] | None = None,
+    network: Factory | None = None,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> ServerApp:
+    """A new ServerApp. Settings come from the run's config; rounds are written to its folder ``out``, if it has one.
+
+    Args:
+        data: the server's own images, on which accuracy is measured; see `given.server_data`. The clients then have their own ones, and
+            the settings' partition is not used. None: the data set that the run names, divided among the clients.
+        network: a function of the data spec that returns a module, in place of the network that the run names.
+        mean: of the own images, per channel, of pixels in [0, 1]; None: computed from them. Clients normalise by it.
+        std: likewise.
+    """
     app = ServerApp()
 
     @app.main()
@@ -124,8 +152,10 @@ def server_app() -> ServerApp:
         keys = str(context.run_config.get("node-keys", ""))
         if not keys:
             print("no node-keys: client numbers are what the nodes themselves say")
-        data = data_of(settings, str(context.run_config.get("data-root", "")))
-        for line in serve(grid, settings, data, folder, keys_of(Path(keys)) if keys else None):
+        own, root = data is not None, str(context.run_config.get("data-root", ""))
+        images = data_of(settings, root) if data is None else server_data(data, context, settings, mean, std)
+        bound = keys_of(Path(keys)) if keys else None
+        for line in serve(grid, settings, images, folder, bound, own_shards=own, network=network):
             print("\n".join(report(line)))
         if folder is not None:
             write_json(folder / "finished.json", {"rounds": settings.rounds + 1})

@@ -152,10 +152,6 @@ def check(settings: Settings) -> Settings:
     if settings.strategy not in STRATEGIES:
         raise unknown_name("strategy", settings.strategy, STRATEGIES)
     check_name(settings.network)
-    if settings.min_clients is not None and settings.min_clients > settings.partition.num_partitions:
-        raise InputError(
-            f"min_clients is {settings.min_clients}; allowed: at most {settings.partition.num_partitions}, the number of clients."
-        )
     method_config(settings)
     if settings.privacy is not None:
         if settings.strategy != "feddm":
@@ -167,6 +163,14 @@ def check(settings: Settings) -> Settings:
         if settings.upload.networks != "fresh":
             raise InputError('privacy is on: private clients draw their networks themselves; set upload.networks = "fresh".')
     return settings
+
+
+def check_clients(settings: Settings) -> None:
+    """`InputError` where a round needs more clients than the run's partition has."""
+    if settings.min_clients is not None and settings.min_clients > settings.partition.num_partitions:
+        raise InputError(
+            f"min_clients is {settings.min_clients}; allowed: at most {settings.partition.num_partitions}, the number of clients."
+        )
 
 
 class MethodConfig(Protocol):

@@ -123,7 +123,7 @@ class Federation(Strategy):
         assert self.link is not None
         number = self.number = server_round + self.done
         self.present = self.roster.gather(self.link, number)
-        self.numbers |= self.present.clients
+        self.numbers, self.rule.clients = self.numbers | self.present.clients, self.roster.size
         self.note, self.asked, self.began = "", {}, time.monotonic()
         if (there := len(self.present.clients)) < self.roster.least:
             self.note = f"{there} of at least {self.roster.least} clients are there: the model stays as it was"

@@ -10,6 +10,7 @@ from torch import Tensor
 from apps.federated.condense import network_with
 from apps.federated.settings import ServerConfig
 from distill.condensed import CondensedSet
+from distill.networks import Factory
 from distill.train import train_network
 
 
@@ -28,7 +29,7 @@ def union(sets: Sequence[CondensedSet], shares: Sequence[float] | None = None) -
     return dataclasses.replace(joined, labels=soft * weight, quantisation=None, label_kind="weighted")
 
 
-def learn(weights: Mapping[str, Tensor], joined: CondensedSet, network: str, config: ServerConfig, seed: int) -> dict[str, Tensor]:
+def learn(weights: Mapping[str, Tensor], joined: CondensedSet, network: Factory, config: ServerConfig, seed: int) -> dict[str, Tensor]:
     """The server's new weights: the recipe on the union, from ``weights``, then (optional) back into the ball around them."""
     trained = train_network(joined, network_with(network, weights), config.recipe, seed)
     state = {name: value.detach().cpu() for name, value in trained.state_dict().items()}

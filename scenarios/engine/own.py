@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-import torch
 from torch import nn
 
 from distill import networks
@@ -117,35 +116,13 @@ def _named(path: str, factory: Callable[[DataSpec], nn.Module]) -> Callable[[Dat
             ) from error
         # One with `embed` may be for matching only, without logits.
         if not tried and isinstance(module, nn.Module) and not hasattr(module, "embed"):
-            _try(path, module, spec)
+            networks.check_outputs(module, spec, f"your network {path}", lambda error: f"your network {_raised(path, error)}")
             tried.append(True)
         return module
 
     tried: list[bool] = []
     call.__name__ = getattr(factory, "__name__", path)
     return call
-
-
-def _try(path: str, module: nn.Module, spec: DataSpec) -> None:
-    """One pass of two empty images through a user's network, unchanged; raises `InputError` when it fails or its outputs do not fit."""
-    modes = [(part, part.training) for part in module.modules()]
-    device = next((weights.device for weights in module.parameters()), torch.device("cpu"))
-    try:
-        with torch.no_grad():
-            logits = module.eval()(torch.zeros(2, *spec.shape, device=device))
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"your network {_raised(path, error)}; allowed: images of shape (n, {', '.join(map(str, spec.shape))})."
-        ) from error
-    finally:
-        for part, mode in modes:
-            part.training = mode
-    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else None
-    if shape != (2, spec.num_classes):
-        outputs = f"an object of type {type(logits).__name__}" if shape is None else f"shape {shape}"
-        raise InputError(f"your network {path} gives {outputs} for 2 images; allowed: shape (2, {spec.num_classes}), one column a class.")
 
 
 def _raised(path: str, error: BaseException) -> str:

@@ -8,7 +8,16 @@ import pydantic
 from pydantic import Field
 
 from apps.federated.partition import PartitionConfig
-from apps.federated.settings import STRATEGIES, LocalConfig, ServerConfig, Settings, UploadConfig, from_mapping, method_config
+from apps.federated.settings import (
+    STRATEGIES,
+    LocalConfig,
+    ServerConfig,
+    Settings,
+    UploadConfig,
+    check_clients,
+    from_mapping,
+    method_config,
+)
 from distill.configure import STRICT, configure
 from distill.errors import InputError, unknown_name
 from scenarios.engine.record import Config, Tables
@@ -98,6 +107,7 @@ def study(name: str, title: str, tables: Tables, source: str) -> FederatedStudy:
         "local": tables.get("local", {}),
     }
     settings, privacy = from_mapping(values, source), tables.get("privacy")
+    check_clients(settings)
     if privacy is not None:
         privacy = checked(privacy, f"{source}: [privacy]")
         others = [s for s in federation.strategies if s != "feddm"]

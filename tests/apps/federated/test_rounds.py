@@ -315,7 +315,7 @@ def test_a_round_without_enough_clients_leaves_the_model_and_too_few_at_the_star
     with pytest.raises(InputError, match="1 of at least 2 clients came"), task_identity():
         serve(Shrinking(client, {"settings": to_json(made)}, 3), made, data())
     with pytest.raises(InputError, match="min_clients is 4; allowed: at most 3"):
-        settings(min_clients=4)
+        run_inline(settings(min_clients=4), data())
 
 
 def test_one_that_did_not_answer_and_then_does_came_back() -> None:
