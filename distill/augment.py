@@ -1,7 +1,8 @@
 """Differentiable Siamese augmentation (Zhao and Bilen, "Dataset Condensation with Differentiable Siamese Augmentation", ICML 2021).
 
 A strategy is written as transform names joined by ``_``, for example ``color_crop_flip``. Each call draws one of them uniformly. The prefix
-``dc_`` is the evaluation augmentation of "Dataset Condensation" instead, which draws one for each image (augment_dc.py).
+``dc_`` is the evaluation augmentation of "Dataset Condensation" instead, which draws one for each image (augment_dc.py); ``all_`` applies
+all of them in this order, among them ``resized``, a random resized crop (resized_crops.py).
 `draw` makes explicit `Parameters`; `apply` is a pure function of images and parameters. The same parameters on real and synthetic images
 are the Siamese augmentation. Every transform is twice differentiable and (but for the ``dc_`` fill, a mean over the images given) treats
 each image by itself, so a batch may be split into chunks. Images that are not square are rotated without distortion: DSA's code
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distill import augment_dc
+from distill import augment_dc, resized_crops
 from distill.data_sets import DATA_SETS
 from distill.devices import sent
 from distill.errors import InputError, a_kind, unknown_name
@@ -23,6 +24,7 @@ DSA = "color_crop_cutout_flip_scale_rotate"
 DSA_DIGITS = "color_crop_cutout_scale_rotate"
 
 _DSA_NAMES = ("color", "crop", "cutout", "flip", "scale", "rotate")
+_COLUMNS = {"color": 3, "crop": 2, "cutout": 4, "flip": 1, "scale": 2, "rotate": 1, "resized": 4}  # numbers of a transform
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,13 @@ DSA_RANGES = Ranges()
 
 @dataclass(frozen=True)
 class Strategy:
-    """Names of transforms, of which one is drawn each time (DSA's "Siamese" strategy), and their ranges; ``dc``: see augment_dc.py."""
+    """Names of transforms, of which one is drawn each time (DSA's "Siamese" strategy), and their ranges; ``dc``: see augment_dc.py;
+    ``every``: all are applied, one after the other."""
 
     transforms: tuple[str, ...]
     ranges: Ranges = DSA_RANGES
     dc: bool = False
+    every: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ class Parameters:
 
     Columns: color (brightness, saturation, contrast); crop (rows, columns) of the shift; cutout (top, left, height, width); flip (1 or 0);
     scale (vertical, horizontal step); rotate (degrees). Of a ``dc_`` strategy ``transform`` is the strategy's text, the columns are
-    `augment_dc.draw`'s, and ``noise_seed`` makes the noise.
+    `augment_dc.draw`'s, and ``noise_seed`` makes the noise. Of an ``all_`` strategy it is the text, too, with all transforms' columns;
+    resized (top, left, height, width).
     """
 
     transform: str
@@ -71,14 +76,14 @@ def strategy(text: str) -> Strategy:
         return Strategy(())
     if not isinstance(text, str):
         raise InputError(f"augmentation is {a_kind(text)}; give a text such as {DSA!r} or 'none'.")
-    old = text.startswith("dc_")
-    transforms = tuple(text.removeprefix("dc_").split("_"))
+    prefix = next((prefix for prefix in ("dc_", "all_") if text.startswith(prefix)), "")
+    transforms = tuple(text.removeprefix(prefix).split("_"))
     for name in transforms:
-        if name not in (allowed := augment_dc.NAMES if old else _DSA_NAMES):
-            raise unknown_name("dc_ augmentation" if old else "augmentation", name, allowed)
+        if name not in (allowed := {"": _DSA_NAMES, "dc_": augment_dc.NAMES, "all_": tuple(_COLUMNS)}[prefix]):
+            raise unknown_name(f"{prefix} augmentation".lstrip(), name, allowed)
     if len(set(transforms)) < len(transforms):
         raise InputError(f"augmentation {text[:80]!r} names a transform twice; name each at most once.")
-    return Strategy(transforms, dc=old)
+    return Strategy(transforms, dc=prefix == "dc_", every=prefix == "all_")
 
 
 def for_data(spec: DataSpec) -> str:
@@ -108,7 +113,12 @@ def draw(strategy: Strategy, generator: torch.Generator, height: int, width: int
     if strategy.dc:
         values = augment_dc.draw(strategy.transforms, rows, height, width, generator)
         return Parameters("dc_" + "_".join(strategy.transforms), values, noise_seed)
+    if strategy.every:
+        each = [draw(Strategy((name,), ranges), generator, height, width, count).values for name in strategy.transforms]
+        return Parameters("all_" + "_".join(strategy.transforms), torch.cat(each, dim=1))
     transform = strategy.transforms[choice % len(strategy.transforms)]
+    if transform == "resized":
+        return Parameters(transform, resized_crops.boxes(rows, height, width, generator))
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(rows, generator=generator, device=device, dtype=torch.float32)
@@ -155,6 +165,13 @@ def apply(images: Tensor, parameters: Parameters) -> Tensor:
         return _color(images, values.to(images.dtype))
     if parameters.transform.startswith("dc_"):
         return augment_dc.apply(images, strategy(parameters.transform).transforms, values, parameters.noise_seed)
+    if parameters.transform.startswith("all_"):
+        names = strategy(parameters.transform).transforms
+        for name, part in zip(names, parameters.values.split([_COLUMNS[name] for name in names], dim=1), strict=True):
+            images = apply(images, Parameters(name, part))
+        return images
+    if parameters.transform == "resized":
+        return resized_crops.resized(images, values.expand(len(images), -1))
     if parameters.transform == "crop":
         return _crop(images, values)
     if parameters.transform == "rotate":
@@ -173,7 +190,7 @@ def effects(parameters: Parameters) -> Tensor:
 
     Brightness, saturation, contrast; a pixel's place in the image from its own, measured downwards and to the right from the centre: the
     row's factors and shift, the column's factors and shift; the hole's top, left, height, width. What a transform does not do is the
-    identity. Raises `InputError` for a ``dc_`` strategy, whose fill is a mean over a batch.
+    identity. Raises `InputError` for a ``dc_`` strategy, whose fill is a mean over a batch, and an ``all_`` strategy.
     """
     transform, values = parameters.transform, parameters.values.to("cpu", torch.float64)
     result = torch.tensor(_IDENTITY, dtype=torch.float64).repeat(len(values), 1)

@@ -13,9 +13,11 @@ from distill.data import ImageData
 from distill.decode import Decode, as_text
 from distill.errors import InputError, unknown_name
 from distill.networks import Factory, create, parameter_count
+from distill.protocols import protocol
 from distill.randomness import generator
 from distill.records import Json
-from distill.train import Recipe, protocol, resolved
+from distill.recipe import Recipe
+from distill.train import resolved
 
 # Real images stored in a decoded set's form: as many as it decodes to, in as many bytes.
 DECODED = {f"{name}-decoded": name for name in CORESETS if name != "class_mean"}
@@ -116,7 +118,7 @@ def rows_of(baselines: Sequence[str], condensed: CondensedSet, recipe: Recipe) -
 
 def compared(recipe: Recipe | str, condensed: CondensedSet, data: ImageData, network: Factory = "ConvNet") -> Recipe:
     """The recipe of a comparison for this network; the augmentation "auto" becomes the set's own, else DSA's strategy for the data."""
-    recipe = protocol(recipe, data.spec, network) if isinstance(recipe, str) else recipe
+    recipe = protocol(recipe, data.spec, network, images=len(condensed)) if isinstance(recipe, str) else recipe
     return resolved(resolved(recipe, condensed) if condensed.augmentation else recipe, data)
 
 

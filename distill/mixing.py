@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import scipy.special
 import torch
 from torch import Tensor
 
@@ -18,17 +19,21 @@ class Mixed(NamedTuple):
     share: float
 
 
-def mixed(images: Tensor, kind: str | None, generator: torch.Generator) -> Mixed | None:
-    """The batch mixed with probability `PROBABILITY`, else None.
+def mixed(
+    images: Tensor, kind: str | None, generator: torch.Generator, *, probability: float | None = None, alpha: float | None = None
+) -> Mixed | None:
+    """The batch mixed with a ``probability`` (None: `PROBABILITY`), else None.
 
-    "cutmix" pastes a rectangle of the other image whose area is one minus a uniform number, cut at the border, and counts the pixels that
-    are left (Yun et al., ICCV 2019). "mixup" adds pixels with a uniform weight (Zhang et al., ICLR 2018, alpha 1).
+    "cutmix" pastes a rectangle of the other image whose area is one minus a random share, cut at the border, and counts the pixels that
+    are left (Yun et al., ICCV 2019). "mixup" adds pixels with the share as weight (Zhang et al., ICLR 2018). The share has the beta
+    distribution with both parameters ``alpha``; None: 1, which is uniform.
     """
     if kind is None:
         return None
     chance, share, *place = torch.rand((4,), generator=generator, device=generator.device).tolist()
-    if chance >= PROBABILITY:
+    if chance >= (PROBABILITY if probability is None else probability):
         return None
+    share = share if alpha is None else float(scipy.special.betaincinv(alpha, alpha, share))
     other = sent(torch.randperm(len(images), generator=generator, device=generator.device), images.device)
     if kind == "mixup":
         return Mixed(share * images + (1 - share) * images[other], other, share)

@@ -15,12 +15,13 @@ from distill.batches import group_size
 from distill.class_gradients import together
 from distill.condensed import CondensedSet
 from distill.data import ImageData
+from distill.descent import Descent
 from distill.devices import sent
 from distill.labels import LABEL_KINDS
 from distill.networks import Factory, create, flops
 from distill.randomness import generator
 from distill.tf32 import products
-from distill.train import Descent, Recipe, resolved
+from distill.train import Recipe, resolved
 
 # Floating-point operations of a step below which its 90 launches of about 6 us take longer than arithmetic at 30 TFLOP/s: an estimate.
 LAUNCH_BOUND = 1.5e10
@@ -29,14 +30,16 @@ LAUNCH_BOUND = 1.5e10
 def at_once(source: CondensedSet | ImageData, network: Factory, recipe: Recipe, count: int) -> int:
     """How many of ``count`` networks are trained as one on copies of a set like ``source``, which is on the networks' device.
 
-    1 on a CPU, for real data, for networks whose images depend on each other and a user's own, for recipes that mix images, use bfloat16, a
-    ``dc_`` augmentation, a loss with soft labels or a teacher, and where the step of one network keeps the device busy.
+    1 on a CPU, for real data, for networks whose images depend on each other and a user's own, for recipes that mix images, average
+    weights, use bfloat16, a ``dc_`` or ``all_`` augmentation, a loss with soft labels or a teacher, and where the step of one network
+    keeps the device busy.
     """
     if not isinstance(source, CondensedSet) or source.images.device.type == "cpu" or not isinstance(network, str):
         return 1
     if recipe.loss is not None or recipe.teacher is not None:  # whose labels are not those of the set
         return 1
-    if recipe.mix is not None or recipe.precision == "bf16" or strategy(resolved(recipe, source).augmentation).dc:
+    transform = strategy(resolved(recipe, source).augmentation)
+    if recipe.mix is not None or recipe.ema is not None or recipe.precision == "bf16" or transform.dc or transform.every:
         return 1
     images = source.decoded().images
     batch = min(recipe.batch_size, len(images))

@@ -159,7 +159,7 @@ def one_by_one(batches: Sequence[Tensor], draws: Sequence[Parameters]) -> Views:
 
 def together(batches: Sequence[Tensor], draws: Sequence[Parameters], images: Tensor) -> Views:
     """The same up to rounding, the batches of several steps in one operation each: for a GPU, which all indices are sent to at once."""
-    if any(one.transform.startswith("dc_") for one in draws):  # their fill is a mean over a batch
+    if any(one.transform.startswith(("dc_", "all_")) for one in draws):  # which `effects` does not take
         return one_by_one(batches, draws)
     sizes = [len(batch) for batch in batches]
     ends = [0, *itertools.accumulate(sizes)]

@@ -14,7 +14,7 @@ class Shared:
 
     def __init__(self, draws: Sequence[Parameters]) -> None:
         self.draws = draws
-        self.separate = any(one.transform.startswith("dc_") for one in draws)  # their fill is a mean over the class's batch
+        self.separate = any(one.transform.startswith(("dc_", "all_")) for one in draws)  # see `effects`
         self.nothing = all(one.transform == "none" for one in draws)
         self.rows: Tensor | None = None
 
@@ -23,7 +23,7 @@ class Shared:
 
     def many(self, images: Tensor, positions: Sequence[int], counts: Sequence[int]) -> Tensor:
         """Images of the classes at ``positions``, ``counts`` of each one after the other, in a number of operations that is independent
-        of the number of classes, unless the strategy is a ``dc_`` one."""
+        of the number of classes, unless the strategy is a ``dc_`` or ``all_`` one."""
         if self.nothing:
             return images
         if self.separate:

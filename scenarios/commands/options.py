@@ -34,6 +34,12 @@ ResumeFrom = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
 
+Protocol = Annotated[
+    str,
+    typer.Option(
+        help="dc, dsa, dm, mtt, datm, datadam, datadam-paper, idc, ncfm, frepo, laptop; with a teacher: rded, sre2l, edc (docs/methods.md)."
+    ),
+]
 Size = Annotated[int | None, typer.Option(min=1, help="Resize images of folders, MHIST and digits to this many pixels a side.")]
 Classes = Annotated[str | None, typer.Option(metavar="A,B..C", help="Use these classes only, by number: 0,1,7 or 0..4.")]
 Validation = Annotated[float | None, typer.Option(metavar="FRACTION", help="Hold out this fraction of the training images.")]

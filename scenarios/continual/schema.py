@@ -11,7 +11,8 @@ from distill.coresets import CORESETS
 from distill.errors import InputError, unknown_name
 from distill.methods import METHODS
 from distill.networks import check_name
-from distill.train import Recipe
+from distill.protocols import check_untaught
+from distill.recipe import Recipe
 from scenarios.engine.given import Given
 from scenarios.engine.record import Config, Tables
 from scenarios.engine.schema import DataTable, config_hash, plain_values
@@ -105,6 +106,7 @@ def study(name: str, title: str, tables: Tables, source: str) -> ContinualStudy:
     memory = configure(MemoryTable, tables.get("memory", {}), f"{source}: [memory]")
     learner = configure(LearnerTable, tables.get("learner", {}), f"{source}: [learner]")
     training = configure(Training, tables.get("training", {}), f"{source}: [training]")
+    check_untaught(learner.recipe, learner.protocol, f"{source}: [learner]")
     for strategy in learner.strategies:
         if strategy not in STRATEGIES:
             raise unknown_name(f"{source}: [learner]: key 'strategies': value", strategy, STRATEGIES)

@@ -16,10 +16,11 @@ from distill.errors import InputError, unknown_name
 from distill.evaluation import BASELINES
 from distill.methods import METHODS
 from distill.networks import check_name
+from distill.protocols import PROTOCOLS
+from distill.recipe import Recipe
 from distill.records import Json
 from distill.shared_config import SharedConfig, stated
 from distill.teachers import check_teacher
-from distill.train import PROTOCOLS, Recipe
 from scenarios.engine.data_table import DataTable as DataTable
 from scenarios.engine.record import Config, Tables
 
@@ -41,6 +42,11 @@ LATER = (
     "temperature",
     "hard_weight",
     "teacher",
+    "warmup",
+    "floor",
+    "mix_probability",
+    "mix_alpha",
+    "ema",
 )
 MAX_IPC = 100_000
 
@@ -118,7 +124,7 @@ def evaluation_of(table: Tables, where: str) -> EvaluationTable:
         if (teacher := evaluation.recipe.teacher) is not None:
             checked(where, "recipe.teacher", lambda: check_teacher(teacher))
     labelled = [name for name in evaluation.baselines if name in LABELLED]
-    if labelled and (evaluation.recipe is None or evaluation.recipe.teacher is None):
+    if labelled and (evaluation.recipe or PROTOCOLS[evaluation.protocol]).teacher is None:
         raise InputError(f"{where}: baseline {labelled[0]} has the labels of a teacher; give a table [evaluation.recipe.teacher].")
     return evaluation
 

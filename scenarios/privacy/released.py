@@ -31,8 +31,10 @@ from distill.drawing import Drawing
 from distill.errors import InputError, unknown_name
 from distill.evaluation import accuracy, fitted
 from distill.networks import check_name, create
+from distill.protocols import check_untaught
 from distill.randomness import derived_seed, generator
-from distill.train import PROTOCOLS, Recipe, train_network
+from distill.recipe import Recipe
+from distill.train import train_network
 from scenarios.engine.given import Given
 from scenarios.engine.record import Config, Record, Results, Tables
 from scenarios.engine.schema import DataTable, checked, config_hash, plain_values
@@ -101,8 +103,7 @@ def study(name: str, title: str, tables: Tables, source: str) -> ReleasedStudy:
         raise InputError(f"{source}: has neither of the tables [attack] and [audit]; a stage that takes a released set needs one.")
     if attack is not None:
         checked(f"{source}: [attack]", "network", lambda: check_name(attack.network))
-        if attack.protocol not in PROTOCOLS:
-            raise unknown_name(f"{source}: [attack]: key 'protocol': value", attack.protocol, PROTOCOLS)
+        check_untaught(attack.recipe, attack.protocol, f"{source}: [attack]")
     parts = {"data": data, "attack": attack, "audit": canaries}
     merged: Config = {key: None if part is None else plain_values(part) for key, part in parts.items()}
     return ReleasedStudy(name, title, data, attack, canaries, {"kind": "released", **merged})

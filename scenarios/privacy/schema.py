@@ -14,7 +14,8 @@ from distill.errors import InputError, unknown_name
 from distill.methods import METHODS
 from distill.methods.presets import matched_by
 from distill.networks import check_name
-from distill.train import Recipe
+from distill.protocols import PROTOCOLS
+from distill.recipe import Recipe
 from scenarios.engine.record import Config, Tables
 from scenarios.engine.schema import DataTable, EvaluationTable, checked, config_hash, evaluation_of, method_of, plain_values
 
@@ -184,8 +185,11 @@ def study(name: str, title: str, tables: Tables, source: str) -> PrivacyStudy:
         raise InputError(f"{source}: [method]: key 'ipc' is {list(ipc)}; allowed: one whole number in a privacy study.")
     plain_settings = {key: value for key, value in table.items() if key not in ("name", "ipc")}
     evaluation = evaluation_of(dict(tables.get("evaluation", {})), f"{source}: [evaluation]")
-    if evaluation.recipe is not None and evaluation.recipe.teacher is not None:
-        raise InputError(f"{source}: [evaluation]: a teacher is trained on the private images without noise; leave recipe.teacher out.")
+    if (evaluation.recipe or PROTOCOLS[evaluation.protocol]).teacher is not None:
+        raise InputError(
+            f"{source}: [evaluation]: a teacher is trained on the private images without noise; leave recipe.teacher out, and take a "
+            "protocol without one."
+        )
     if attack is not None:
         _check_arms(attack, f"{source}: [attack]", private=privacy is not None)
     if visual is not None:

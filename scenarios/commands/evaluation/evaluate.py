@@ -8,7 +8,7 @@ import typer
 
 from scenarios.commands.evaluation.data import data_for
 from scenarios.commands.evaluation.teacher import teacher_table
-from scenarios.commands.options import Classes, Device, Imbalance, Root, Size, Validation, torch_device
+from scenarios.commands.options import Classes, Device, Imbalance, Protocol, Root, Size, Validation, torch_device
 from scenarios.engine.complaints import printable, terminal_width, wrapped
 
 
@@ -17,7 +17,7 @@ def evaluate(
     data: Annotated[str, typer.Option(help="The data set that it was made from.")],
     network: Annotated[list[str] | None, typer.Option(help="Network; repeat for cross-architecture. Default: ConvNet.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Networks trained for each set.")] = 5,
-    protocol: Annotated[str, typer.Option(help="dc, dsa, dm, datadam, datadam-paper or laptop.")] = "laptop",
+    protocol: Protocol = "laptop",
     baseline: Annotated[list[str] | None, typer.Option(help="random, herding, kcenter, kmeans, class_mean, whole or none; repeat.")] = None,
     whole_epochs: Annotated[
         int | None, typer.Option(min=1, help="Epochs for the baseline 'whole'; default: as many steps as for the others.")
@@ -42,9 +42,9 @@ def evaluate(
     from distill.errors import InputError
     from distill.evaluation import evaluate as judge
     from distill.networks import check_name
+    from distill.protocols import protocol as of_protocol
+    from distill.recipe import Recipe
     from distill.teachers import check_teacher
-    from distill.train import Recipe
-    from distill.train import protocol as of_protocol
     from scenarios.engine import own
     from scenarios.reporting.text import as_text
 
@@ -62,7 +62,7 @@ def evaluate(
     labels = {key: value for key, value in labels.items() if value is not None}
     recipe: Recipe | str = protocol
     if labels:
-        named = dataclasses.asdict(of_protocol(protocol, images.spec, networks[0]))
+        named = dataclasses.asdict(of_protocol(protocol, images.spec, networks[0], images=len(tiny)))
         recipe = configure(Recipe, named | labels, f"distill evaluate: protocol {protocol}")
         if recipe.teacher is not None:
             check_teacher(recipe.teacher)

@@ -10,7 +10,7 @@ import typer
 
 from scenarios.commands.evaluation.data import data_for
 from scenarios.commands.evaluation.teacher import teacher_table
-from scenarios.commands.options import Classes, Device, Imbalance, Root, Size, torch_device
+from scenarios.commands.options import Classes, Device, Imbalance, Protocol, Root, Size, torch_device
 from scenarios.engine.complaints import printable, terminal_width, wrapped
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def score(
     data: Annotated[str, typer.Option(help="The data set that they were made from.")],
     network: Annotated[str, typer.Option(help="Evaluation network.")] = "ConvNet",
     seeds: Annotated[int, typer.Option(min=1, help="Networks trained for each row and set.")] = 3,
-    protocol: Annotated[str, typer.Option(help="dc, dsa, dm, datadam, datadam-paper, idc, ncfm or laptop.")] = "laptop",
+    protocol: Protocol = "laptop",
     max_steps: Annotated[int | None, typer.Option(min=1, help="Steps of each training, in place of the protocol's.")] = None,
     step: Annotated[
         list[float] | None, typer.Option(help="Step sizes to choose from, times the protocol's; repeat. Default: 0.3, 1, 3.")
@@ -53,12 +53,12 @@ def score(
     from distill.condensed import CondensedSet
     from distill.configure import configure
     from distill.networks import check_name
+    from distill.protocols import protocol as recipe_named
+    from distill.recipe import Recipe
     from distill.records import environment, write_json, write_whole
     from distill.scores import scorecard
     from distill.scoring import Plan
     from distill.teachers import check_teacher
-    from distill.train import Recipe
-    from distill.train import protocol as recipe_named
     from scenarios.engine import own
     from scenarios.reporting.text import as_text
 
@@ -69,7 +69,7 @@ def score(
     where = torch_device(device)
     sets = [CondensedSet.load(path).to(where) for path in condensed]
     images = data_for(sets[0], data, size, classes, validation, imbalance, root=data_root, device=where)
-    named = dataclasses.asdict(recipe_named(protocol, images.spec, network))
+    named = dataclasses.asdict(recipe_named(protocol, images.spec, network, images=len(sets[0])))
     changed = {"max_steps": max_steps, "loss": loss, "temperature": temperature, "teacher": teacher_table(teacher)}
     recipe = configure(Recipe, named | {key: value for key, value in changed.items() if value is not None}, "distill score")
     if recipe.teacher is not None:
