@@ -73,12 +73,12 @@ class Descent:
     def _factor(self, step: int) -> float:
         """What the schedule multiplies the step size with; a warm-up is counted apart from it (optax, as FRePo's evaluation has it)."""
         falling, by_epoch = SCHEDULES[self.recipe.schedule]
-        warmup, floor = self.recipe.warmup or 0, self.recipe.floor or 0.0
+        warmup, end = self.recipe.warmup or 0, self.recipe.lr_end or 0.0
         if step < warmup:
             return step / warmup
         if by_epoch:
             return falling(step // self.per_epoch * self.per_epoch / self.total)
-        return floor + (1 - floor) * falling((step - warmup) / max(1, self.total - warmup))
+        return end + (1 - end) * falling((step - warmup) / max(1, self.total - warmup))
 
 
 def _optimiser(parameters: Sequence[Tensor], recipe: Recipe, lr: float) -> torch.optim.Optimizer:

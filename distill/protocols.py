@@ -57,7 +57,7 @@ PROTOCOLS: dict[str, Recipe] = {
         weight_decay=0.0,
         schedule="cosine",
         warmup=500,
-        floor=0.01,
+        lr_end=0.01,
         loss="mse",
     ),
     # LINs-lab/RDED, argument.py and validation/main.py, for images of one crop (factor 1); the batch is that of 10 images a class.

@@ -41,7 +41,7 @@ class Recipe:
         hard_weight: weight of the cross-entropy with the hard labels, added to ``loss``; None: 0.
         teacher: the network that labels the images, as a table; None: the labels of the images.
         warmup: steps in which lr rises from 0 before the schedule "cosine"; None: 0.
-        floor: the fraction of lr at which the schedule "cosine" ends; None: 0.
+        lr_end: the fraction of lr at which the schedule "cosine" ends; None: 0.
         ema: decay of an exponential moving average of the weights, from the initial ones on, which is updated after every step and is the
             trained network; None: the last weights are.
     """
@@ -66,7 +66,7 @@ class Recipe:
     hard_weight: Annotated[float, Field(ge=0)] | None = None
     teacher: Teacher | None = None
     warmup: Annotated[int, Field(ge=1)] | None = None
-    floor: Annotated[float, Field(gt=0, lt=1)] | None = None
+    lr_end: Annotated[float, Field(gt=0, lt=1)] | None = None
     mix_probability: Annotated[float, Field(gt=0, le=1)] | None = None
     mix_alpha: Annotated[float, Field(gt=0)] | None = None
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -76,8 +76,8 @@ class Recipe:
             raise InputError(f"temperature is {self.temperature:g} and loss is {self.loss!r}; allowed: a temperature with loss 'kl'.")
         if self.hard_weight is not None and self.loss is None and self.teacher is None:
             raise InputError("hard_weight is added to the loss with soft labels; name a loss or a teacher, or leave it out.")
-        if (self.warmup or self.floor) and (self.schedule != "cosine" or self.milestones is not None):
-            raise InputError(f"warmup and floor are of schedule 'cosine', and schedule is {self.schedule!r}; leave them out.")
+        if (self.warmup or self.lr_end) and (self.schedule != "cosine" or self.milestones is not None):
+            raise InputError(f"warmup and lr_end are of schedule 'cosine', and schedule is {self.schedule!r}; leave them out.")
         if (self.mix_probability or self.mix_alpha) and self.mix is None:
             raise InputError("mix_probability and mix_alpha are of mix, which is not given; name 'cutmix' or 'mixup', or leave them out.")
 

@@ -43,7 +43,7 @@ LATER = (
     "hard_weight",
     "teacher",
     "warmup",
-    "floor",
+    "lr_end",
     "mix_probability",
     "mix_alpha",
     "ema",

@@ -14,8 +14,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, MultiStepLR
 
 from distill.augment import DSA, DSA_DIGITS, Strategy, apply, augment, draw, strategy
 from distill.condensed import CondensedSet
+from distill.configure import configure
 from distill.errors import InputError
 from distill.mixing import Mixed, mixed
+from distill.networks import create
 from distill.protocols import PROTOCOLS, check_untaught, protocol
 from distill.randomness import generator
 from distill.recipe import Recipe
@@ -118,10 +120,6 @@ BY_STEP = ("frepo", "laptop")  # whose step sizes are by step
 def a_set(images: int, *, name: str = "cifar10", classes: int = 10) -> CondensedSet:
     spec = DataSpec(name, 3, 8, 8, tuple(map(str, range(classes))), (0.0,) * 3, (1.0,) * 3)
     return CondensedSet(torch.randn(images, 3, 8, 8, generator=generator(0, "toy")), torch.arange(images) % classes, spec)
-
-
-def linear(spec: DataSpec) -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(spec.channels * spec.height * spec.width, spec.num_classes))
 
 
 class Bias(nn.Module):
@@ -355,14 +353,14 @@ def test_all_transforms_are_applied_in_order() -> None:
     ("given", "words"),
     [
         ({"warmup": 5}, "schedule 'cosine'"),
-        ({"floor": 0.1, "schedule": "cosine", "milestones": (0.5,)}, "schedule 'cosine'"),
+        ({"lr_end": 0.1, "schedule": "cosine", "milestones": [0.5]}, "schedule 'cosine'"),
         ({"mix_probability": 1.0}, "name 'cutmix' or 'mixup'"),
         ({"mix_alpha": 0.8}, "name 'cutmix' or 'mixup'"),
     ],
 )
 def test_settings_that_do_nothing_are_refused(given: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        Recipe(**given)
+        configure(Recipe, given, "recipe")
 
 
 def test_a_taught_protocol_trains_on_the_toy_data() -> None:
@@ -371,5 +369,5 @@ def test_a_taught_protocol_trains_on_the_toy_data() -> None:
     tiny = CondensedSet(data.normalised("train", torch.arange(6)), data.train.labels[:6], data.spec)
     for name in ("rded", "sre2l", "edc"):
         recipe = dataclasses.replace(protocol(name, data.spec), epochs=3, compile="off")
-        network = train_network(tiny, "MLP", recipe, 0, teacher=linear(data.spec))
+        network = train_network(tiny, "MLP", recipe, 0, teacher=create("MLP", data.spec, generator(1, "teacher")))
         assert all(p.isfinite().all() for p in network.parameters())

@@ -153,12 +153,12 @@ def test_equal_studies_have_equal_hashes_whatever_the_order_and_the_defaults(met
 
 OTHER_VALUES = {"mix": "mixup", "milestones": [0.5], "decay": 0.5, "layer_weights": [1.0], "decode": "formation:3"}
 OTHER_VALUES |= {"loss": "mse", "temperature": 2.0, "hard_weight": 0.5, "teacher": {"epochs": 3}}
-OTHER_VALUES |= {"floor": 0.5, "mix_probability": 0.25, "ema": 0.5}
+OTHER_VALUES |= {"lr_end": 0.5, "mix_probability": 0.25, "ema": 0.5}
 # Settings of a recipe that are allowed with others only.
 NEEDS = {"temperature": {"loss": "kl"}, "hard_weight": {"loss": "cosine"}}
 NEEDS |= {
     "warmup": {"schedule": "cosine"},
-    "floor": {"schedule": "cosine"},
+    "lr_end": {"schedule": "cosine"},
     "mix_probability": {"mix": "mixup"},
     "mix_alpha": {"mix": "mixup"},
 }
