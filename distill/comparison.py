@@ -15,8 +15,8 @@ from distill.errors import InputError, unknown_name
 from distill.networks import Factory, create, parameter_count
 from distill.protocols import protocol
 from distill.randomness import generator
-from distill.records import Json
 from distill.recipe import Recipe
+from distill.records import Json
 from distill.train import resolved
 
 # Real images stored in a decoded set's form: as many as it decodes to, in as many bytes.
