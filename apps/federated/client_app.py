@@ -16,7 +16,7 @@ import torch
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from apps.federated.averaging import control_variate, local_sgd
+from apps.federated.averaging import control_variate, kept_gradient, local_sgd
 from apps.federated.client_privacy import ClientPrivacy, PrivacyOf, check_request, private_upload
 from apps.federated.condense import NoImages, agreed, is_empty, partition_of, shard, upload
 from apps.federated.given import Shard, client_number, shard_of
@@ -32,7 +32,7 @@ from apps.federated.messages import (
     record_of,
     settings_of,
 )
-from apps.federated.settings import Settings, upload_form
+from apps.federated.settings import REMEMBERING, Settings, upload_form
 from apps.federated.silence import silence, silent_answer
 from apps.federated.wire import Limits, decode, decode_weights, encode, encode_weights
 from distill.data import ImageData
@@ -256,20 +256,26 @@ def _fitted(
     network = create(factory, spec, torch.Generator().manual_seed(0), data.device)
     network.load_state_dict(received)
     draws = generator(settings.seed, "client", client, "round", server_round, "fit")
-    correction, own, server = None, {}, {}
-    if settings.strategy == "scaffold":
-        like = {name: value.detach() for name, value in network.named_parameters()}
-        server = decode_weights(parts_of(content, "control"), like, "control")
+    correction, own, server, proximal = None, {}, {}, 0.0
+    if settings.strategy in REMEMBERING:
+        like = {name: value.detach().cpu() for name, value in network.named_parameters()}
         earlier = _earlier(context, server_round)
         own = decode_weights(parts_of(context.state, earlier), like) if earlier else {n: torch.zeros_like(v) for n, v in like.items()}
+    if settings.strategy == "scaffold":
+        server = decode_weights(parts_of(content, "control"), own, "control")
         correction = {name: (server[name] - own[name]).to(data.device) for name in own}
-    proximal = settings.local.proximal_mu if settings.strategy == "fedprox" else 0.0
+    elif settings.strategy == "feddyn":
+        correction, proximal = {name: -own[name].to(data.device) for name in own}, settings.averaging.feddyn_alpha
+    elif settings.strategy == "fedprox":
+        proximal = settings.local.proximal_mu
     result = local_sgd(network, data, settings.local, draws, proximal, correction)
     reply = RecordDict({"arrays": record_of(encode_weights(result.weights))})
     if settings.strategy == "scaffold":
         new = control_variate(own, server, received, result, settings.local.lr)
-        _remember(context, server_round, record_of(encode_weights(new)))
         reply["change"] = record_of(encode_weights({name: new[name] - own[name] for name in own}))
+        _remember(context, server_round, record_of(encode_weights(new)))
+    elif settings.strategy == "feddyn":
+        _remember(context, server_round, record_of(encode_weights(kept_gradient(own, received, result, proximal))))
     numbers: dict[str, MetricValue] = {
         "partition-id": client,
         "num-examples": result.examples,

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from apps.federated.partition import PartitionConfig
 from apps.federated.wire import Pixels
+from distill.augment import strategy as augmentation
 from distill.configure import STRICT, configure
 from distill.coresets import CORESETS
 from distill.decode import Decode, from_text
@@ -20,7 +21,8 @@ from distill.networks import check_name
 from distill.synthetic import Initial
 from distill.train import Recipe
 
-WEIGHTS = ("fedavg", "fedprox", "scaffold", "fednova")
+WEIGHTS = ("fedavg", "fedavgm", "fedprox", "fedadam", "scaffold", "fednova", "feddyn")
+REMEMBERING = ("scaffold", "feddyn")  # whose clients keep something from round to round
 ALONE = ("local", "central")  # no messages: each client by itself, and all data in one place
 STRATEGIES = ("feddm", *CORESETS, *WEIGHTS, *ALONE)
 # What decides which images a client has.
@@ -71,7 +73,18 @@ class ServerConfig:
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class LocalConfig:
-    """Local SGD of the strategies that send weights. ``max_steps`` cuts a round's ``epochs`` short; ``proximal_mu`` is FedProx's."""
+    """Local SGD of the strategies that send weights.
+
+    Attributes:
+        epochs: passes over the client's images in a round.
+        max_steps: limit on a round's optimiser steps; None: no limit.
+        batch_size: images per step.
+        lr: step size.
+        momentum: of SGD.
+        weight_decay: of SGD.
+        proximal_mu: of FedProx, whose loss is that of the batch plus mu / 2 * |w - w_received|^2.
+        augmentation: of the images (`distill.augment.strategy`); "auto": DSA's for the data.
+    """
 
     epochs: Annotated[int, Field(ge=1)] = 1
     max_steps: Annotated[int, Field(ge=1)] | None = None
@@ -80,11 +93,37 @@ class LocalConfig:
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     proximal_mu: Annotated[float, Field(ge=0)] = 0.01
+    augmentation: str = "none"
 
     def steps(self, examples: int) -> int:
         """The number of optimiser steps of a client with ``examples`` training images in a round."""
         whole = self.epochs * -(-examples // self.batch_size)
         return whole if self.max_steps is None else min(whole, self.max_steps)
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+class AveragingConfig:
+    """How the server puts weights together, for the strategies with a setting of their own.
+
+    Attributes:
+        fedavgm_lr: step size of the server's SGD (FedAvgM).
+        fedavgm_momentum: its momentum.
+        fedadam_lr: step size of the server's Adam (FedAdam).
+        fedadam_beta1: decay of its first moment.
+        fedadam_beta2: decay of its second moment.
+        fedadam_tau: added to the root of its second moment; a larger one adapts less.
+        feddyn_alpha: weight of FedDyn's regularisation, on the server and the clients.
+        scaffold_weights: "equal" counts every client once in SCAFFOLD's means, as its paper does; "examples" by n_k / n, as FedAvg does.
+    """
+
+    fedavgm_lr: Annotated[float, Field(gt=0)] = 1.0
+    fedavgm_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    fedadam_lr: Annotated[float, Field(gt=0)] = 0.01
+    fedadam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    fedadam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    fedadam_tau: Annotated[float, Field(gt=0)] = 0.001
+    feddyn_alpha: Annotated[float, Field(gt=0)] = 0.1
+    scaffold_weights: Literal["equal", "examples"] = "equal"
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
@@ -115,6 +154,7 @@ class Settings:
         upload: what clients condense and send.
         server: how the server learns from condensed sets.
         local: local SGD of strategies that send weights.
+        averaging: what their servers do.
         privacy: what is asked of private clients, or None. What they give is decided on their nodes (`client_privacy`).
     """
 
@@ -139,6 +179,7 @@ class Settings:
     upload: UploadConfig = field(default_factory=UploadConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     local: LocalConfig = field(default_factory=LocalConfig)
+    averaging: AveragingConfig = field(default_factory=AveragingConfig)
     privacy: PrivacyRequest | None = None
 
     @property
@@ -152,6 +193,8 @@ def check(settings: Settings) -> Settings:
     if settings.strategy not in STRATEGIES:
         raise unknown_name("strategy", settings.strategy, STRATEGIES)
     check_name(settings.network)
+    if settings.local.augmentation != "auto":
+        augmentation(settings.local.augmentation)
     method_config(settings)
     if settings.privacy is not None:
         if settings.strategy != "feddm":

@@ -18,6 +18,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
+from apps.federated.answers import FACTS, Accepted, Rule, believed
 from apps.federated.exchange import NO_ANSWER, Answer, Exchange
 from apps.federated.messages import (
     ArrayRecord,
@@ -32,7 +33,6 @@ from apps.federated.messages import (
     whole,
 )
 from apps.federated.roster import Present, Roster
-from apps.federated.rules import FACTS, Accepted, Rule, believed
 from apps.federated.settings import Settings
 from apps.federated.wire import MAX_WEIGHT, encode_weights
 from distill.condensed import CondensedSet
@@ -217,7 +217,7 @@ class Federation(Strategy):
         if self.folder is not None:
             append_line(self.folder / "rounds.jsonl", line)
             self._save(number)
-        return MetricRecord({"accuracy": accuracy})
+        return MetricRecord({"accuracy": accuracy / 100})  # a fraction, as Flower's own strategies give it
 
     # Its parts
 

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from apps.federated.settings import ALONE, Settings
+from apps.federated.settings import ALONE, REMEMBERING, Settings
 from distill.data import ImageData
 from distill.errors import InputError
 from distill.processes import WorkerFailed, at_once, side_by_side
@@ -85,7 +85,7 @@ def run_cell(study: FederatedStudy, cell: Settings, options: Options, data: Imag
     from apps.federated.engines import lines_of, run_deployment, run_simulation
 
     # The clients' memory of these engines ends with them, so a strategy that needs it starts again.
-    if cell.strategy == "scaffold" or cell.upload.warm_start:
+    if cell.strategy in REMEMBERING or cell.upload.warm_start:
         (own / "checkpoint.safetensors").unlink(missing_ok=True)
     path = None
     if file is not None:

@@ -10,6 +10,7 @@ from pydantic import Field
 from apps.federated.partition import PartitionConfig
 from apps.federated.settings import (
     STRATEGIES,
+    AveragingConfig,
     LocalConfig,
     ServerConfig,
     Settings,
@@ -25,7 +26,9 @@ from scenarios.engine.schema import DataTable, config_hash, plain_values
 from scenarios.federated.node import checked, request
 
 ENGINES = ("inline", "simulation", "deployment")
-TABLES = ("data", "federation", "partition", "upload", "server", "local", "privacy")
+TABLES = ("data", "federation", "partition", "upload", "server", "local", "averaging", "privacy")
+# Tables that are parts of the settings.
+PARTS = (("partition", PartitionConfig), ("server", ServerConfig), ("local", LocalConfig), ("averaging", AveragingConfig))
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
@@ -88,7 +91,7 @@ def study(name: str, title: str, tables: Tables, source: str) -> FederatedStudy:
     upload_table = dict(tables.get("upload", {}))
     upload = {key: value for key, value in upload_table.items() if key in own}
     upload["settings"] = {key: value for key, value in upload_table.items() if key not in own}
-    for key, kind in (("partition", PartitionConfig), ("server", ServerConfig), ("local", LocalConfig)):
+    for key, kind in PARTS:
         configure(kind, tables.get(key, {}), f"{source}: [{key}]")
     values = {
         "data": data.name,
@@ -105,6 +108,7 @@ def study(name: str, title: str, tables: Tables, source: str) -> FederatedStudy:
         "upload": upload,
         "server": tables.get("server", {}),
         "local": tables.get("local", {}),
+        "averaging": tables.get("averaging", {}),
     }
     settings, privacy = from_mapping(values, source), tables.get("privacy")
     check_clients(settings)
@@ -117,8 +121,10 @@ def study(name: str, title: str, tables: Tables, source: str) -> FederatedStudy:
             raise InputError(f'{source}: privacy is on: real first images would give them away; set initial = "noise", or a private start.')
         settings = from_mapping(values | {"privacy": dataclasses.asdict(request(privacy, federation.rounds))}, source)
     dump = pydantic.TypeAdapter(Settings).dump_python(settings, mode="json") | {"privacy": privacy}
-    for key in ("strategy", "seed", "device"):
+    for key in ("strategy", "seed", "device", *(["averaging"] if settings.averaging == AveragingConfig() else [])):
         del dump[key]
+    if settings.local.augmentation == LocalConfig().augmentation:  # as that table: studies that do not use it keep their hash
+        del dump["local"]["augmentation"]
     extra = {"strategies": list(federation.strategies), "engine": federation.engine, "seeds": federation.seeds}
     merged = {"kind": "federated", "federation": extra, **dump, "data": plain_values(data)}
     return FederatedStudy(name, title, data, federation, settings, merged, privacy)

@@ -11,19 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from apps.federated.answers import LARGEST_SHARE, believed
 from apps.federated.client_app import client_app
 from apps.federated.inline import run_inline
 from apps.federated.messages import Array, ArrayRecord, Context, Message, RecordDict
-from apps.federated.rules import LARGEST_SHARE, believed
-from apps.federated.settings import LocalConfig
+from apps.federated.settings import WEIGHTS, LocalConfig
 from apps.federated.silence import LOG
 from distill.condensed import CondensedSet
 
 from . import test_private
 from .changes import KINDS, Change, changed, fact
 from .test_rounds import data, facts, settings
-
-WEIGHTS = ("fedavg", "fedprox", "scaffold", "fednova")
 
 
 def hostile(change: Change, seed: int, app: Any = None) -> Callable[[Message, Context], Message]:
