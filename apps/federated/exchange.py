@@ -6,7 +6,7 @@ taken as they come, counted, and left where they are when the time or the room i
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,7 +50,10 @@ class Request:
 
 
 class Exchange:
-    """Sends through ``grid`` and keeps the time; ``overrun`` is how many seconds the last exchange took beyond its timeout."""
+    """Sends through ``grid`` and keeps the time; ``overrun`` is how many seconds the last exchange took beyond its timeout.
+
+    ``heard`` is called with the node of every answer as it comes.
+    """
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
@@ -61,6 +64,7 @@ class Exchange:
         self.overrun = 0.0
         self.strays = 0
         self.late: list[Late] = []
+        self.heard: Callable[[int], None] | None = None
         self._unanswered: dict[str, Request] = {}
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Answer]:
@@ -106,6 +110,8 @@ class Exchange:
                 self.strays += 1
             else:
                 answers.append(self._checked(request.node, content))
+                if self.heard is not None:
+                    self.heard(request.node)
         return answers
 
     def close(self, name: str, request: Request, why: str) -> Answer:
@@ -148,10 +154,9 @@ class Whole:
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
 
-    def read(self, names: Sequence[str], most: int, end: float) -> list[Found]:
-        if not names:
-            return []
-        return [(message.metadata.reply_to_message_id, message) for message in self.grid.pull_messages(names)]
+    def read(self, names: Sequence[str], most: int, end: float) -> Iterator[Found]:
+        for message in self.grid.pull_messages(names) if names else ():
+            yield message.metadata.reply_to_message_id, message
 
     def leave(self, name: str) -> tuple[str, int]:
         return "", 0
@@ -200,8 +205,7 @@ class InParts:
         if int(response.headers.get("content-length", 0)) > self.room:
             raise TooLarge(response.headers["content-length"])
 
-    def read(self, names: Sequence[str], most: int, end: float) -> list[Found]:
-        answers: list[Found] = []
+    def read(self, names: Sequence[str], most: int, end: float) -> Iterator[Found]:
         for name in names:
             if time.monotonic() >= end:
                 break
@@ -212,8 +216,7 @@ class InParts:
             except Exception as error:  # another party's bytes, in Flower's parsers
                 answer = self._given_up(name, f"the answer cannot be read ({clipped(f'{type(error).__name__}: {error}', 200)})")
             if answer is not None:
-                answers.append((name, answer))
-        return answers
+                yield name, answer
 
     def _read(self, name: str, most: int, end: float) -> "Message | Answer | None":
         from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents

@@ -42,7 +42,7 @@ class LocalGrid(Grid):
             node = FIRST_NODE + number
             config: dict[str, bool | float | int | str] = {"partition-id": number, "num-partitions": clients}
             self.contexts[node] = Context(1, node, config, self._remembered(node), dict(run_config))
-        self.replies: dict[str, Message] = {}
+        self.waiting: dict[str, Message] = {}
         self.sent = 0
 
     def set_run(self, run: object) -> None:
@@ -62,17 +62,18 @@ class LocalGrid(Grid):
         names = []
         for message in messages:
             self.sent += 1
-            name = str(self.sent)
-            if (reply := self._answer(self._numbered(message, name))) is not None:
-                self.replies[name] = reply
-            names.append(name)
+            names.append(name := str(self.sent))
+            self.waiting[name] = self._numbered(message, name)
         return names
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return [self.replies.pop(name) for name in message_ids if name in self.replies]
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        """The clients work when their answers are taken, so that each can be reported as it comes."""
+        for name in message_ids:
+            if (message := self.waiting.pop(name, None)) is not None and (reply := self._answer(message)) is not None:
+                yield reply
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        return self.pull_messages(self.push_messages(messages))
+        return list(self.pull_messages(self.push_messages(messages)))
 
     def _numbered(self, message: Message, name: str) -> Message:
         m = message.metadata

@@ -11,13 +11,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import cast
 
-import safetensors
-import safetensors.torch
 import torch
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
+from apps.federated import checkpoint, live
 from apps.federated.answers import FACTS, Accepted, Rule, believed
 from apps.federated.exchange import NO_ANSWER, Answer, Exchange
 from apps.federated.messages import (
@@ -38,10 +37,11 @@ from apps.federated.wire import MAX_WEIGHT, encode_weights
 from distill.condensed import CondensedSet
 from distill.errors import Diverged, InputError, clipped
 from distill.randomness import generator
-from distill.records import CannotWrite, Json, append_line, read_lines, write_json_lines, write_whole
+from distill.records import CannotWrite, Json, append_line, read_lines, write_json_lines
 from distill.spec import DataSpec
 
 Weights = dict[str, Tensor]
+CHECKPOINT = "checkpoint.safetensors"
 
 
 @dataclass
@@ -99,6 +99,7 @@ class Federation(Strategy):
         self.numbers: dict[int, int] = {}  # client numbers of all nodes so far
         self.away: dict[int, int] = {}  # by client: the first round in which it was not there, until it is accepted again
         self.link: Exchange | None = None
+        self.live = live.Live(0, 0)
         self.note = ""
         self.lines: list[dict[str, Json]] = []
         what = {name: value for name, value in asdict(settings).items() if name not in ("min_clients", "wait")}  # may change on the way
@@ -142,10 +143,14 @@ class Federation(Strategy):
             client = self.present.clients[node]
             self.asked[node] = Asked(client, size(record), note=self.present.notes.get(client, ""))
             messages.append(Message(record, dst_node_id=node, message_type=self.rule.action, group_id=str(number)))
+        self.live = live.begin(self.folder, number, len(messages))
+        self.link.heard = self._heard
         return messages
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         number = server_round + self.done
+        if self.link is not None:
+            self.link.heard = None
         self.before = self.weights, self.rule.state()
         accepted: list[Accepted] = []
         for answer in cast(Iterable[Answer], replies):  # `Exchange` gives these
@@ -216,10 +221,14 @@ class Federation(Strategy):
         self.lines.append(line)
         if self.folder is not None:
             append_line(self.folder / "rounds.jsonl", line)
-            self._save(number)
+            live.end(self.folder)
+            checkpoint.save(self.folder / CHECKPOINT, self.key, number, self.weights, self.rule.state())
         return MetricRecord({"accuracy": accuracy / 100})  # a fraction, as Flower's own strategies give it
 
     # Its parts
+
+    def _heard(self, node: int) -> None:
+        self.live = live.heard(self.folder, self.live, self.asked[node].client)
 
     def _put_back(self, why: str) -> None:
         """Restore the weights and the rule's state from before this round."""
@@ -291,30 +300,12 @@ class Federation(Strategy):
         numbers = believed([self.claims[each.client] for each in accepted])
         return [replace(each, examples=number) for each, number in zip(accepted, numbers, strict=True)]
 
-    def _save(self, number: int) -> None:
-        assert self.folder is not None
-        tensors = {f"weights/{name}": value.contiguous() for name, value in self.weights.items()}
-        tensors |= {f"rule/{name}": value.contiguous() for name, value in self.rule.state().items()}
-        facts = {"key": self.key, "round": number}
-        write_whole(self.folder / "checkpoint.safetensors", safetensors.torch.save(tensors, {"checkpoint": json.dumps(facts)}))
-
     def _resume(self) -> None:
-        path = None if self.folder is None else self.folder / "checkpoint.safetensors"
-        if path is None or self.folder is None:
+        if self.folder is None:
             return
-        if not path.exists():
-            write_json_lines(self.folder / "rounds.jsonl", [])
-            return
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                facts = json.loads(file.metadata()["checkpoint"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
-        except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: is damaged ({str(error)[:100]}); delete it to start again.") from None
-        if facts.get("key") != self.key:
-            raise InputError(f"{path}: belongs to a run with other settings; delete it to start again.")
-        self.done = int(facts["round"])
-        self.weights = {n.removeprefix("weights/"): v for n, v in tensors.items() if n.startswith("weights/")}
-        self.rule.load_state({n.removeprefix("rule/"): v for n, v in tensors.items() if n.startswith("rule/")})
-        self.lines = [line for line in read_lines(self.folder / "rounds.jsonl") if line["round"] <= self.done]
-        write_json_lines(self.folder / "rounds.jsonl", self.lines)
+        path, rounds = self.folder / CHECKPOINT, self.folder / "rounds.jsonl"
+        if path.exists():
+            self.done, self.weights, kept = checkpoint.load(path, self.key)
+            self.rule.load_state(kept)
+            self.lines = [line for line in read_lines(rounds) if line["round"] <= self.done]
+        write_json_lines(rounds, self.lines)

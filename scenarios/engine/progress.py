@@ -3,10 +3,12 @@
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 LINE_SECONDS = 60.0  # between two lines where there is no terminal
 
@@ -22,34 +24,62 @@ def time_left(done: int, total: int, seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def watched(console: Console, what: str, total: int, count: Callable[[], int], look: float = 1.0) -> Iterator[None]:
-    """While the block runs, show how many of ``total`` are done: ``count()`` is asked every ``look`` seconds."""
+def watched(
+    console: Console,
+    what: str,
+    total: int,
+    count: Callable[[], int],
+    look: float = 1.0,
+    now: Callable[[], str] = lambda: "",
+    news: Callable[[], Sequence[str]] = tuple,
+) -> Iterator[None]:
+    """While the block runs, show how much is done.
+
+    Args:
+        console: where it is shown; a quiet one shows nothing.
+        what: the name of what is counted.
+        total: number of all of them.
+        count: the number of those that are done, asked every ``look`` seconds.
+        look: see ``count``.
+        now: what is being done: under the bar on a terminal, else in the line of each `LINE_SECONDS`.
+        news: lines on what has finished since the last call, printed where there is no terminal.
+    """
     if console.quiet or total < 1:
         yield
         return
     stop, start, before = threading.Event(), time.monotonic(), count()
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=console) if console.is_terminal else None
-    task = None if bar is None else bar.add_task(what, total=total, completed=before)
+    bar = Progress(TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), console=console)
+    task = bar.add_task(what, total=total, completed=before)
+    below = Text(now(), overflow="ellipsis", no_wrap=True)
+    shown = Live(Group(bar, below), console=console, refresh_per_second=4) if console.is_terminal else None
+
+    def say(lines: Sequence[str]) -> None:
+        for line in lines:
+            console.print(line, soft_wrap=True, markup=False)
 
     def watch() -> None:
         last = start
         while not stop.wait(look):
-            done, now = count(), time.monotonic()
-            if bar is not None and task is not None:
+            done, clock = count(), time.monotonic()
+            if shown is not None:
                 bar.update(task, completed=done)
-            elif now - last >= LINE_SECONDS:
-                left = time_left(done - before, total - before, now - start)
-                console.print(f"{what}: {done} of {total} done{', ' if left else ''}{left}", soft_wrap=True, markup=False)
-                last = now
+                below.plain = now()
+                continue
+            say(news())
+            if clock - last >= LINE_SECONDS:
+                parts = [f"{done} of {total} done", time_left(done - before, total - before, clock - start), now()]
+                say([f"{what}: {', '.join(part for part in parts if part)}"])
+                last = clock
 
     thread = threading.Thread(target=watch, daemon=True)
-    with bar or contextlib.nullcontext():
+    with shown or contextlib.nullcontext():
         thread.start()
         try:
             yield
         finally:
             stop.set()
             thread.join()
-            if bar is not None and task is not None:
-                bar.update(task, completed=count())
+            bar.update(task, completed=count())
+            below.plain = ""
+            if shown is None:
+                say(news())

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from apps.federated.settings import ALONE, REMEMBERING, Settings
@@ -21,9 +22,47 @@ Lines = list[Line]
 FLOWER_APP = Path(__file__).parent / "flower_app"
 
 
-def run_cells(
-    study: FederatedStudy, cells: Sequence[Settings], options: Options, data: ImageData, folder: Path, say: Callable[[str], None]
-) -> None:
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study.
+
+    Attributes:
+        settings: of the run.
+        folder: where it keeps its rounds.
+        name: what messages call it.
+        may_fail: no error if no client was ever accepted; its accuracy stays that of the first weights.
+    """
+
+    settings: Settings
+    folder: Path
+    name: str
+    may_fail: bool = False
+
+    def lines(self) -> Lines:
+        """The rounds that its folder holds."""
+        return list(read_lines(self.folder / "rounds.jsonl"))
+
+    def finished(self) -> bool:
+        """Whether its folder holds its last round."""
+        lines = self.lines()
+        return bool(lines) and lines[-1]["round"] == self.settings.rounds
+
+    def answered(self, lines: Lines) -> Lines:
+        """The lines; `InputError` with the reasons where no client was accepted in any round: nothing was learned then."""
+        clients = [client for line in lines for client in line["clients"]]
+        if clients and not self.may_fail and not any(client["status"] == "accepted" for client in clients):
+            reasons = Counter(f"{client['status']}: {client['why']}" for client in clients)
+            text = "; ".join(f"{reason} ({count} of {len(clients)} answers)" for reason, count in reasons.most_common(2))
+            raise InputError(f"{self.name}: no client was accepted in any round. {text}")
+        return lines
+
+
+def row_cell(settings: Settings, folder: Path) -> Cell:
+    """The run of a strategy and seed in a study's folder."""
+    return Cell(settings, folder / "runs" / f"{settings.strategy}-s{settings.seed}", f"{settings.strategy}, seed {settings.seed}")
+
+
+def run_cells(study: FederatedStudy, cells: Sequence[Cell], options: Options, data: ImageData, say: Callable[[str], None]) -> None:
     """Run every cell that its folder does not hold finished.
 
     On the inline engine of a CPU, several processes of ``threads`` threads each share the cells (a cell's bits do not depend on it).
@@ -34,100 +73,70 @@ def run_cells(
         cells: its runs, one for each strategy and seed.
         options: where and how it is run.
         data: the study's data.
-        folder: the run folder.
         say: prints a line.
     """
-    waiting = [cell for cell in cells if not finished(cell, folder)]
+    waiting = [cell for cell in cells if not cell.finished()]
     workers = at_once(len(waiting), study.settings.threads)
     if workers > 1 and study.federation.engine == "inline" and options.device == "cpu":
-        _side_by_side(study, waiting, options, folder, workers, say)
+        _side_by_side(study, waiting, options, workers, say)
         return
     for cell in waiting:
         start = time.monotonic()
-        say(_told(cell, run_cell(study, cell, options, data, folder), time.monotonic() - start))
+        say(_told(cell, run_cell(study, cell, options, data), time.monotonic() - start))
 
 
-def place(cell: Settings, folder: Path) -> Path:
-    """Where a cell keeps its rounds."""
-    return folder / "runs" / f"{cell.strategy}-s{cell.seed}"
-
-
-def lines_of_cell(cell: Settings, folder: Path) -> Lines:
-    """The rounds that a cell's folder holds."""
-    return list(read_lines(place(cell, folder) / "rounds.jsonl"))
-
-
-def finished(cell: Settings, folder: Path) -> bool:
-    """Whether a cell's folder holds its last round."""
-    lines = lines_of_cell(cell, folder)
-    return bool(lines) and lines[-1]["round"] == cell.rounds
-
-
-def run_cell(study: FederatedStudy, cell: Settings, options: Options, data: ImageData, folder: Path) -> Lines:
+def run_cell(study: FederatedStudy, cell: Cell, options: Options, data: ImageData) -> Lines:
     """Run a cell to its end, from the last round that its folder holds; returns its rounds."""
-    own, root = place(cell, folder), str(options.data_root or "")
+    settings, own, root = cell.settings, cell.folder, str(options.data_root or "")
     own.mkdir(parents=True, exist_ok=True)
-    if cell.strategy in ALONE:
+    if settings.strategy in ALONE:
         from apps.federated.alone import run_alone
 
-        lines = run_alone(cell, data)
+        lines = run_alone(settings, data)
         write_json_lines(own / "rounds.jsonl", lines)
         return lines
     file, privacy = None, None
     if study.privacy is not None:
         from scenarios.federated.node import of_study, written
 
-        file, privacy = of_study(study.privacy, cell, own / "releases", root, f"{study.name}: [privacy]")
+        file, privacy = of_study(study.privacy, settings, own / "releases", root, f"{study.name}: [privacy]")
     if study.federation.engine == "inline":
         from apps.federated.inline import run_inline
 
-        return answered(cell, run_inline(cell, data, own, data_root=root, privacy=privacy))
+        return cell.answered(run_inline(settings, data, own, data_root=root, privacy=privacy))
     from apps.federated.engines import lines_of, run_deployment, run_simulation
 
     # The clients' memory of these engines ends with them, so a strategy that needs it starts again.
-    if cell.strategy in REMEMBERING or cell.upload.warm_start:
+    if settings.strategy in REMEMBERING or settings.upload.warm_start:
         (own / "checkpoint.safetensors").unlink(missing_ok=True)
     path = None
     if file is not None:
         path = own / "PRIVATE-clients.toml"
         write_whole(path, written(file))
-    account = (run_simulation if study.federation.engine == "simulation" else run_deployment)(cell, own, FLOWER_APP, root, path)
+    account = (run_simulation if study.federation.engine == "simulation" else run_deployment)(settings, own, FLOWER_APP, root, path)
     write_json_lines(own / "flower.jsonl", [account])
-    return answered(cell, lines_of(own))
+    return cell.answered(lines_of(own))
 
 
-def answered(cell: Settings, lines: Lines) -> Lines:
-    """The lines of a run; `InputError` with the reasons where no client was accepted in any round: nothing was learned then."""
-    clients = [client for line in lines for client in line["clients"]]
-    if clients and not any(client["status"] == "accepted" for client in clients):
-        reasons = Counter(f"{client['status']}: {client['why']}" for client in clients)
-        text = "; ".join(f"{reason} ({count} of {len(clients)} answers)" for reason, count in reasons.most_common(2))
-        raise InputError(f"strategy {cell.strategy!r}, seed {cell.seed}: no client was accepted in any round. {text}")
-    return lines
-
-
-def _told(cell: Settings, lines: Lines, seconds: float) -> str:
+def _told(cell: Cell, lines: Lines, seconds: float) -> str:
     moved = sum(line["up"] + line["down"] for line in lines) / 1e6
-    done = f"{cell.strategy}, seed {cell.seed}: {lines[-1]['accuracy']:.2f} % after {cell.rounds} rounds, {moved:.3f} MB, {seconds:.0f} s"
+    done = f"{cell.name}: {lines[-1]['accuracy']:.2f} % after {cell.settings.rounds} rounds, {moved:.3f} MB, {seconds:.0f} s"
     return "\n  ".join([done, *left_out(lines)])
 
 
-def _side_by_side(
-    study: FederatedStudy, waiting: Sequence[Settings], options: Options, folder: Path, workers: int, say: Callable[[str], None]
-) -> None:
+def _side_by_side(study: FederatedStudy, waiting: Sequence[Cell], options: Options, workers: int, say: Callable[[str], None]) -> None:
     try:
-        for cell, seconds in side_by_side(_runner, (study, options, folder), waiting, workers):
-            say(_told(cell, lines_of_cell(cell, folder), seconds))
+        for cell, seconds in side_by_side(_runner, (study, options), waiting, workers):
+            say(_told(cell, cell.lines(), seconds))
     except WorkerFailed as failed:
-        where = f"strategy {failed.job.strategy!r}, seed {failed.job.seed}"
-        raise InputError(f"{where}: {failed.reason.rstrip('.')}. What is finished is kept: add --resume.") from None
+        raise InputError(f"{failed.job.name}: {failed.reason.rstrip('.')}. What is finished is kept: add --resume.") from None
 
 
-def _runner(study: FederatedStudy, options: Options, folder: Path) -> Callable[[Settings], None]:
+def _runner(study: FederatedStudy, options: Options) -> Callable[[Cell], None]:
     """What a worker does with a cell, on data that it loads once."""
     data = load_data(study, options)
 
-    def work(cell: Settings) -> None:
-        run_cell(study, cell, options, data, folder)
+    def work(cell: Cell) -> None:
+        run_cell(study, cell, options, data)
 
     return work

@@ -1,6 +1,7 @@
 """The study of kind "federated": strategies under one split, one model and one byte meter, over several seeds (see apps/federated)."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from apps.federated.condense import partition_of
@@ -14,11 +15,13 @@ from scenarios.engine.composition import one_after_another
 from scenarios.engine.progress import watched
 from scenarios.engine.public_part import hand_over, mark
 from scenarios.engine.record import Line, Results
-from scenarios.engine.study import Run, say
+from scenarios.engine.study import Run
 from scenarios.federated import left_out, unions
-from scenarios.federated.cells import answered, lines_of_cell, run_cells
+from scenarios.federated.cells import row_cell, run_cells
 from scenarios.federated.node import check_statistics
 from scenarios.federated.schema import FederatedStudy
+from scenarios.federated.tuning import tune
+from scenarios.federated.watch import Watch, client_seconds, moved
 
 
 def check(study: FederatedStudy, data: ImageData) -> None:
@@ -52,13 +55,21 @@ def fill(study: FederatedStudy, run: Run) -> None:
         "classes": list(data.spec.classes),
     }
     results["engine"] = study.federation.engine
-    cells = {name: [study.settings_for(name, seed, options.device) for seed in seeds] for name in study.federation.strategies}
+    tuned = tune(study, run)
+    if tuned.results:
+        results["tuning"] = tuned.results
+    cells = {
+        name: [row_cell(tuned.applied(study.settings_for(name, seed, options.device)), folder) for seed in seeds]
+        for name in study.federation.strategies
+    }
     every = [cell for part in cells.values() for cell in part]
-    rounds = len(every) * study.federation.rounds
-    say(console, f"{len(every)} federations ({', '.join(cells)}), {rounds} rounds in all")
-    with watched(console, "rounds", rounds, lambda: sum(len(lines_of_cell(cell, folder)) for cell in every)):
-        run_cells(study, every, options, data, folder, lambda text: say(console, text))
-    results["strategies"] = {name: summary([answered(cell, lines_of_cell(cell, folder)) for cell in part]) for name, part in cells.items()}
+    rounds = sum(cell.settings.rounds for cell in every)
+    run.say(f"{len(every)} federations ({', '.join(cells)}), {rounds} rounds in all")
+    watch = Watch(every)
+    with watched(console, "rounds", rounds, watch.done, now=watch.now, news=watch.news):
+        run_cells(study, every, options, data, run.say)
+    targets = study.federation.targets
+    results["strategies"] = {name: summary([cell.answered(cell.lines()) for cell in part], targets) for name, part in cells.items()}
     if study.settings.privacy is not None:
         results["public"] = public_part(study, options.seed, folder)
 
@@ -70,14 +81,17 @@ def public_part(study: FederatedStudy, seed: int, folder: Path) -> Results:
     return hand_over(folder, sets, stated[0] if len(stated) == 1 else one_after_another(stated))
 
 
-def summary(runs: list[list[Line]]) -> Results:
-    """Of one strategy: accuracy by round with its interval over seeds, mean bytes by round, and who was dropped."""
+def summary(runs: list[list[Line]], targets: Sequence[float] = ()) -> Results:
+    """Of one strategy: accuracy by round with its interval over seeds, mean bytes and client seconds by round, and who was dropped."""
     rounds = []
     for number in range(len(runs[0])):
         accuracy = Accuracy(tuple(lines[number]["accuracy"] for lines in runs))
         moved = {way: sum(lines[number][way] for lines in runs) / len(runs) for way in ("up", "down", "images", "dropped")}
         total = sum(line["up"] + line["down"] for lines in runs for line in lines[: number + 1]) / len(runs)
-        rounds.append({"round": runs[0][number]["round"], "accuracy": accuracy.as_dict(), **moved, "cumulative_bytes": total})
+        seconds = [client_seconds(lines[number]) for lines in runs]
+        known = [each for each in seconds if each is not None]
+        mean = {"client_seconds": sum(known) / len(known)} if len(known) == len(runs) else {}
+        rounds.append({"round": runs[0][number]["round"], "accuracy": accuracy.as_dict(), **moved, "cumulative_bytes": total, **mean})
     refused = [
         {"run": place, "round": line["round"], "client": client["client"], "status": client["status"], "why": client["why"]}
         for place, lines in enumerate(runs)
@@ -95,4 +109,18 @@ def summary(runs: list[list[Line]]) -> Results:
         "dropped": refused,
         "notes": notes,
         "left_out": [left_out.left_out(lines) for lines in runs],
+        **({"targets": {f"{target:g}": reached(runs, target) for target in targets}} if targets else {}),
     }
+
+
+def reached(runs: list[list[Line]], target: float) -> Results:
+    """When a strategy first had ``target`` percent: ``reached`` of its runs ever had, and their mean round, bytes and client seconds.
+
+    The means are None unless all runs reached it, since those that did are the faster ones.
+    """
+    firsts = [next((place for place, line in enumerate(lines) if line["accuracy"] >= target), None) for lines in runs]
+    parts = [lines[: first + 1] for lines, first in zip(runs, firsts, strict=True) if first is not None]
+    if len(parts) < len(runs):
+        return {"reached": len(parts), "rounds": None, "bytes": None}
+    rounds = sum(lines[-1]["round"] for lines in parts) / len(parts)
+    return {"reached": len(parts), "rounds": rounds, "bytes": 1e6 * sum(moved(lines) for lines in parts) / len(parts)}

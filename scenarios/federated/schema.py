@@ -1,7 +1,7 @@
 """A study of kind "federated": strategies under one split, one model and one byte meter, over several seeds."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import pydantic
@@ -10,6 +10,7 @@ from pydantic import Field
 from apps.federated.partition import PartitionConfig
 from apps.federated.settings import (
     STRATEGIES,
+    WEIGHTS,
     AveragingConfig,
     LocalConfig,
     ServerConfig,
@@ -20,20 +21,29 @@ from apps.federated.settings import (
     method_config,
 )
 from distill.configure import STRICT, configure
-from distill.errors import InputError, unknown_name
+from distill.errors import InputError, clipped, unknown_name
 from scenarios.engine.record import Config, Tables
 from scenarios.engine.schema import DataTable, config_hash, plain_values
 from scenarios.federated.node import checked, request
+from scenarios.reporting.text import series
 
 ENGINES = ("inline", "simulation", "deployment")
-TABLES = ("data", "federation", "partition", "upload", "server", "local", "averaging", "privacy")
+TABLES = ("data", "federation", "partition", "upload", "server", "local", "averaging", "tuning", "privacy")
 # Tables that are parts of the settings.
 PARTS = (("partition", PartitionConfig), ("server", ServerConfig), ("local", LocalConfig), ("averaging", AveragingConfig))
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class FederationTable:
-    """``[federation]``: which ``strategies`` are compared, over how many ``seeds``; the rest as in `apps.federated.settings.Settings`."""
+    """``[federation]``: which strategies are compared; the fields that are not described are those of `apps.federated.settings.Settings`.
+
+    Attributes:
+        strategies: names of strategies.
+        seeds: number of seeds, each with its own split and first weights.
+        rounds: number of rounds of every strategy.
+        rounds_of: number of rounds of single strategies that send weights, where it is not ``rounds``.
+        targets: accuracies in percent; the record says after how many rounds and bytes each strategy first reaches them.
+    """
 
     strategies: Annotated[tuple[str, ...], Field(min_length=1)] = ("feddm",)
     engine: Literal["inline", "simulation", "deployment"] = "inline"
@@ -46,6 +56,43 @@ class FederationTable:
     wait: Annotated[float, Field(ge=0)] | None = None
     threads: Annotated[int, Field(ge=1)] = 1
     split: Literal["test", "validation"] = "test"
+    rounds_of: dict[str, Annotated[int, Field(ge=1)]] = field(default_factory=dict)
+    targets: tuple[Annotated[float, Field(gt=0, le=100)], ...] = ()
+
+
+Steps = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+class TuningTable:
+    """``[tuning]``: settings of the strategies that send weights are chosen before the study's rows are run.
+
+    On one split and one seed, by the accuracy on validation images after the last round. FedAvg, FedAvgM, FedProx and SCAFFOLD each get
+    every pair of ``lr`` and ``momentum``; the others take FedAvg's pair.
+
+    Attributes:
+        lr: step sizes of the clients.
+        momentum: of the clients.
+        fedadam_lr: step sizes of FedAdam's server.
+        feddyn_alpha: weights of FedDyn's regularisation.
+        rounds: of a trial; None: the study's.
+        validation: fraction of the training images that is held out in trials, where ``[data]`` holds out none.
+        own_trials: number of settings that were tried for the study's own method, as its author states; it is printed and recorded.
+        extended: number of the best strategies, on validation images, that get ``extended_rounds``.
+        extended_rounds: see ``extended``.
+    """
+
+    DIFFERENT = ("lr", "momentum", "fedadam_lr", "feddyn_alpha")
+
+    lr: Steps = (0.01, 0.03, 0.1)
+    momentum: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], Field(min_length=1)] = (0.0, 0.9)
+    fedadam_lr: Steps = (0.003, 0.01, 0.03)
+    feddyn_alpha: Steps = (0.01, 0.1, 1.0)
+    rounds: Annotated[int, Field(ge=1)] | None = None
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    own_trials: Annotated[int, Field(ge=0)] | None = None
+    extended: Annotated[int, Field(ge=0)] = 0
+    extended_rounds: Annotated[int, Field(ge=1)] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +106,7 @@ class FederatedStudy:
     settings: Settings  # of the first strategy and seed 0; the others differ in these two only
     merged: Config
     privacy: Config | None = None  # the clients' own; in the settings is only what the server asks of them
+    tuning: TuningTable | None = None
     kind: str = "federated"
 
     @property
@@ -68,7 +116,9 @@ class FederatedStudy:
 
     def settings_for(self, strategy: str, seed: int, device: str) -> Settings:
         """The settings of one run of the study."""
-        return dataclasses.replace(self.settings, strategy=strategy, seed=seed, device="cpu" if device == "cpu" else "cuda")
+        rounds = self.federation.rounds_of.get(strategy, self.settings.rounds)
+        place: Literal["cpu", "cuda"] = "cpu" if device == "cpu" else "cuda"
+        return dataclasses.replace(self.settings, strategy=strategy, seed=seed, rounds=rounds, device=place)
 
 
 def study(name: str, title: str, tables: Tables, source: str) -> FederatedStudy:
@@ -87,6 +137,11 @@ def study(name: str, title: str, tables: Tables, source: str) -> FederatedStudy:
     for strategy in federation.strategies:
         if strategy not in STRATEGIES:
             raise unknown_name(f"{source}: [federation]: key 'strategies': value", strategy, STRATEGIES)
+    for strategy in federation.rounds_of:
+        if strategy not in WEIGHTS or strategy not in federation.strategies:
+            allowed = series([name for name in federation.strategies if name in WEIGHTS]) or "nothing, as none sends weights"
+            raise InputError(f"{source}: [federation]: rounds_of names {clipped(strategy, 40)!r}; allowed: {allowed}.")
+    tuning = None if "tuning" not in tables else _tuning(tables["tuning"], federation, f"{source}: [tuning]")
     own = {field.name for field in dataclasses.fields(UploadConfig)} - {"settings"}
     upload_table = dict(tables.get("upload", {}))
     upload = {key: value for key, value in upload_table.items() if key in own}
@@ -125,6 +180,20 @@ def study(name: str, title: str, tables: Tables, source: str) -> FederatedStudy:
         del dump[key]
     if settings.local.augmentation == LocalConfig().augmentation:  # as that table: studies that do not use it keep their hash
         del dump["local"]["augmentation"]
-    extra = {"strategies": list(federation.strategies), "engine": federation.engine, "seeds": federation.seeds}
+    extra: Config = {"strategies": list(federation.strategies), "engine": federation.engine, "seeds": federation.seeds}
+    extra |= {key: value for key, value in (("rounds_of", federation.rounds_of), ("targets", list(federation.targets))) if value}
     merged = {"kind": "federated", "federation": extra, **dump, "data": plain_values(data)}
-    return FederatedStudy(name, title, data, federation, settings, merged, privacy)
+    if tuning is not None:
+        merged["tuning"] = plain_values(tuning)
+    return FederatedStudy(name, title, data, federation, settings, merged, privacy, tuning)
+
+
+def _tuning(table: object, federation: FederationTable, where: str) -> TuningTable:
+    tuning = configure(TuningTable, dict(table) if isinstance(table, dict) else {}, where)
+    if not any(name in WEIGHTS for name in federation.strategies):
+        raise InputError(f"{where}: no strategy of the study sends weights; remove the table, or add one, for example fedavg.")
+    if tuning.extended and (tuning.extended_rounds or 0) <= federation.rounds:
+        raise InputError(
+            f"{where}: extended_rounds is {tuning.extended_rounds}; allowed: more than the study's {federation.rounds} rounds."
+        )
+    return tuning

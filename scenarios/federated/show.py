@@ -3,15 +3,19 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from apps.federated.settings import ALONE
+from apps.federated.settings import ALONE, WEIGHTS
 from distill.condensed import CondensedSet
 from distill.drawing import Drawing
 from distill.records import read_lines
 from scenarios.engine.record import Config, Line, Record, Results, Rows
 from scenarios.federated.left_out import CLAIMS
+from scenarios.federated.tuning import in_words
 from scenarios.reporting.text import few, other_split, series, shown
 
-NOTE = "Test accuracy in percent of each strategy's network: mean and 95 % interval over seeds. Megabytes: all rounds, mean over seeds."
+NOTE = (
+    "Test accuracy in percent of each strategy's network: mean and 95 % interval over seeds. Megabytes and client seconds: all rounds, mean"
+    " over seeds; client seconds are measured, all clients together. to N %: round in which all seeds had reached it, on average."
+)
 
 
 def draw(folder: Path, record: Record) -> Iterator[tuple[str, Drawing]]:
@@ -42,18 +46,37 @@ def _runs(folder: Path, name: str) -> list[list[Line]]:
 
 
 def accuracy_table(record: Record) -> Rows:
-    """Header and rows: one row a strategy; accuracy after the first and the last round, bytes, uploads that were dropped."""
+    """Header and rows, one row a strategy.
+
+    Accuracy after the first round, the last that all strategies have, and the last of those that have more; bytes, client seconds, rounds
+    to the study's targets, uploads that were dropped, tuned settings.
+    """
     strategies: Results = record["results"].get("strategies", {})
     if not strategies:
         return []
-    last = max(part["rounds"][-1]["round"] for part in strategies.values())
-    columns = ["round 1", *([f"round {last}"] if last > 1 else [])]
-    rows = [["strategy", *columns, "MB up", "MB down", "dropped"]]
+    numbers = sorted({1, *(part["rounds"][-1]["round"] for part in strategies.values())})
+    targets = list(dict.fromkeys(target for part in strategies.values() for target in part.get("targets", {})))
+    timed = any("client_seconds" in line for part in strategies.values() for line in part["rounds"])
+    tuned = record["results"].get("tuning", {}).get("chosen", {})
+    header = ["strategy", *(f"round {number}" for number in numbers), "MB up", "MB down", *(["client s"] if timed else [])]
+    rows = [[*header, *(f"to {target} %" for target in targets), "dropped", *(["tuned"] if tuned else [])]]
     for name, part in strategies.items():
-        values = [shown(part["rounds"][number]["accuracy"]) for number in ((1, last) if last > 1 else (1,))]
-        up, down = (sum(line[way] for line in part["rounds"]) / 1e6 for way in ("up", "down"))
-        rows.append([name, *values, f"{up:.3f}", f"{down:.3f}", str(len(part["dropped"]))])
+        lines = part["rounds"]
+        row = [name, *(shown(lines[number]["accuracy"]) if number < len(lines) else "" for number in numbers)]
+        row += [f"{sum(line[way] for line in lines) / 1e6:.3f}" for way in ("up", "down")]
+        if timed:
+            seconds = [line["client_seconds"] for line in lines[1:] if "client_seconds" in line]
+            row.append(f"{sum(seconds):.0f}" if len(seconds) == len(lines) - 1 else "")
+        row += [_reached(part.get("targets", {}).get(target), len(part["accuracy"]["values"])) for target in targets]
+        rows.append([*row, str(len(part["dropped"])), *([in_words(tuned.get(name, {}))] if tuned else [])])
     return rows
+
+
+def _reached(target: Results | None, seeds: int) -> str:
+    """The mean round, or how many of the seeds never had the target."""
+    if target is None:
+        return ""
+    return f"{target['rounds']:.1f}" if target["rounds"] is not None else f"{target['reached']} of {seeds}"
 
 
 def answer(record: Record) -> str:
@@ -61,8 +84,12 @@ def answer(record: Record) -> str:
     strategies: Results = record["results"].get("strategies", {})
     if not strategies:
         return f"No strategy has finished. Status: {record['status']}."
-    parts = [f"{name} {shown(part['accuracy'])} % with {part['bytes'] / 1e6:.2f} MB" for name, part in strategies.items()]
-    rounds = next(iter(strategies.values()))["rounds"][-1]["round"]
+    last = {name: part["rounds"][-1]["round"] for name, part in strategies.items()}
+    rounds = min(last.values())
+    parts = [
+        f"{name} {shown(part['accuracy'])} % with {part['bytes'] / 1e6:.2f} MB{f' in {last[name]} rounds' if last[name] > rounds else ''}"
+        for name, part in strategies.items()
+    ]
     public = record["results"].get("public")
     total = f" All rounds and seeds together: {public['guarantee']}" if public else ""
     return f"After {rounds} round{'s' if rounds > 1 else ''}: {'; '.join(parts)}.{total}"
@@ -101,4 +128,6 @@ def missing(record: Record, config: Config) -> list[str]:
         "central": "training on all data in one place",
     }
     sentences += [f"No comparison with {words} ({name})." for name, words in bounds.items() if name not in asked]
+    if "tuning" not in config and any(name in WEIGHTS for name in asked):
+        sentences.append("The settings of the strategies that send weights were not tuned in this study.")
     return [*sentences, *few(config["federation"]["seeds"], "seed"), *other_split(config["split"])]

@@ -17,7 +17,7 @@ from scenarios.engine.folder import load_data
 from scenarios.engine.scenario import parse, shipped
 from scenarios.engine.study import Options
 from scenarios.federated import cells as federated_cells
-from scenarios.federated.cells import lines_of_cell, run_cell
+from scenarios.federated.cells import row_cell, run_cell
 from scenarios.federated.left_out import CLAIMS, left_out
 from scenarios.federated.show import accuracy_table, answer, remarks
 
@@ -133,7 +133,7 @@ def test_lines_of_who_is_left_out() -> None:
 def test_table_sentence_figures_and_report(done: tuple[Path, dict[str, Any]]) -> None:
     folder, record = done
     rows = accuracy_table(record)
-    assert rows[0] == ["strategy", "round 1", "MB up", "MB down", "dropped"]
+    assert rows[0] == ["strategy", "round 1", "MB up", "MB down", "client s", "dropped"]
     assert [row[0] for row in rows[1:]] == TABLES["federation"]["strategies"]
     assert answer(record).startswith("After 1 round: feddm ")
     names = {path.name for path in (folder / "figures").glob("*.png")}
@@ -225,9 +225,9 @@ def test_side_by_side_or_alone_a_run_has_the_same_bits(done: tuple[Path, dict[st
     folder, _ = done
     made = study("test", TABLES, "test.toml")
     options = Options(tmp_path)
-    cell = made.settings_for("feddm", 1, "cpu")
-    alone = run_cell(made, cell, options, load_data(made, options), tmp_path)
-    beside = lines_of_cell(cell, folder)
+    settings = made.settings_for("feddm", 1, "cpu")
+    alone = run_cell(made, row_cell(settings, tmp_path), options, load_data(made, options))
+    beside = row_cell(settings, folder).lines()
     assert len(alone) == len(beside) == 2
     for one, other in zip(alone, beside, strict=True):
         assert {key: value for key, value in one.items() if key != "clients"} == {k: v for k, v in other.items() if k != "clients"}
@@ -244,7 +244,7 @@ def test_a_worker_that_fails_is_named_and_the_others_end(
     folder = tmp_path / f"test-{made.hash}-s0"
     (folder / "runs").mkdir(parents=True)
     (folder / "runs" / "herding-s0").write_text("a file where a folder should be")
-    with pytest.raises(InputError, match=r"strategy 'herding', seed 0: its process ended.*--resume"):
+    with pytest.raises(InputError, match=r"herding, seed 0: its process ended.*--resume"):
         run_study(made, Options(tmp_path, resume=True, quiet=True))
     assert "FileExistsError" in capfd.readouterr().err
     assert json.loads((folder / "record.json").read_text())["status"] == "failed"

@@ -1,0 +1,147 @@
+"""Settings of the strategies that send weights, chosen on validation images before the rows of a study are run.
+
+Every tuned strategy gets the same pairs of step size and momentum, on one split and one seed; the test images are not used. Each trial is
+a run in a folder of its own, which is its ledger: a study that is continued does not repeat it.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from apps.federated.settings import WEIGHTS, Settings
+from scenarios.engine.folder import load_data
+from scenarios.engine.progress import watched
+from scenarios.engine.record import Results
+from scenarios.engine.study import Run
+from scenarios.federated.cells import Cell, run_cells
+from scenarios.federated.schema import FederatedStudy, TuningTable
+from scenarios.federated.watch import Watch
+from scenarios.reporting.text import series
+
+Values = dict[str, float]  # of settings, by name
+
+TUNED = ("fedavg", "fedavgm", "fedprox", "scaffold")
+# Strategies that take FedAvg's pair, and the setting of their own server that is tuned with it.
+FOLLOWING = {"fednova": None, "fedadam": "fedadam_lr", "feddyn": "feddyn_alpha", "local": None, "central": None}
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The chosen settings of each strategy, and the number of rounds of those that get more; ``results`` are for the record."""
+
+    chosen: Mapping[str, Values] = field(default_factory=dict)
+    rounds: Mapping[str, int] = field(default_factory=dict)
+    results: Results = field(default_factory=dict)
+
+    def applied(self, settings: Settings) -> Settings:
+        """A run's settings with what was chosen for its strategy."""
+        name = settings.strategy
+        return dataclasses.replace(with_values(settings, self.chosen.get(name, {})), rounds=self.rounds.get(name, settings.rounds))
+
+
+def with_values(settings: Settings, values: Values) -> Settings:
+    """The settings with these values of `LocalConfig` and `AveragingConfig`."""
+    parts = {}
+    for part in ("local", "averaging"):
+        config = getattr(settings, part)
+        own = {field.name for field in dataclasses.fields(config)}
+        parts[part] = dataclasses.replace(config, **{name: value for name, value in values.items() if name in own})
+    return dataclasses.replace(settings, **parts)
+
+
+def in_words(values: Values) -> str:
+    """``lr 0.1, momentum 0``."""
+    return ", ".join(f"{name} {value:g}" for name, value in values.items())
+
+
+def grids(tuning: TuningTable, strategies: Sequence[str]) -> dict[str, list[Values]]:
+    """The pairs of step size and momentum that each tuned strategy gets; FedAvg's where others follow it, too."""
+    pairs = [{"lr": lr, "momentum": momentum} for lr, momentum in itertools.product(tuning.lr, tuning.momentum)]
+    follows = any(name in FOLLOWING for name in strategies if name in WEIGHTS)
+    return {name: pairs for name in TUNED if name in strategies or (name == "fedavg" and follows)}
+
+
+def following_grids(tuning: TuningTable, strategies: Sequence[str], pair: Values) -> dict[str, list[Values]]:
+    """For each strategy that takes FedAvg's ``pair`` and has a setting of its own, the pair with every value of it."""
+    own = {name: key for name, key in FOLLOWING.items() if key is not None and name in strategies}
+    return {name: [{**pair, key: value} for value in getattr(tuning, key)] for name, key in own.items()}
+
+
+def tune(study: FederatedStudy, run: Run) -> Tuned:
+    """All trials of a study, those that its folder holds not again, and what follows from them; nothing without a [tuning] table."""
+    if (tuning := study.tuning) is None:
+        return Tuned()
+    names = study.federation.strategies
+    trial_study = _trial_study(study, tuning)
+    first = grids(tuning, names)
+    counts = [f"{name} {len(values)}" for name, values in first.items()]
+    counts += [f"{name} {len(values)}" for name, values in following_grids(tuning, names, {}).items()]
+    own = "not stated" if tuning.own_trials is None else tuning.own_trials
+    run.say(f"tuning on validation images, one split and seed: trials of {', '.join(counts)}; of the study's own method: {own}")
+    found = _accuracies(trial_study, run, first)
+    chosen = {name: _best(found[name]) for name in first}
+    pair = chosen.get("fedavg", {})
+    if second := following_grids(tuning, names, pair):
+        found |= _accuracies(trial_study, run, second)
+        chosen |= {name: _best(found[name]) for name in second}
+    chosen |= {name: pair for name in names if name in FOLLOWING and name not in chosen and pair}
+    best = {name: max(accuracy for _, accuracy in trials) for name, trials in found.items() if name in names}
+    longer = sorted(best, key=lambda name: -best[name])[: tuning.extended]
+    results = {
+        "split": "validation",
+        "seed": run.options.seed * 1000,
+        "rounds": tuning.rounds or study.federation.rounds,
+        "trials": [
+            {"strategy": name, "settings": values, "accuracy": accuracy} for name, trials in found.items() for values, accuracy in trials
+        ],
+        "counts": {name: len(trials) for name, trials in found.items()},
+        "own_trials": tuning.own_trials,
+        "chosen": {name: chosen[name] for name in names if name in chosen},
+        "extended": longer,
+    }
+    for name in names:
+        if name in chosen:
+            run.say(f"{name}: {in_words(chosen[name])}{f' ({best[name]:.2f} % on validation images)' if name in best else ''}")
+    if longer:
+        run.say(f"{tuning.extended_rounds} rounds for {series(longer)}, the best on validation images")
+    return Tuned(chosen, dict.fromkeys(longer, tuning.extended_rounds or 0), results)
+
+
+def _trial_study(study: FederatedStudy, tuning: TuningTable) -> FederatedStudy:
+    """The study with held-out images, on the inline engine, whose bits are those of the others."""
+    validation, rounds = study.data.validation or tuning.validation, tuning.rounds or study.federation.rounds
+    return dataclasses.replace(
+        study,
+        data=dataclasses.replace(study.data, validation=validation),
+        federation=dataclasses.replace(study.federation, engine="inline", rounds=rounds, rounds_of={}),
+        settings=dataclasses.replace(study.settings, validation=validation, split="validation", rounds=rounds),
+    )
+
+
+def _accuracies(study: FederatedStudy, run: Run, wanted: Mapping[str, list[Values]]) -> dict[str, list[tuple[Values, float]]]:
+    """The trials of each strategy with the accuracy after the last round, in percent."""
+    seed, device = run.options.seed * 1000, run.options.device
+    cells = {
+        name: [_trial(with_values(study.settings_for(name, seed, device), values), values, run.folder) for values in several]
+        for name, several in wanted.items()
+    }
+    every = [cell for part in cells.values() for cell in part]
+    watch = Watch(every)
+    with watched(run.console, "rounds of trials", sum(cell.settings.rounds for cell in every), watch.done, now=watch.now):
+        run_cells(study, every, run.options, load_data(study, run.options), run.say)
+    return {
+        name: [(values, float(cell.lines()[-1]["accuracy"])) for values, cell in zip(wanted[name], part, strict=True)]
+        for name, part in cells.items()
+    }
+
+
+def _trial(settings: Settings, values: Values, folder: Path) -> Cell:
+    name = "-".join([settings.strategy, *(f"{key}{value:g}" for key, value in values.items())])
+    return Cell(settings, folder / "tuning" / name, f"trial of {settings.strategy}, {in_words(values)}", may_fail=True)
+
+
+def _best(trials: Sequence[tuple[Values, float]]) -> Values:
+    """The settings with the highest accuracy; of equal ones the first."""
+    return max(trials, key=lambda trial: trial[1])[0]
