@@ -17,6 +17,7 @@ from distill.foreign.files import read_file
 from distill.foreign.layouts import LAYOUTS, Layout, Parts, recognised
 from distill.labels import DEFAULT_KIND, LABEL_KINDS
 from distill.records import versions
+from distill.set_notes import unnormalised
 from distill.spec import DataSpec, column
 from distill.whitening import Whitening
 
@@ -168,14 +169,14 @@ def _sound(tensor: Tensor, what: str) -> Tensor:
 def _check_values(images: Tensor, meaning: str, spec: DataSpec) -> None:
     """Raises `InputError` where the values cannot be what they are said to be."""
     low, high = float(images.min()), float(images.max())
-    lowest = min((0 - mean) / std for mean, std in zip(spec.mean, spec.std, strict=True))
     if meaning != "whitened" and low >= 0 and 1 + _OUTSIDE < high <= 255:
         raise InputError(f"images lie in {low:.3g} to {high:.3g}, as bytes do; save them as uint8, or divided by 255.")
     if meaning == "pixels" and not -_OUTSIDE <= low <= high <= 1 + _OUTSIDE:
         raise InputError(f"images lie in {low:.3g} to {high:.3g}, and pixels in 0 to 1; give --values normalised or whitened.")
-    if meaning == "normalised" and low >= -0.02 and high <= 1.02 and lowest < -0.2:
+    if meaning == "normalised" and unnormalised(low, high, spec):
+        begin = spec.bounds[0]
         raise InputError(
-            f"images lie in {low:.3g} to {high:.3g}, as pixels do; normalised ones of {spec.name!r} begin at {lowest:.3g}: --values pixels."
+            f"images lie in {low:.3g} to {high:.3g}, as pixels do; normalised ones of {spec.name!r} begin at {begin:.3g}: --values pixels."
         )
 
 

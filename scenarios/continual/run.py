@@ -5,6 +5,8 @@ from pathlib import Path
 
 from distill.data import ImageData
 from distill.errors import InputError
+from distill.methods import METHODS
+from distill.methods.advice import advice
 from distill.networks import create
 from distill.randomness import generator
 from distill.records import read_lines
@@ -40,6 +42,17 @@ def check(study: ContinualStudy, data: ImageData) -> None:
         from apps.continual.engine import avalanche
 
         avalanche()
+
+
+def advised(study: ContinualStudy, data: ImageData) -> list[str]:
+    """See `distill.methods.advice`: of each memory that is condensed, at its largest number of images a class."""
+    from apps.continual.benchmark import DECODED
+
+    most, methods = max(*study.memory.per_class, *study.memory.bytes_of, 1), {}
+    for name, settings in study.settings.items():
+        if (method := name.removesuffix(DECODED)) in METHODS:
+            methods[method] = METHODS[method][0](**settings)
+    return [line for method, config in methods.items() for line in advice(method, config, data.spec, most)]
 
 
 def fill(study: ContinualStudy, run: Run) -> None:

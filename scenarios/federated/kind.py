@@ -13,4 +13,5 @@ KIND = Kind(
     sets=unions.sets,
     classes=unions.classes,
     load=unions.load,
+    advice=run.advised,
 )

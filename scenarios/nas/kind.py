@@ -20,4 +20,5 @@ KIND = Kind(
     View(show.answer, show.accuracy_table, show.question, show.missing, note=show.NOTE, main=r"proxies\..*\.(spearman|regret@1)"),
     sets=sets,
     takes="as a set that ranks networks",
+    advice=run.advised,
 )

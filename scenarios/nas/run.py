@@ -26,6 +26,7 @@ from distill.data import ImageData
 from distill.decode import Decode, as_text, from_text
 from distill.drawing import Drawing
 from distill.errors import InputError
+from distill.methods.advice import advice
 from distill.networks import Factory, create
 from distill.randomness import generator
 from distill.records import read_json, write_whole
@@ -54,6 +55,12 @@ def check(study: NasStudy, data: ImageData) -> None:
     if study.run.table is not None:
         read_table(_table(study.run.table))
     check_crew(_crew(study), {candidate.id: candidate.network for candidate in candidates})
+
+
+def advised(study: NasStudy, data: ImageData) -> list[str]:
+    """See `distill.methods.advice`: of each method that has a network of its own."""
+    named = [(name, settings) for name, settings in study.methods.items() if settings.network != "space"]
+    return [line for name, settings in named for line in advice(name, settings, data.spec, study.sets.ipc)]
 
 
 def fill(study: NasStudy, run: Run) -> None:

@@ -28,6 +28,7 @@ KIND = Kind(
     sets=sets,
     load=load,
     with_set="released",
+    advice=run.advised,
     own=Places(
         methods=(("method", "name"),),
         networks=(("method", "network"), ("evaluation", "networks"), ("attack", "network"), ("visual", "network")),
