@@ -15,12 +15,12 @@ from distill.decode import Formation, Frequency
 from distill.evaluation import evaluate
 from distill.networks import create
 from distill.randomness import generator
+from distill.recipe import Recipe
 from distill.scoring import Plan, score
 from distill.set_notes import NEAR_ZERO, set_notes, teacher_notes, unnormalised
 from distill.set_parts import StepSizes
 from distill.spec import DataSpec
 from distill.teachers import Teacher, teacher_network
-from distill.train import Recipe
 from tests.conftest import toy
 
 RECIPE = Recipe(max_steps=2, batch_size=8, augmentation="none")
