@@ -14,5 +14,5 @@ KIND = Kind(
     takes="as the first experience and its memory",
     advice=run.advised,
     some_classes=True,
-    own=Places(methods=(("memory", "methods"),), networks=(("learner", "network"), ("settings.*", "network"))),
+    own=Places((("memory", "methods"),), (("learner", "network"), ("settings.*", "network")), suffix="-decoded"),
 )

@@ -165,7 +165,8 @@ def _condensed(study: NasStudy, run: Run, ledger: Ledger) -> dict[str, SetProxy]
     for method in study.methods:
         sets, seconds, settings = [], 0.0, study.merged["methods"][method]
         for i in range(study.sets.copies):
-            path, checkpoint = folder / f"{method}-{i}.safetensors", folder / f"checkpoint-{method}-{i}.safetensors"
+            path = folder / file_of(method, i)
+            checkpoint = folder / f"checkpoint-{path.name}"
             if not path.exists():
                 run.say(f"making {method}, set {i + 1} of {study.sets.copies}")
                 wall, cpu = time.monotonic(), time.process_time()
@@ -198,6 +199,11 @@ def _condensed(study: NasStudy, run: Run, ledger: Ledger) -> dict[str, SetProxy]
             seconds += ledger.rows["condensed", method, i, ""]["cpu_seconds" if options.device == "cpu" else "seconds"]
         proxies[method] = SetProxy(tuple(sets), seconds)
     return proxies
+
+
+def file_of(method: str, copy: int) -> Path:
+    """Where a run keeps a copy of a method's set; an import path has a colon, which is for some systems no part of a name."""
+    return Path(f"{method.replace(':', '.')}-{copy}.safetensors")
 
 
 def _network(study: NasStudy, name: str) -> Factory:
