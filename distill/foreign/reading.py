@@ -11,8 +11,8 @@ from torch import Tensor
 
 from distill.condensed import CondensedSet, Provenance
 from distill.data import ImageData
-from distill.decode import Decode, Formation, as_text, from_text
-from distill.errors import InputError, a_kind, type_and_shape, unknown_name
+from distill.decode import MAX_FACTOR, Decode, as_text, from_text
+from distill.errors import InputError, a_kind, clipped, type_and_shape, unknown_name
 from distill.foreign.files import read_file
 from distill.foreign.layouts import LAYOUTS, Layout, Parts, recognised
 from distill.labels import DEFAULT_KIND, LABEL_KINDS
@@ -109,9 +109,17 @@ def _answers(
         questions.append("the learned step size: --lr NUMBER from the run's log, the file lr_best.pt if there is one, or --lr none")
     if questions:
         raise InputError(f"the files ({layout.source}) do not say {'; nor '.join(questions)}.")
-    form = from_text(decode) if decode is not None else None if factor is None else Formation(int(factor))
+    form = from_text(decode) if decode is not None else None if factor is None else _formation(factor)
     step = part.lr if lr is None else None if lr == "none" else float(lr)
     return values or stated or "", form, step
+
+
+def _formation(factor: Tensor) -> Decode | None:
+    """Grids of the file's factor; 1 stands for plain images."""
+    number = float(factor) if factor.numel() == 1 and not factor.is_complex() else math.nan
+    if not 1 <= number <= MAX_FACTOR or number != int(number):
+        raise InputError(f"the file's factor is {clipped(factor.tolist(), 60)}; allowed: a whole number from 1 to {MAX_FACTOR}.")
+    return None if number == 1 else from_text(f"formation:{int(number)}")
 
 
 def _images(images: Tensor, spec: DataSpec) -> Tensor:
@@ -195,6 +203,8 @@ def _numbers(part: Parts, name: str, count: int) -> tuple[float, ...] | None:
     found = (part.facts or {}).get(name)
     if found is not None and (found.numel() != count or not bool(torch.isfinite(found).all())):
         raise InputError(f"{name} is {type_and_shape(found)}; allowed: {count} finite numbers, one a channel.")
+    if found is not None and name == "std" and not bool((found > 0).all()):
+        raise InputError(f"std is {clipped(found.tolist(), 60)}; allowed: positive numbers, one a channel.")
     return None if found is None else tuple(found.double().flatten().tolist())
 
 
