@@ -1,12 +1,13 @@
 """What the server takes from a client's answer, and what a rule that turns answers into new weights has."""
 
 import statistics
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
+from apps.federated.admission import Decision
 from apps.federated.averaging import LocalResult
 from apps.federated.messages import RecordDict
 from distill.condensed import CondensedSet
@@ -46,6 +47,7 @@ class Rule(Protocol):
     def read(
         self, content: RecordDict, weights: Weights
     ) -> CondensedSet | LocalResult | None: ...  # the checked answer, None when it is empty; `InputError`
+    def admit(self, accepted: Sequence[Accepted]) -> Mapping[int, Decision]: ...  # by client; one without a decision is admitted
     def combine(self, number: int, weights: Weights, accepted: Sequence[Accepted]) -> Weights: ...
     def state(self) -> Weights: ...
     def load_state(self, state: Weights) -> None: ...

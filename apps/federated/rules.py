@@ -1,16 +1,18 @@
 """How the server turns checked answers into new weights: here the rule for condensed uploads; those for weights are in weight_rules.py."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from apps.federated.admission import Admission, Decision
 from apps.federated.answers import MAX_EXAMPLES, Accepted, Rule, Weights
 from apps.federated.messages import MAX_STATEMENT, RecordDict, facts_of, parts_of, statement_of, whole
-from apps.federated.settings import WEIGHTS, Settings, upload_form
+from apps.federated.settings import WEIGHTS, Settings, method_config, upload_form
 from apps.federated.union import learn, union
 from apps.federated.weight_rules import WEIGHT_RULES
 from apps.federated.wire import Limits, decode, upload_bytes
 from distill.condensed import CondensedSet
+from distill.data import Split
 from distill.errors import InputError
 from distill.labels import DEFAULT_KIND
 from distill.networks import Factory, create
@@ -18,10 +20,27 @@ from distill.randomness import derived_seed, generator
 from distill.spec import DataSpec
 
 
-def rule_for(settings: Settings, spec: DataSpec, clients: int, folder: Path | None = None, *, network: Factory | None = None) -> Rule:
-    """The rule of ``settings.strategy``; ``folder`` gets the last round's union, ``network`` is in place of the one that they name."""
+def rule_for(
+    settings: Settings,
+    spec: DataSpec,
+    clients: int,
+    folder: Path | None = None,
+    *,
+    network: Factory | None = None,
+    held_out: Split | None = None,
+) -> Rule:
+    """The rule of ``settings.strategy``.
+
+    Args:
+        settings: of the run.
+        spec: of the data.
+        clients: of the federation.
+        folder: gets the last round's union.
+        network: in place of the one that the settings name.
+        held_out: the server's images that admission checks uploads with, normalised.
+    """
     if settings.strategy not in WEIGHTS:
-        return CondensedUnion(settings, spec, folder, network=network)
+        return CondensedUnion(settings, spec, folder, network=network, held_out=held_out)
     made = create(network or settings.network, spec, generator(settings.seed, "server", "names"))
     return WEIGHT_RULES[settings.strategy](settings, clients, [name for name, _ in made.named_parameters()])
 
@@ -32,12 +51,22 @@ class CondensedUnion:
     action = "train.condense"
     clients = 0  # it does not depend on them
 
-    def __init__(self, settings: Settings, spec: DataSpec, folder: Path | None = None, *, network: Factory | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        spec: DataSpec,
+        folder: Path | None = None,
+        *,
+        network: Factory | None = None,
+        held_out: Split | None = None,
+    ) -> None:
         asked = settings.upload.classes
         classes = tuple(range(spec.num_classes)) if asked is None else tuple(c for c in asked if c < spec.num_classes)
         self.settings, self.folder, self.network = settings, folder, network or settings.network
         self.limits = Limits(spec, classes, settings.upload.ipc, settings.upload.pixels, upload_form(settings))
         self.memory: list[CondensedSet] = []
+        makes_soft = bool(getattr(method_config(settings), "soft_labels", False))
+        self.admission = Admission(settings.admission, self.network, spec, settings.seed, held_out, soft_labels=makes_soft)
         self.records = ("upload", "facts") if settings.privacy is None else ("upload", "facts", "privacy")
 
     def most_bytes(self, weights: Weights) -> int:
@@ -59,10 +88,17 @@ class CondensedUnion:
             raise InputError("the upload carries no privacy statement; the federation asks for one.")
         return dataclasses.replace(condensed, provenance=dataclasses.replace(condensed.provenance, dp=statement))
 
+    def admit(self, accepted: Sequence[Accepted]) -> Mapping[int, Decision]:
+        if self.settings.admission.kind == "none":
+            return {}
+        return self.admission({each.client: each.value for each in accepted if isinstance(each.value, CondensedSet)})
+
     def combine(self, number: int, weights: Weights, accepted: Sequence[Accepted]) -> Weights:
         settings, shares = self.settings, None
         if settings.server.client_weights == "examples":
             shares = [float(each.examples) for each in accepted]
+        elif settings.server.client_weights == "clients":
+            shares = [1.0] * len(accepted)
         sets = [each.value for each in accepted if isinstance(each.value, CondensedSet)]
         joined = union(sets, shares)
         if self.folder is not None:
@@ -81,7 +117,7 @@ class CondensedUnion:
     def load_state(self, state: Weights) -> None:
         places = sorted({int(name.split("/")[1]) for name in state})
         spec = self.limits.spec
-        kind = "weighted" if self.settings.server.client_weights == "examples" else DEFAULT_KIND
+        kind = DEFAULT_KIND if self.settings.server.client_weights == "equal" else "weighted"
         self.memory = [
             CondensedSet(state[f"memory/{place}/images"], state[f"memory/{place}/labels"], spec, label_kind=kind) for place in places
         ]

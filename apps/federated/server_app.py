@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flwr.serverapp import Grid, ServerApp
 
+from apps.federated.admission import held_out_images
 from apps.federated.client_app import data_of, torch_threads
 from apps.federated.condense import partition_of
 from apps.federated.exchange import Exchange
@@ -74,7 +75,8 @@ def serve(
             module.load_state_dict(weights)
             return accuracy(module, judged, settings.split)
 
-        rule = rule_for(settings, data.spec, count or 1, folder, network=network)
+        held_out = held_out_images(data, settings.admission)
+        rule = rule_for(settings, data.spec, count or 1, folder, network=network, held_out=held_out)
         sizes = None if own_shards else [len(part) for part in partition_of(data, settings).parts]
         strategy = Federation(settings, rule, data.spec, weights, roster, judge=judge, folder=folder, sizes=sizes)
         if strategy.done < settings.rounds:

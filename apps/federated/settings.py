@@ -8,13 +8,13 @@ from typing import Annotated, Literal, Protocol
 import pydantic
 from pydantic import Field
 
+from apps.federated.admission import AdmissionConfig
 from apps.federated.partition import PartitionConfig
 from apps.federated.wire import Pixels
 from distill.augment import strategy as augmentation
 from distill.configure import STRICT, configure
 from distill.coresets import CORESETS
 from distill.decode import Decode, from_text
-from distill.distiller import Config
 from distill.errors import InputError, unknown_name
 from distill.methods import METHODS
 from distill.methods.presets import presets_of
@@ -22,7 +22,8 @@ from distill.networks import check_name
 from distill.synthetic import Initial
 from distill.train import Recipe
 
-WEIGHTS = ("fedavg", "fedavgm", "fedprox", "fedadam", "scaffold", "fednova", "feddyn")
+ROBUST = ("fedmedian", "fedtrimmedavg", "krum", "multikrum")
+WEIGHTS = ("fedavg", "fedavgm", "fedprox", "fedadam", "scaffold", "fednova", "feddyn", *ROBUST)
 REMEMBERING = ("scaffold", "feddyn")  # whose clients keep something from round to round
 ALONE = ("local", "central")  # no messages: each client by itself, and all data in one place
 STRATEGIES = ("feddm", *CORESETS, *WEIGHTS, *ALONE)
@@ -62,13 +63,13 @@ class ServerConfig:
     Attributes:
         recipe: of the training; the published one is 500 epochs of SGD.
         radius: project the new weights onto the ball of this radius around the old ones; None: no limit.
-        client_weights: "examples" weighs a client's images by n_k / n, "equal" does not.
+        client_weights: "examples" weighs a client's images by n_k / n; "equal" counts every image the same, "clients" every client.
         memory: number of earlier rounds whose unions are kept and learned from too.
     """
 
     recipe: Recipe = field(default_factory=lambda: Recipe(epochs=500, schedule="constant", augmentation="none"))
     radius: Annotated[float, Field(gt=0)] | None = None
-    client_weights: Literal["equal", "examples"] = "equal"
+    client_weights: Literal["equal", "clients", "examples"] = "equal"
     memory: Annotated[int, Field(ge=0)] = 0
 
 
@@ -115,6 +116,7 @@ class AveragingConfig:
         fedadam_tau: added to the root of its second moment; a larger one adapts less.
         feddyn_alpha: weight of FedDyn's regularisation, on the server and the clients.
         scaffold_weights: "equal" counts every client once in SCAFFOLD's means, as its paper does; "examples" by n_k / n, as FedAvg does.
+        malicious: share of the clients that krum, multikrum and fedtrimmedavg assume malicious.
     """
 
     fedavgm_lr: Annotated[float, Field(gt=0)] = 1.0
@@ -125,6 +127,7 @@ class AveragingConfig:
     fedadam_tau: Annotated[float, Field(gt=0)] = 0.001
     feddyn_alpha: Annotated[float, Field(gt=0)] = 0.1
     scaffold_weights: Literal["equal", "examples"] = "equal"
+    malicious: Annotated[float, Field(ge=0, lt=0.5)] = 0.3
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
@@ -157,6 +160,7 @@ class Settings:
         local: local SGD of strategies that send weights.
         averaging: what their servers do.
         privacy: what is asked of private clients, or None. What they give is decided on their nodes (`client_privacy`).
+        admission: which uploads join the union.
     """
 
     strategy: str = "feddm"
@@ -182,6 +186,7 @@ class Settings:
     local: LocalConfig = field(default_factory=LocalConfig)
     averaging: AveragingConfig = field(default_factory=AveragingConfig)
     privacy: PrivacyRequest | None = None
+    admission: AdmissionConfig = field(default_factory=AdmissionConfig)
 
     @property
     def down(self) -> bool:
@@ -202,7 +207,7 @@ def check(settings: Settings) -> Settings:
             raise InputError(f"privacy is on and strategy {settings.strategy!r} has no private form here; allowed: feddm.")
         if settings.upload.warm_start:
             raise InputError("privacy is on: images of the round before are no private start; set warm_start = false.")
-        if settings.server.client_weights != "equal":
+        if settings.server.client_weights == "examples":
             raise InputError('privacy is on: a client\'s number of images is private; set server.client_weights = "equal".')
         if settings.upload.networks != "fresh":
             raise InputError('privacy is on: private clients draw their networks themselves; set upload.networks = "fresh".')
@@ -217,7 +222,7 @@ def check_clients(settings: Settings) -> None:
         )
 
 
-class MethodConfig(Config, Protocol):
+class MethodConfig(Protocol):
     """What the configs of all methods have."""
 
     @property

@@ -88,8 +88,7 @@ class Federation(Strategy):
         sizes: Sequence[int] | None = None,
     ) -> None:
         self.settings, self.rule, self.spec, self.roster, self.judge, self.folder = settings, rule, spec, roster, judge, folder
-        self.weights = weights
-        self.sizes = sizes
+        self.weights, self.sizes = weights, sizes
         self.done, self.number = 0, 0
         self.began = 0.0  # the round, in seconds of the monotonic clock
         self.before = weights, rule.state()  # to go back to where a round's weights are refused
@@ -157,7 +156,7 @@ class Federation(Strategy):
             if (result := self._accept(self.asked[answer.node], answer)) is not None:
                 accepted.append(result)
         accepted.sort(key=lambda each: each.client)  # replies come in any order
-        if not accepted:
+        if not (accepted := self._admitted(accepted)):
             self.note = self.note or "no valid answer: the model stays as it was"
             return None, None
         try:
@@ -289,6 +288,16 @@ class Federation(Strategy):
         known, examples = self._known(asked.client, facts), facts.get("num-examples", 1)
         self.claims[asked.client] = (int(examples) if isinstance(examples, int | float) else 1, known)
         return Accepted(asked.client, value)
+
+    def _admitted(self, accepted: list[Accepted]) -> list[Accepted]:
+        """Those whose uploads the rule admits, with what it leaves of them; the others are excluded with its reason."""
+        decisions = self.rule.admit(accepted)
+        for each in self.asked.values():
+            if (made := decisions.get(each.client)) is not None:
+                each.images, each.note = len(made.images or ()), "; ".join(filter(None, (each.note, made.note)))
+                each.status, each.why = (each.status, each.why) if made.images is not None else ("excluded", made.why)
+        left = [(each, decisions[each.client].images if each.client in decisions else each.value) for each in accepted]
+        return [replace(each, value=value) for each, value in left if value is not None]
 
     def _known(self, client: int, facts: Mapping[str, object]) -> int | None:
         """The client's number of examples by the run's partition, None if it is unknown; `InputError` if the client claims another."""

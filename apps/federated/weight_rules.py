@@ -1,22 +1,29 @@
 """How the server puts together the weights of clients: one class a strategy, by name in `WEIGHT_RULES`.
 
-FedAvg, FedProx, FedAvgM and FedAdam are Flower's own strategies on the checked answers; the others are in averaging.py. A client counts by
-its number of examples (n_k / n), but for SCAFFOLD and FedDyn, whose papers count clients equally. A step of the server's optimiser is of
-the trainable weights; BatchNorm's running statistics are averaged.
+FedAvg, FedProx, FedAvgM, FedAdam and those that resist malicious clients (coordinate-wise median and trimmed mean, Yin et al., ICML 2018;
+Krum and Multi-Krum, Blanchard et al., NeurIPS 2017) are Flower's own strategies on the checked answers; the others are in averaging.py.
+A client counts by its number of examples (n_k / n), but for SCAFFOLD and FedDyn, whose papers count clients equally, and for the robust
+ones, which count each once. A step of the server's optimiser is of the trainable weights; BatchNorm's running statistics are averaged.
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from apps.federated.admission import Decision
 from apps.federated.answers import MAX_EXAMPLES, Accepted, Weights
 from apps.federated.averaging import LocalResult, feddyn, fednova, normaliser, scaffold, weighted_mean
 from apps.federated.messages import Message, MetricRecord, RecordDict, facts_of, parts_of, record_of, whole
 from apps.federated.settings import Settings
 from apps.federated.wire import ROOM_BYTES, decode_weights, encode_weights
 from distill.errors import InputError
+
+if TYPE_CHECKING:
+    from flwr.serverapp.strategy import FedAvg
 
 
 class _WeightRule:
@@ -51,6 +58,9 @@ class _WeightRule:
         steps = whole(facts, "steps", due, due)
         trained = decode_weights(parts_of(content, "arrays"), weights)
         return LocalResult(trained, examples, steps, normaliser(steps, self.settings.local.momentum))
+
+    def admit(self, accepted: Sequence[Accepted]) -> Mapping[int, Decision]:
+        return {}  # robust rules choose while they combine
 
     def state(self) -> Weights:
         return dict(self.kept)
@@ -87,14 +97,28 @@ def _joined(weights: Weights, results: Sequence[LocalResult], moved: Mapping[str
     return {name: moved.get(name, means[name]).to(value.dtype) for name, value in weights.items()}
 
 
+def averaging(settings: Settings, answers: int) -> "FedAvg":
+    """Flower's strategy for the run's name that aggregates this number of answers."""
+    from flwr.serverapp.strategy import FedAvg, FedMedian, FedProx, FedTrimmedAvg, Krum, MultiKrum
+
+    share, mu = settings.averaging.malicious, settings.local.proximal_mu
+    bad = math.floor(share * answers)
+    made: dict[str, Callable[[], FedAvg]] = {
+        "fedavg": FedAvg,
+        "fedprox": lambda: FedProx(proximal_mu=mu) if mu > 0 else FedAvg(),
+        "fedmedian": FedMedian,
+        "fedtrimmedavg": lambda: FedTrimmedAvg(beta=share),
+        "krum": lambda: Krum(num_malicious_nodes=bad),
+        "multikrum": lambda: MultiKrum(num_malicious_nodes=bad, num_nodes_to_select=answers - bad),
+    }
+    return made[settings.strategy]()
+
+
 class Averages(_WeightRule):
-    """FedAvg and FedProx."""
+    """Means, medians and choices of weights: what Flower's strategy of `averaging` makes of the checked answers."""
 
     def combine(self, number: int, weights: Weights, accepted: Sequence[Accepted]) -> Weights:
-        from flwr.serverapp.strategy import FedAvg, FedProx
-
-        prox = self.settings.strategy == "fedprox" and self.settings.local.proximal_mu > 0
-        strategy = FedProx(proximal_mu=self.settings.local.proximal_mu) if prox else FedAvg()
+        strategy = averaging(self.settings, len(accepted))
         arrays, _ = strategy.aggregate_train(number, _replies(_results(accepted), weights))
         if arrays is None:
             raise InputError("Flower's aggregation gave no weights.")
@@ -197,6 +221,10 @@ class Scaffold(_WeightRule):
 WEIGHT_RULES: dict[str, type[Averages | ServerMomentum | ServerAdam | FedNova | FedDyn | Scaffold]] = {
     "fedavg": Averages,
     "fedprox": Averages,
+    "fedmedian": Averages,
+    "fedtrimmedavg": Averages,
+    "krum": Averages,
+    "multikrum": Averages,
     "fedavgm": ServerMomentum,
     "fedadam": ServerAdam,
     "scaffold": Scaffold,

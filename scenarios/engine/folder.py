@@ -56,13 +56,12 @@ def run_study(kind: AnyKind, study: Study, options: Options) -> tuple[Path, Reco
     if folder.exists() and any(folder.iterdir()) and not options.resume:
         raise InputError(f"{folder} holds an unfinished run; add --resume to continue it, or delete the folder.")
     data = load_data(study, options)
-    kind.check(study, data)
-    notes = list(dict.fromkeys([*data.notes, *kind.advice(study, data)]))
-    for note in notes if sharding.rank() == 0 else ():
+    for note in data.notes if sharding.rank() == 0 else ():
         say(console, f"note: {printable(note)}")
+    kind.check(study, data)
     if sharding.rank() > 0:  # computes its share; the first process keeps the folder
         kind.fill(study, Run(options, data, folder, {}, Console(quiet=True)))
-        return folder, {**_record(kind, study, options, notes), "status": "done"}
+        return folder, {**_record(kind, study, options, data), "status": "done"}
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with _resumable(), _only_one(folder):
@@ -71,7 +70,7 @@ def run_study(kind: AnyKind, study: Study, options: Options) -> tuple[Path, Reco
         before = _worked_before(folder, earlier) if earlier else 0.0
         config = {"scenario": study.name, "title": study.title, "seed": options.seed, "device": options.device, **study.merged}
         write_json(folder / "config.json", config)
-        record = _record(kind, study, options, notes)
+        record = _record(kind, study, options, data)
         if earlier:
             record["seconds"], record["peak_memory_bytes"] = before, earlier["peak_memory_bytes"]
         write_json(folder / "record.json", record)
@@ -92,7 +91,7 @@ def run_study(kind: AnyKind, study: Study, options: Options) -> tuple[Path, Reco
     return folder, record
 
 
-def _record(kind: AnyKind, study: Study, options: Options, notes: list[str]) -> Record:
+def _record(kind: AnyKind, study: Study, options: Options, data: ImageData) -> Record:
     """The record of a run that begins."""
     return {
         "schema": 1,
@@ -105,7 +104,7 @@ def _record(kind: AnyKind, study: Study, options: Options, notes: list[str]) -> 
         "seconds": 0.0,
         "peak_memory_bytes": 0,
         "environment": environment(options.device),
-        "notes": notes,
+        "notes": list(data.notes),
     }
 
 

@@ -1,6 +1,5 @@
 """The kind "federated"."""
 
-from scenarios.engine.own import Places
 from scenarios.engine.study import Kind, View
 from scenarios.federated import run, schema, show, unions
 
@@ -14,6 +13,4 @@ KIND = Kind(
     sets=unions.sets,
     classes=unions.classes,
     load=unions.load,
-    own=Places(methods=(("upload", "method"),), networks=(("federation", "network"),)),
-    advice=run.advised,
 )

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field
 
+from apps.federated.admission import AdmissionConfig
 from apps.federated.partition import PartitionConfig
 from apps.federated.settings import (
     STRATEGIES,
@@ -28,9 +29,15 @@ from scenarios.federated.node import checked, request
 from scenarios.reporting.text import series
 
 ENGINES = ("inline", "simulation", "deployment")
-TABLES = ("data", "federation", "partition", "upload", "server", "local", "averaging", "tuning", "privacy")
+TABLES = ("data", "federation", "partition", "upload", "server", "local", "averaging", "admission", "tuning", "privacy")
 # Tables that are parts of the settings.
-PARTS = (("partition", PartitionConfig), ("server", ServerConfig), ("local", LocalConfig), ("averaging", AveragingConfig))
+PARTS = (
+    ("partition", PartitionConfig),
+    ("server", ServerConfig),
+    ("local", LocalConfig),
+    ("averaging", AveragingConfig),
+    ("admission", AdmissionConfig),
+)
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
@@ -144,12 +151,6 @@ def study(name: str, title: str, tables: Tables, source: str) -> FederatedStudy:
     tuning = None if "tuning" not in tables else _tuning(tables["tuning"], federation, f"{source}: [tuning]")
     own = {field.name for field in dataclasses.fields(UploadConfig)} - {"settings"}
     upload_table = dict(tables.get("upload", {}))
-    for key, named in (("[upload]: key 'method'", upload_table.get("method")), ("[federation]: key 'network'", federation.network)):
-        if isinstance(named, str) and ":" in named and federation.engine != "inline":
-            raise InputError(
-                f"{source}: {key} is {clipped(named)!r}, and the clients of engine {federation.engine!r} are processes of their own, which "
-                'import nothing that a message names; allowed: engine = "inline", or a Flower app of your own (examples/own_app).'
-            )
     upload = {key: value for key, value in upload_table.items() if key in own}
     upload["settings"] = {key: value for key, value in upload_table.items() if key not in own}
     for key, kind in PARTS:
@@ -170,6 +171,7 @@ def study(name: str, title: str, tables: Tables, source: str) -> FederatedStudy:
         "server": tables.get("server", {}),
         "local": tables.get("local", {}),
         "averaging": tables.get("averaging", {}),
+        "admission": tables.get("admission", {}),
     }
     settings, privacy = from_mapping(values, source), tables.get("privacy")
     check_clients(settings)
@@ -184,6 +186,8 @@ def study(name: str, title: str, tables: Tables, source: str) -> FederatedStudy:
     dump = pydantic.TypeAdapter(Settings).dump_python(settings, mode="json") | {"privacy": privacy}
     for key in ("strategy", "seed", "device", *(["averaging"] if settings.averaging == AveragingConfig() else [])):
         del dump[key]
+    if settings.admission == AdmissionConfig():
+        del dump["admission"]
     if settings.local.augmentation == LocalConfig().augmentation:  # as that table: studies that do not use it keep their hash
         del dump["local"]["augmentation"]
     extra: Config = {"strategies": list(federation.strategies), "engine": federation.engine, "seeds": federation.seeds}

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from apps.federated.settings import WEIGHTS, Settings
+from apps.federated.settings import ALONE, ROBUST, WEIGHTS, Settings
 from scenarios.engine.folder import load_data
 from scenarios.engine.progress import watched
 from scenarios.engine.record import Results
@@ -24,7 +24,7 @@ Values = dict[str, float]  # of settings, by name
 
 TUNED = ("fedavg", "fedavgm", "fedprox", "scaffold")
 # Strategies that take FedAvg's pair, and the setting of their own server that is tuned with it.
-FOLLOWING = {"fednova": None, "fedadam": "fedadam_lr", "feddyn": "feddyn_alpha", "local": None, "central": None}
+FOLLOWING = {"fednova": None, "fedadam": "fedadam_lr", "feddyn": "feddyn_alpha", **dict.fromkeys((*ROBUST, *ALONE))}
 
 
 @dataclass(frozen=True)
