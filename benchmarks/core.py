@@ -29,7 +29,7 @@ from torch import Tensor
 
 from benchmarks import plain
 from benchmarks.page import with_table
-from distill.adjoint import Student, View, matching_gradient
+from distill.adjoint import Student, View, matching_gradient, stepwise
 from distill.augment import DSA, augment, strategy
 from distill.condensed import CondensedSet
 from distill.data import ImageData, Split
@@ -137,7 +137,8 @@ class Setting:
         student = Student(copy.deepcopy(self.network), compile=compile)
 
         def gradient() -> tuple[Tensor, Tensor]:
-            gradients = matching_gradient(student, *self.segment(), steps=MTT_STEPS)
+            start, target, images, labels, lr, view = self.segment()
+            gradients = matching_gradient(student, start, target, images, labels, lr, stepwise(view), steps=MTT_STEPS)
             return gradients.loss, gradients.images
 
         return gradient
@@ -264,7 +265,8 @@ def segment_alone(form: str, width: int) -> None:
     if method == "plain":
         plain.mtt(setting.network, *setting.segment(), steps=int(steps))
     else:
-        matching_gradient(Student(setting.network), *setting.segment(), steps=int(steps))
+        start, target, images, labels, lr, view = setting.segment()
+        matching_gradient(Student(setting.network), start, target, images, labels, lr, stepwise(view), steps=int(steps))
     print(peak_memory_bytes())
 
 

@@ -125,6 +125,11 @@ class Student:
         return gradient, curved, [torch.cat(parts) for parts in zip(*inputs, strict=True)]
 
 
+def stepwise(view: View) -> Views:
+    """The batches of several steps, made one after the other by ``view``."""
+    return lambda steps, images, labels: [view(step, images, labels) for step in steps]
+
+
 def matching_gradient(
     student: Student,
     start: Tensor,
@@ -132,10 +137,9 @@ def matching_gradient(
     images: Tensor,
     labels: Tensor,
     lr: Tensor,
-    view: View | None = None,
+    views: Views,
     *,
     steps: int,
-    views: Views | None = None,
     at_once: int = 1,
 ) -> Matched:
     """Loss |w[N] - target|^2 / |start - target|^2 (Cazenavette et al., CVPR 2022, eq. 2) and its exact gradients.
@@ -147,14 +151,10 @@ def matching_gradient(
         images: (n, C, H, W).
         labels: (n,), or (n, K) soft labels, which get gradients, too.
         lr: step size, 0-dimensional.
-        view: the batch of each step.
+        views: the batches of several steps (`stepwise`: one after the other).
         steps: N.
-        views: in place of ``view``, the batches of several steps.
         at_once: steps whose batches are made, and differentiated, at once.
     """
-    if views is None:
-        assert view is not None
-        views = lambda group, x, y: [view(step, x, y) for step in group]  # noqa: E731
     soft = labels.is_floating_point()
     groups = [range(first, min(first + at_once, steps)) for first in range(0, steps, at_once)]
     weights = [start.detach()]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from distill.condensed import CondensedSet
 from distill.coresets import CORESETS, available, select
@@ -17,6 +18,7 @@ from distill.protocols import protocol
 from distill.randomness import generator
 from distill.recipe import Recipe
 from distill.records import Json
+from distill.set_notes import set_notes, teacher_notes
 from distill.train import resolved
 
 # Real images stored in a decoded set's form: as many as it decodes to, in as many bytes.
@@ -149,9 +151,14 @@ def training_of(name: str, condensed: CondensedSet, data: ImageData, recipe: Rec
     return Training(images, own.steps(images), own.passes(images), stored, labels if own.teacher is None else str(own.teacher))
 
 
-def notes_on(condensed: CondensedSet, data: ImageData, recipe: Recipe, baselines: Sequence[str]) -> list[str]:
-    """Notes on differences between rows: sizes, if the data have too few images, and a learned step size."""
-    notes = []
+def notes_on(
+    condensed: CondensedSet, data: ImageData, recipe: Recipe, baselines: Sequence[str], teacher: nn.Module | None = None
+) -> list[str]:
+    """Traps (`distill.set_notes`), then differences between rows: sizes, if the data have too few images, and a learned step size.
+
+    ``teacher`` is the trained network of the recipe's teacher, which is tested.
+    """
+    notes = [*set_notes(condensed), *teacher_notes(recipe.teacher, teacher, data)]
     if condensed.decode is not None:
         notes.append(
             f"stored as {as_text(condensed.decode)}: {len(condensed)} stored rows ({condensed.nbytes:,} bytes) decode to "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from distill.arrays import Images, Labels, class_numbers, image_tensor, moments
-from distill.data_notes import class_notes, one_class_note
+from distill.data_notes import class_notes, one_class_note, value_notes
 from distill.errors import InputError, clipped, unknown_name
 from distill.randomness import generator
 from distill.spec import DataSpec, Origin
@@ -195,9 +195,10 @@ class ImageData:
             mask[here[torch.randperm(len(here), generator=draws)[:count]]] = True
         return replace(self, train=self.train.at(mask.nonzero().squeeze(1).to(self.device)))
 
-    def class_notes(self) -> tuple[str, ...]:
-        """Sentences about the classes that suggest a mistake in the data (see `distill.data_notes`)."""
-        return class_notes(self.spec.classes, self.counts, set(self.test.labels.tolist()))
+    def own_notes(self) -> tuple[str, ...]:
+        """Sentences about classes, values and normalisation that suggest a mistake in the data (see `distill.data_notes`)."""
+        classes = class_notes(self.spec.classes, self.counts, set(self.test.labels.tolist()))
+        return (*classes, *value_notes(self.train.images, self.spec.mean, self.spec.std))
 
     def with_origins(
         self, *, normalisation: Origin | None = None, classes: Origin | None = None, population: Origin | None = None
@@ -280,7 +281,7 @@ class ImageData:
         spec = DataSpec(name, channels, height, width, names, tuple(mean), tuple(std), origin, listed)
         nothing = train.at(torch.zeros(0, dtype=torch.int64))
         data = cls(spec, train, nothing, test)
-        return replace(data, notes=data.class_notes()).hold_out(validation, seed).to(device)
+        return replace(data, notes=data.own_notes()).hold_out(validation, seed).to(device)
 
     @classmethod
     def from_datasets(

@@ -23,7 +23,11 @@ def with_given(
     Raises `InputError` for numbers that do not fit the channels, are not finite, or a std that is not positive; for names that are no
     list of different texts; and for images of a class that the list leaves out.
     """
-    return _renamed(_normalised(data, mean, std), classes)
+    changed = _renamed(_normalised(data, mean, std), classes)
+    if changed is data:
+        return data
+    before = data.own_notes()
+    return replace(changed, notes=(*changed.own_notes(), *(note for note in data.notes if note not in before)))
 
 
 def _normalised(data: ImageData, mean: Sequence[float] | None, std: Sequence[float] | None) -> ImageData:
@@ -66,6 +70,4 @@ def _renamed(data: ImageData, classes: Sequence[str] | None) -> ImageData:
     number = torch.tensor([place.get(name, 0) for name in names], device=data.device)
     train, validation, test = (Split(split.images, number[split.labels]) for split in (data.train, data.validation, data.test))
     spec = replace(data.spec, classes=tuple(classes), classes_origin="given")
-    renamed = replace(data, spec=spec, train=train, validation=validation, test=test, notes=())
-    before = data.class_notes()
-    return replace(renamed, notes=(*renamed.class_notes(), *(note for note in data.notes if note not in before)))
+    return replace(data, spec=spec, train=train, validation=validation, test=test)

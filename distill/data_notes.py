@@ -1,6 +1,9 @@
-"""Sentences about the classes of data that are allowed but seldom intended."""
+"""Sentences about classes, values and normalisation of data that are allowed but seldom intended."""
 
 from collections.abc import Sequence
+
+import torch
+from torch import Tensor
 
 from distill.errors import clipped
 
@@ -35,6 +38,25 @@ def class_notes(names: Sequence[str], counts: Sequence[int], tested: set[int]) -
     untested = [label for label in present if label not in tested]
     if tested and untested:
         notes.append(f"{len(untested)} of {len(names)} classes have no test images ({_named(names, untested)}).")
+    return tuple(notes)
+
+
+def value_notes(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> tuple[str, ...]:
+    """One sentence where pixels or their normalisation look as if they had another scale: 0 to 1 in place of 0 to 255, or the reverse.
+
+    Args:
+        images: of the training split, uint8 (0 to 255) or float32 (0 to 1).
+        mean: a number for each channel, of pixels in [0, 1].
+        std: as ``mean``.
+    """
+    notes, high = [], float(images.max())
+    if images.dtype == torch.uint8 and high == 1:
+        notes.append("training images are bytes (0 to 255), and none is above 1: they look like pixels in 0 to 1; give these as floats.")
+    if images.is_floating_point() and 0 < high <= 1 / 255:
+        notes.append(f"training images are floats in 0 to 1, and none is above {high:.3g}: they look divided by 255 twice; divide once.")
+    if max(*map(abs, mean), *std) > 1:
+        shown = f"{clipped(list(mean))} and std {clipped(list(std))}"
+        notes.append(f"images are normalised with mean {shown}, which pixels in 0 to 1 cannot have: of bytes, divide both by 255.")
     return tuple(notes)
 
 

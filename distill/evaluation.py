@@ -272,7 +272,7 @@ def evaluate(
     # A protocol may depend on the network.
     recipes = [compared(recipe, condensed, data, factory) for factory in factories]
     names = ["condensed", *rows_of(baselines, condensed, recipes[0])]
-    teacher_for(recipes[0].teacher, condensed, data, progress=progress)  # trained before anything else, with a bar
+    teacher = teacher_for(recipes[0].teacher, condensed, data, progress=progress)  # trained before anything else, with a bar
     labels = [factory if isinstance(factory, str) else getattr(factory, "__name__", "own network") for factory in factories]
     for what, listed in (("network", labels), ("baselines", list(baselines)), ("seeds", numbers)):
         if len(set(listed)) < len(listed):  # repeated networks would narrow the interval
@@ -287,7 +287,7 @@ def evaluate(
                     status.update(f"evaluating: {label} on {network_row.name}, seed {network_row.seed}: {network_row.value:.1f} %")
     rows = {n: {k: summed_up(v) for k, v in row.items()} for n, row in measured.items()}
     training = {name: training_of(name, condensed, data, recipes[0], whole_epochs) for name in names}
-    notes = notes_on(condensed, data, recipes[0], baselines)
+    notes = notes_on(condensed, data, recipes[0], baselines, teacher)
     notes += [f"{name} has another recipe: {other}" for name, other in zip(labels, recipes, strict=True) if other != recipes[0]]
     return Evaluation(rows, split, recipes[0], training, tuple(notes))
 

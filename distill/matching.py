@@ -131,10 +131,9 @@ def class_mean_gradients(
             found = torch.autograd.grad(loss, parts)
         gradients.update(zip(group, found, strict=True))
         total = total + loss.detach()
-    result = [gradients[c] if c in gradients else torch.zeros_like(part) for c, part in enumerate(images)]
-    if not joint:
-        sharding.summed([total, *result])
-    return total, result
+    if joint:  # every process has computed all classes
+        return total, [gradients[c] for c in everything]
+    return sharding.summed_by_class(total, gradients, images)
 
 
 def synthetic_means(view: Callable[[Tensor], Tensor], images: Sequence[Tensor], augment: Callable[[Tensor, int], Tensor]) -> Tensor:
@@ -198,6 +197,4 @@ def calibration_gradients(
             loss = segment_means(F.cross_entropy(outputs, torch.cat(labels), reduction="none")[:, None], several).sum()
         gradients.update(zip(group, torch.autograd.grad(loss, parts), strict=True))
         total = total + loss.detach()
-    result = [gradients[c] if c in gradients else torch.zeros_like(images) for c, (images, _) in enumerate(classes)]
-    sharding.summed([total, *result])
-    return total, result
+    return sharding.summed_by_class(total, gradients, [images for images, _ in classes])

@@ -158,6 +158,7 @@ class Scorecard:
         spread_sets: standard deviation of the accuracy over sets, percentage points; NaN for one set.
         spread_networks: the same over the networks of one set, in the mean; NaN for one network.
         split: the tested split.
+        notes: traps that the sets or the teacher are in (`distill.set_notes`).
     """
 
     measures: tuple[Measure, ...]
@@ -169,6 +170,7 @@ class Scorecard:
     spread_sets: float
     spread_networks: float
     split: str
+    notes: tuple[str, ...] = ()
 
     def table(self) -> list[list[str]]:
         """Header and rows as texts: every accuracy, with its chosen step size and the images that training saw."""
@@ -203,7 +205,9 @@ class Scorecard:
         return dataclasses.asdict(self)
 
 
-def scorecard(given: Sequence[CondensedSet], measures: Sequence[Measure], *, training_images: int, split: str) -> Scorecard:
+def scorecard(
+    given: Sequence[CondensedSet], measures: Sequence[Measure], *, training_images: int, split: str, notes: Sequence[str] = ()
+) -> Scorecard:
     """The scores of all rows of `distill.scoring.rows_of`, which ``measures`` has in their order.
 
     Args:
@@ -211,6 +215,7 @@ def scorecard(given: Sequence[CondensedSet], measures: Sequence[Measure], *, tra
         measures: of every row.
         training_images: number of training images, held-out ones included.
         split: the tested split.
+        notes: see `Scorecard`.
     """
     first, own = given[0], measures[0]
     means = [numbers.fmean(values) for values in own.values]
@@ -224,6 +229,7 @@ def scorecard(given: Sequence[CondensedSet], measures: Sequence[Measure], *, tra
         numbers.stdev(means) if len(means) > 1 else math.nan,
         numbers.fmean(numbers.stdev(values) for values in own.values) if len(own.values[0]) > 1 else math.nan,
         split,
+        tuple(notes),
     )
 
 

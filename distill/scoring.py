@@ -15,9 +15,10 @@ from distill.configure import STRICT
 from distill.coresets import CORESETS
 from distill.data import ImageData
 from distill.errors import Diverged, InputError, unknown_name
-from distill.evaluation import accuracy
+from distill.evaluation import accuracy, fitted
 from distill.labels import DEFAULT_KIND
 from distill.scores import Measure, Row, Scorecard, reference, scorecard
+from distill.set_notes import set_notes, teacher_notes
 from distill.teachers import teacher_for
 from distill.train import Recipe, train_network
 
@@ -68,8 +69,18 @@ def score(sets: CondensedSet | Sequence[CondensedSet], data: ImageData, plan: Pl
         InputError: if sets differ in size or form, data have no validation images, or a row's networks diverged at every step size.
     """
     given = [sets] if isinstance(sets, CondensedSet) else list(sets)
-    found = list(measures(given, data, plan or Plan(), split=split))
-    return scorecard(given, found, training_images=len(data.train) + len(data.validation), split=split)
+    plan = plan or Plan()
+    found = list(measures(given, data, plan, split=split))
+    notes = notes_on(given, data, plan)
+    return scorecard(given, found, training_images=len(data.train) + len(data.validation), split=split, notes=notes)
+
+
+def notes_on(given: Sequence[CondensedSet], data: ImageData, plan: Plan) -> list[str]:
+    """Traps that the sets or the recipe's teacher are in (`distill.set_notes`)."""
+    data = fitted(given[0], data)
+    same = compared(plan.recipe, given[0], data, plan.network)
+    teacher = teacher_for(same.teacher, given[0], data, progress=False)
+    return list(dict.fromkeys([*(note for one in given for note in set_notes(one)), *teacher_notes(same.teacher, teacher, data)]))
 
 
 def measures(
@@ -77,6 +88,7 @@ def measures(
 ) -> Iterator[Measure]:
     """Yield the accuracies of each row when its networks are trained (see `score`), those of ``done`` as they are."""
     _check(given, data, plan)
+    data = fitted(given[0], data)
     ready = {one.row: one for one in done}
     same = compared(plan.recipe, given[0], data, plan.network)
     teacher = teacher_for(same.teacher, given[0], data, progress=False)
@@ -117,6 +129,9 @@ def _check(given: Sequence[CondensedSet], data: ImageData, plan: Plan) -> None:
     for other in given[1:]:
         if (other.counts, other.decode, other.label_kind) != (given[0].counts, given[0].decode, given[0].label_kind):
             raise InputError("the sets differ in images a class, stored form or labels; score sets of one method and size together.")
+        white, its = given[0].whitening, other.whitening
+        if (white is None) != (its is None) or (white is not None and not white.same_as(its)):
+            raise InputError("the sets differ in their whitening; score sets of one whitening, or of none, together.")
     if not len(data.validation):
         raise InputError(f"data {data.spec.name!r} have no validation images to choose step sizes on; load them with validation=0.1.")
     for name in plan.baselines:

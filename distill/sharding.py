@@ -6,7 +6,7 @@ nothing.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -68,6 +68,19 @@ def summed(tensors: list[Tensor]) -> list[Tensor]:
         for tensor in tensors:
             dist.all_reduce(tensor)
     return tensors
+
+
+def summed_by_class(total: Tensor, found: Mapping[int, Tensor], leaves: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """A loss and the gradients of all classes, summed over processes.
+
+    Args:
+        total: the loss of this process's classes, 0-dimensional; it is changed.
+        found: gradients by position of the class; a class of another process has none here.
+        leaves: what they are gradients for, of all classes.
+    """
+    gradients = [found[c] if c in found else torch.zeros_like(leaf) for c, leaf in enumerate(leaves)]
+    summed([total, *gradients])
+    return total, gradients
 
 
 def any_of(flag: bool, device: torch.device) -> bool:

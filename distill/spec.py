@@ -104,6 +104,12 @@ class DataSpec:
         """(channels, height, width)."""
         return self.channels, self.height, self.width
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The lowest and highest normalised value of pixels in [0, 1], over all channels."""
+        ends = [((0 - mean) / std, (1 - mean) / std) for mean, std in zip(self.mean, self.std, strict=True)]
+        return min(low for low, _ in ends), max(high for _, high in ends)
+
     def normalise(self, images: Tensor) -> Tensor:
         """Normalise images (N, C, H, W), uint8 (0 to 255) or float (0 to 1), to float32."""
         scaled = images.to(torch.float32) / 255.0 if images.dtype == torch.uint8 else images.to(torch.float32)

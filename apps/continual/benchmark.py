@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from apps.continual.compressed import COMPRESSED, CompressedMemory
 from apps.continual.condensing import decode_of
 from apps.continual.engine import avalanche
 from apps.continual.form import Form
@@ -73,7 +74,7 @@ class Online:
 
 @dataclass(frozen=True)
 class Unit:
-    """One memory of a study. ``method`` is a method or coreset, with or without `DECODED`, or `RESERVOIR`."""
+    """One memory of a study. ``method`` is a method or coreset, with or without `DECODED`, `RESERVOIR`, or a name in `COMPRESSED`."""
 
     budget: Budget
     method: str
@@ -142,6 +143,42 @@ def reservoirs(unit: Unit, stream: Sequence[ImageData]) -> list[CondensedSet]:
     return [reservoir(stream[: number + 1], items, derived_seed(unit.seed, "order", unit.order)) for number in range(len(stream))]
 
 
+def compressed_memory(unit: Unit, spec: DataSpec) -> CompressedMemory:
+    """An empty memory of a unit whose method is in `COMPRESSED`: the bytes of its budget for each class of each experience."""
+    class_bytes = unit.budget.count * Form(spec.shape).item_bytes("float32")
+    return CompressedMemory(COMPRESSED[unit.method], class_bytes, spec.mean, spec.std, derived_seed(unit.seed, "order", unit.order))
+
+
+def sizes(unit: Unit, stream: Sequence[ImageData], folder: Path, *, progress: bool | None = None) -> list[dict[str, Json]]:
+    """Items, bytes and seconds spent condensing, after each experience; see `fill_memories`."""
+    if unit.method == RESERVOIR:  # one grid for all images
+        form = Form(stream[0].spec.shape)
+        size, grid = form.item_bytes(unit.storage), form.group_bytes(unit.storage)
+        return [{"items": len(kept), "bytes": len(kept) * size + grid, "seconds": 0.0} for kept in reservoirs(unit, stream)]
+    if unit.method in COMPRESSED:
+        memory, found = compressed_memory(unit, stream[0].spec), list[dict[str, Json]]()
+        for data in stream:
+            memory.observe(*experience_tensors(data))
+            found.append({"items": len(memory), "bytes": memory.nbytes, "seconds": 0.0})
+        return found
+    memories = fill_memories(unit, stream, folder, progress=progress)
+    return [{"items": len(memory), "bytes": memory.nbytes, "seconds": memory.seconds} for memory in memories]
+
+
+def held(unit: Unit, stream: Sequence[ImageData], folder: Path, device: str) -> list[CondensedSet]:
+    """The memory after each experience, as sets of the stream's spec on ``device``; see `fill_memories`."""
+    spec = stream[0].spec
+    if unit.method == RESERVOIR:
+        return reservoirs(unit, stream)
+    if unit.method in COMPRESSED:
+        memory, found = compressed_memory(unit, spec), list[CondensedSet]()
+        for data in stream:
+            memory.observe(*experience_tensors(data))
+            found.append(memory.condensed(spec).to(device))
+        return found
+    return [memory.condensed(spec).to(device) for memory in fill_memories(unit, stream, folder, progress=False)]
+
+
 def rows(
     strategy: str,
     unit: Unit | None,
@@ -197,6 +234,13 @@ def _buffer(unit: Unit, stream: Sequence[ImageData], folder: Path) -> ReplayBuff
         items = unit.budget.per_class(Form(stream[0].spec.shape), unit.storage) * groups
         reservoir_buffer: ReplayBuffer = avalanche("avalanche.training.storage_policy").ReservoirSamplingBuffer(items)
         return reservoir_buffer
+    if unit.method in COMPRESSED:
+        from apps.continual.compressed_buffer import CompressedBuffer
+
+        empty, items = compressed_memory(unit, stream[0].spec), unit.budget.count * groups
+        return CompressedBuffer(
+            items, empty.codec, class_bytes=empty.class_bytes, mean=stream[0].spec.mean, std=stream[0].spec.std, seed=empty.seed
+        )
     config = unit.config(stream[0].spec, groups)
     assert config.items is not None
     options: dict[str, Any] = {"per_class": config.per_class, "storage": config.storage, "seed": config.seed, "progress": False}

@@ -161,7 +161,7 @@ def _dataset(images: torch.Tensor, labels: torch.Tensor) -> AvalancheData:
 def _strategy(
     name: str, model: nn.Module, training: Training, device: torch.device, buffer: ReplayBuffer | None, smallest: int
 ) -> Strategy:
-    from apps.continual.buffer import CondensedBuffer, attach  # here: it imports Avalanche
+    from apps.continual.buffer import attach  # here: it imports Avalanche
 
     supervised, plugins = avalanche("avalanche.training.supervised"), avalanche("avalanche.training.plugins")
     optimiser = torch.optim.SGD(model.parameters(), lr=training.lr, momentum=training.momentum)
@@ -187,7 +187,8 @@ def _strategy(
             strategy = supervised.DER(
                 mem_size=buffer.max_size, batch_size_mem=batch_mem, alpha=training.alpha, beta=training.beta, **options
             )
-            return attach(strategy, buffer) if isinstance(buffer, CondensedBuffer) else strategy  # else: Avalanche's own, with outputs
+            own = avalanche("avalanche.training.storage_policy").ReservoirSamplingBuffer
+            return strategy if isinstance(buffer, own) else attach(strategy, buffer)  # DER has a reservoir of its own, with outputs
         if name == "replay":
             used = [plugins.ReplayPlugin(mem_size=buffer.max_size, batch_size_mem=batch_mem, storage_policy=buffer)]
         else:

@@ -15,6 +15,7 @@ from distill.augment import strategy as augmentation
 from distill.configure import STRICT, configure
 from distill.coresets import CORESETS
 from distill.decode import Decode, from_text
+from distill.distiller import Config
 from distill.errors import InputError, unknown_name
 from distill.methods import METHODS
 from distill.methods.presets import presets_of
@@ -222,7 +223,7 @@ def check_clients(settings: Settings) -> None:
         )
 
 
-class MethodConfig(Protocol):
+class MethodConfig(Config, Protocol):
     """What the configs of all methods have."""
 
     @property

@@ -117,7 +117,9 @@ def _arrays(contents: Sequence[object]) -> list[Parts] | None:
             f"{' or '.join(LABELS[:3])}."
         )
     lr = tensors.get("lr")
-    return [Parts(images, tensors[name], float(lr) if lr is not None and lr.numel() == 1 else None, kinds[name], tensors)]
+    if "lr" in content and (lr is None or lr.numel() != 1):
+        raise InputError("'lr' is not one number; allowed: the learned step size, or leave it out.")
+    return [Parts(images, tensors[name], None if lr is None else float(lr), kinds[name], tensors)]
 
 
 LAYOUTS: dict[str, Layout] = {

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from distill.condensed import CondensedSet, Provenance
 from distill.data import ImageData
-from distill.decode import Decode, Formation, as_text, from_text
-from distill.errors import InputError, a_kind, type_and_shape, unknown_name
+from distill.decode import MAX_FACTOR, Decode, as_text, from_text
+from distill.errors import InputError, a_kind, clipped, type_and_shape, unknown_name
 from distill.foreign.files import read_file
 from distill.foreign.layouts import LAYOUTS, Layout, Parts, recognised
 from distill.labels import DEFAULT_KIND, LABEL_KINDS
 from distill.records import versions
+from distill.set_notes import unnormalised
 from distill.spec import DataSpec, column
 from distill.whitening import Whitening
 
@@ -108,9 +109,17 @@ def _answers(
         questions.append("the learned step size: --lr NUMBER from the run's log, the file lr_best.pt if there is one, or --lr none")
     if questions:
         raise InputError(f"the files ({layout.source}) do not say {'; nor '.join(questions)}.")
-    form = from_text(decode) if decode is not None else None if factor is None else Formation(int(factor))
+    form = from_text(decode) if decode is not None else None if factor is None else _formation(factor)
     step = part.lr if lr is None else None if lr == "none" else float(lr)
     return values or stated or "", form, step
+
+
+def _formation(factor: Tensor) -> Decode | None:
+    """Grids of the file's factor; 1 stands for plain images."""
+    number = float(factor) if factor.numel() == 1 and not factor.is_complex() else math.nan
+    if not 1 <= number <= MAX_FACTOR or number != int(number):
+        raise InputError(f"the file's factor is {clipped(factor.tolist(), 60)}; allowed: a whole number from 1 to {MAX_FACTOR}.")
+    return None if number == 1 else from_text(f"formation:{int(number)}")
 
 
 def _images(images: Tensor, spec: DataSpec) -> Tensor:
@@ -168,14 +177,14 @@ def _sound(tensor: Tensor, what: str) -> Tensor:
 def _check_values(images: Tensor, meaning: str, spec: DataSpec) -> None:
     """Raises `InputError` where the values cannot be what they are said to be."""
     low, high = float(images.min()), float(images.max())
-    lowest = min((0 - mean) / std for mean, std in zip(spec.mean, spec.std, strict=True))
     if meaning != "whitened" and low >= 0 and 1 + _OUTSIDE < high <= 255:
         raise InputError(f"images lie in {low:.3g} to {high:.3g}, as bytes do; save them as uint8, or divided by 255.")
     if meaning == "pixels" and not -_OUTSIDE <= low <= high <= 1 + _OUTSIDE:
         raise InputError(f"images lie in {low:.3g} to {high:.3g}, and pixels in 0 to 1; give --values normalised or whitened.")
-    if meaning == "normalised" and low >= -0.02 and high <= 1.02 and lowest < -0.2:
+    if meaning == "normalised" and unnormalised(low, high, spec):
+        begin = spec.bounds[0]
         raise InputError(
-            f"images lie in {low:.3g} to {high:.3g}, as pixels do; normalised ones of {spec.name!r} begin at {lowest:.3g}: --values pixels."
+            f"images lie in {low:.3g} to {high:.3g}, as pixels do; normalised ones of {spec.name!r} begin at {begin:.3g}: --values pixels."
         )
 
 
@@ -194,6 +203,8 @@ def _numbers(part: Parts, name: str, count: int) -> tuple[float, ...] | None:
     found = (part.facts or {}).get(name)
     if found is not None and (found.numel() != count or not bool(torch.isfinite(found).all())):
         raise InputError(f"{name} is {type_and_shape(found)}; allowed: {count} finite numbers, one a channel.")
+    if found is not None and name == "std" and not bool((found > 0).all()):
+        raise InputError(f"std is {clipped(found.tolist(), 60)}; allowed: positive numbers, one a channel.")
     return None if found is None else tuple(found.double().flatten().tolist())
 
 

@@ -151,7 +151,7 @@ def _pictures(condensed: CondensedSet) -> tuple[list[bytes], float, str]:
     error = float(difference.max())
     costs = (
         f"PNG keeps 256 values of a pixel: the largest error is {error:.4f} of a range of 1, the mean {float(difference.mean()):.4f}"
-        + (f"; {100 * outside:.1f} % of the values lie outside 0 to 1 and are clipped." if outside else ".")
+        + (f"; {100 * outside:.1f} % of the values lie outside 0 to 1 and are clipped (npz and pt are exact)." if outside else ".")
     )
     return [_encoded(image.permute(1, 2, 0).numpy()) for image in codes], error, costs
 

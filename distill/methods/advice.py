@@ -6,7 +6,7 @@ from torch import nn
 from distill.distiller import Config
 from distill.methods import METHODS
 from distill.methods.presets import matched_by, presets_of
-from distill.networks import Factory, create, has_batchnorm
+from distill.networks import OWN, Factory, create, has_batchnorm
 from distill.spec import DataSpec
 
 _DEEP = 8  # convolutions; the authors match ConvNets of 3 to 6
@@ -35,7 +35,7 @@ def advice(name: str, config: Config, spec: DataSpec, ipc: int, network: Factory
     if ipc > most:
         lines.append(f"{name} is published for up to {most:,} images a class on data such as {spec.name}, not {ipc:,}; {presets.above}.")
     factory = network or config.network
-    built = create(factory, spec, torch.Generator())
+    built = create(factory, spec, torch.Generator(), "meta" if isinstance(factory, str) and factory not in OWN else "cpu")
     depth = sum(isinstance(layer, nn.Conv2d) for layer in built.modules())
     label = f"network {factory!r}" if isinstance(factory, str) else "your network"
     default = getattr(config, "lr_img", None) in (None, getattr(type(config)(), "lr_img", None))
@@ -44,7 +44,7 @@ def advice(name: str, config: Config, spec: DataSpec, ipc: int, network: Factory
             f"{label} has {depth} convolutions and the step size is for a ConvNet: sets made through deep networks train worse, up to 16 % "
             "for 26 % (VICO-UoE/DatasetCondensation, issues 8 and 30); match with 'ConvNet', or try lr_img 0.1 and 0.01."
         )
-    elif has_batchnorm(built) and default and presets.batchnorm_at_50:
+    elif has_batchnorm(built) and default and presets.batchnorm_at_50 and ipc < 50:
         lines.append(
             f"{label} has batch norm, which the authors match at 50 images a class; with fewer, evaluate with instance norm ('ConvNet') as "
             "they do (utils.py, `get_eval_pool`), or match with it."

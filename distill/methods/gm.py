@@ -189,9 +189,7 @@ class GM:
             for c, gradient in zip(group, found, strict=True):
                 gradients[c] = gradient
             total += loss
-        result = [gradients[c] if c in gradients else torch.zeros_like(part) for c, part in enumerate(images)]
-        sharding.summed([total, *result])
-        return total, result
+        return sharding.summed_by_class(total, gradients, images)
 
     def _real_side(self, network: nn.Module, statistics: RealStatistics) -> Fast:
         """The network for real images, which need first derivatives only, so that it may be compiled."""

@@ -1,7 +1,10 @@
 """The kinds "condense" and "sweep_lr"."""
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
+from distill.data import ImageData
 from scenarios.condense import run, schema, show, sweep_lr
 from scenarios.condense.continued import continued
 from scenarios.condense.step_sizes import OWN
@@ -17,6 +20,13 @@ def sets(study: schema.CondenseStudy, seed: int) -> dict[str, Path]:
     return {f"ipc{ipc}": Path("condensed.safetensors" if single else f"condensed-ipc{ipc}.safetensors") for ipc in study.ipc}
 
 
+def advised(study: sweep_lr.SweepStudy, data: ImageData) -> list[str]:
+    """The advice for a run at a step size of the sweep: that it is not the network's own is what the sweep finds out."""
+    settings: Any = study.base.settings
+    tried = dataclasses.replace(settings, **{study.sweep.key: study.sweep.values[0]})
+    return run.advised(dataclasses.replace(study.base, settings=tried), data)
+
+
 KIND = Kind(
     "condense",
     schema.condense_study,
@@ -27,6 +37,7 @@ KIND = Kind(
     sets=sets,
     own=OWN,
     sharded=True,
+    advice=run.advised,
     continued=continued,
 )
 
@@ -41,4 +52,5 @@ SWEEP_LR = Kind(
     ),
     staged=False,
     own=OWN,
+    advice=advised,
 )

@@ -2,6 +2,8 @@
 
 import time
 
+from rich.console import Console
+
 from distill import sharding
 from distill.comparison import DECODED, LABELLED, compared, notes_on, rows_of, training_of
 from distill.condensed import CondensedSet
@@ -14,6 +16,7 @@ from distill.randomness import generator
 from distill.records import append_line, read_lines
 from distill.run import condense
 from distill.set_file import check_size
+from distill.set_notes import set_notes
 from distill.sizes import Ipc, counts_of
 from distill.statistics import ExactStatistics
 from distill.synthetic import check_count
@@ -35,9 +38,6 @@ def fill(study: CondenseStudy, run: Run) -> None:
     metrics = folder / "metrics.jsonl"
     results["data"] = {"name": data.spec.name, "train": len(data.train), "test": len(data.test), "fingerprint": data.fingerprint}
     asked = by_largest(study, data)
-    notes = {largest: advice(study.method, study.settings, data.spec, largest) for largest in asked}
-    for line in dict.fromkeys(line for lines in notes.values() for line in lines):
-        say(console, f"note: {line}")
     sets = {largest: _condense(study, run, largest, ipc) for largest, ipc in asked.items()}
     further = {largest: several.condense_further(study, run, largest, ipc) for largest, ipc in asked.items()}
     others = sharding.rank() > 0
@@ -50,21 +50,33 @@ def fill(study: CondenseStudy, run: Run) -> None:
         losses = [line["loss"] for line in read_lines(metrics) if line.get("stage") == "distil" and line.get("ipc") == ipc]
         part |= {"counts": list(condensed.counts)} if not isinstance(asked[ipc], int) else {}
         part |= {"first_loss": losses[0], "last_loss": losses[-1]} if losses else {}
-        part |= {"advice": notes[ipc]} if notes[ipc] else {}
         results[f"ipc{ipc}"] = part
-        if study.evaluation is not None:
+        if study.evaluation is None:
+            _note(part, set_notes(condensed), console)
+        else:
             _judge(study.evaluation, study.method, run, condensed, ipc, part)
             several.evaluate_further(study, run, further[ipc], ipc, part)
         along, sentence = set_curve.measured(study, options.seed, data, folder, ipc, condensed)
         part |= {"curve": along} if along else {}
-        if sentence:
-            part["notes"] = [*part.get("notes", []), sentence]
-            say(console, f"  {sentence}")
+        _note(part, [sentence] if sentence else [], console)
     if study.evaluation is not None:
         results["networks"] = {}
         for name in study.evaluation.networks:
             network = create(name, data.spec, generator(0, "count"))
             results["networks"][name] = {"parameters": parameter_count(network), "flops": flops(network, data.spec)}
+
+
+def _note(part: Results, notes: list[str], console: Console) -> None:
+    """Print sentences and put those that it does not have yet into the record's part."""
+    new = [note for note in notes if note not in part.get("notes", [])]
+    if new:
+        part["notes"] = [*part.get("notes", []), *new]
+        say(console, "\n".join(f"  {note}" for note in new))
+
+
+def advised(study: CondenseStudy, data: ImageData) -> list[str]:
+    """See `distill.methods.advice`: lines for each number of images a class."""
+    return [line for largest in by_largest(study, data) for line in advice(study.method, study.settings, data.spec, largest)]
 
 
 def by_largest(study: CondenseStudy, data: ImageData) -> dict[int, Ipc]:
@@ -123,7 +135,8 @@ def _judge(table: EvaluationTable, method: str, run: Run, condensed: CondensedSe
     for network in table.networks:
         recipe = compared(table.recipe or table.protocol, condensed, data, network)
         accuracies_by_set: dict[str, Accuracy] = {}
-        teacher_for(recipe.teacher, condensed, data, progress=False if options.quiet else None)  # trained before the evaluation networks
+        # Trained before the evaluation networks.
+        teacher = teacher_for(recipe.teacher, condensed, data, progress=False if options.quiet else None)
         for label in ("condensed", *rows_of(table.baselines, condensed, recipe)):
             # The whole set does not depend on the IPC: it is trained once for the study.
             key: dict[str, str | int] = {"stage": "evaluate", "set": method if label == "condensed" else label, "network": network}
@@ -148,9 +161,7 @@ def _judge(table: EvaluationTable, method: str, run: Run, condensed: CondensedSe
         if len(table.networks) > 1:
             part.setdefault("cross_architecture", {})[network] = named
     part["augmentation"] = recipe.augmentation
-    if notes := notes_on(condensed, data, recipe, table.baselines):
-        part["notes"] = notes
-        say(console, "\n".join(f"  {note}" for note in notes))
+    _note(part, notes_on(condensed, data, recipe, table.baselines, teacher), console)
     part["evaluate_seconds"] = time.monotonic() - start
 
 

@@ -12,6 +12,7 @@ KIND = Kind(
     show.draw,
     View(show.answer, show.accuracy_table, show.question, show.missing, note=show.NOTE, main=r"cells\..*\.(accuracy|forgetting)"),
     takes="as the first experience and its memory",
+    advice=run.advised,
     some_classes=True,
-    own=Places(methods=(("memory", "methods"),), networks=(("learner", "network"), ("settings.*", "network"))),
+    own=Places((("memory", "methods"),), (("learner", "network"), ("settings.*", "network")), suffix="-decoded"),
 )

@@ -71,12 +71,20 @@ class Book:
         return matching(self.lines(), key)
 
 
-def budgets(study: ContinualStudy) -> Iterator[tuple["Budget", str]]:
-    """(budget, storage): equal items as float32, equal bytes in each storage."""
+def memories(study: ContinualStudy) -> Iterator[tuple["Budget", str, str]]:
+    """(budget, storage, method) of each memory: equal items as float32, equal bytes in each storage, compressed images once for each."""
     from apps.continual.benchmark import Budget
+    from apps.continual.compressed import COMPRESSED
 
-    yield from ((Budget("items", count), "float32") for count in study.memory.per_class)
-    yield from ((Budget("bytes", count), storage) for count in study.memory.bytes_of for storage in study.memory.storages)
+    table = study.memory
+    budgets = [(Budget("items", count), "float32") for count in table.per_class]
+    budgets += [(Budget("bytes", count), storage) for count in table.bytes_of for storage in table.storages]
+    for budget, storage in budgets:
+        for method in table.methods:
+            if method not in COMPRESSED:
+                yield budget, storage, method
+            elif budget.kind == "bytes" and storage == table.storages[0]:
+                yield budget, "compressed", method
 
 
 def parts(study: ContinualStudy, seed: int) -> list[Part]:
@@ -89,10 +97,9 @@ def parts(study: ContinualStudy, seed: int) -> list[Part]:
     learners = tuple(name for name in study.learner.strategies if name not in ALONE)
     for order in range(table.orders):
         jobs += [Part(order, None, (name,)) for name in study.learner.strategies if name in ALONE]
-        for budget, storage in budgets(study):
-            for method in study.memory.methods:
-                unit = Unit(budget, method, storage, order, shrinking, study.settings.get(method, {}), seed, online)
-                jobs.append(Part(order, unit, learners))
+        for budget, storage, method in memories(study):
+            unit = Unit(budget, method, storage, order, shrinking, study.settings.get(method, {}), seed, online)
+            jobs.append(Part(order, unit, learners))
     return jobs
 
 
@@ -203,41 +210,20 @@ def _tell(study: ContinualStudy, part: Part, book: Book, seconds: float, console
 
 def _remember(options: Options, part: Part, unit: "Unit", stream: list[ImageData], folder: Path, book: Book) -> None:
     """Fill the unit's memory, and put its size into the book."""
+    from apps.continual.benchmark import sizes
+
     key = {"stage": "memory", "memory": part.memory, "order": part.order}
     done = {line["experience"] for line in book.matching(key)}
     if len(done) == len(stream):
         return
-    for number, size in enumerate(_sizes(unit, stream, folder, progress=False if options.quiet else None)):
+    for number, size in enumerate(sizes(unit, stream, folder / "memories" / unit.name, progress=False if options.quiet else None)):
         if number not in done:
             append_line(book.written, {**key, "experience": number, **size})
 
 
-def _sizes(unit: "Unit", stream: list[ImageData], folder: Path, *, progress: bool | None) -> list[Line]:
-    """Items, bytes and seconds spent condensing, after each experience."""
-    from apps.continual.benchmark import RESERVOIR, fill_memories, reservoirs
-    from apps.continual.form import Form
-
-    if unit.method == RESERVOIR:  # one grid for all images
-        form = Form(stream[0].spec.shape)
-        size, grid = form.item_bytes(unit.storage), form.group_bytes(unit.storage)
-        return [{"items": len(exemplars), "bytes": len(exemplars) * size + grid, "seconds": 0.0} for exemplars in reservoirs(unit, stream)]
-    memories = fill_memories(unit, stream, folder / "memories" / unit.name, progress=progress)
-    return [{"items": len(memory), "bytes": memory.nbytes, "seconds": memory.seconds} for memory in memories]
-
-
-def _held(options: Options, unit: "Unit", stream: list[ImageData], folder: Path) -> list[CondensedSet]:
-    """The unit's memory after each experience, as sets of the stream's spec on its device."""
-    from apps.continual.benchmark import RESERVOIR, fill_memories, reservoirs
-
-    if unit.method == RESERVOIR:
-        return reservoirs(unit, stream)
-    place = folder / "memories" / unit.name
-    return [memory.condensed(stream[0].spec).to(options.device) for memory in fill_memories(unit, stream, place, progress=False)]
-
-
 def _learn(study: ContinualStudy, options: Options, part: Part, stream: list[ImageData], strategy: str, folder: Path, book: Book) -> None:
     """Train what the book does not have yet."""
-    from apps.continual.benchmark import rows
+    from apps.continual.benchmark import held, rows
     from apps.continual.strategies import Training
 
     table, unit = study.learner, part.unit
@@ -248,7 +234,7 @@ def _learn(study: ContinualStudy, options: Options, part: Part, stream: list[Ima
         known = {line["experience"] for line in book.matching(key)}
         if len(known) == (1 if strategy == "joint" else len(stream)):
             continue
-        memories = memories or (_held(options, unit, stream, folder) if unit else [])
+        memories = memories or (held(unit, stream, folder / "memories" / unit.name, options.device) if unit else [])
         lines = rows(
             strategy,
             unit,

@@ -5,10 +5,12 @@ from pathlib import Path
 
 from distill.data import ImageData
 from distill.errors import InputError
+from distill.methods import METHODS
+from distill.methods.advice import advice
 from distill.networks import create
 from distill.randomness import generator
 from distill.records import read_lines
-from scenarios.continual.parts import budgets, parts, run_parts
+from scenarios.continual.parts import memories, parts, run_parts
 from scenarios.continual.schema import ALONE, ContinualStudy
 from scenarios.continual.stream import check_later, stream_of
 from scenarios.engine.ledger import matching
@@ -19,6 +21,7 @@ from scenarios.engine.study import Run
 def check(study: ContinualStudy, data: ImageData) -> None:
     """What would fail after minutes of work fails now: division into experiences, budgets, network, missing engine."""
     from apps.continual.benchmark import RESERVOIR
+    from apps.continual.compressed import COMPRESSED
     from apps.continual.form import Form
     from apps.continual.streams import class_incremental
 
@@ -30,7 +33,7 @@ def check(study: ContinualStudy, data: ImageData) -> None:
     for part in parts(study, 0):
         if part.unit is not None and part.unit.method == RESERVOIR:
             part.unit.budget.per_class(Form(data.spec.shape), part.unit.storage)
-        elif part.unit is not None:
+        elif part.unit is not None and part.unit.method not in COMPRESSED:
             part.unit.config(data.spec, 1)
     if not len(getattr(data, study.learner.split)):
         raise InputError(
@@ -40,6 +43,17 @@ def check(study: ContinualStudy, data: ImageData) -> None:
         from apps.continual.engine import avalanche
 
         avalanche()
+
+
+def advised(study: ContinualStudy, data: ImageData) -> list[str]:
+    """See `distill.methods.advice`: of each memory that is condensed, at its largest number of images a class."""
+    from apps.continual.benchmark import DECODED
+
+    most, methods = max(*study.memory.per_class, *study.memory.bytes_of, 1), {}
+    for name, settings in study.settings.items():
+        if (method := name.removesuffix(DECODED)) in METHODS:
+            methods[method] = METHODS[method][0](**settings)
+    return [line for method, config in methods.items() for line in advice(method, config, data.spec, most)]
 
 
 def fill(study: ContinualStudy, run: Run) -> None:
@@ -55,7 +69,7 @@ def fill(study: ContinualStudy, run: Run) -> None:
         for experience in stream_of(study, options, data, 0)
     ]
     run_parts(study, options, lambda order: stream_of(study, options, data, order), folder, console)
-    memories = {(line["memory"], line["order"], line["experience"]): line for line in read_lines(ledger) if line["stage"] == "memory"}
+    filled = {(line["memory"], line["order"], line["experience"]): line for line in read_lines(ledger) if line["stage"] == "memory"}
     last = len(results["experiences"]) - 1
     results["cells"] = []
     for budget, storage, method, strategy in _cells(study):
@@ -71,7 +85,7 @@ def fill(study: ContinualStudy, run: Run) -> None:
             cell["by_experience"] = [[metrics.average_accuracy(matrix, after) for after in range(last + 1)] for matrix in matrices]
             cell["matrix"] = matrices[0]
         if method:
-            lines = [memories[name, order, last] for order in range(study.stream.orders)]
+            lines = [filled[name, order, last] for order in range(study.stream.orders)]
             cell |= {
                 "items": lines[0]["items"],
                 "bytes": lines[0]["bytes"],
@@ -86,8 +100,7 @@ def _cells(study: ContinualStudy) -> Iterator[tuple[str, str, str, str]]:
         if strategy in ALONE:
             yield "", "", "", strategy
         else:
-            for budget, storage in budgets(study):
-                yield from ((budget.name, storage, method, strategy) for method in study.memory.methods)
+            yield from ((budget.name, storage, method, strategy) for budget, storage, method in memories(study))
 
 
 def _matrix(study: ContinualStudy, ledger: Path, strategy: str, memory: str, order: int, experiences: int) -> list[list[float]]:

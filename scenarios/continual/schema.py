@@ -38,7 +38,8 @@ class StreamTable:
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class MemoryTable:
-    """``[memory]``: ``methods`` (condensation methods, coresets, "reservoir") at ``per_class`` float32 images a class, and at the bytes
+    """``[memory]``: ``methods`` (condensation methods, coresets, "reservoir", and compressed real images, which have bytes only:
+    "random-zlib", "random-jpeg50", "random-webp50") at ``per_class`` float32 images a class, and at the bytes
     of ``bytes_of`` float32 images a class in each of ``storages``. ``share`` "shrinking" gives the first classes more and condenses them
     again when others come. ``decode`` is how memories whose name ends in "-decoded" ("random-decoded", "dm-decoded") store their images.
     Settings of a method go into ``[settings.<method>]``; "dm-decoded" has those of "dm", and over them its own."""
@@ -90,10 +91,11 @@ class ContinualStudy:
 def study(name: str, title: str, tables: Tables, source: str) -> ContinualStudy:
     """Check a scenario's tables."""
     from apps.continual.benchmark import DECODED
+    from apps.continual.compressed import COMPRESSED
     from apps.continual.condensing import decode_of, settings_of
     from apps.continual.strategies import Training
 
-    kinds = ("data", "stream", "memory", "learner", "training")
+    kinds, real = ("data", "stream", "memory", "learner", "training"), ("reservoir", *COMPRESSED)
     for key, table in tables.items():
         if key not in (*kinds, "settings"):
             raise unknown_name(f"{source}: key", key, ("kind", "title", *kinds, "settings"))
@@ -111,8 +113,8 @@ def study(name: str, title: str, tables: Tables, source: str) -> ContinualStudy:
         if strategy not in STRATEGIES:
             raise unknown_name(f"{source}: [learner]: key 'strategies': value", strategy, STRATEGIES)
     for method in memory.methods:
-        if method.removesuffix(DECODED) not in (*METHODS, *CORESETS) and method != "reservoir":
-            raise unknown_name(f"{source}: [memory]: key 'methods': value", method, (*METHODS, *CORESETS, "reservoir"))
+        if method.removesuffix(DECODED) not in (*METHODS, *CORESETS) and method not in real:
+            raise unknown_name(f"{source}: [memory]: key 'methods': value", method, (*METHODS, *CORESETS, *real))
     if any(method.endswith(DECODED) for method in memory.methods) != (memory.decode is not None):
         raise InputError(f"{source}: [memory]: decode and memories named METHOD{DECODED} go together; give both, or none of them.")
     if not memory.per_class and not memory.bytes_of:
@@ -123,6 +125,12 @@ def study(name: str, title: str, tables: Tables, source: str) -> ContinualStudy:
         raise InputError(f'{source}: [memory]: share is "shrinking"; allowed with an online stream: "fixed".')
     if memory.bytes_of and "der" in learner.strategies:
         raise InputError(f'{source}: [memory]: bytes_of with strategy "der" is not offered: its outputs take bytes too; use per_class.')
+    compressed = next((method for method in memory.methods if method in COMPRESSED), None)
+    if compressed and (not memory.bytes_of or memory.share == "shrinking" or stream.setting == "online"):
+        raise InputError(
+            f"{source}: [memory]: {compressed} has a number of bytes for each class of an experience; allowed: with bytes_of, "
+            'share = "fixed", and not in an online stream.'
+        )
     if data.zca:
         raise InputError(f"{source}: [data]: zca is for condensed sets that are used white; a stream's images are not.")
     check_name(learner.network)
@@ -132,7 +140,7 @@ def study(name: str, title: str, tables: Tables, source: str) -> ContinualStudy:
             raise unknown_name(f"{source}: [settings]: method", method, [m for m in memory.methods if m.removesuffix(DECODED) in METHODS])
     settings = {}
     for memory_name in memory.methods:
-        if (method := memory_name.removesuffix(DECODED)) == "reservoir":
+        if (method := memory_name.removesuffix(DECODED)) in real:
             continue
         decoded = {} if method == memory_name else {"decode": memory.decode, **given.get(memory_name, {})}
         try:

@@ -56,12 +56,13 @@ def run_study(kind: AnyKind, study: Study, options: Options) -> tuple[Path, Reco
     if folder.exists() and any(folder.iterdir()) and not options.resume:
         raise InputError(f"{folder} holds an unfinished run; add --resume to continue it, or delete the folder.")
     data = load_data(study, options)
-    for note in data.notes if sharding.rank() == 0 else ():
-        say(console, f"note: {printable(note)}")
     kind.check(study, data)
+    notes = list(dict.fromkeys([*data.notes, *kind.advice(study, data)]))
+    for note in notes if sharding.rank() == 0 else ():
+        say(console, f"note: {printable(note)}")
     if sharding.rank() > 0:  # computes its share; the first process keeps the folder
         kind.fill(study, Run(options, data, folder, {}, Console(quiet=True)))
-        return folder, {**_record(kind, study, options, data), "status": "done"}
+        return folder, {**_record(kind, study, options, notes), "status": "done"}
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with _resumable(), _only_one(folder):
@@ -70,7 +71,7 @@ def run_study(kind: AnyKind, study: Study, options: Options) -> tuple[Path, Reco
         before = _worked_before(folder, earlier) if earlier else 0.0
         config = {"scenario": study.name, "title": study.title, "seed": options.seed, "device": options.device, **study.merged}
         write_json(folder / "config.json", config)
-        record = _record(kind, study, options, data)
+        record = _record(kind, study, options, notes)
         if earlier:
             record["seconds"], record["peak_memory_bytes"] = before, earlier["peak_memory_bytes"]
         write_json(folder / "record.json", record)
@@ -91,7 +92,7 @@ def run_study(kind: AnyKind, study: Study, options: Options) -> tuple[Path, Reco
     return folder, record
 
 
-def _record(kind: AnyKind, study: Study, options: Options, data: ImageData) -> Record:
+def _record(kind: AnyKind, study: Study, options: Options, notes: list[str]) -> Record:
     """The record of a run that begins."""
     return {
         "schema": 1,
@@ -104,7 +105,7 @@ def _record(kind: AnyKind, study: Study, options: Options, data: ImageData) -> R
         "seconds": 0.0,
         "peak_memory_bytes": 0,
         "environment": environment(options.device),
-        "notes": list(data.notes),
+        "notes": notes,
     }
 
 

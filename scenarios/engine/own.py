@@ -32,13 +32,15 @@ _NOT_THE_USERS = (*sys.stdlib_module_names, "distill", "apps", "scenarios", "tor
 
 @dataclass(frozen=True)
 class Places:
-    """Where a scenario of one kind may name a user's own methods and networks, as (table, key); ``settings.*`` is each table in a table.
+    """Where a scenario of one kind may name a user's own methods and networks, as (table, key).
 
-    Studies that work in processes of other machines have none: those must not import what a message says.
+    ``settings.*`` is each table in a table, and the key ``*`` are the names of a table's keys. ``suffix`` may follow a method's name.
+    Processes of other machines know none of these names: they must not import what a message says.
     """
 
     methods: tuple[tuple[str, str], ...] = ()
     networks: tuple[tuple[str, str], ...] = ()
+    suffix: str = ""
 
 
 def register(places: Places, tables: Tables, source: str) -> dict[str, str]:
@@ -58,21 +60,27 @@ def register(places: Places, tables: Tables, source: str) -> dict[str, str]:
     digests: dict[str, str] = {}
     for what, named in (("method", places.methods), ("network", places.networks)):
         for table, inner, key in _tables(named, tables):
-            given = inner.get(key) if isinstance(inner, dict) else None
-            for path in given if isinstance(given, list) else [given]:
-                if isinstance(path, str) and ":" in path:
+            given = (list(inner) if key == "*" else inner.get(key)) if isinstance(inner, dict) else None
+            for name in given if isinstance(given, list) else [given]:
+                if isinstance(name, str) and ":" in name:
+                    path = name.removesuffix(places.suffix)
                     digests[path] = _register(what, path, Path(source).parent, f"{source}: [{table}]: key {key!r}")
     return digests
 
 
 def _tables(places: tuple[tuple[str, str], ...], tables: Tables) -> Iterator[tuple[str, object, str]]:
+    """The tables of the places that are there, by their full names."""
     for table, key in places:
-        first, _, every = table.partition(".")
-        outer = tables.get(first)
-        if not every:
-            yield table, outer, key
-        elif isinstance(outer, dict):
-            yield from ((f"{first}.{name}", inner, key) for name, inner in outer.items())
+        for where, inner in _inside(table.split("."), tables):
+            yield where, inner, key
+
+
+def _inside(parts: list[str], outer: object, where: str = "") -> Iterator[tuple[str, object]]:
+    if not parts:
+        yield where, outer
+    elif isinstance(outer, dict):
+        for name in list(outer) if parts[0] == "*" else parts[:1]:
+            yield from _inside(parts[1:], outer.get(name), f"{where}.{name}" if where else name)
 
 
 def _register(what: str, path: str, folder: Path, where: str) -> str:

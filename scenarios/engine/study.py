@@ -110,6 +110,10 @@ def _load(study: object, folder: Path, path: Path) -> CondensedSet:
     return CondensedSet.load(folder / path)
 
 
+def _no_advice(study: object, data: ImageData) -> list[str]:
+    return []
+
+
 S = TypeVar("S", bound=Study)
 
 
@@ -134,6 +138,7 @@ class Kind(Generic[S]):
         staged: whether it may be a stage of a pipeline.
         own: where a user's own code may be named.
         sharded: whether torchrun may share its work out between processes.
+        advice: (study, data): sentences where its settings leave what authors published (`distill.methods.advice`); printed and recorded.
         continued: (study, run folder): the study that starts from that run's checkpoints; None where no study can.
     """
 
@@ -153,6 +158,7 @@ class Kind(Generic[S]):
     staged: bool = True
     own: Places = NOBODY
     sharded: bool = False
+    advice: Callable[[S, ImageData], list[str]] = _no_advice
     continued: Callable[[S, Path], S] | None = None
 
 

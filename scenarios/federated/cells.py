@@ -76,7 +76,8 @@ def run_cells(study: FederatedStudy, cells: Sequence[Cell], options: Options, da
         say: prints a line.
     """
     waiting = [cell for cell in cells if not cell.finished()]
-    workers = at_once(len(waiting), study.settings.threads)
+    # A worker process does not know the user's own method or network.
+    workers = 1 if study.merged.get("own") else at_once(len(waiting), study.settings.threads)
     if workers > 1 and study.federation.engine == "inline" and options.device == "cpu":
         _side_by_side(study, waiting, options, workers, say)
         return

@@ -1,5 +1,6 @@
 """The kind "federated"."""
 
+from scenarios.engine.own import Places
 from scenarios.engine.study import Kind, View
 from scenarios.federated import run, schema, show, unions
 
@@ -13,4 +14,6 @@ KIND = Kind(
     sets=unions.sets,
     classes=unions.classes,
     load=unions.load,
+    own=Places(methods=(("upload", "method"),), networks=(("federation", "network"),)),
+    advice=run.advised,
 )

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from apps.federated.condense import partition_of
-from apps.federated.settings import ALONE
+from apps.federated.settings import ALONE, method_config
 from distill.data import ImageData
 from distill.errors import InputError
 from distill.evaluation import Accuracy
+from distill.methods.advice import advice
 from distill.networks import create
 from distill.randomness import generator
 from scenarios.engine.composition import one_after_another
@@ -35,6 +36,13 @@ def check(study: FederatedStudy, data: ImageData) -> None:
         check_statistics(study.privacy, study.settings, data)
     if study.federation.engine != "inline" or any(s not in ALONE for s in study.federation.strategies):
         import apps.federated.messages  # noqa: F401  (says how to install Flower, when it is not there)
+
+
+def advised(study: FederatedStudy, data: ImageData) -> list[str]:
+    """See `distill.methods.advice`: of the uploads, where a strategy has condensed ones."""
+    upload = study.settings.upload
+    makes = "feddm" in study.federation.strategies
+    return advice(upload.method, method_config(study.settings), data.spec, upload.ipc) if makes else []
 
 
 def fill(study: FederatedStudy, run: Run) -> None:

@@ -26,6 +26,7 @@ from distill.data import ImageData
 from distill.decode import Decode, as_text, from_text
 from distill.drawing import Drawing
 from distill.errors import InputError
+from distill.methods.advice import advice
 from distill.networks import Factory, create
 from distill.randomness import generator
 from distill.records import read_json, write_whole
@@ -54,6 +55,12 @@ def check(study: NasStudy, data: ImageData) -> None:
     if study.run.table is not None:
         read_table(_table(study.run.table))
     check_crew(_crew(study), {candidate.id: candidate.network for candidate in candidates})
+
+
+def advised(study: NasStudy, data: ImageData) -> list[str]:
+    """See `distill.methods.advice`: of each method that has a network of its own."""
+    named = [(name, settings) for name, settings in study.methods.items() if settings.network != "space"]
+    return [line for name, settings in named for line in advice(name, settings, data.spec, study.sets.ipc)]
 
 
 def fill(study: NasStudy, run: Run) -> None:
@@ -158,7 +165,8 @@ def _condensed(study: NasStudy, run: Run, ledger: Ledger) -> dict[str, SetProxy]
     for method in study.methods:
         sets, seconds, settings = [], 0.0, study.merged["methods"][method]
         for i in range(study.sets.copies):
-            path, checkpoint = folder / f"{method}-{i}.safetensors", folder / f"checkpoint-{method}-{i}.safetensors"
+            path = folder / file_of(method, i)
+            checkpoint = folder / f"checkpoint-{path.name}"
             if not path.exists():
                 run.say(f"making {method}, set {i + 1} of {study.sets.copies}")
                 wall, cpu = time.monotonic(), time.process_time()
@@ -191,6 +199,11 @@ def _condensed(study: NasStudy, run: Run, ledger: Ledger) -> dict[str, SetProxy]
             seconds += ledger.rows["condensed", method, i, ""]["cpu_seconds" if options.device == "cpu" else "seconds"]
         proxies[method] = SetProxy(tuple(sets), seconds)
     return proxies
+
+
+def file_of(method: str, copy: int) -> Path:
+    """Where a run keeps a copy of a method's set; an import path has a colon, which is for some systems no part of a name."""
+    return Path(f"{method.replace(':', '.')}-{copy}.safetensors")
 
 
 def _network(study: NasStudy, name: str) -> Factory:

@@ -44,7 +44,7 @@ class Arm:
     @property
     def stem(self) -> str:
         """The arm's part of file names."""
-        return self.label.replace(" ", "-")
+        return self.label.replace(" ", "-").replace(":", ".")
 
 
 def arms_of(study: PrivacyStudy, table: AttackTable, data: ImageData) -> list[Arm]:

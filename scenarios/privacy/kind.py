@@ -28,9 +28,13 @@ KIND = Kind(
     sets=sets,
     load=load,
     with_set="released",
+    advice=run.advised,
     own=Places(
-        methods=(("method", "name"),),
-        networks=(("method", "network"), ("evaluation", "networks"), ("attack", "network"), ("visual", "network")),
+        methods=(("method", "name"), ("arms.*.method", "name"), ("attack", "arms")),
+        networks=(
+            *(("method", "network"), ("arms.*.method", "network"), ("attack.methods.*", "network")),
+            *(("evaluation", "networks"), ("visual", "network")),
+        ),
     ),
 )
 
@@ -42,5 +46,6 @@ RELEASED = Kind(
     released.draw,
     View(show.answer, show.accuracy_table, released.question, released.missing, main=MAIN),
     takes="as what is attacked",
+    own=Places(networks=(("attack", "network"),)),
     needs_set=True,
 )

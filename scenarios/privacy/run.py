@@ -14,6 +14,7 @@ from distill.data import ImageData
 from distill.decode import from_text
 from distill.errors import InputError
 from distill.methods import METHODS
+from distill.methods.advice import advice
 from distill.networks import create
 from distill.randomness import generator
 from distill.records import write_json
@@ -48,6 +49,13 @@ def check(study: PrivacyStudy, data: ImageData) -> None:
                 )
     if study.poisoning is not None and study.poisoning.target not in data.classes:
         raise InputError(f"[poisoning]: target {study.poisoning.target}; allowed: one of the classes {list(data.classes)[:20]}.")
+
+
+def advised(study: PrivacyStudy, data: ImageData) -> list[str]:
+    """See `distill.methods.advice`: of the study's method and those of its arms, where it makes sets."""
+    parts = (study.privacy, study.visual, study.attack, study.poisoning)
+    made = study.made if any(part is not None for part in parts) else ()
+    return [line for each in made for line in advice(each.method, METHODS[each.method][0](**each.settings), data.spec, each.ipc)]
 
 
 def fill(study: PrivacyStudy, run: Run) -> None:

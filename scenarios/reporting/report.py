@@ -92,6 +92,7 @@ def _described(run: Run, heading: str, figures: Sequence[Path], pictures: dict[P
     record, config = run.record, run.config
     left = missing(record, config, view)
     remarks = [clipped(text, 400) for text in view.remarks(record)]
+    notes = [clipped(text, 400) for text in record.get("notes", [])]
     environment = record["environment"]
     facts = (
         f"{record['scenario']}, seed {record['seed']}, status {record['status']}: {record['seconds']:.0f} s,"
@@ -113,6 +114,7 @@ def _described(run: Run, heading: str, figures: Sequence[Path], pictures: dict[P
         "</div>",
         page.text(f"Figures that are no pictures or do not fit into the page: {', '.join(left_out)}.", name="small") if left_out else "",
         page.text("Left out", "h3") + page.listed(remarks) if remarks else "",
+        page.text("Notes", "h3") + page.listed(notes) if notes else "",
         page.text("Not run", "h3") + page.listed(left) if left else "",
         page.text(facts, name="small"),
         page.folded("Configuration", clipped_lines(json.dumps(config, indent=1))),

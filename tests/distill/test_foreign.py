@@ -211,6 +211,32 @@ def test_labels_are_checked(labels: Tensor, words: str, tmp_path: Path) -> None:
         read_foreign([tmp_path / "data.pt"], DATA, decode="none")
 
 
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"factor": torch.tensor(10**9)}, "the file's factor is 1000000000; allowed: a whole number from 1 to "),
+        ({"factor": torch.tensor(0)}, "the file's factor is 0; allowed"),
+        ({"factor": torch.tensor(float("nan"))}, "the file's factor is nan; allowed"),
+        ({"factor": torch.tensor(1.5)}, "the file's factor is 1.5; allowed"),
+        ({"factor": torch.tensor([1, 2])}, "the file's factor is [1, 2]; allowed"),
+        ({"mean": torch.tensor([0.5] * 3), "std": torch.tensor([0.5, 0.0, 0.5])}, "std is [0.5, 0.0, 0.5]; allowed: positive numbers"),
+        ({"mean": torch.tensor([0.5] * 2), "std": torch.tensor([0.5] * 3)}, "allowed: 3 finite numbers, one a channel"),
+        ({"lr": "0.1"}, "'lr' is not one number"),
+        ({"lr": torch.rand(2, generator=torch.Generator().manual_seed(0))}, "'lr' is not one number"),
+        ({"lr": float("inf")}, "lr is inf; allowed: a positive finite float"),
+    ],
+)
+def test_facts_in_a_dict_are_checked(more: dict[str, object], words: str, tmp_path: Path) -> None:
+    images, classes = normalised()
+    torch.save({"images": images, "labels": classes, **more}, tmp_path / "set.pt")
+    with pytest.raises(InputError) as refused:
+        read_foreign([tmp_path / "set.pt"], DATA, values="normalised")
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
+    torch.save({"images": images, "labels": classes, "factor": torch.tensor(1), "lr": 0.5}, tmp_path / "set.pt")
+    assert read_foreign([tmp_path / "set.pt"], DATA, values="normalised").decode is None
+
+
 def test_soft_labels_of_an_unknown_kind_are_asked_for(tmp_path: Path) -> None:
     """KIP's and FRePo's are scores; one-hot rows are classes, and probabilities are known by their sums."""
     images, classes = pixels()

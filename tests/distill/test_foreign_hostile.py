@@ -1,5 +1,6 @@
 """Files of another party that would execute something, take memory, or lie about their sizes: one line each, and nothing happens."""
 
+import collections
 import io
 import json
 import os
@@ -103,6 +104,77 @@ def test_a_numpy_scalar_is_a_number_and_no_object(tmp_path: Path) -> None:
     parts = records({**good, "accs_all_exps": {"ConvNet": [np.float64(0.25)]}})
     parts["archive/data.pkl"] = parts["archive/data.pkl"].replace(b"X\x02\x00\x00\x00f8", b"X\x02\x00\x00\x00O8")
     assert "numpy scalar that is not a number" in refused(write(tmp_path / "object.pt", parts))
+
+
+def pickled(path: Path, instructions: bytes) -> Path:
+    """A file whose structure is these instructions."""
+    return write(path, {**records([torch.arange(4.0)]), "archive/data.pkl": b"\x80\x02" + instructions + b"."})
+
+
+ENCODE = b"c_codecs\nencode\n"
+LATIN = ENCODE + b"X\x04\x00\x00\x00aaaaX\x06\x00\x00\x00latin1\x86R"
+TENSOR = records(torch.arange(4.0))["archive/data.pkl"][2:-1]
+
+
+@pytest.mark.parametrize(
+    ("instructions", "words"),
+    [
+        # Bytes as hexadecimal digits of hexadecimal digits: 30 times are 4 GB.
+        (ENCODE * 20 + LATIN + b"X\x03\x00\x00\x00hex\x86R" * 20, "a row of bytes is described in a way that torch.save does not write"),
+        # Python computes the hash of a key by a call for each tuple in a tuple, and ends with a segmentation fault.
+        (b"})" + b"\x85" * 300_000 + b"K\x01s", "a tuple of more than 32 tuples in tuples"),
+        (b"}K\x01\x85K\x02s", "a dict's key, which is a text or a whole number, is described"),
+        (b"ccollections\nOrderedDict\n](K\x01\x85K\x02\x86e\x85R", "a dict is described in a way"),
+        # torch takes the state of a tensor as the arguments of set_.
+        (TENSOR + b"}b", "an object's state is described in a way"),
+        (b"}}X\x01\x00\x00\x00aK\x01sb", "an object's state is described in a way"),
+        (b"ctorch\nFloatStorage\n)R", "an object is described in a way"),
+        (b"ctorch._utils\n_rebuild_tensor_v2\n(K\x01K\x00K\x04\x85K\x01\x85\x89NtR", "a tensor is described in a way"),
+        (b"ctorch._utils\n_rebuild_parameter\n(K\x01\x89NtR", "a parameter is described in a way"),
+        (b"K\x01a", "damaged, or not a file of torch.save"),
+        (b"R", "damaged, or not a file of torch.save"),
+        (b"t", "damaged, or not a file of torch.save"),
+        (b"h\x07", "damaged, or not a file of torch.save"),
+    ],
+)
+def test_what_torch_would_build_and_no_file_needs_is_refused(
+    instructions: bytes, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch.load was reached"))
+    assert words in refused(pickled(tmp_path / "data.pt", instructions))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"K\x04\x85", b"J\x00\xca\x9a\x3b\x85"),  # a billion values in a storage of four
+        (b"QK\x00", b"QK\x01"),  # from the second value on
+        (b"K\x01\x85q\x08", b"K\x02\x85q\x08"),  # every second value
+        (b"QK\x00", b"QJ\xff\xff\xff\xff"),  # before the storage
+    ],
+)
+def test_a_tensor_outside_its_storage_is_refused_before_torch_reads_it(
+    old: bytes, new: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch.load was reached"))
+    assert "does not lie in its storage of 4 values" in refused(tampered(tmp_path / "data.pt", old, new))
+
+
+def test_what_torch_saves_is_read(tmp_path: Path) -> None:
+    """Views, transposed and empty tensors, parameters, and every kind of plain value."""
+    square = torch.arange(12.0).view(3, 4)
+    content = {
+        "tensors": [square.T, square[1:, ::2], square[0, 0], torch.zeros(0, 3), square.bfloat16(), square > 3],
+        "parameters": (torch.nn.Parameter(square), torch.zeros(2, requires_grad=True)),
+        "scalars": {"ConvNet": [np.float64(0.5), np.float32(0.25), np.int64(3)]},
+        "plain": [1, -5, 2**70, 0.5, True, None, "text", (), (1, (2, (3,))), {3: 1}, collections.OrderedDict(a=1)],
+    }
+    torch.save(content, tmp_path / "data.pt")
+    found = read_file(tmp_path / "data.pt")
+    assert isinstance(found, dict)
+    for one, other in zip([*content["tensors"], *content["parameters"]], [*found["tensors"], *found["parameters"]], strict=True):
+        assert torch.equal(one, other)
+    assert (found["scalars"], found["plain"]) == ({"ConvNet": [0.5, 0.25, 3]}, content["plain"])
 
 
 # Sizes

@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from benchmarks.counting import Untrained
 from distill import fast
-from distill.adjoint import Student, matching_gradient
+from distill.adjoint import Student, matching_gradient, stepwise
 from distill.batches import Staged, chunked_sum
 from distill.evaluation import accuracy
 from distill.fast import accelerated, compile_mode
@@ -149,7 +149,7 @@ def test_the_students_derivatives(graphs: Graphs) -> None:
     images, labels = torch.randn(6, 1, 8, 8, generator=draws), torch.arange(3).repeat(2)
     target = start + 0.01 * torch.randn(start.shape, generator=draws)
     results = [
-        matching_gradient(student, start, target, images, labels, torch.tensor(0.1), lambda step, x, y: (x, y), steps=4)
+        matching_gradient(student, start, target, images, labels, torch.tensor(0.1), stepwise(lambda step, x, y: (x, y)), steps=4)
         for student in (Student(network), Student(network, compile=True, mode="reduce-overhead"))
     ]
     assert graphs.replays == 8

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from scenarios.commands.evaluation.data import data_for
+from scenarios.commands.evaluation.networks import check_networks
 from scenarios.commands.evaluation.teacher import teacher_table
 from scenarios.commands.options import Classes, Device, Imbalance, Protocol, Root, Size, Validation, torch_device
 from scenarios.engine.complaints import printable, terminal_width, wrapped
@@ -41,20 +42,16 @@ def evaluate(
     from distill.configure import configure
     from distill.errors import InputError
     from distill.evaluation import evaluate as judge
-    from distill.networks import check_name
     from distill.protocols import protocol as of_protocol
     from distill.recipe import Recipe
     from distill.teachers import check_teacher
-    from scenarios.engine import own
     from scenarios.reporting.text import as_text
 
     if "none" in (baseline or []) and len(baseline or []) > 1:
         raise InputError("--baseline none goes alone; give none, or the baselines that you want.")
     baselines = [] if baseline == ["none"] else baseline or ["random", "whole"]
     networks = network or ["ConvNet"]
-    own.register(own.Places(networks=(("evaluation", "networks"),)), {"evaluation": {"networks": networks}}, "distill evaluate")
-    for name in networks:
-        check_name(name)
+    check_networks(networks, "distill evaluate")
     where = torch_device(device)
     tiny = CondensedSet.load(condensed).to(where)
     images = data_for(tiny, data, size, classes, validation, imbalance, root=data_root, device=where)

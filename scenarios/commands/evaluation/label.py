@@ -24,6 +24,7 @@ def label(
     from distill.condensed import CondensedSet
     from distill.configure import configure
     from distill.evaluation import accuracy
+    from distill.set_notes import teacher_notes
     from distill.teachers import Teacher, check_teacher, labelled, teacher_network
 
     table = configure(Teacher, teacher_table(teacher) or {}, "distill label: --teacher")
@@ -34,7 +35,10 @@ def label(
     made = labelled(tiny, images, table)
     target = out or condensed.with_name(f"{condensed.stem}-labelled.safetensors")
     made.save(target)
-    right = accuracy(teacher_network(images, table, progress=False), images)
+    network = teacher_network(images, table, progress=False)
+    right = accuracy(network, images)
     kept = 100 * float((made.hard_labels == tiny.hard_labels).float().mean())
     typer.echo(f"{target}: {len(made)} images, labels by {table}, whose test accuracy is {right:.1f} %")
+    for line in teacher_notes(table, network, images):
+        typer.echo(f"warning: {line}")
     typer.echo(f"{made.nbytes:,} bytes ({tiny.nbytes:,} before); {kept:.0f} % of the images keep their class as the most likely one")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from scenarios.commands.evaluation.data import data_for
+from scenarios.commands.evaluation.networks import check_networks
 from scenarios.commands.evaluation.teacher import teacher_table
 from scenarios.commands.options import Classes, Device, Imbalance, Protocol, Root, Size, torch_device
 from scenarios.engine.complaints import printable, terminal_width, wrapped
@@ -52,20 +53,16 @@ def score(
 
     from distill.condensed import CondensedSet
     from distill.configure import configure
-    from distill.networks import check_name
     from distill.protocols import protocol as recipe_named
     from distill.recipe import Recipe
     from distill.records import environment, write_json, write_whole
     from distill.scores import scorecard
-    from distill.scoring import Plan
+    from distill.scoring import Plan, notes_on
     from distill.teachers import check_teacher
-    from scenarios.engine import own
     from scenarios.reporting.text import as_text
 
     networks = [network, *(architecture or [])]
-    own.register(own.Places(networks=(("evaluation", "networks"),)), {"evaluation": {"networks": networks}}, "distill score")
-    for name in networks:
-        check_name(name)
+    check_networks(networks, "distill score")
     where = torch_device(device)
     sets = [CondensedSet.load(path).to(where) for path in condensed]
     images = data_for(sets[0], data, size, classes, validation, imbalance, root=data_root, device=where)
@@ -86,13 +83,15 @@ def score(
     }
     plan = configure(Plan, settings, "distill score")
     found = _all(plan, sets, condensed, images, out)
-    card = scorecard(sets, found, training_images=len(images.train) + len(images.validation), split="test")
+    notes = notes_on(sets, images, plan)
+    card = scorecard(sets, found, training_images=len(images.train) + len(images.validation), split="test", notes=notes)
     write_json(out / "score.json", {**card.as_dict(), "plan": settings, "data": data, "environment": environment(where)})
     write_whole(out / "score.html", _page(card, plan, sets, condensed))
     width = terminal_width()
     for rows in (card.table(), card.score_table()):
         typer.echo("\n".join(map(printable, as_text(rows, width=width).splitlines())) + "\n")
-    typer.echo(wrapped(printable(card.sentence()), width))
+    for line in (*card.notes, card.sentence()):
+        typer.echo(wrapped(printable(line), width))
     typer.echo(f"everything is in {out}")
 
 
@@ -137,6 +136,7 @@ def _page(card: "Scorecard", plan: "Plan", sets: "Sequence[CondensedSet]", files
             [
                 page.text(title, "h1"),
                 page.text(card.sentence(), name="answer"),
+                page.listed(card.notes) if card.notes else "",
                 page.table(card.score_table()),
                 page.text("Scores as defined by DD-Ranking (Li et al., 2025), from accuracies as fractions of 1.", name="small"),
                 page.table(card.table()),

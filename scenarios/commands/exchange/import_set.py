@@ -33,6 +33,7 @@ def import_set(
     from distill.foreign.layouts import LAYOUTS
     from distill.foreign.reading import read_foreign
     from distill.foreign.working import NETWORK, explanation, try_out
+    from distill.set_notes import set_notes
     from scenarios.engine.folder import data_of
     from scenarios.engine.schema import DataTable
     from scenarios.engine.study import Options
@@ -52,6 +53,7 @@ def import_set(
     ]
     if "stated_accuracy" in config:
         lines.append(f"its file states an accuracy of {config['stated_accuracy']:.1f} %, over all its experiments and by their evaluation")
+    lines += [f"warning: {note}" for note in set_notes(tiny)]
     if check:
         works = try_out(tiny, images)
         lines.append(f"check: {NETWORK} trained on it classifies {works}")
