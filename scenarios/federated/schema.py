@@ -154,7 +154,7 @@ def study(name: str, title: str, tables: Tables, source: str) -> FederatedStudy:
     for key, named in (("[upload]: key 'method'", upload_table.get("method")), ("[federation]: key 'network'", federation.network)):
         if isinstance(named, str) and ":" in named and federation.engine != "inline":
             raise InputError(
-                f"{source}: {key} is {clipped(named)!r}, and the clients of engine {federation.engine!r} are processes of their own, which "
+                f"{source}: {key} is {clipped(named)!r}, and the clients of engine {federation.engine!r} are separate processes, which "
                 'import nothing that a message names; allowed: engine = "inline", or a Flower app of your own (examples/own_app).'
             )
     upload = {key: value for key, value in upload_table.items() if key in own}

@@ -100,7 +100,7 @@ def test_commands_take_it(folder: Path) -> None:
 def test_clients_in_other_processes_do_not(engine: str, table: dict[str, Any], folder: Path) -> None:
     tables = {"kind": "federated", "data": {"name": "digits"}, **table}
     tables["federation"] = {**table.get("federation", {}), "engine": engine}
-    with pytest.raises(InputError, match=f"the clients of engine '{engine}' are processes of their own") as caught:
+    with pytest.raises(InputError, match=f"the clients of engine '{engine}' are separate processes") as caught:
         study("own", tables, str(folder / "own.toml"))
     assert "\n" not in str(caught.value)
 
