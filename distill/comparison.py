@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from distill.condensed import CondensedSet
+from distill.condensed import CondensedSet, Provenance
 from distill.coresets import CORESETS, available, select
 from distill.data import ImageData
 from distill.decode import Decode, as_text
@@ -25,7 +25,10 @@ from distill.train import resolved
 DECODED = {f"{name}-decoded": name for name in CORESETS if name != "class_mean"}
 # A coreset with the labels of the recipe's teacher.
 LABELLED = {f"{name}-labelled": name for name in (*CORESETS, *DECODED)}
-BASELINES = (*CORESETS, *DECODED, *LABELLED, "whole")
+# Images of noise with the same labels: what a learner gets from the labels without any image.
+LABEL_ONLY = "label-only"
+TAUGHT = (*LABELLED, LABEL_ONLY)
+BASELINES = (*CORESETS, *DECODED, *TAUGHT, "whole")
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,16 @@ def row_label(name: str, row: Mapping[str, Json]) -> str:
 
 def learner_set(name: str, condensed: CondensedSet, data: ImageData, seed: int) -> CondensedSet | ImageData:
     """The training set of a baseline: a coreset with the set's own `CondensedSet.counts` (another draw for each seed), the same with more
-    images in the set's stored form ("random-decoded"), or all data. With a teacher's labels ("random-labelled") the images are the same."""
+    images in the set's stored form ("random-decoded"), or all data. With a teacher's labels ("random-labelled") the images are the same;
+    "label-only" has standard normal noise in their place, as many images as the set decodes to, and class numbers that mean nothing."""
     if name == "whole":
         return data
+    if name == LABEL_ONLY:
+        copies = 1 if condensed.decode is None else condensed.decode.copies
+        labels = torch.arange(data.spec.num_classes).repeat_interleave(copies * torch.tensor(condensed.counts))
+        noise = torch.randn(len(labels), *data.spec.shape, generator=generator(seed, "coreset", name, condensed.ipc))
+        origin = Provenance(LABEL_ONLY, seed=seed)
+        return CondensedSet(noise, labels, data.spec, provenance=origin, whitening=data.whitening).to(data.device)
     name = LABELLED.get(name, name)
     if name in DECODED:
         with_decoded([name], condensed)  # refuses a plain set
@@ -105,16 +115,18 @@ def with_decoded(baselines: Sequence[str], condensed: CondensedSet) -> list[str]
 
 
 def rows_of(baselines: Sequence[str], condensed: CondensedSet, recipe: Recipe) -> list[str]:
-    """The baselines of a comparison under a recipe: those of `with_decoded`, and with a teacher each coreset also with its labels.
+    """The baselines of a comparison under a recipe: those of `with_decoded`, and with a teacher each coreset also with its labels, and
+    "label-only".
 
     Raises `InputError` for a baseline with a teacher's labels under a recipe without one.
     """
     names = with_decoded(baselines, condensed)
     if recipe.teacher is None:
-        if wrong := [name for name in names if name in LABELLED]:
+        if wrong := [name for name in names if name in TAUGHT]:
             raise InputError(f"baseline {wrong[0]} has the labels of the recipe's teacher, and the recipe has none; leave it out.")
         return names
     more = [f"{name}-labelled" for name in names if f"{name}-labelled" in LABELLED]
+    more += [LABEL_ONLY] if more else []
     return sorted([*names, *(name for name in more if name not in names)], key="whole".__eq__)
 
 
@@ -125,9 +137,9 @@ def compared(recipe: Recipe | str, condensed: CondensedSet, data: ImageData, net
 
 
 def recipe_of(name: str, recipe: Recipe, whole_epochs: int | None) -> Recipe:
-    """The recipe of one row. A teacher labels the set and the rows named -labelled; the others keep their hard labels. "whole" is trained
+    """The recipe of one row. A teacher labels the set and the rows in `TAUGHT`; the others keep their hard labels. "whole" is trained
     for ``whole_epochs`` if they are given, with no limit on steps and the "step" schedule dropping at half of them."""
-    if name != "condensed" and name not in LABELLED:
+    if name != "condensed" and name not in TAUGHT:
         recipe = recipe.without_teacher
     if name != "whole" or whole_epochs is None:
         return recipe
@@ -137,7 +149,7 @@ def recipe_of(name: str, recipe: Recipe, whole_epochs: int | None) -> Recipe:
 def training_of(name: str, condensed: CondensedSet, data: ImageData, recipe: Recipe, whole_epochs: int | None = None) -> Training:
     """How the networks of a row ("condensed" or a baseline) are trained under a comparison's recipe."""
     copies, row, name = 1 if condensed.decode is None else condensed.decode.copies, name, LABELLED.get(name, name)
-    if name in ("condensed", "whole"):
+    if name in ("condensed", LABEL_ONLY, "whole"):
         images = len(data.train) if name == "whole" else len(condensed) * copies
     elif name in DECODED:
         held = zip(condensed.counts, data.counts, strict=True)
@@ -146,8 +158,10 @@ def training_of(name: str, condensed: CondensedSet, data: ImageData, recipe: Rec
         images = sum(available(data, condensed.counts))
     own = recipe_of(row, recipe, whole_epochs)
     labels = condensed.label_kind if row == "condensed" and condensed.labels.is_floating_point() else "class"
+    labels = f"{len(condensed.views)} stored views" if row == "condensed" and condensed.views is not None else labels
     each = 8 + 4 * (condensed.images[0].numel() if name in DECODED else math.prod(data.spec.shape))  # float32 values and a class number
     stored = condensed.nbytes if name == "condensed" else None if name == "whole" else each * images // (copies if name in DECODED else 1)
+    stored = 8 if name == LABEL_ONLY else stored  # the seed of the noise
     return Training(images, own.steps(images), own.passes(images), stored, labels if own.teacher is None else str(own.teacher))
 
 
@@ -164,6 +178,11 @@ def notes_on(
             f"stored as {as_text(condensed.decode)}: {len(condensed)} stored rows ({condensed.nbytes:,} bytes) decode to "
             f"{len(condensed) * condensed.decode.copies} images; rows named -decoded are real images in the same form"
         )
+    if condensed.views is not None and recipe.teacher is None:
+        notes.append(
+            f"the set has {condensed.views}, {condensed.nbytes:,} bytes in all; baselines have hard labels and new views, or the labels "
+            "of a recipe's teacher"
+        )
     few = [label for label, count in enumerate(condensed.counts) if count > data.counts[label]]
     small = [name for name in baselines if name != "whole"]
     if few and small:
@@ -175,8 +194,8 @@ def notes_on(
     if recipe.teacher is not None:
         weights = 4 * parameter_count(create(recipe.teacher.network, data.spec, generator(0, "count")))
         notes.append(
-            f"the set and rows named -labelled have the labels of a teacher, {recipe.teacher}: {weights:,} bytes of weights that a learner "
-            "needs in addition to the images; other rows have hard labels"
+            f"the set, rows named -labelled and label-only (images of noise) have the labels of a teacher, {recipe.teacher}: {weights:,} "
+            "bytes of weights that a learner needs in addition to the images; other rows have hard labels"
         )
     if condensed.lr is not None:
         sgd = recipe.optimiser == "sgd"

@@ -18,7 +18,7 @@ from distill import quantise, set_file
 from distill.augment import strategy
 from distill.decode import Decode, check_space
 from distill.errors import InputError, type_and_shape
-from distill.joining import check_alike
+from distill.joining import joined_labels, joined_views
 from distill.labels import DEFAULT_KIND, check_kind, check_labels
 from distill.randomness import generator
 from distill.records import write_whole
@@ -26,6 +26,7 @@ from distill.set_file import MAX_FILE_BYTES, check_size, later_facts, later_part
 from distill.set_file import Provenance as Provenance
 from distill.set_parts import StartWeights, StepSizes
 from distill.spec import DataSpec
+from distill.views import Views
 from distill.whitening import Whitening
 
 
@@ -49,6 +50,7 @@ class CondensedSet:
         step_sizes: one learned step size per step, in place of ``lr`` (`distill.set_parts`; not used in training yet).
         start_weights: weights to start training from (`distill.set_parts`; not used in training yet).
         decode: how stored rows become images (`distill.decode`), or None if the images are stored.
+        views: augmented views with a teacher's labels (`distill.views`), which a learner repeats in place of ``labels``, or None.
     """
 
     images: Tensor
@@ -63,6 +65,7 @@ class CondensedSet:
     step_sizes: StepSizes | None = None
     start_weights: StartWeights | None = None
     decode: Decode | None = None
+    views: Views | None = None
 
     def __post_init__(self) -> None:
         images, labels, classes = self.images, self.labels, self.spec.num_classes
@@ -84,20 +87,21 @@ class CondensedSet:
             if not (good and all(math.isfinite(low) and math.isfinite(step) and step > 0 for low, step in self.quantisation)):
                 raise InputError(f"quantisation is {str(self.quantisation)[:80]}; allowed: a finite low and a positive step per channel.")
         if self.step_sizes is not None:
-            self.step_sizes.check(len(images) * (1 if self.decode is None else self.decode.copies))
+            self.step_sizes.check(self._decoded)
+        if self.views is not None:
+            self.views.check(self._decoded, classes, self.augmentation)
         if self.decode is not None:
             check_space(self.decode, self.spec, quantised=self.quantisation is not None, whitened=self.whitening is not None)
         if self.whitening is not None and self.whitening.mean.numel() != math.prod(self.spec.shape):
-            raise InputError(
-                f"whitening is for images of {self.whitening.mean.numel()} values; allowed: {math.prod(self.spec.shape)}, as these have."
-            )
+            size = self.whitening.mean.numel()
+            raise InputError(f"whitening is for images of {size} values; allowed: {math.prod(self.spec.shape)}, as these have.")
 
     # What is in it
 
     def __repr__(self) -> str:
         """One line: ``CondensedSet(10 images 1x16x16 of 10 classes of 'digits' by dm, class labels)``."""
         labels = "class labels" if self.labels.ndim == 1 else f"soft labels ({self.label_kind})"
-        place = "" if self.images.device.type == "cpu" else f", on {self.images.device}"
+        place = (f", {self.views}" if self.views else "") + ("" if self.images.device.type == "cpu" else f", on {self.images.device}")
         origin = f"{len(self.classes)} classes of {self.spec.name!r} by {self.provenance.method}"
         size = f"{len(self)} image{'' if len(self) == 1 else 's'} {'x'.join(map(str, self.spec.shape))}"
         return f"CondensedSet({size} of {origin}, {labels}{place})"
@@ -112,6 +116,11 @@ class CondensedSet:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def _decoded(self) -> int:
+        """Number of decoded images."""
+        return len(self.images) * (1 if self.decode is None else self.decode.copies)
 
     @property
     def hard_labels(self) -> Tensor:
@@ -158,7 +167,7 @@ class CondensedSet:
         return self.spec.denormalise(images) if self.whitening is None else self.whitening.undo(images).clamp(0.0, 1.0)
 
     def dataset(self) -> TensorDataset:
-        """A `TensorDataset` of decoded, normalised images (C, H, W) with their labels (a number, or K soft labels)."""
+        """A `TensorDataset` of decoded, normalised images (C, H, W) with their labels (a number, or K soft labels), without views."""
         plain = self.decoded()
         return TensorDataset(plain.images, plain.labels)
 
@@ -184,6 +193,7 @@ class CondensedSet:
             whitening=self.whitening and self.whitening.to(device),
             step_sizes=self.step_sizes and self.step_sizes.to(device),
             start_weights=self.start_weights and self.start_weights.to(device),
+            views=self.views and self.views.to(device),
         )
 
     def subset(self, classes: Iterable[int]) -> "CondensedSet":
@@ -201,7 +211,8 @@ class CondensedSet:
         labels = self.labels[keep]
         if self.label_kind == "weighted" and float(labels.sum()) > 0:
             labels = labels / labels.sum(1).mean()  # 1 in the mean again
-        part = dataclasses.replace(self, images=self.images[keep], labels=labels)
+        views = self.views and self.views.of(keep.repeat_interleave(self._decoded // len(self)))
+        part = dataclasses.replace(self, images=self.images[keep], labels=labels, views=views)
         return part.made_for(label for label in self.classes if label in chosen)
 
     def made_for(self, classes: Iterable[int]) -> "CondensedSet":
@@ -216,26 +227,17 @@ class CondensedSet:
     def concat(sets: Sequence["CondensedSet"]) -> "CondensedSet":
         """Join sets, in order.
 
-        Shape, classes, normalisation, label kind, step sizes and start weights must agree (else `InputError`). If any set has soft labels,
-        which must then be probabilities, hard labels become one-hot. The provenance lists the parts. Privacy statements are not merged:
-        the composition of releases is computed by an accountant.
+        Shape, classes, normalisation, label kind, step sizes, start weights and how many views are stored must agree (else `InputError`).
+        If any set has soft labels, which must then be probabilities, hard labels become one-hot. The provenance lists the parts. Privacy
+        statements are not merged: the composition of releases is computed by an accountant.
         """
         if not sets:
             raise InputError("concat was given no sets; allowed: one or more.")
-        first = sets[0]
-        for other in sets[1:]:
-            check_alike(first, other)
-        soft = any(s.labels.dtype != torch.int64 for s in sets)
-        kinds = sorted({s.label_kind for s in sets})
-        if len(kinds) > 1:
-            raise InputError(f"concat: the label kinds differ ({', '.join(kinds)}; class numbers are {DEFAULT_KIND}); allowed: one kind.")
-        labels = [
-            torch.nn.functional.one_hot(s.labels, s.spec.num_classes).float() if soft and s.labels.ndim == 1 else s.labels for s in sets
-        ]
+        first, labels = sets[0], joined_labels(sets)
         parts = [{"method": s.provenance.method, "seed": s.provenance.seed, "dp": s.provenance.dp} for s in sets]
         joined = CondensedSet(
             images=torch.cat([s.images for s in sets]),
-            labels=torch.cat(labels),
+            labels=labels,
             spec=first.spec,
             lr=first.lr if len({s.lr for s in sets}) == 1 else None,
             augmentation=first.augmentation if len({s.augmentation for s in sets}) == 1 else None,
@@ -245,6 +247,7 @@ class CondensedSet:
             step_sizes=first.step_sizes,
             start_weights=first.start_weights,
             decode=first.decode,
+            views=joined_views(sets),
         )
         return joined.made_for(label for part in sets for label in part.classes)
 
@@ -306,7 +309,7 @@ class CondensedSet:
     def from_bytes(data: bytes, max_bytes: int = MAX_FILE_BYTES) -> "CondensedSet":
         """The set in the bytes of a file, which are checked before memory of the stated size is allocated."""
         tensors, header = parse(data, max_bytes)
-        steps, weights, form = later_parts(tensors, header, max_bytes)
+        steps, weights, form, views = later_parts(tensors, header, max_bytes)
         images = tensors["images"]
         if (images.dtype == torch.uint8) != (header.quantisation is not None):
             raise InputError("images are uint8 without a quantisation grid, or float32 with one.")
@@ -314,4 +317,4 @@ class CondensedSet:
             images = quantise.decode(images, header.quantisation)
         white = Whitening(tensors["whitening_mean"], tensors["whitening_matrix"]) if "whitening_mean" in tensors else None
         facts = (header.lr, header.augmentation, header.provenance, header.quantisation, white, header.label_kind or DEFAULT_KIND)
-        return CondensedSet(images, tensors["labels"], header.spec, *facts, steps, weights, form)
+        return CondensedSet(images, tensors["labels"], header.spec, *facts, steps, weights, form, views)

@@ -183,6 +183,7 @@ def accuracies(
     *,
     split: str = "test",
     whole_epochs: int | None = None,
+    teacher: nn.Module | None = None,
 ) -> Iterator[Measured]:
     """Yield each network's accuracy when it is trained.
 
@@ -195,9 +196,10 @@ def accuracies(
         seeds: seeds of the networks, one network each.
         split: the split that is tested.
         whole_epochs: epochs of the baseline "whole"; None: the recipe's.
+        teacher: the trained network of the recipe's teacher; None: it is trained on the data.
     """
     same = compared(recipe, condensed, data, network)
-    teacher = teacher_for(same.teacher, condensed, data, progress=False) if seeds else None
+    teacher = teacher or (teacher_for(same.teacher, condensed, data, progress=False) if seeds else None)
     for name in names:
         own = recipe_of(name, same, whole_epochs)
         for seed, trained in learners(condensed, data, name, network, own, seeds, teacher if own.teacher else None):

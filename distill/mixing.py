@@ -1,4 +1,4 @@
-"""CutMix and MixUp: a batch of images mixed with the same batch in another order."""
+"""CutMix and MixUp: a batch of images mixed with the same batch in another order, or each image with a partner."""
 
 from typing import NamedTuple
 
@@ -33,19 +33,55 @@ def mixed(
     chance, share, *place = torch.rand((4,), generator=generator, device=generator.device).tolist()
     if chance >= (PROBABILITY if probability is None else probability):
         return None
-    share = share if alpha is None else float(scipy.special.betaincinv(alpha, alpha, share))
+    share = float(beta(torch.tensor(share, dtype=torch.float64), alpha))
     other = sent(torch.randperm(len(images), generator=generator, device=generator.device), images.device)
     if kind == "mixup":
         return Mixed(share * images + (1 - share) * images[other], other, share)
     height, width = images.shape[-2:]
-    side = (1 - share) ** 0.5
-    (top, bottom), (left, right) = (_cut(size, side, middle) for size, middle in zip((height, width), place, strict=True))
+    top, bottom, left, right = rectangles(torch.tensor([share], dtype=torch.float64), torch.tensor([place]), height, width)[0].tolist()
     result = images.clone()
     result[..., top:bottom, left:right] = images[other][..., top:bottom, left:right]
     return Mixed(result, other, 1 - (bottom - top) * (right - left) / (height * width))
 
 
-def _cut(size: int, part: float, middle: float) -> tuple[int, int]:
-    """Ends of an interval of ``part`` of ``size`` around a uniform ``middle``, cut at the border."""
-    half, centre = int(size * part) // 2, int(size * middle)
-    return max(0, centre - half), min(size, centre + half)
+def beta(uniform: Tensor, alpha: float | None) -> Tensor:
+    """Uniform numbers as draws of the beta distribution with both parameters ``alpha``; None: 1, as they are."""
+    if alpha is None:
+        return uniform
+    return torch.from_numpy(scipy.special.betaincinv(alpha, alpha, uniform.double().numpy())).to(uniform.dtype)
+
+
+def rectangles(shares: Tensor, places: Tensor, height: int, width: int) -> Tensor:
+    """CutMix's rectangles (n, 4) int64: top, bottom, left, right, the ends not inside; on the CPU.
+
+    Args:
+        shares: (n,) of the image itself, 0 to 1; the rectangle has the rest of the area before it is cut at the border.
+        places: (n, 2) of the middle, downwards and to the right, as fractions of the sides.
+        height: pixels.
+        width: pixels.
+    """
+    sides = torch.tensor([height, width])
+    half = (sides * (1 - shares.double()).sqrt()[:, None]).long() // 2
+    middle = (sides * places.double()).long()
+    low, high = (middle - half).clamp_min(0), torch.minimum(middle + half, sides)
+    return torch.stack([low, high], 2).flatten(1)
+
+
+def blended(images: Tensor, others: Tensor, shares: Tensor, holes: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Images (n, C, H, W) with ``others`` mixed in, each by its own numbers, and the shares (n, 1) that are left of the images.
+
+    Args:
+        images: the images.
+        others: their partners, of the same shape.
+        shares: (n,) of MixUp.
+        holes: (n, 4) of CutMix (`rectangles`), in place of ``shares``.
+    """
+    if holes is None:
+        weight = shares.to(images.dtype).view(-1, 1, 1, 1)
+        return weight * images + (1 - weight) * others, weight.view(-1, 1)
+    height, width = images.shape[-2:]
+    top, bottom, left, right = holes.view(-1, 4, 1).unbind(1)
+    rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
+    inside = ((rows >= top) & (rows < bottom))[:, None, :, None] & ((columns >= left) & (columns < right))[:, None, None, :]
+    area = ((bottom - top) * (right - left)).to(images.dtype)
+    return torch.where(inside, others, images), 1 - area / (height * width)

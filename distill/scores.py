@@ -52,7 +52,8 @@ class Row:
 
     Attributes:
         images: "condensed" (the sets that are scored), or the name of a baseline (`distill.comparison.BASELINES`).
-        labels: "own" (those of the set, or of the recipe's teacher) or "hard" (class numbers).
+        labels: "own" (those of the recipe's teacher, else of the set's stored views, else of the set) or "hard" (class numbers). Without
+            augmentation there are no stored views.
         augmentation: "own" (that of the recipe or set) or "none".
         network: name of the evaluation network.
         optimiser: of the recipe.

@@ -9,7 +9,7 @@ import pydantic
 from pydantic import Field
 from torch import nn
 
-from distill.comparison import DECODED, compared, learner_set, recipe_of
+from distill.comparison import DECODED, LABEL_ONLY, compared, learner_set, recipe_of
 from distill.condensed import CondensedSet
 from distill.configure import STRICT
 from distill.coresets import CORESETS
@@ -105,17 +105,18 @@ def measures(
 def rows_of(condensed: CondensedSet, plan: Plan, optimiser: Optimiser, *, labelled: bool = False) -> list[Row]:
     """The rows of a scorecard: all labels and augmentations under the recipe's optimiser, then other optimisers and networks.
 
-    ``labelled``: the recipe has a teacher, whose labels the set and each baseline get in a row.
+    ``labelled``: the recipe has a teacher, whose labels the set, each baseline and images of noise ("label-only") get in a row.
     """
     network, stored = plan.network, reference(condensed, labelled=labelled)
     label: Literal["own", "hard"] = "own" if labelled else "hard"
     decoded = [f"{name}-decoded" for name in plan.baselines if condensed.decode is not None and f"{name}-decoded" in DECODED]
     rows = [Row("condensed", "own", "own", network, optimiser)]
-    if labelled or condensed.labels.is_floating_point():
+    if labelled or condensed.labels.is_floating_point() or condensed.views is not None:
         rows.append(Row("condensed", "hard", "own", network, optimiser))
     rows += [Row(name, "hard", "own", network, optimiser) for name in (*plan.baselines, *decoded, "whole")]
     if labelled:
         rows += [Row(f"{name}-labelled", "own", "own", network, optimiser) for name in (*plan.baselines, *decoded)]
+        rows.append(Row(LABEL_ONLY, "own", "own", network, optimiser))
     rows += [Row("condensed", "own", "none", network, optimiser), Row(stored, label, "none", network, optimiser)]
     for other in plan.optimisers:
         if other != optimiser:
@@ -127,7 +128,7 @@ def _check(given: Sequence[CondensedSet], data: ImageData, plan: Plan) -> None:
     if not given:
         raise InputError("no set was given; allowed: one or more.")
     for other in given[1:]:
-        if (other.counts, other.decode, other.label_kind) != (given[0].counts, given[0].decode, given[0].label_kind):
+        if _form(other) != _form(given[0]):
             raise InputError("the sets differ in images a class, stored form or labels; score sets of one method and size together.")
         white, its = given[0].whitening, other.whitening
         if (white is None) != (its is None) or (white is not None and not white.same_as(its)):
@@ -139,6 +140,12 @@ def _check(given: Sequence[CondensedSet], data: ImageData, plan: Plan) -> None:
             raise unknown_name("baseline", name, CORESETS)
     if "random" not in plan.baselines:
         raise InputError(f"baselines are {plan.baselines}; 'random' must be one of them: the scores compare with it.")
+
+
+def _form(condensed: CondensedSet) -> tuple[object, ...]:
+    """What sets of one method and size have in common."""
+    views = condensed.views
+    return condensed.counts, condensed.decode, condensed.label_kind, None if views is None else (len(views), views.augmentation, views.mix)
 
 
 def _measured(
@@ -177,4 +184,6 @@ def _source(row: Row, condensed: CondensedSet, data: ImageData, seed: int) -> Co
     if row.images != "condensed":
         return learner_set(row.images, condensed, data, seed)
     plain = dataclasses.replace(condensed, lr=None)  # the chosen step size counts
-    return dataclasses.replace(plain, labels=condensed.hard_labels, label_kind=DEFAULT_KIND) if row.labels == "hard" else plain
+    if row.labels == "hard":
+        return dataclasses.replace(plain, labels=condensed.hard_labels, label_kind=DEFAULT_KIND, views=None)
+    return dataclasses.replace(plain, views=None) if row.augmentation == "none" else plain  # stored views are augmented

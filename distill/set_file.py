@@ -11,8 +11,10 @@ FORMAT 2 adds at least one of these; a set without any is written as FORMAT 1.
 - ``decode``: {"kind": ..., and plain parameters} (`distill.decode`): ``images`` are stored rows, which decode to the images.
 - ``step_sizes``: {"order": "sequence" or "cycle"}, with the tensor ``step_sizes`` and perhaps ``step_batches``.
 - ``start_weights``: {"network": name or null, "sha256": digest or null}, with tensors ``start_weights.<name>`` where there is no digest.
+- ``views``: {"augmentation", "mix"}, with the tensors ``view_labels`` (float16), ``view_seeds``, and ``view_partners`` and ``view_shares``
+  where views are mixed.
 
-`distill.set_parts` has the meaning, shapes and limits of the last two.
+`distill.set_parts` has the meaning, shapes and limits of step sizes and start weights, `distill.views` those of views.
 """
 
 import dataclasses
@@ -33,6 +35,7 @@ from distill.errors import InputError, clipped
 from distill.labels import DEFAULT_KIND
 from distill.set_parts import MAX_TENSORS, StartWeights, StepSizes
 from distill.spec import DataSpec
+from distill.views import Views
 from distill.whitening import Whitening
 
 FORMAT = 1
@@ -42,7 +45,7 @@ MAX_FILE_BYTES = 1 << 30  # of bytes that another party sent
 # Of a file that the user names, and so of what `CondensedSet.save` writes: 200 classes x 200 images of 64 px are 2 GB.
 MAX_OWN_BYTES = 16 << 30
 MAX_HEADER_BYTES = 4 << 20
-_DTYPES = {"F32": 4, "U8": 1, "I64": 8}
+_DTYPES = {"F32": 4, "F16": 2, "U8": 1, "I64": 8}
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
@@ -80,6 +83,12 @@ class WeightFacts:
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True))
+class ViewFacts:
+    augmentation: str
+    mix: str | None = None
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=pydantic.ConfigDict(extra="forbid", strict=True))
 class Header:
     format: int
     spec: DataSpec
@@ -91,11 +100,12 @@ class Header:
     decode: dict[str, Any] | None = None
     step_sizes: StepFacts | None = None
     start_weights: WeightFacts | None = None
+    views: ViewFacts | None = None
 
     @property
     def later(self) -> bool:
         """Whether it has anything that came with FORMAT 2."""
-        parts = (self.label_kind, self.decode, self.step_sizes, self.start_weights)
+        parts = (self.label_kind, self.decode, self.step_sizes, self.start_weights, self.views)
         return any(part is not None for part in parts) or any(origin != "computed" for origin in self.spec.origins.values())
 
 
@@ -170,12 +180,13 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
 
 
 def _known_tensors(names: list[str]) -> bool:
-    """Whether a file may hold these: images, labels, a whole whitening, step sizes, start weights."""
+    """Whether a file may hold these: images, labels, a whole whitening, step sizes, start weights, views."""
     weights = [name for name in names if name.startswith(WEIGHTS)]
     alone = set(names) - set(weights)
     white = {"whitening_matrix", "whitening_mean"} & alone
     steps = {"step_sizes", "step_batches"} & alone
-    rest = alone - white - steps
+    views = {"view_labels", "view_seeds", "view_partners", "view_shares"} & alone
+    rest = alone - white - steps - views
     return len(white) != 1 and steps != {"step_batches"} and len(weights) <= 2 * MAX_TENSORS and rest == {"images", "labels"}
 
 
@@ -196,6 +207,8 @@ class Stored(Protocol):
     def step_sizes(self) -> StepSizes | None: ...
     @property
     def start_weights(self) -> StartWeights | None: ...
+    @property
+    def views(self) -> Views | None: ...
 
 
 def later_facts(condensed: Stored) -> dict[str, object]:
@@ -212,6 +225,8 @@ def later_facts(condensed: Stored) -> dict[str, object]:
         facts["step_sizes"] = {"order": condensed.step_sizes.order}
     if condensed.start_weights is not None:
         facts["start_weights"] = {"network": condensed.start_weights.network, "sha256": condensed.start_weights.sha256}
+    if condensed.views is not None:
+        facts["views"] = {"augmentation": condensed.views.augmentation, "mix": condensed.views.mix}
     later = bool(facts) or spec.keys() != condensed.spec.facts.keys()
     return {"format": FORMAT_WITH_PARTS if later else FORMAT, "spec": spec, **facts}
 
@@ -220,33 +235,46 @@ def later_tensors(condensed: Stored) -> dict[str, Tensor]:
     """The tensors of FORMAT 2 by name."""
     steps = {} if condensed.step_sizes is None else condensed.step_sizes.tensors
     weights = {} if condensed.start_weights is None else condensed.start_weights.tensors
-    return {**steps, **{f"{WEIGHTS}{name}": tensor for name, tensor in weights.items()}}
+    views = {} if condensed.views is None else condensed.views.tensors
+    return {**steps, **views, **{f"{WEIGHTS}{name}": tensor for name, tensor in weights.items()}}
 
 
 def later_parts(
     tensors: dict[str, Tensor], header: Header, max_bytes: int = MAX_OWN_BYTES
-) -> tuple[StepSizes | None, StartWeights | None, Decode | None]:
+) -> tuple[StepSizes | None, StartWeights | None, Decode | None, Views | None]:
     """The parts that FORMAT 2 adds, checked; raises `InputError` if tensors and header disagree."""
     weights = {name.removeprefix(WEIGHTS): tensors[name] for name in sorted(tensors) if name.startswith(WEIGHTS)}
+    stored = {name for name in tensors if name.startswith("view_")}
     for name, present, stated in (
         ("step_sizes", "step_sizes" in tensors, header.step_sizes),
         ("start_weights", bool(weights), header.start_weights),
+        ("views", bool(stored), header.views),
     ):
         digest = name == "start_weights" and header.start_weights is not None and header.start_weights.sha256 is not None
         if present != (stated is not None) and not (digest and not present):
             raise InputError(f"{name} is in the {'tensors' if present else 'header'} and not in the {'header' if present else 'tensors'}.")
     steps = None if header.step_sizes is None else StepSizes(tensors["step_sizes"], header.step_sizes.order, tensors.get("step_batches"))
-    start = header.start_weights
+    start, views = header.start_weights, None
     initial = None if start is None else StartWeights(weights, start.sha256, start.network)
+    if header.views is not None:
+        if not {"view_labels", "view_seeds"} <= stored:
+            raise InputError(f"views are stored as {clipped(sorted(stored))}; allowed: with view_labels and view_seeds.")
+        mixing = header.views.mix, tensors.get("view_partners"), tensors.get("view_shares")
+        views = Views(tensors["view_labels"], tensors["view_seeds"], header.views.augmentation, *mixing)
+    return steps, initial, _form(tensors, header, max_bytes), views
+
+
+def _form(tensors: dict[str, Tensor], header: Header, max_bytes: int) -> Decode | None:
+    """How stored rows decode, if the images are no larger than ``max_bytes``."""
     if header.decode is None:
-        return steps, initial, None
+        return None
     facts = dict(header.decode)
     form = from_parameters(facts.pop("kind", None), facts)
     # Stored rows may be far smaller than what they decode to.
     size = len(tensors["labels"]) * form.copies * math.prod(header.spec.shape) * 4 if tensors["labels"].ndim else 0
     if not 0 < size <= max_bytes:
         raise InputError(f"decodes to {size} bytes; allowed: 1 to {max_bytes}.")
-    return steps, initial, form
+    return form
 
 
 def check_size(count: int, spec: DataSpec, label_values: int = 1, per_value: int = 4) -> None:

@@ -121,6 +121,10 @@ class Goal:
         if self.teacher is None and self.stored is None and self.kind not in kinds:
             raise InputError(f"loss {self.loss!r} does not take soft labels of the kind {self.kind!r}; allowed: {', '.join(kinds)}.")
 
+    def prepared(self, labels: Tensor) -> Tensor:
+        """Given soft labels (n, K) as they are compared."""
+        return SOFT_LOSSES[self.loss].prepare(labels, self.kind, self.temperature)
+
     def targets(self, views: Tensor, labels: Tensor, rows: Tensor, both: Mixed | None) -> tuple[Tensor, Tensor]:
         """The prepared labels (n, K) of a batch, and the shares of its hard labels (n, K).
 
@@ -139,7 +143,7 @@ class Goal:
         if self.stored is not None:
             prepared = prepare(self.stored[rows], "logits", self.temperature)
         else:
-            prepared = prepare(labels if labels.is_floating_point() else shares, self.kind, self.temperature)
+            prepared = self.prepared(labels if labels.is_floating_point() else shares)
         if both is None:
             return prepared, shares
         mixed = (both.share * part + (1 - both.share) * part[both.other] for part in (prepared, shares))
@@ -165,7 +169,14 @@ class Asked(Protocol):
 
 
 def goal_of(
-    recipe: Asked, teacher: nn.Module | None, kind: str, classes: int, images: Iterable[Tensor], where: torch.device
+    recipe: Asked,
+    teacher: nn.Module | None,
+    kind: str,
+    classes: int,
+    images: Iterable[Tensor],
+    where: torch.device,
+    *,
+    stored: bool = False,
 ) -> Goal | None:
     """What a recipe compares outputs with; None: the labels, with the loss of their kind.
 
@@ -176,6 +187,7 @@ def goal_of(
         classes: number of classes.
         images: all training images in order, in parts; read where each is labelled once.
         where: the device of the training.
+        stored: the set has stored views, whose labels are logits, and no teacher is used.
 
     Raises:
         InputError: the recipe has a teacher and no network is given, or its loss does not take these labels.
@@ -185,14 +197,15 @@ def goal_of(
             "the recipe has a teacher, whose network is not trained here; `evaluate` and condense studies train it, in Python give "
             "teacher=distill.teachers.teacher_network(data, recipe.teacher)."
         )
-    if teacher is None and recipe.loss is None:
+    if teacher is None and recipe.loss is None and not stored:
         return None
-    stored = None
+    outputs = None
     if teacher is not None:
         teacher = teacher.to(where)
         if recipe.teacher is not None and recipe.teacher.labels == "images":
-            stored, teacher = torch.cat([outputs_of(teacher, part) for part in images]), None
-    return Goal(recipe.loss or "ce", recipe.temperature or 1.0, recipe.hard_weight or 0.0, classes, kind, teacher, stored)
+            outputs, teacher = torch.cat([outputs_of(teacher, part) for part in images]), None
+    kind = "logits" if stored else kind
+    return Goal(recipe.loss or "ce", recipe.temperature or 1.0, recipe.hard_weight or 0.0, classes, kind, teacher, outputs)
 
 
 def in_words(recipe: Asked) -> str:

@@ -48,7 +48,7 @@ class Synthetic:
             0,
             self.adam or self.cosine or settings["calibration_every"] > 1 or settings["real_batches"] != "random",
         )
-        self.template = dataclasses.replace(initial, quantisation=None)
+        self.template = dataclasses.replace(initial, quantisation=None, views=None)
         self.stored_labels = initial.labels[order].clone()
         copies = 1 if self.decode is None else self.decode.copies
         self.labels = self.stored_labels if copies == 1 else self.stored_labels.repeat_interleave(copies, 0)

@@ -24,6 +24,7 @@ from distill.recipe import Recipe as Recipe
 from distill.soft_losses import LABELLED_AT_ONCE, goal_of
 from distill.spec import DataSpec
 from distill.tf32 import products
+from distill.views import replay_of
 
 
 def train_on(
@@ -67,7 +68,8 @@ def train_network(
     """Train one network; see `train_on`.
 
     The seed decides its initial weights, the order of the images and their augmentation. The loss is the recipe's, or that of the set's
-    `CondensedSet.label_kind`: cross-entropy, or mean squared error for scores.
+    `CondensedSet.label_kind`: cross-entropy, or mean squared error for scores. A set's `CondensedSet.views` are repeated one after the
+    other, with their labels, in place of views that are drawn; a teacher labels new views instead.
     """
     *_, last = training(source, network, recipe, seed, device, teacher=teacher)
     return last
@@ -101,10 +103,14 @@ def _trained(
     count, where, fetch, lr = _parts(source)
     kind = source.label_kind if isinstance(source, CondensedSet) else DEFAULT_KIND
     every = (fetch(part)[0] for part in torch.arange(count, device=where).split(LABELLED_AT_ONCE))
-    loss, goal = LABEL_KINDS[kind].loss, goal_of(recipe, teacher, kind, source.spec.num_classes, every, where)
+    transform = strategy(resolved(recipe, source).augmentation)
+    replay = None
+    if isinstance(source, CondensedSet) and teacher is None and recipe.teacher is None:
+        replay = replay_of(source.views, transform, recipe.mix, source.images, source.hard_labels)
+    goal = goal_of(recipe, teacher, kind, source.spec.num_classes, every, where, stored=replay is not None)
+    loss = LABEL_KINDS[kind].loss
     model = create(network, source.spec, generator(seed, "weights"), where)
     draws = generator(seed, "training")
-    transform = strategy(resolved(recipe, source).augmentation)
 
     per_epoch, total = -(-count // recipe.batch_size), recipe.steps(count)
     descent = Descent(list(model.parameters()), recipe, lr, count)
@@ -122,14 +128,19 @@ def _trained(
         if place == 0:
             order = sent(torch.randperm(count, generator=draws), where)
         rows = order[place * recipe.batch_size : (place + 1) * recipe.batch_size]
-        images, labels = fetch(rows)
-        if transform.transforms:
-            images = augment(images, transform, draws)
         descent.begin(step)
-        both = mixed(images, recipe.mix, draws, probability=recipe.mix_probability, alpha=recipe.mix_alpha)
+        seen = None if replay is None else replay.batch(step // per_epoch, rows)
+        if seen is None:
+            images, labels = fetch(rows)
+            if transform.transforms:
+                images = augment(images, transform, draws)
+            both = mixed(images, recipe.mix, draws, probability=recipe.mix_probability, alpha=recipe.mix_alpha)
         if goal is not None:
-            views = images if both is None else both.images
-            prepared, shares = goal.targets(views, labels, rows, both)
+            if seen is None:
+                views = images if both is None else both.images
+                prepared, shares = goal.targets(views, labels, rows, both)
+            else:
+                views, prepared, shares = seen.images, goal.prepared(seen.labels), seen.shares
             for part, here in chunks(views, torch.arange(len(views), device=views.device), whole=whole):
                 (goal(run(part), prepared[here], shares[here]) / len(views)).backward()
         elif both is None:

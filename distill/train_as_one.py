@@ -31,12 +31,12 @@ def at_once(source: CondensedSet | ImageData, network: Factory, recipe: Recipe, 
     """How many of ``count`` networks are trained as one on copies of a set like ``source``, which is on the networks' device.
 
     1 on a CPU, for real data, for networks whose images depend on each other and a user's own, for recipes that mix images, average
-    weights, use bfloat16, a ``dc_`` or ``all_`` augmentation, a loss with soft labels or a teacher, and where the step of one network
-    keeps the device busy.
+    weights, use bfloat16, a ``dc_`` or ``all_`` augmentation, a loss with soft labels, a teacher or stored views, and where the step of one
+    network keeps the device busy.
     """
     if not isinstance(source, CondensedSet) or source.images.device.type == "cpu" or not isinstance(network, str):
         return 1
-    if recipe.loss is not None or recipe.teacher is not None:  # whose labels are not those of the set
+    if recipe.loss is not None or recipe.teacher is not None or source.views is not None:  # other labels than those of the set
         return 1
     transform = strategy(resolved(recipe, source).augmentation)
     if recipe.mix is not None or recipe.ema is not None or recipe.precision == "bf16" or transform.dc or transform.every:

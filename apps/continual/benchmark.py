@@ -3,6 +3,7 @@
 A unit is (budget, method, storage, order); `fill_memories` makes its memory after each experience, `rows` an accuracy matrix row by row.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from apps.continual.compressed import COMPRESSED, CompressedMemory
 from apps.continual.condensing import decode_of
 from apps.continual.engine import avalanche
 from apps.continual.form import Form
+from apps.continual.labels import LABELLED, label_bytes, labelled_memories
 from apps.continual.memory import Memory, MemoryConfig
 from apps.continual.memory_file import load, observe, save
 from apps.continual.online import online_memories
@@ -26,6 +28,7 @@ from distill.networks import Factory
 from distill.randomness import derived_seed
 from distill.records import Json
 from distill.spec import DataSpec
+from distill.teachers import Teacher
 from distill.train import Recipe
 
 RESERVOIR = "reservoir"  # no memory by class: Vitter's, over all images seen
@@ -74,7 +77,8 @@ class Online:
 
 @dataclass(frozen=True)
 class Unit:
-    """One memory of a study. ``method`` is a method or coreset, with or without `DECODED`, `RESERVOIR`, or a name in `COMPRESSED`."""
+    """One memory of a study. ``method`` is a method or coreset, with or without `DECODED` and then `LABELLED` (with a ``teacher``),
+    `RESERVOIR`, or a name in `COMPRESSED`."""
 
     budget: Budget
     method: str
@@ -84,15 +88,21 @@ class Unit:
     settings: dict[str, object]
     seed: int
     online: Online | None = None
+    teacher: Teacher | None = None
 
     @property
     def name(self) -> str:
         """The unique name of this memory in its study: budget, method, storage, class order."""
         return f"{self.budget.name}-{self.method}-{self.storage}-order{self.order}"
 
+    @property
+    def plain(self) -> "Unit":
+        """The memory of the same images without a teacher's labels."""
+        return dataclasses.replace(self, method=self.method.removesuffix(LABELLED), teacher=None)
+
     def config(self, spec: DataSpec, groups: int) -> MemoryConfig:
         """The memory's settings on a stream with ``groups`` groups (class by experience) in total."""
-        method = self.method.removesuffix(DECODED)
+        method = self.plain.method.removesuffix(DECODED)
         share = self.budget.per_class(Form(spec.shape, decode_of(method, self.settings)), self.storage)
         return MemoryConfig(
             method,
@@ -150,7 +160,7 @@ def compressed_memory(unit: Unit, spec: DataSpec) -> CompressedMemory:
 
 
 def sizes(unit: Unit, stream: Sequence[ImageData], folder: Path, *, progress: bool | None = None) -> list[dict[str, Json]]:
-    """Items, bytes and seconds spent condensing, after each experience; see `fill_memories`."""
+    """Items, bytes and seconds spent condensing, after each experience; see `fill_memories`. Labels count as bytes, not as seconds."""
     if unit.method == RESERVOIR:  # one grid for all images
         form = Form(stream[0].spec.shape)
         size, grid = form.item_bytes(unit.storage), form.group_bytes(unit.storage)
@@ -161,8 +171,9 @@ def sizes(unit: Unit, stream: Sequence[ImageData], folder: Path, *, progress: bo
             memory.observe(*experience_tensors(data))
             found.append({"items": len(memory), "bytes": memory.nbytes, "seconds": 0.0})
         return found
-    memories = fill_memories(unit, stream, folder, progress=progress)
-    return [{"items": len(memory), "bytes": memory.nbytes, "seconds": memory.seconds} for memory in memories]
+    memories = fill_memories(unit.plain, stream, folder, progress=progress)
+    more = [label_bytes(memory, stream) if unit.teacher else 0 for memory in memories]
+    return [{"items": len(m), "bytes": m.nbytes + size, "seconds": m.seconds} for m, size in zip(memories, more, strict=True)]
 
 
 def held(unit: Unit, stream: Sequence[ImageData], folder: Path, device: str) -> list[CondensedSet]:
@@ -176,7 +187,10 @@ def held(unit: Unit, stream: Sequence[ImageData], folder: Path, device: str) -> 
             memory.observe(*experience_tensors(data))
             found.append(memory.condensed(spec).to(device))
         return found
-    return [memory.condensed(spec).to(device) for memory in fill_memories(unit, stream, folder, progress=False)]
+    memories = fill_memories(unit.plain, stream, folder, progress=False)
+    if unit.teacher is not None:
+        return labelled_memories(memories, stream, unit.teacher)
+    return [memory.condensed(spec).to(device) for memory in memories]
 
 
 def rows(

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from apps.federated.labels import with_labels
 from apps.federated.partition import Partition, split
 from apps.federated.settings import Settings, method_config, upload_form
 from apps.federated.wire import within_range
@@ -171,14 +172,17 @@ def upload(
     if settings.upload.classes is not None:
         data = data.subset(settings.upload.classes)
     seed = derived_seed(settings.seed, "client", client, "round", server_round)
+    received = None if weights is None else network_with(network or settings.network, weights)
     if settings.strategy != "feddm":
         form, draws = upload_form(settings), generator(seed, "coreset")
         if form is not None:
-            return formed(data, settings.strategy, settings.upload.ipc, form, draws)
-        return select(data, settings.strategy, settings.upload.ipc, draws)
+            return with_labels(formed(data, settings.strategy, settings.upload.ipc, form, draws), data, settings, received)
+        return with_labels(select(data, settings.strategy, settings.upload.ipc, draws), data, settings, received)
+    if previous is not None:  # it may have soft labels, whose largest number is the class
+        previous = dataclasses.replace(previous, labels=previous.hard_labels)
     config = method_config(settings)
     values = {name: value for name, value in vars(config).items() if name not in ("network", "initial")}
-    statistics = ExactStatistics(data)
+    statistics, with_weights = ExactStatistics(data), settings.upload.networks == "received"
     initial: Initial | CondensedSet = previous if previous is not None else config.initial
     if isinstance(initial, str) and initial != "noise":
         initial = first_images(statistics, data, initial, settings, seed)
@@ -187,13 +191,13 @@ def upload(
         settings.upload.method,
         ipc=settings.upload.ipc,
         seed=seed,
-        network=network_with(network or settings.network, weights, data.spec if pooled(config) else None),
+        network=network_with(network or settings.network, weights if with_weights else None, data.spec if pooled(config) else None),
         initial=initial,
         progress=False,
         more_images_than_data=True,  # a client may hold fewer than were asked for
         **values,
     )
-    return dataclasses.replace(condensed, images=within_range(condensed))
+    return with_labels(dataclasses.replace(condensed, images=within_range(condensed)), data, settings, received)
 
 
 def pooled(config: object) -> bool:

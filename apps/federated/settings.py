@@ -21,6 +21,7 @@ from distill.methods import METHODS
 from distill.methods.presets import presets_of
 from distill.networks import check_name
 from distill.synthetic import Initial
+from distill.teachers import Teacher, check_teacher
 from distill.train import Recipe
 
 ROBUST = ("fedmedian", "fedtrimmedavg", "krum", "multikrum")
@@ -46,6 +47,10 @@ class UploadConfig:
         warm_start: start from the client's images of the round before.
         classes: labels that are asked for; None: every class.
         settings: fields of the method's config; for "dm" the defaults are FedDM's.
+        labels: None: class numbers. "received" (from the server's weights) or "local" (from a ``teacher`` that is trained on the client's
+            images): soft labels of the uploaded images, condensed or real (`apps.federated.labels`).
+        soft_share: part of a label that comes from the network, below one half; None: 0.4.
+        teacher: of "local" labels.
     """
 
     method: str = "dm"
@@ -55,6 +60,9 @@ class UploadConfig:
     warm_start: bool = False
     classes: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     settings: dict[str, object] = field(default_factory=dict)
+    labels: Literal["received", "local"] | None = None
+    soft_share: Annotated[float, Field(gt=0, lt=0.5)] | None = None
+    teacher: Teacher | None = None
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
@@ -192,7 +200,8 @@ class Settings:
     @property
     def down(self) -> bool:
         """Whether clients get the server's weights."""
-        return self.strategy in WEIGHTS or (self.strategy == "feddm" and self.upload.networks == "received")
+        images = self.strategy not in (*WEIGHTS, *ALONE) and self.upload.labels == "received"
+        return self.strategy in WEIGHTS or images or (self.strategy == "feddm" and self.upload.networks == "received")
 
 
 def check(settings: Settings) -> Settings:
@@ -203,6 +212,7 @@ def check(settings: Settings) -> Settings:
     if settings.local.augmentation != "auto":
         augmentation(settings.local.augmentation)
     method_config(settings)
+    _check_labels(settings)
     if settings.privacy is not None:
         if settings.strategy != "feddm":
             raise InputError(f"privacy is on and strategy {settings.strategy!r} has no private form here; allowed: feddm.")
@@ -221,6 +231,23 @@ def check_clients(settings: Settings) -> None:
         raise InputError(
             f"min_clients is {settings.min_clients}; allowed: at most {settings.partition.num_partitions}, the number of clients."
         )
+
+
+def _check_labels(settings: Settings) -> None:
+    """`InputError` for soft labels that nobody can give, or that would reveal private images."""
+    upload, recipe = settings.upload, settings.server.recipe
+    if recipe.teacher is not None:
+        raise InputError('server.recipe has a teacher, and a server has no images for it; give upload.labels = "received" or "local".')
+    if (upload.labels == "local") != (upload.teacher is not None):
+        raise InputError('upload.labels = "local" and [upload.teacher] go together; give both, or none of them.')
+    if upload.soft_share is not None and upload.labels is None:
+        raise InputError(f'upload.soft_share is {upload.soft_share:g} and upload.labels is not given; set it to "received" or "local".')
+    if upload.teacher is not None:
+        check_teacher(upload.teacher)
+    if upload.labels is not None and settings.privacy is not None:
+        raise InputError("privacy is on: no label is made of private images, or of weights that are not sent; leave upload.labels out.")
+    if recipe.loss is not None and settings.server.client_weights == "examples":
+        raise InputError(f'server.recipe.loss is {recipe.loss!r}, and labels are weighted by clients; set server.client_weights = "equal".')
 
 
 class MethodConfig(Config, Protocol):

@@ -92,6 +92,8 @@ def encode(condensed: CondensedSet, pixels: Pixels = "uint8") -> Arrays:
         raise InputError("whitened images cannot be uploaded: their space is this client's own; use data without zca.")
     if condensed.label_kind != DEFAULT_KIND:
         raise InputError(f"labels of kind {condensed.label_kind!r} cannot be uploaded; allowed: class numbers or probabilities.")
+    if condensed.views is not None:
+        raise InputError("stored views cannot be uploaded; leave them out: dataclasses.replace(set, views=None).")
     if condensed.decode is not None and not condensed.decode.pixels and pixels == "uint8":
         raise InputError(f'{condensed.decode.kind} rows are no pixels and cannot be uploaded as uint8; take pixels = "float16".')
     images = condensed.images.detach().cpu()

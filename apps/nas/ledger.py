@@ -108,6 +108,10 @@ def set_key(condensed: CondensedSet, data: ImageData, recipe: Recipe) -> str:
         content.update(as_text(condensed.decode).encode())
     if condensed.label_kind != DEFAULT_KIND:
         content.update(condensed.label_kind.encode())
+    if condensed.views is not None:
+        content.update(str(condensed.views).encode())
+        for tensor in condensed.views.tensors.values():
+            content.update(tensor.cpu().contiguous().numpy().data)
     return hashlib.sha256(f"{data_key(data, recipe)} {content.hexdigest()}".encode()).hexdigest()[:12]
 
 

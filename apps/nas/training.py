@@ -114,6 +114,12 @@ class Job:
     key: str
     splits: tuple[str, ...] = ("validation",)
 
+    def __post_init__(self) -> None:
+        if self.recipe.teacher is not None:
+            raise InputError(
+                "a ranking's recipe has a teacher; give sets with its labels (distill.teachers.labelled), the same for all networks."
+            )
+
     @property
     def name(self) -> RowName:
         """The key of the row in the ledger."""

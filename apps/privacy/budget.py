@@ -5,7 +5,7 @@ Shares are of mu^2, which adds up: releases with noise multipliers s that use al
 earlier parts in the same accountant, so that the composition of everything stays within epsilon, whatever the shares are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from apps.privacy import accounting
 from apps.privacy.accounting import Steps
@@ -17,7 +17,7 @@ EXPERTS_SHARE = 0.3
 
 
 class Budget:
-    """(``epsilon``, ``delta``) for a private start, for experts that are trained with noise, and for the releases of a method's steps.
+    """(``epsilon``, ``delta``) for a private start, a teacher, experts that are trained with noise, and the releases of a method's steps.
 
     Args:
         target: epsilon and delta of everything together.
@@ -26,6 +26,7 @@ class Budget:
             from the method's batch).
         start: number of releases of all the data for a private start, and their share.
         experts_share: share of the experts, where a method asks for some.
+        teacher: number of DP-SGD steps of a teacher, their sampling rate and share; None: no teacher.
 
     Raises:
         InputError: for a number out of range.
@@ -39,6 +40,7 @@ class Budget:
         asked: tuple[int | None, float | None],
         start: tuple[int, float],
         experts_share: float,
+        teacher: tuple[int, float, float] | None = None,
     ) -> None:
         self.epsilon, self.delta = target
         self.population, (self.count, self.sample_rate), (start_releases, start_share) = population, asked, start
@@ -52,6 +54,12 @@ class Budget:
         self.start: Plan | None = None
         if start_releases:
             self.start = Plan(start_releases, 1.0, self._alone() * (start_releases / start_share) ** 0.5)
+        self.teacher: Plan | None = None
+        self.teacher_share = 0.0 if teacher is None else teacher[2]
+        if teacher is not None:
+            if not 0 < teacher[2] < 1:
+                raise InputError(f"the teacher's share is {teacher[2]}; allowed: a share between 0 and 1.")
+            self.teacher = self._within({"start_share": self.start_share, "the teacher's share": teacher[2]}, teacher[1], teacher[0])
 
     def _alone(self) -> float:
         """Noise multiplier of a single release of all the data that spends the whole budget: 1 / mu."""
@@ -62,30 +70,40 @@ class Budget:
         return min(1.0, batch_size / self.population)
 
     def steps(self, rate: float, count: int | None, *earlier: Plan) -> Plan:
-        """Releases with what the budget has left after the start and ``earlier`` plans; their number and rate, unless they were given."""
+        """Releases with what the budget has left after start, teacher and ``earlier`` plans; their number and rate, unless given before."""
         count, rate = self.count or count, self.sample_rate or rate
         if count is None:
             raise InputError("how many releases there will be is not known; give releases= when making PrivateStatistics.")
         return Plan(count, rate, accounting.noise_multiplier(self.epsilon, self.delta, rate, count, self._before(*earlier)))
 
     def experts(self, rate: float, count: int) -> Plan:
-        """``count`` steps of DP-SGD, with the start within their common share of the budget."""
-        shares = self.start_share + self.experts_share
-        if shares >= 1:
-            raise InputError(
-                f"experts_share {self.experts_share:g} and start_share {self.start_share:g} leave nothing for the other releases; allowed: "
-                "a sum below 1."
-            )
-        epsilon = accounting.gaussian_epsilon(shares**0.5 / self._alone(), self.delta)
+        """``count`` steps of DP-SGD, with the start and the teacher within their common share of the budget."""
+        shares = {"experts_share": self.experts_share, "start_share": self.start_share, "the teacher's share": self.teacher_share}
+        return self._within({name: share for name, share in shares.items() if share}, rate, count)
+
+    def _within(self, shares: Mapping[str, float], rate: float, count: int) -> Plan:
+        """``count`` releases that stay, with the earlier ones, within the epsilon of the sum of these shares."""
+        total, named = sum(shares.values()), " and ".join(f"{name} {share:g}" for name, share in shares.items() if share)
+        if total >= 1:
+            raise InputError(f"{named} leave nothing for the other releases; allowed: a sum below 1.")
+        epsilon = accounting.gaussian_epsilon(total**0.5 / self._alone(), self.delta)
         if epsilon <= 0:
-            raise InputError(
-                f"experts_share {self.experts_share} of epsilon {self.epsilon:g} is too little for any noise; give a larger one."
-            )
+            raise InputError(f"{named} of epsilon {self.epsilon:g} is too little for any noise; give a larger one.")
         return Plan(count, rate, accounting.noise_multiplier(epsilon, self.delta, rate, count, self._before()))
 
     def _before(self, *earlier: Plan) -> tuple[Steps, ...]:
-        plans = (*([self.start] if self.start else []), *earlier)
+        plans = (*(plan for plan in (self.start, self.teacher) if plan), *earlier)
         return tuple(Steps(plan.noise_multiplier, plan.sample_rate, plan.releases) for plan in plans)
+
+
+def planned(experts: Plan | None) -> Plan:
+    """The plan of an account's experts; `InputError` where it has none."""
+    if experts is None:
+        raise InputError(
+            "this account was planned without trained networks, and what it has is divided before its first release; use another "
+            "folder, or pool 'random' and calibration 0."
+        )
+    return experts
 
 
 def check_left(plan: Plan, more: int, plans: Sequence[Plan], history: Sequence[Steps]) -> None:

@@ -54,6 +54,7 @@ class Ledger:
         self._history: list[Steps] = []
         self._bytes = 0
         self._kept: dict[str, Tensor] = {}
+        self._named: dict[str, tuple[str, Tensor]] = {}  # without a folder: what `record` kept under a name, with its question
         self._files: set[str] = set()  # of releases that were read or written
         self._written: tuple[int, int] | None = None  # the account's file as this object knows it
         self._lock, self._inside = threading.RLock(), False
@@ -105,6 +106,14 @@ class Ledger:
         """Whether what a checkpoint remembers of its account ("id" and "releases") is here, perhaps with later releases."""
         releases = None if account is None or account["id"] != self.account else account["releases"]
         return isinstance(releases, int) and releases <= sum(step.times for step in self.history)
+
+    def check_has(self, account: Mapping[str, object] | None, checkpoint: Path | None, done: int) -> None:
+        """`InputError` where a checkpoint that is ``done`` steps in was made with releases that are not here."""
+        if done and not self.has(account):
+            raise InputError(
+                f"{checkpoint}: is {done} steps in, and its releases are not in {self.folder}; without them what was spent is not "
+                "known. Put the folder back, or delete the checkpoint and start again."
+            )
 
     def count(self, noise: float, rate: float, times: int) -> None:
         """Count releases whose results are kept elsewhere. Call it before the results are used."""
@@ -167,11 +176,18 @@ class Ledger:
             self._write()
             if name is None:
                 self._keep(key, released, made=True)
+            elif self.folder is None:
+                self._named[name] = (key, released)
 
     def read(self, name: str, key: str) -> Tensor | None:
         """The tensor that `record` kept under ``name``, or None; `InputError` if it answers another question."""
-        path = None if self.folder is None else self.folder / f"{name}.safetensors"
-        if path is None or not path.exists():
+        if self.folder is None:
+            known, tensor = self._named.get(name, (key, None))
+            if known != key:
+                raise InputError(f"{name}: was made with other settings; use other PrivateStatistics.")
+            return tensor
+        path = self.folder / f"{name}.safetensors"
+        if not path.exists():
             return None
         facts, tensor = _opened(path)
         if facts.get("key") != key:

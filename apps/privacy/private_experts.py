@@ -43,11 +43,19 @@ class Account(Protocol):
 
 
 def train_private_experts(
-    statistics: Account, data: ImageData, config: ExpertConfig, network: Factory | None, plan: Plan, steps: int, clip: float | None
+    statistics: Account,
+    data: ImageData,
+    config: ExpertConfig,
+    network: Factory | None,
+    plan: Plan,
+    steps: int,
+    clip: float | None,
+    *,
+    prefix: str = "expert",
 ) -> Trajectories:
     """``config.experts`` experts of ``steps`` DP-SGD steps each, snapshots after each of ``config.length`` equal parts.
 
-    ``clip`` is the norm of an example's gradient (None: 1).
+    ``clip`` is the norm of an example's gradient (None: 1), ``prefix`` begins the names under which experts are kept.
     No augmentation: several views of an example would be several contributions. Raises `InputError` when the budget does not cover it.
     """
     factory = network or config.network
@@ -56,7 +64,7 @@ def train_private_experts(
         model = create(factory, data.spec, generator(config.seed, "expert", expert, "weights"), data.device).train()
         key = _question(config, model, plan, steps, clip)
         train = functools.partial(_train, statistics, data, config, model, plan, steps, clip=clip or 1.0)
-        trained.append(statistics.trained(f"expert-{expert:04d}", key, plan, steps, train))
+        trained.append(statistics.trained(f"{prefix}-{expert:04d}", key, plan, steps, train))
         if not bool(torch.isfinite(trained[-1]).all()):
             raise diverged(f"private expert {expert}", f"{steps} steps", {"expert_lr": config.lr}, {"expert_lr": ExpertConfig.lr})
     return Trajectories(config.experts, config.length, lambda expert, epoch: trained[expert][epoch], statistics.privacy)

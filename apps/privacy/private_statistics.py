@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from apps.privacy.accounting import Steps
-from apps.privacy.budget import EXPERTS_SHARE, Budget, check_left
+from apps.privacy.budget import EXPERTS_SHARE, Budget, check_left, planned
 from apps.privacy.contributions import check_separable, feature_rows, gradient_rows, middles, plain, through
 from apps.privacy.entropy import Entropy, SeededEntropy, SystemEntropy
 from apps.privacy.ledger import Ledger
+from apps.privacy.private_teacher import PrivateTeacher, check_account, train_teacher
 from apps.privacy.public import check_class_list, check_normalisation, check_start, probe_images, public_size
 from apps.privacy.public_experts import check_public, train_public_experts
 from apps.privacy.release import Plan, Rows, check_clip, check_independent, clip_of, noised_sums, poisson_mask, question, refused
@@ -28,6 +29,7 @@ from distill.experts import ExpertConfig, Trajectories
 from distill.networks import Factory
 from distill.records import Json
 from distill.spec import DataSpec
+from distill.teachers import Teacher
 
 
 class PrivateStatistics:
@@ -38,11 +40,11 @@ class PrivateStatistics:
     that is publicly known (known for the named data sets), ``classes`` that exist (None: all), ``clip`` the norm of one example's row
     (None: the length that the method knows, else features as long as those of public probe images, gradients 1). ``start_releases`` of all
     the data, with ``start_share`` of the budget, are for a private start (`apps.privacy.private_start`). ``experts_share`` of the budget
-    trains the networks of a method's `pool`, if it has trained ones, with gradients clipped at ``experts_clip``; ``public_experts``, public
-    data, are what they are trained on instead, at no cost. ``centred`` releases features as differences from that start, or from
-    what `centre_on` gets: half the clip and half the noise are enough for them. ``ledger`` is a folder for releases that survives a kill;
-    `condense` with a checkpoint sets it. ``public_start`` names the public origin of an initial set that does not say it itself.
-    ``insecure_seed`` makes everything repeatable, for tests: there is no guarantee then, and the statement says so.
+    trains the networks of a method's `pool`, if it has trained ones, with gradients clipped at ``experts_clip``, and ``teacher`` names the
+    network that labels the sets (`distill.teachers.labelled`) with its share; ``public_experts``, public data, are what both are trained on
+    instead, at no cost. ``centred`` releases features as differences from that start, or from what `centre_on` gets: half the clip and half
+    the noise are enough for them. ``ledger`` is a folder for releases that survives a kill; `condense` with a checkpoint sets it.
+    ``public_start`` names the public origin of an initial set. ``insecure_seed`` makes all repeatable, for tests, without a guarantee.
 
     Raises `InputError` for what would break the guarantee: normalisation or whitening fitted on the data, real initial images,
     BatchNorm, a budget that is spent.
@@ -61,6 +63,7 @@ class PrivateStatistics:
         experts_share: float = EXPERTS_SHARE,
         experts_clip: float = 1.0,
         public_experts: ImageData | None = None,
+        teacher: PrivateTeacher | None = None,
         clip: float | None = None,
         centred: bool = False,
         population: int | None = None,
@@ -73,11 +76,12 @@ class PrivateStatistics:
         self._data = data if population is None else data.with_origins(population="given")
         population = public_size(data.spec, population)
         asked, start = (releases, sample_rate), (start_releases, start_share)
-        self._budget = Budget((epsilon, delta), population, asked=asked, start=start, experts_share=experts_share)
+        paid = teacher.asked(population) if teacher and public_experts is None else None
+        self._budget = Budget((epsilon, delta), population, asked=asked, start=start, experts_share=experts_share, teacher=paid)
         check_clip(clip, experts_clip, centred=centred)
         if public_experts is not None:
             check_public(public_experts, data)
-        self._public, self._experts_clip = public_experts, experts_clip
+        self._public, self._experts_clip, self._teacher = public_experts, experts_clip, teacher
         self._entropy: Entropy = SystemEntropy() if insecure_seed is None else SeededEntropy(insecure_seed)
         self._public_start, self.centred = public_start, centred
         self.epsilon, self.delta, self.population, self.clip = float(epsilon), delta, population, clip
@@ -86,6 +90,7 @@ class PrivateStatistics:
         # Later settings, only where they are used: folders from before them stay readable.
         self._settings |= {"experts": [experts_share, experts_clip]} if (experts_share, experts_clip) != (EXPERTS_SHARE, 1.0) else {}
         self._settings |= {} if public_experts is None else {"public_experts": public_experts.fingerprint}
+        self._settings |= {} if teacher is None else {"teacher": teacher.facts}
         self._suggested: int | None = None
         self.start_plan = self._budget.start
         self._plan: Plan | None = None
@@ -119,7 +124,6 @@ class PrivateStatistics:
 
     @property
     def history(self) -> list[Steps]:
-        """Counted so far."""
         return self._ledger.history
 
     @property
@@ -127,7 +131,8 @@ class PrivateStatistics:
         """The statement for the provenance: plain numbers and text, no seed, nothing computed from private data without noise."""
         facts = {"epsilon_budget": self.epsilon, "clip": self.clip, "population": self.population, "initial": self._start}
         facts |= {"public_experts": self._public.spec.name} if self._public else {}
-        made = statement(self.history, self.delta, secure=self._entropy.secure, experts=self._ledger.experts)
+        experts, teacher = self._ledger.experts, self._budget.teacher
+        made = statement(self.history, self.delta, secure=self._entropy.secure, experts=experts, teacher=teacher)
         return {**made, **facts, "account": self._ledger.account}
 
     @property
@@ -145,11 +150,7 @@ class PrivateStatistics:
             self._open(checkpoint.with_name(f"{checkpoint.stem}-releases"))
         self._start = check_start(start, self._data, self._public_start, self._ledger.account, self.history)
         self._suggested = self._suggested or steps
-        if done and not self._ledger.has(account):
-            raise InputError(
-                f"{checkpoint}: is {done} steps in, and its releases are not in {self._ledger.folder}; without them what was spent is not "
-                "known. Put the folder back, or delete the checkpoint and start again."
-            )
+        self._ledger.check_has(account, checkpoint, done)
 
     def _open(self, folder: Path) -> None:
         if self.history:
@@ -174,12 +175,7 @@ class PrivateStatistics:
         with self._ledger.locked():
             if self._plan is None and self._ledger.plan is None:
                 self._planned(batch_real, experts=self._budget.experts(self._budget.rate(batch_size), steps))
-            if self._ledger.experts is None:
-                raise InputError(
-                    "this account was planned without trained networks, and what it has is divided before its first release; use another "
-                    "folder, or pool 'random' and calibration 0."
-                )
-            return self._ledger.experts
+            return planned(self._ledger.experts)
 
     def centre_on(self, centre: CondensedSet) -> None:
         """Release features as differences from the mean feature of ``centre``'s images of the same class (statistics with ``centred``).
@@ -273,7 +269,7 @@ class PrivateStatistics:
 
     def check_budget(self, plan: Plan, more: int = 1) -> None:
         """`InputError` where ``more`` releases of this kind are not planned any more."""
-        plans = [each for each in (self.start_plan, self._ledger.plan, self._ledger.experts) if each]
+        plans = [each for each in (self.start_plan, self._budget.teacher, self._ledger.plan, self._ledger.experts) if each]
         check_left(plan, more, plans, self.history)
 
     def trained(self, name: str, key: str, plan: Plan, steps: int, train: Callable[[], Tensor]) -> Tensor:
@@ -308,6 +304,11 @@ class PrivateStatistics:
             self._check_uncentred("experts")
             plan = self._planned(size, config.experts * steps, self._budget.rate(size))
         return train_private_experts(self, self._data, config, network, plan, steps, clip)
+
+    def teacher_trajectories(self, teacher: Teacher, stated: Mapping[str, object] | None) -> Trajectories:
+        """Weights of the teacher by epoch, for labels of a set with the statement ``stated``; see `apps.privacy.private_teacher`."""
+        check_account(stated, self._ledger.account, self.history)
+        return train_teacher(self, self._data, self._public, self._teacher, teacher, self._budget.teacher)
 
     def warm_batchnorm(self, network: nn.Module, per_class: int, generator: torch.Generator) -> None:
         raise refused("BatchNorm statistics of real images", "use a network with instance or group norm, for example ConvNet")

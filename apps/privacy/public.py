@@ -74,7 +74,7 @@ def check_start(start: CondensedSet, data: ImageData, public: str | None, accoun
     if origin.method == "initial:noise":
         return "noise"
     statement = origin.dp or {}
-    if statement.get("account") == account and _is_part(statement.get("history"), history):
+    if statement.get("account") == account and is_part(statement.get("history"), history):
         return f"{clipped(origin.method)}, from releases of the same account"
     if public is None or origin.fingerprint == data.fingerprint:
         raise InputError(
@@ -89,7 +89,7 @@ def check_start(start: CondensedSet, data: ImageData, public: str | None, accoun
     return f"public: {clipped(public)}"
 
 
-def _is_part(theirs: object, ours: list[Steps]) -> bool:
+def is_part(theirs: object, ours: list[Steps]) -> bool:
     """Whether a stated history is the beginning of this account."""
     if not isinstance(theirs, list) or not 0 < len(theirs) <= len(ours):
         return False

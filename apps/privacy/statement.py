@@ -32,17 +32,26 @@ def mechanism(*, secure: bool) -> str:
     return f"Gaussian noise of {source} on Poisson-sampled sums of clipped per-example rows"
 
 
-def statement(history: Sequence[Steps], delta: float, *, secure: bool, experts: Plan | None = None) -> dict[str, object]:
-    """What was released, as a set's provenance holds it: plain numbers and text. ``experts`` is the plan of the DP-SGD among it."""
+def statement(
+    history: Sequence[Steps], delta: float, *, secure: bool, experts: Plan | None = None, teacher: Plan | None = None
+) -> dict[str, object]:
+    """What was released, as a set's provenance holds it: plain numbers and text.
+
+    ``experts`` and ``teacher`` are the plans of the DP-SGD among it that trains matching networks and a teacher.
+    """
     cost = accounting.spent(history, delta)
-    trained = sum(step.times for step in history if experts and step[:2] == (experts.noise_multiplier, experts.sample_rate))
+
+    def trained(plan: Plan) -> int:
+        return sum(step.times for step in history if step[:2] == (plan.noise_multiplier, plan.sample_rate))
+
     return {
         "epsilon": cost.epsilon,
         "delta": delta,
         "adjacency": ADJACENCY,
         "mechanism": mechanism(secure=secure),
         "releases": sum(step.times for step in history),
-        **({"experts": trained} if experts else {}),
+        **({"experts": trained(experts)} if experts else {}),
+        **({"teacher": trained(teacher)} if teacher else {}),
         "accountant": cost.accountant,
         "history": [list(step) for step in history],
         "insecure": not secure,
@@ -71,10 +80,12 @@ def guarantee(statement: Mapping[str, object] | None) -> str:
     adjacency, mechanism, accountant = (clipped(statement.get(key, "not stated"), 120) for key in ("adjacency", "mechanism", "accountant"))
     missing = statement.get("not_covered")
     left_out = "; ".join(clipped(part, 120) for part in missing[:8]) if isinstance(missing, list) and missing else "nothing was stated"
-    trained, public = _number(statement.get("experts")), statement.get("public_experts")
-    if trained is not None and not 0 <= trained <= releases:
-        return f"No privacy guarantee: the set states {releases:.0f} releases, {trained:.0f} of them steps of DP-SGD."
+    trained, public, taught = _number(statement.get("experts")), statement.get("public_experts"), _number(statement.get("teacher"))
+    for steps in (trained, taught):
+        if steps is not None and not 0 <= steps <= releases:
+            return f"No privacy guarantee: the set states {releases:.0f} releases, {steps:.0f} of them steps of DP-SGD."
     networks = f", {trained:.0f} of them steps of DP-SGD that trained the matching networks" if trained else ""
+    networks += f", {taught:.0f} of them steps of DP-SGD that trained the teacher of its labels" if taught else ""
     networks += f", in networks trained on data that are stated to be public ({clipped(public, 80)})" if public is not None else ""
     chance = math.exp(min(epsilon, 700.0))
     times = f"{chance:.3g}" if chance < 1e6 else "more than a million"

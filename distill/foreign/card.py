@@ -50,6 +50,8 @@ def to_undo(condensed: CondensedSet, *, pixels: bool, stored: bool) -> list[str]
         lines.append(
             f"Labels are {condensed.label_kind} over the classes: {losses.get(condensed.label_kind, 'cross-entropy against them')}."
         )
+    if condensed.views is not None:
+        lines.append(f"The set's own file also has {condensed.views}, which this format does not hold: other programs augment otherwise.")
     if condensed.lr is not None:
         lines.append(f"The step size {condensed.lr:.6g} (SGD) was learned with the images.")
     if condensed.step_sizes is not None or condensed.start_weights is not None:

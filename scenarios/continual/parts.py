@@ -90,6 +90,7 @@ def memories(study: ContinualStudy) -> Iterator[tuple["Budget", str, str]]:
 def parts(study: ContinualStudy, seed: int) -> list[Part]:
     """In the order in which one process works on them."""
     from apps.continual.benchmark import Online, Unit
+    from apps.continual.labels import LABELLED
 
     table, jobs = study.stream, list[Part]()
     online = Online(table.mini, table.queue, table.every) if table.setting == "online" else None
@@ -98,7 +99,9 @@ def parts(study: ContinualStudy, seed: int) -> list[Part]:
     for order in range(table.orders):
         jobs += [Part(order, None, (name,)) for name in study.learner.strategies if name in ALONE]
         for budget, storage, method in memories(study):
-            unit = Unit(budget, method, storage, order, shrinking, study.settings.get(method, {}), seed, online)
+            taught = method.endswith(LABELLED)
+            settings = study.settings.get(method.removesuffix(LABELLED), {})
+            unit = Unit(budget, method, storage, order, shrinking, settings, seed, online, study.memory.teacher if taught else None)
             jobs.append(Part(order, unit, learners))
     return jobs
 
@@ -216,7 +219,7 @@ def _remember(options: Options, part: Part, unit: "Unit", stream: list[ImageData
     done = {line["experience"] for line in book.matching(key)}
     if len(done) == len(stream):
         return
-    for number, size in enumerate(sizes(unit, stream, folder / "memories" / unit.name, progress=False if options.quiet else None)):
+    for number, size in enumerate(sizes(unit, stream, folder / "memories" / unit.plain.name, progress=False if options.quiet else None)):
         if number not in done:
             append_line(book.written, {**key, "experience": number, **size})
 
@@ -234,7 +237,7 @@ def _learn(study: ContinualStudy, options: Options, part: Part, stream: list[Ima
         known = {line["experience"] for line in book.matching(key)}
         if len(known) == (1 if strategy == "joint" else len(stream)):
             continue
-        memories = memories or (held(unit, stream, folder / "memories" / unit.name, options.device) if unit else [])
+        memories = memories or (held(unit, stream, folder / "memories" / unit.plain.name, options.device) if unit else [])
         lines = rows(
             strategy,
             unit,

@@ -1,5 +1,6 @@
 """Tables of a "continual" scenario, and the study they make."""
 
+import functools
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -13,9 +14,10 @@ from distill.methods import METHODS
 from distill.networks import check_name
 from distill.protocols import check_untaught
 from distill.recipe import Recipe
+from distill.teachers import Teacher, check_teacher
 from scenarios.engine.given import Given
 from scenarios.engine.record import Config, Tables
-from scenarios.engine.schema import DataTable, config_hash, plain_values
+from scenarios.engine.schema import DataTable, checked, config_hash, plain_values
 
 STRATEGIES = ("scratch", "gdumb", "replay", "er_ace", "der", "none", "lwf", "joint")
 ALONE = ("none", "lwf", "joint")  # strategies without a memory
@@ -42,6 +44,7 @@ class MemoryTable:
     "random-zlib", "random-jpeg50", "random-webp50") at ``per_class`` float32 images a class, and at the bytes
     of ``bytes_of`` float32 images a class in each of ``storages``. ``share`` "shrinking" gives the first classes more and condenses them
     again when others come. ``decode`` is how memories whose name ends in "-decoded" ("random-decoded", "dm-decoded") store their images.
+    ``[memory.teacher]`` is trained on each experience and labels the images of memories whose name ends in "-labelled" ("dm-labelled").
     Settings of a method go into ``[settings.<method>]``; "dm-decoded" has those of "dm", and over them its own."""
 
     methods: Annotated[tuple[str, ...], Field(min_length=1)] = ("random", "class_mean", "dm")
@@ -50,6 +53,7 @@ class MemoryTable:
     storages: tuple[Literal["uint8", "float32"], ...] = ("uint8", "float32")
     share: Literal["fixed", "shrinking"] = "fixed"
     decode: str | None = None
+    teacher: Teacher | None = None
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
@@ -93,6 +97,7 @@ def study(name: str, title: str, tables: Tables, source: str) -> ContinualStudy:
     from apps.continual.benchmark import DECODED
     from apps.continual.compressed import COMPRESSED
     from apps.continual.condensing import decode_of, settings_of
+    from apps.continual.labels import LABELLED
     from apps.continual.strategies import Training
 
     kinds, real = ("data", "stream", "memory", "learner", "training"), ("reservoir", *COMPRESSED)
@@ -113,9 +118,11 @@ def study(name: str, title: str, tables: Tables, source: str) -> ContinualStudy:
         if strategy not in STRATEGIES:
             raise unknown_name(f"{source}: [learner]: key 'strategies': value", strategy, STRATEGIES)
     for method in memory.methods:
-        if method.removesuffix(DECODED) not in (*METHODS, *CORESETS) and method not in real:
+        if method.removesuffix(LABELLED).removesuffix(DECODED) not in (*METHODS, *CORESETS) and method not in real:
             raise unknown_name(f"{source}: [memory]: key 'methods': value", method, (*METHODS, *CORESETS, *real))
-    if any(method.endswith(DECODED) for method in memory.methods) != (memory.decode is not None):
+    _check_teacher(memory, stream, learner, source)
+    plain_names = list(dict.fromkeys(method.removesuffix(LABELLED) for method in memory.methods))
+    if any(method.endswith(DECODED) for method in plain_names) != (memory.decode is not None):
         raise InputError(f"{source}: [memory]: decode and memories named METHOD{DECODED} go together; give both, or none of them.")
     if not memory.per_class and not memory.bytes_of:
         raise InputError(f"{source}: [memory]: per_class and bytes_of are empty; give at least one number.")
@@ -136,10 +143,10 @@ def study(name: str, title: str, tables: Tables, source: str) -> ContinualStudy:
     check_name(learner.network)
     given = tables.get("settings", {})
     for method, table in given.items():
-        if method not in (*memory.methods, *(m.removesuffix(DECODED) for m in memory.methods)) or not isinstance(table, dict):
-            raise unknown_name(f"{source}: [settings]: method", method, [m for m in memory.methods if m.removesuffix(DECODED) in METHODS])
+        if method not in (*plain_names, *(m.removesuffix(DECODED) for m in plain_names)) or not isinstance(table, dict):
+            raise unknown_name(f"{source}: [settings]: method", method, [m for m in plain_names if m.removesuffix(DECODED) in METHODS])
     settings = {}
-    for memory_name in memory.methods:
+    for memory_name in plain_names:
         if (method := memory_name.removesuffix(DECODED)) in real:
             continue
         decoded = {} if method == memory_name else {"decode": memory.decode, **given.get(memory_name, {})}
@@ -156,3 +163,26 @@ def study(name: str, title: str, tables: Tables, source: str) -> ContinualStudy:
     plain = {key: plain_values(table) for key, table in zip(kinds, (data, stream, memory, learner, training), strict=True)}
     merged = {"kind": "continual", **plain, "settings": settings}
     return ContinualStudy(name, title, data, stream, memory, learner, plain["training"], settings, merged)
+
+
+def _check_teacher(memory: MemoryTable, stream: StreamTable, learner: LearnerTable, source: str) -> None:
+    """`InputError` unless a study with labels of teachers stores them when an experience is there, for learners that take them."""
+    from apps.continual.labels import LABELLED
+
+    where, named = f"{source}: [memory]", [method for method in memory.methods if method.endswith(LABELLED)]
+    if learner.joint is not None and learner.joint.teacher is not None:
+        raise InputError(f"{source}: [learner]: joint.teacher is not offered: all real images have class numbers; leave it out.")
+    if bool(named) != (memory.teacher is not None):
+        raise InputError(f"{where}: a teacher and memories named METHOD{LABELLED} go together; give both, or none of them.")
+    if memory.teacher is None:
+        return
+    checked(where, "teacher", functools.partial(check_teacher, memory.teacher))
+    if stream.setting == "online" or memory.share == "shrinking":
+        raise InputError(f"{where}: {named[0]} needs whole experiences and a fixed share: an image keeps its first label.")
+    if memory.bytes_of:
+        raise InputError(f"{where}: bytes_of with {named[0]} is not offered: its labels take bytes too; use per_class.")
+    if other := [name for name in learner.strategies if name not in (*ALONE, "scratch")]:
+        raise InputError(
+            f"{where}: {named[0]} with strategy {other[0]!r}, whose items carry class numbers; use 'scratch', or 'der' without a teacher: "
+            "it stores the learner's outputs."
+        )

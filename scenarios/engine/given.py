@@ -28,7 +28,7 @@ class Given:
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen letters that change with an image, a label, a step size or a start weight."""
+        """Sixteen letters that change with an image, a label, a stored view, a step size or a start weight."""
         condensed = self.made
         digest = hashlib.sha256(condensed.images.detach().cpu().contiguous().numpy().data)
         digest.update(condensed.labels.cpu().contiguous().numpy().data)
@@ -39,6 +39,8 @@ class Given:
             digest.update(condensed.label_kind.encode())
         for name, tensor in later_tensors(condensed).items():
             digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        if condensed.views is not None:
+            digest.update(str(condensed.views).encode())
         if condensed.step_sizes is not None or condensed.start_weights is not None:
             digest.update(repr((getattr(condensed.step_sizes, "order", None), getattr(condensed.start_weights, "sha256", None))).encode())
         return digest.hexdigest()[:16]

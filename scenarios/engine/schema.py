@@ -10,7 +10,7 @@ import pydantic
 from pydantic import Field
 
 from distill.augment import strategy
-from distill.comparison import LABELLED
+from distill.comparison import TAUGHT
 from distill.configure import STRICT, configure, quoted
 from distill.errors import InputError, unknown_name
 from distill.evaluation import BASELINES
@@ -47,6 +47,8 @@ LATER = (
     "mix_probability",
     "mix_alpha",
     "ema",
+    "labels",
+    "soft_share",
 )
 MAX_IPC = 100_000
 
@@ -123,7 +125,7 @@ def evaluation_of(table: Tables, where: str) -> EvaluationTable:
         checked(where, "recipe.augmentation", lambda: strategy("" if text == "auto" else text))
         if (teacher := evaluation.recipe.teacher) is not None:
             checked(where, "recipe.teacher", lambda: check_teacher(teacher))
-    labelled = [name for name in evaluation.baselines if name in LABELLED]
+    labelled = [name for name in evaluation.baselines if name in TAUGHT]
     if labelled and (evaluation.recipe or PROTOCOLS[evaluation.protocol]).teacher is None:
         raise InputError(f"{where}: baseline {labelled[0]} has the labels of a teacher; give a table [evaluation.recipe.teacher].")
     return evaluation

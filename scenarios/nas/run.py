@@ -34,6 +34,7 @@ from distill.run import condense
 from distill.stopping import Interrupted
 from scenarios.engine.record import Record
 from scenarios.engine.study import Options, Run, say
+from scenarios.nas import labels
 from scenarios.nas.schema import NasStudy
 
 TRUTH = Path(__file__).parent / "truth"
@@ -44,6 +45,7 @@ def check(study: NasStudy, data: ImageData) -> None:
     data = _cut(study, data, 0)
     candidates = study.candidates
     names = [*([study.given.name] if study.given else []), *_forms(study), *study.methods]
+    names += labels.added(names, study.sets.teacher)
     if len(set(names)) < len(names):
         raise InputError(f"the sets are called {', '.join(names)}: two have one name; give the stage {names[0]!r} another one.")
     sets = dict.fromkeys(names, SetProxy(()))
@@ -73,7 +75,9 @@ def fill(study: NasStudy, run: Run) -> None:
     results["data"] = {"name": data.spec.name, **parts, "fingerprint": data.fingerprint}
     known = read_table(_table(study.run.table)) if study.run.table else []
     ledger = Ledger(folder / "metrics.jsonl", known)
-    sets = _given(study, options) | _coresets(study, options, data) | _condensed(study, dataclasses.replace(run, data=data), ledger)
+    run = dataclasses.replace(run, data=data)
+    sets = _given(study, options) | _coresets(study, options, data) | _condensed(study, run, ledger)
+    sets = labels.with_labels(sets, study.sets.teacher, run, ledger, study.proxy.seeds)
     say(console, f"{len(study.candidates)} networks; sets: {', '.join(sets)}; {'Ray' if crew.ray else crew.size} workers")
     with console.status("starting the workers") as status:
         clock.show = status.update

@@ -1,5 +1,6 @@
 """The tables of a study of kind "nas"."""
 
+import functools
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
@@ -14,9 +15,10 @@ from distill.coresets import CORESETS
 from distill.distiller import Config as MethodConfig
 from distill.errors import InputError, unknown_name
 from distill.methods import METHODS
+from distill.teachers import Teacher, check_teacher
 from scenarios.engine.given import Given
 from scenarios.engine.record import Config, Tables
-from scenarios.engine.schema import DataTable, config_hash, plain_values
+from scenarios.engine.schema import DataTable, checked, config_hash, plain_values
 
 TABLES = ("data", "space", "truth", "proxy", "sets", "methods", "run")
 
@@ -27,11 +29,13 @@ T = TypeVar("T")
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class SetsTable:
     """``[sets]``: which sets stand for the data. Each method's settings are in ``[methods.<name>]``; ``copies`` sets of each, made
-    independently. ``train`` is the number of training images a class that the whole study may use (None: all)."""
+    independently. ``train`` is the number of training images a class that the whole study may use (None: all). ``[sets.teacher]`` adds
+    each set with the labels of a network that is trained on the study's images ("NAME-labelled"), and images of noise with them."""
 
     ipc: Annotated[int, Field(ge=1)] = 10
     copies: Annotated[int, Field(ge=1, le=20)] = 2
     coresets: tuple[str, ...] = ("random",)
+    teacher: Teacher | None = None
     train: Annotated[int, Field(ge=1)] | None = None
 
 
@@ -113,6 +117,11 @@ def study(name: str, title: str, tables: Tables, source: str) -> NasStudy:
                 f"{source}: [methods.mtt]: network 'space' is for methods that draw a network a step; name the experts' network."
             )
         methods[method] = configure(METHODS[method][0], settings, f"{source}: [methods.{method}]")
+    for name, recipe in (("truth", truth.recipe), ("proxy", proxy.recipe)):
+        if recipe.teacher is not None:
+            raise InputError(f"{source}: [{name}]: a teacher labels each set once, for all networks; give [sets.teacher] instead.")
+    if sets.teacher is not None:
+        checked(f"{source}: [sets]", "teacher", functools.partial(check_teacher, sets.teacher))
     for coreset in sets.coresets:
         if coreset not in CORESETS:
             raise unknown_name(f"{source}: [sets]: key 'coresets': value", coreset, CORESETS)

@@ -16,12 +16,13 @@ from distill.methods.presets import matched_by
 from distill.networks import check_name
 from distill.protocols import PROTOCOLS
 from distill.recipe import Recipe
+from distill.teachers import Teacher
 from scenarios.engine.record import Config, Tables
 from scenarios.engine.schema import DataTable, EvaluationTable, checked, config_hash, evaluation_of, method_of, plain_values
 
 EXPERTS_SHARE = 0.3  # that of `apps.privacy.budget`
 # Of [privacy]: where they are not used, hashes stay as they were.
-LATER = {"experts_share": EXPERTS_SHARE, "experts_clip": 1.0, "public_experts": ""}
+LATER = {"experts_share": EXPERTS_SHARE, "experts_clip": 1.0, "public_experts": "", "teacher_share": 0.3}
 ARMS = ("method", "private", "random", "whole")
 ATTACKED = ("lira", "nearest")  # beside the loss attack, where a study names no others
 MEASURES = ("pixels", "structure", "features")  # those of `apps.privacy.visual`, which takes seconds to load
@@ -34,7 +35,8 @@ class PrivacyTable:
     ``start`` "kmeans" spends ``start_share`` of the budget on a private start in ``start_releases`` releases. ``networks`` is how many
     networks there are, random ones or draws from the method's ``pool``: with 0 every step has its own network and release.
     ``experts_share`` of the budget trains the networks of a pool of trained ones, with gradients clipped at ``experts_clip``;
-    ``public_experts``, a public data set's name, is what they are trained on instead, at no cost. ``centred`` releases features as
+    ``public_experts``, a public data set's name, is what they are trained on instead, at no cost. A teacher in ``[evaluation.recipe]``
+    labels the sets: it is trained with ``teacher_share`` of the budget, or on the ``public_experts``. ``centred`` releases features as
     differences from the private start's, which a smaller ``clip`` can hold. ``twin`` makes a second set without noise or clipping from the
     same start with the same networks, so that one sees what the noise costs.
     """
@@ -51,6 +53,7 @@ class PrivacyTable:
     experts_share: Annotated[float, Field(gt=0, lt=1)] = EXPERTS_SHARE
     experts_clip: Annotated[float, Field(gt=0)] = 1.0
     public_experts: str = ""
+    teacher_share: Annotated[float, Field(gt=0, lt=1)] = 0.3
     centred: bool = False
     twin: bool = True
 
@@ -185,11 +188,8 @@ def study(name: str, title: str, tables: Tables, source: str) -> PrivacyStudy:
         raise InputError(f"{source}: [method]: key 'ipc' is {list(ipc)}; allowed: one whole number in a privacy study.")
     plain_settings = {key: value for key, value in table.items() if key not in ("name", "ipc")}
     evaluation = evaluation_of(dict(tables.get("evaluation", {})), f"{source}: [evaluation]")
-    if (evaluation.recipe or PROTOCOLS[evaluation.protocol]).teacher is not None:
-        raise InputError(
-            f"{source}: [evaluation]: a teacher is trained on the private images without noise; leave recipe.teacher out, and take a "
-            "protocol without one."
-        )
+    if (teacher := (evaluation.recipe or PROTOCOLS[evaluation.protocol]).teacher) is not None:
+        _check_teacher(teacher, f"{source}: [evaluation]", tables)
     if attack is not None:
         _check_arms(attack, f"{source}: [attack]", private=privacy is not None)
     if visual is not None:
@@ -241,6 +241,16 @@ def _arms(name: str, title: str, tables: Tables, source: str) -> dict[str, Priva
     if (clash := dict(tables.get("method", {})).get("name", "dm")) in made:
         raise InputError(f"{source}: [arms.{clash}]: is the name of the study's own method; give the arm another one, as {clash}-public.")
     return made
+
+
+def _check_teacher(teacher: Teacher, where: str, tables: Tables) -> None:
+    """`InputError` unless a teacher is trained within the budget of private sets, which are released with its labels."""
+    if "privacy" not in tables:
+        raise InputError(f"{where}: a teacher is trained on the private images without noise; leave recipe.teacher out, or add [privacy].")
+    if teacher.labels != "images":
+        raise InputError(f'{where}: a private set is released with its labels; set recipe.teacher.labels = "images".')
+    if others := [name for name in ("attack", "poisoning") if name in tables]:
+        raise InputError(f"{where}: recipe.teacher labels private sets, and [{others[0]}] trains on others; make it a separate study.")
 
 
 def _check_arms(table: AttackTable, where: str, *, private: bool) -> None:

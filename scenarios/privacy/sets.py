@@ -5,12 +5,15 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from torch import nn
+
 from apps.privacy.networks import UnitNetwork, drawn_once
 from apps.privacy.private_start import private_kmeans
 from apps.privacy.private_statistics import PrivateStatistics
+from apps.privacy.private_teacher import PrivateTeacher
 from apps.privacy.public_experts import PublicExperts, load_public
 from apps.privacy.statement import guarantee
-from distill.comparison import DECODED, compared, training_of
+from distill.comparison import DECODED, LABELLED, compared, rows_of, training_of
 from distill.condensed import CondensedSet
 from distill.configure import configure
 from distill.data import ImageData
@@ -20,11 +23,13 @@ from distill.experts import cache_root
 from distill.methods import METHODS
 from distill.methods.presets import matched_by
 from distill.networks import Factory
+from distill.protocols import PROTOCOLS
 from distill.records import append_line, read_lines
 from distill.run import condense
 from distill.shared_config import SharedConfig, trains_networks
 from distill.statistics import RealStatistics
 from distill.synthetic import Initial
+from distill.teachers import Teacher, labelled, teacher_network
 from scenarios.engine.composition import in_sequence
 from scenarios.engine.ledger import matching
 from scenarios.engine.public_part import FOLDER, hand_over, taken_over
@@ -39,7 +44,7 @@ def statistics_of(
 ) -> PrivateStatistics:
     """The study's private statistics at a budget; ``ledger`` is the folder of its account and releases, None for a check. ``public`` data
     are those of its experts."""
-    table = study.privacy
+    table, teacher = study.privacy, teacher_of(study)
     assert table is not None
     return PrivateStatistics(
         data,
@@ -52,12 +57,24 @@ def statistics_of(
         experts_share=table.experts_share,
         experts_clip=table.experts_clip,
         public_experts=public,
+        teacher=None if teacher is None else PrivateTeacher(teacher, table.teacher_share, table.experts_clip),
         clip=table.clip,
         centred=table.centred,
         population=table.population,
         classes=study.data.classes,
         ledger=ledger,
     )
+
+
+def teacher_of(study: PrivacyStudy) -> Teacher | None:
+    """The teacher that labels the study's sets, or None."""
+    return (study.evaluation.recipe or PROTOCOLS[study.evaluation.protocol]).teacher
+
+
+def reopened(study: PrivacyStudy, run: Run, epsilon: float) -> PrivateStatistics:
+    """The statistics of a set that was made, with its account."""
+    ledger = run.folder / f"{name_of(study, epsilon)}-releases"
+    return statistics_of(study, run.data, epsilon, ledger, public_of(study, run.data, run.options))
 
 
 def condensed_by(
@@ -172,7 +189,7 @@ def fill_private(study: PrivacyStudy, run: Run, epsilon: float, before: Sequence
         names.append(name_of(arm, epsilon))
         own = part if arm is study else part.setdefault("arms", {}).setdefault(arm.arm, {})
         sets |= _made(arm, run, epsilon, own, names)
-    part["accuracy"] = judge(study, run, sets, name)
+    part["accuracy"] = judge(study, run, sets, epsilon)
     return sets, names
 
 
@@ -185,7 +202,7 @@ def _made(study: PrivacyStudy, run: Run, epsilon: float, part: Results, names: S
     """The private set of a study or an arm, its noise-free twin and its start; ``part`` gets what is stated."""
     table, options, data, folder, name = study.privacy, run.options, run.data, run.folder, names[-1]
     assert table is not None
-    path, first = (folder / FOLDER / f"{kind}-{name}.safetensors" for kind in ("condensed", "start"))
+    path, first, taught = (folder / FOLDER / f"{kind}-{name}.safetensors" for kind in ("condensed", "start", "labelled"))
     twin = folder / f"exact-{name}.safetensors"
     new: dict[str, CondensedSet] = {}
     for file in (first, path):
@@ -198,14 +215,18 @@ def _made(study: PrivacyStudy, run: Run, epsilon: float, part: Results, names: S
             append_line(folder / "metrics.jsonl", {"stage": "distil", "part": name, "seconds": time.monotonic() - began})
         # A start that is there already, because the run was stopped between the two files, has these images; it is not written again.
         new = ({} if start is None or first.exists() else {first.stem: start}) | {path.stem: condensed}
+    if (teacher := teacher_of(study)) is not None and not taught.exists():
+        made = new[path.stem] if path.stem in new else CondensedSet.load(path)
+        new[taught.stem] = labelled(made, reopened(study, run, epsilon), teacher, progress=False)
     run.results["public"] = public_part(names, folder, new)  # minutes before they are judged
     (folder / f"checkpoint-{name}.safetensors").unlink(missing_ok=True)
     private = CondensedSet.load(path).to(options.device)
     lines = read_lines(folder / "metrics.jsonl")
     seconds = sum(line["seconds"] for line in lines if (line.get("stage"), line.get("part")) == ("distil", name))
     # The account's random id stays in the set's file: a record has no number that a repeated run would not have.
-    stated = {name: value for name, value in (private.provenance.dp or {}).items() if name != "account"}
-    part |= {"privacy": stated, "distil_seconds": seconds, "guarantee": guarantee(private.provenance.dp)}
+    whole = (CondensedSet.load(taught) if taught.exists() else private).provenance.dp
+    stated = {name: value for name, value in (whole or {}).items() if name != "account"}
+    part |= {"privacy": stated, "distil_seconds": seconds, "guarantee": guarantee(whole)}
     run.say(f"{study.label} at ipc {study.ipc}, epsilon {epsilon:g}: {seconds:.0f} s")
     sets = {f"private {study.label}": private}
     if table.twin:
@@ -224,10 +245,10 @@ def _made(study: PrivacyStudy, run: Run, epsilon: float, part: Results, names: S
 def public_part(parts: Sequence[str], folder: Path, new: Mapping[str, CondensedSet]) -> Results:
     """Put what the guarantees of these sets cover, and their total, into public/: they are of the same images. ``parts`` are names of
     `name_of`, and ``new`` sets by file name that are not there yet."""
-    names = [f"{kind}-{part}" for part in parts for kind in ("start", "condensed")]
+    names = [f"{kind}-{part}" for part in parts for kind in ("start", "condensed", "labelled")]
     files = {name: folder / FOLDER / f"{name}.safetensors" for name in names}
     sets = {name: new[name] if name in new else CondensedSet.load(file) for name, file in files.items() if name in new or file.exists()}
-    stated = [sets[f"condensed-{part}"].provenance.dp for part in parts]
+    stated = [sets.get(f"labelled-{part}", sets[f"condensed-{part}"]).provenance.dp for part in parts]
     total = stated[0] if len(stated) == 1 else in_sequence(stated)
     return hand_over(folder, sets, total, [folder / f"{part}-releases" for part in parts])
 
@@ -250,23 +271,41 @@ def _caches_experts(study: PrivacyStudy) -> bool:
     return trains and table is not None and table.twin and not (table.networks or table.public_experts)
 
 
-def judge(study: PrivacyStudy, run: Run, sets: dict[str, CondensedSet], name: str) -> Results:
-    """Accuracies by set; metrics.jsonl is the ledger: a stopped study loses at most one network."""
+def judge(study: PrivacyStudy, run: Run, sets: dict[str, CondensedSet], epsilon: float) -> Results:
+    """Accuracies by set; metrics.jsonl is the ledger: a stopped study loses at most one network.
+
+    A teacher is that of each set's own account; baselines have the labels of the first.
+    """
+    name, teacher = f"epsilon{epsilon:g}", teacher_of(study)
+    of = {label: arm for arm in study.made for label in (f"private {arm.label}", f"{arm.label} without noise")}
+    networks: dict[str, nn.Module] = {}
+    if teacher is not None:
+        for arm in study.made:
+            stated = sets[f"private {arm.label}"].provenance.dp
+            networks[arm.label] = teacher_network(reopened(arm, run, epsilon), teacher, progress=False, stated=stated)
     options, data, console = run.options, run.data, run.console
     table, metrics, rows = study.evaluation, run.folder / "metrics.jsonl", {}
     some = next(iter(sets.values()))
     form = next((one for one in sets.values() if one.decode), some)  # of which random images in the same form are
     recipe = compared(table.recipe or table.protocol, some, data, table.networks[0])  # the first set's is everybody's
     seeds = [options.seed * 1000 + k for k in range(table.seeds)]
-    for label in (*sets, *table.baselines):
+    for label in (*sets, *(table.baselines if teacher is None else rows_of(table.baselines, form, recipe))):
         key = {"stage": "evaluate", "set": label, "network": table.networks[0], "part": name}
         lines = matching(metrics, key)
         done = {line["seed"]: Measured.read(label, line) for line in lines}
         missing = [seed for seed in seeds if seed not in done]
         kind = "condensed" if label in sets else label
-        learned = sets.get(label, form if label in DECODED else some)
+        learned = sets.get(label, form if LABELLED.get(label, label) in DECODED else some)
         for measured in accuracies(
-            learned, data, [kind], table.networks[0], recipe, missing, split=table.split, whole_epochs=table.whole_epochs
+            learned,
+            data,
+            [kind],
+            table.networks[0],
+            recipe,
+            missing,
+            split=table.split,
+            whole_epochs=table.whole_epochs,
+            teacher=networks.get(of.get(label, study).label),
         ):
             done[measured.seed] = measured
             append_line(metrics, {**key, **measured.line()})

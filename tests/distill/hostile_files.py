@@ -24,6 +24,7 @@ from distill.decode import Formation
 from distill.errors import InputError
 from distill.set_parts import StartWeights, StepSizes
 from distill.spec import DataSpec
+from distill.views import draw_views
 
 HEADROOM = 512 << 20
 LONGEST_MESSAGE = 400
@@ -110,7 +111,7 @@ def valid_files() -> list[bytes]:
             for quantised in (False, True)
         ]
         + [small_set(2, True, kind=kind).to_bytes() for kind in ("logits", "scores", "weighted")]
-        + [with_parts().to_bytes(), dataclasses.replace(small_set(4), decode=Formation(2)).to_bytes()]
+        + [with_parts().to_bytes(), with_views().to_bytes(), dataclasses.replace(small_set(4), decode=Formation(2)).to_bytes()]
     )
 
 
@@ -121,6 +122,12 @@ def with_parts() -> CondensedSet:
     weights = StartWeights({"0.weight": torch.ones(2, 3), "0.bias": torch.zeros(2), "seen": torch.tensor(3)}, network="MLP")
     spec = dataclasses.replace(made.spec, normalisation_origin="given", classes_origin="published")
     return dataclasses.replace(made, spec=spec, step_sizes=steps, start_weights=weights)
+
+
+def with_views() -> CondensedSet:
+    """A set with stored views."""
+    made = dataclasses.replace(small_set(5), augmentation="crop_flip")
+    return dataclasses.replace(made, views=draw_views(2, len(made), 3, "crop_flip", "cutmix", torch.Generator().manual_seed(0)))
 
 
 def unpack(data: bytes) -> tuple[dict[str, Any], bytes]:

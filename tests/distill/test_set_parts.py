@@ -17,7 +17,7 @@ from distill.condensed import CondensedSet, Provenance
 from distill.decode import Formation
 from distill.errors import InputError
 from distill.set_parts import StartWeights, StepSizes
-from tests.distill.hostile_files import small_set, unpack, with_parts
+from tests.distill.hostile_files import small_set, unpack, with_parts, with_views
 
 VALUES: list[Any] = [
     None, True, 0, -1, 2, 1e999, float("nan"), 10**400, "", "cycle", "sequence", "x" * 5000, "\n", "\x00", [], {}, [1], ["cycle"], 
@@ -173,12 +173,13 @@ def test_hostile_headers_and_tensors_end_in_a_sound_set_or_one_line() -> None:
     rng = random.Random(5)
     formed = dataclasses.replace(small_set(1), decode=Formation(2))
     files = [with_parts().to_bytes(), formed.to_bytes(), small_set(0).to_bytes(), small_set(2, True, kind="logits").to_bytes()]
+    files.append(with_views().to_bytes())
     whole = [({**header_of(data)}, safetensors.torch.load(data)) for data in files]
     read = longest = 0
     for _ in range(1500):
         header, tensors = (dict(part) for part in rng.choice(whole))
         for _ in range(rng.choice((1, 1, 2, 3))):
-            key = rng.choice(("format", "decode", "step_sizes", "start_weights", "label_kind", "origin"))
+            key = rng.choice(("format", "decode", "step_sizes", "start_weights", "views", "label_kind", "origin"))
             if rng.random() < 0.4:
                 tensors[rng.choice(NAMES)] = rng.choice(TENSORS)
             elif rng.random() < 0.3 and tensors:

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill.comparison import LABELLED, learner_set, recipe_of, rows_of
+from distill.comparison import LABELLED, learner_set, recipe_of, rows_of, training_of
 from distill.condensed import CondensedSet, Provenance
 from distill.configure import configure
 from distill.coresets import select
 from distill.data import ImageData
 from distill.decode import Formation
 from distill.errors import InputError
-from distill.evaluation import accuracies, evaluate
+from distill.evaluation import accuracies, accuracy, evaluate
 from distill.experts import flat
 from distill.mixing import Mixed, mixed
 from distill.networks import create
@@ -213,7 +213,9 @@ def test_a_teacher_is_trained_once_and_stops_early(toy_data: ImageData, tmp_path
 def test_baselines_with_the_same_labels_have_the_same_images(toy_data: ImageData) -> None:
     tiny = select(toy_data, "random", 2, generator(0, "t"))
     recipe = dataclasses.replace(SHORT, teacher=TEACHER, loss="mse", hard_weight=0.1)
-    assert rows_of(["random", "herding", "whole"], tiny, recipe) == ["random", "herding", "random-labelled", "herding-labelled", "whole"]
+    assert rows_of(["random", "herding", "whole"], tiny, recipe) == [
+        *("random", "herding", "random-labelled", "herding-labelled", "label-only", "whole")
+    ]
     assert rows_of(["random", "whole"], tiny, SHORT) == ["random", "whole"]
     for seed in range(2):
         plain, labelled = (learner_set(name, tiny, toy_data, seed) for name in ("random", "random-labelled"))
@@ -227,11 +229,34 @@ def test_baselines_with_the_same_labels_have_the_same_images(toy_data: ImageData
     assert set(LABELLED) == {f"{name}-labelled" for name in LABELLED.values()}
 
 
+def test_label_only_is_noise_with_the_teachers_labels(toy_data: ImageData) -> None:
+    tiny = select(toy_data, "random", [1, 3, 2], generator(0, "t"))
+    form = Formation(2)
+    four = dataclasses.replace(tiny, images=form.encoded(torch.cat([tiny.images] * 4), toy_data.spec), decode=form)
+    recipe = dataclasses.replace(SHORT, teacher=TEACHER, loss="mse")
+    for condensed, count in ((tiny, 6), (four, 24)):
+        made, other = (learner_set("label-only", condensed, toy_data, seed) for seed in (0, 1))
+        assert isinstance(made, CondensedSet)
+        assert made.counts == tuple(count // 6 * each for each in (1, 3, 2))
+        assert not torch.equal(made.images, other.images)  # type: ignore[union-attr]
+        assert training_of("label-only", condensed, toy_data, recipe).images == len(made) == count
+    several = [learner_set("label-only", tiny, toy_data, seed).images for seed in range(30)]  # type: ignore[union-attr]
+    noise = torch.cat(several).flatten()
+    assert abs(float(noise.mean())) < 0.05, "standard normal, whatever the data are"
+    assert abs(float(noise.std()) - 1) < 0.05
+    assert recipe_of("label-only", recipe, None) == recipe
+    (one,) = accuracies(tiny, toy_data, ["label-only"], "MLP", recipe, [1])
+    ours = train_network(learner_set("label-only", tiny, toy_data, 1), "MLP", recipe, 1, teacher=teacher_network(toy_data, TEACHER))
+    assert one.value == accuracy(ours, toy_data)
+    with pytest.raises(InputError, match="baseline label-only has the labels of the recipe's teacher, and the recipe has none"):
+        rows_of(["label-only"], tiny, SHORT)
+
+
 def test_an_evaluation_trains_its_teacher_and_states_it(toy_data: ImageData) -> None:
     tiny = select(toy_data, "random", 2, generator(0, "t"))
     recipe = dataclasses.replace(SHORT, teacher=TEACHER, loss="kl", temperature=2.0)
     found = evaluate(tiny, toy_data, network="MLP", recipe=recipe, seeds=2, baselines=["random", "whole"], progress=False)
-    assert list(found.rows) == ["condensed", "random", "random-labelled", "whole"]
+    assert list(found.rows) == ["condensed", "random", "random-labelled", "label-only", "whole"]
     labelled, plain = found.training["random-labelled"], found.training["random"]
     assert (labelled.images, labelled.steps, labelled.bytes) == (plain.images, plain.steps, plain.bytes)
     assert plain.labels == "class"
@@ -244,8 +269,6 @@ def test_an_evaluation_trains_its_teacher_and_states_it(toy_data: ImageData) -> 
     assert "teacher MLP of 2 epochs" in str(found)
     ours = train_network(learner_set("random", tiny, toy_data, 1), "MLP", found.recipe, 1, teacher=teacher)
     (one,) = accuracies(tiny, toy_data, ["random-labelled"], "MLP", recipe, [1])
-    from distill.evaluation import accuracy
-
     assert one.value == accuracy(ours, toy_data) == found.rows["random-labelled"]["MLP"].values[1]
 
 
@@ -315,7 +338,7 @@ def test_a_study_trains_its_teacher_and_the_command_line_names_one(tmp_path: Pat
     tables["evaluation"]["recipe"]["teacher"] = {"network": "MLP", "epochs": 1}
     folder, record = run_study(study("tiny", tables, "s.toml"), Options(out=tmp_path / "runs", quiet=True))
     part = record["results"]["ipc1"]
-    assert list(part["accuracy"]) == ["dm", "random", "random-labelled"]
+    assert list(part["accuracy"]) == ["dm", "random", "random-labelled", "label-only"]
     assert any("teacher, MLP of 1 epochs" in note for note in part["notes"])
     names = [str(folder / "condensed.safetensors"), "--data", "digits", "--network", "MLP", "--seeds", "1", "--baseline", "random"]
     with pytest.raises(SystemExit) as ended:
@@ -331,11 +354,19 @@ def test_a_study_trains_its_teacher_and_the_command_line_names_one(tmp_path: Pat
         assert words in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_private_study_has_no_teacher() -> None:
+def test_a_private_study_takes_a_teacher_within_its_budget_only() -> None:
     pytest.importorskip("opacus")
-    given = {"kind": "privacy", "privacy": {}, "method": {"name": "dm"}, "evaluation": {"recipe": {"teacher": {"epochs": 1}}}}
-    with pytest.raises(InputError, match="a teacher is trained on the private images without noise"):
-        study("s", given, "s.toml")
+    teacher: dict[str, Any] = {"epochs": 1, "labels": "images"}
+    given: dict[str, Any] = {"kind": "privacy", "privacy": {}, "method": {"name": "dm"}, "evaluation": {"recipe": {"teacher": teacher}}}
+    study("s", given, "s.toml")
+    for change, words in (
+        ({"privacy": "gone", "attack": {}}, "a teacher is trained on the private images without noise"),
+        ({"evaluation": {"recipe": {"teacher": {"epochs": 1}}}}, 'set recipe.teacher.labels = "images"'),
+        ({"attack": {}}, r"\[attack\] trains on others; make it a separate study"),
+    ):
+        tables = {key: table for key, table in {**given, **change}.items() if table != "gone"}
+        with pytest.raises(InputError, match=words):
+            study("s", tables, "s.toml")
 
 
 def test_stored_labels_are_the_teachers_outputs_and_need_no_teacher_any_more(tmp_path: Path) -> None:

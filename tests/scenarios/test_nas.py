@@ -20,11 +20,14 @@ from apps.nas.ledger import read_table
 from distill.condensed import CondensedSet
 from distill.decode import as_text as as_form
 from distill.errors import InputError
+from distill.teachers import teacher_network
 from kept import pages as tables
 from scenarios.catalogue import run_study, study
 from scenarios.cli import main
+from scenarios.engine.folder import load_data
 from scenarios.engine.scenario import override, read_scenario, shipped
 from scenarios.engine.study import Options
+from scenarios.nas import labels
 from scenarios.nas import run as nas
 from scenarios.nas.show import accuracy_table, answer
 from scenarios.reporting.text import as_text
@@ -138,6 +141,40 @@ def test_a_decoded_set_has_rivals_in_its_own_form(tmp_path: Path) -> None:
         "herding-decoded": form,
     }
     assert "random-decoded" in record["results"]["differences"]["dm"]
+
+
+def test_every_network_learns_from_the_same_labels_of_one_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = ('sets.teacher.network="MLP"', "sets.teacher.epochs=2", "sets.teacher.batch_size=600")
+    seen: dict[str, list[Any]] = {}
+    real = nas.rank
+
+    def watched(data: Any, candidates: Any, sets: Any, *rest: Any, **named: Any) -> Any:
+        seen["sets"] = [sets]
+        return real(data, candidates, sets, *rest, **named)
+
+    monkeypatch.setattr(nas, "rank", watched)
+    folder, record = run(tmp_path, *teacher)
+    (sets,) = seen["sets"]
+    assert list(sets) == ["random", "dm", "random-labelled", "dm-labelled", "label-only"]
+    assert set(sets) <= set(record["results"]["proxies"])
+    for name in ("random", "dm"):
+        for plain, taught in zip(sets[name].sets, sets[f"{name}-labelled"].sets, strict=True):
+            assert torch.equal(plain.images, taught.images)
+            assert (taught.label_kind, taught.labels.shape) == ("logits", (20, 10))
+        assert sets[f"{name}-labelled"].seconds > sets[name].seconds, "the teacher's training is part of the cost"
+    assert [len(one) for one in sets["label-only"].sets] == [20, 20]
+    # The teacher is that of `distill label`, and a run that continues does not train it again.
+    again = tiny(*teacher)
+    network = teacher_network(load_data(again, Options(out=tmp_path)), again.sets.teacher, progress=False)
+    taught = sets["random-labelled"].sets[0]
+    assert torch.allclose(network(taught.images), taught.labels, atol=1e-5)
+    monkeypatch.setattr(labels, "teacher_network", lambda *given, **named: pytest.fail("trained again"))
+    (folder / "record.json").unlink()
+    _, record_again = run(tmp_path, *teacher, resume=True)
+    assert record_again["results"]["proxies"]["dm-labelled"] == record["results"]["proxies"]["dm-labelled"]
+    for table in ("truth", "proxy"):
+        with pytest.raises(InputError, match="a teacher labels each set once, for all networks"):
+            tiny(f"{table}.recipe.teacher.epochs=1")
 
 
 def test_named_networks(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``distill label``: a set with a teacher's outputs as its labels."""
+"""``distill label``: a set with a teacher's outputs as its labels, of each image or of stored views."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +14,11 @@ def label(
     condensed: Annotated[Path, typer.Argument(metavar="SET.safetensors", help="A condensed set's file.")],
     data: Annotated[str, typer.Option(help="The data set that it was made from, which trains the teacher.")],
     teacher: Annotated[str, typer.Option(metavar="NETWORK:EPOCHS", help="The teacher, as ConvNet:20.")],
+    views: Annotated[
+        int | None, typer.Option(min=1, help="Store labels of this many augmented views of each image; default: of each image once.")
+    ] = None,
+    protocol: Annotated[str, typer.Option(help="With --views: whose augmentation and mixing the views have.")] = "laptop",
+    seed: Annotated[int, typer.Option(min=0, help="With --views: seed of the augmentation.")] = 0,
     out: Annotated[Path | None, typer.Option(help="The new file; default: the set's name and -labelled, next to the set.")] = None,
     size: Size = None,
     classes: Classes = None,
@@ -24,21 +29,40 @@ def label(
     from distill.condensed import CondensedSet
     from distill.configure import configure
     from distill.evaluation import accuracy
+    from distill.protocols import protocol as recipe_named
     from distill.set_notes import teacher_notes
-    from distill.teachers import Teacher, check_teacher, labelled, teacher_network
+    from distill.teachers import Teacher, check_teacher, labelled, labelled_views, teacher_network
 
     table = configure(Teacher, teacher_table(teacher) or {}, "distill label: --teacher")
     check_teacher(table)
     where = torch_device(device)
     tiny = CondensedSet.load(condensed).to(where)
     images = data_for(tiny, data, size, classes, None, None, root=data_root, device=where)
-    made = labelled(tiny, images, table)
+    if views is None:
+        made = labelled(tiny, images, table)
+    else:
+        recipe = recipe_named(protocol, images.spec, images=len(tiny))
+        made = labelled_views(
+            tiny,
+            images,
+            table,
+            views,
+            augmentation=recipe.augmentation,
+            mix=recipe.mix,
+            mix_probability=recipe.mix_probability,
+            mix_alpha=recipe.mix_alpha,
+            seed=seed,
+        )
     target = out or condensed.with_name(f"{condensed.stem}-labelled.safetensors")
     made.save(target)
     network = teacher_network(images, table, progress=False)
     right = accuracy(network, images)
-    kept = 100 * float((made.hard_labels == tiny.hard_labels).float().mean())
+    what, given, known = "images", made.labels, tiny.hard_labels
+    if made.views is not None:
+        what, given, known = "views", made.views.labels, tiny.decoded().hard_labels
+        typer.echo(f"{made.views}: a recipe must augment and mix alike")
+    kept = 100 * float((given.argmax(-1) == known).float().mean())
     typer.echo(f"{target}: {len(made)} images, labels by {table}, whose test accuracy is {right:.1f} %")
     for line in teacher_notes(table, network, images):
         typer.echo(f"warning: {line}")
-    typer.echo(f"{made.nbytes:,} bytes ({tiny.nbytes:,} before); {kept:.0f} % of the images keep their class as the most likely one")
+    typer.echo(f"{made.nbytes:,} bytes ({tiny.nbytes:,} before); {kept:.0f} % of the {what} keep their class as the most likely one")
