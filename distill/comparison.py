@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from distill.condensed import CondensedSet, Provenance
-from distill.coresets import CORESETS, available, select
+from distill.coresets import EVERY, TRAINED, available, select
 from distill.data import ImageData
 from distill.decode import Decode, as_text
 from distill.errors import InputError, unknown_name
@@ -18,17 +18,18 @@ from distill.protocols import protocol
 from distill.randomness import generator
 from distill.recipe import Recipe
 from distill.records import Json
+from distill.scored_coresets import Scorer
 from distill.set_notes import set_notes, teacher_notes
 from distill.train import resolved
 
 # Real images stored in a decoded set's form: as many as it decodes to, in as many bytes.
-DECODED = {f"{name}-decoded": name for name in CORESETS if name != "class_mean"}
+DECODED = {f"{name}-decoded": name for name in EVERY if name != "class_mean"}
 # A coreset with the labels of the recipe's teacher.
-LABELLED = {f"{name}-labelled": name for name in (*CORESETS, *DECODED)}
+LABELLED = {f"{name}-labelled": name for name in (*EVERY, *DECODED)}
 # Images of noise with the same labels: what a learner gets from the labels without any image.
 LABEL_ONLY = "label-only"
 TAUGHT = (*LABELLED, LABEL_ONLY)
-BASELINES = (*CORESETS, *DECODED, *TAUGHT, "whole")
+BASELINES = (*EVERY, *DECODED, *TAUGHT, "whole")
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,17 @@ def row_label(name: str, row: Mapping[str, Json]) -> str:
     return f"whole ({row['steps']} steps, {row['epochs']:.3g} epochs)"
 
 
-def learner_set(name: str, condensed: CondensedSet, data: ImageData, seed: int) -> CondensedSet | ImageData:
+def coreset_of(baseline: str) -> str:
+    """The coreset that a baseline is, whatever its form and labels; "whole" stays."""
+    name = LABELLED.get(baseline, baseline)
+    return DECODED.get(name, name)
+
+
+def learner_set(name: str, condensed: CondensedSet, data: ImageData, seed: int, scorer: Scorer | None = None) -> CondensedSet | ImageData:
     """The training set of a baseline: a coreset with the set's own `CondensedSet.counts` (another draw for each seed), the same with more
     images in the set's stored form ("random-decoded"), or all data. With a teacher's labels ("random-labelled") the images are the same;
-    "label-only" has standard normal noise in their place, as many images as the set decodes to, and class numbers that mean nothing."""
+    "label-only" has standard normal noise in their place, as many images as the set decodes to, and class numbers that mean nothing. ``scorer`` is what a
+    coreset of `TRAINED` chooses by."""
     if name == "whole":
         return data
     if name == LABEL_ONLY:
@@ -78,19 +86,21 @@ def learner_set(name: str, condensed: CondensedSet, data: ImageData, seed: int) 
     if name in DECODED:
         with_decoded([name], condensed)  # refuses a plain set
         assert condensed.decode is not None
-        return formed(data, DECODED[name], condensed.counts, condensed.decode, generator(seed, "coreset", name, condensed.ipc))
-    if name not in CORESETS:
+        return formed(data, DECODED[name], condensed.counts, condensed.decode, generator(seed, "coreset", name, condensed.ipc), scorer)
+    if name not in EVERY:
         raise unknown_name("baseline", name, BASELINES)
-    return select(data, name, condensed.counts, generator(seed, "coreset", name, condensed.ipc))
+    return select(data, name, condensed.counts, generator(seed, "coreset", name, condensed.ipc), scorer=scorer)
 
 
-def formed(data: ImageData, name: str, ipc: int | Sequence[int], decode: Decode, draws: torch.Generator) -> CondensedSet:
+def formed(
+    data: ImageData, name: str, ipc: int | Sequence[int], decode: Decode, draws: torch.Generator, scorer: Scorer | None = None
+) -> CondensedSet:
     """A coreset whose images are stored in the form ``decode``: ``ipc`` stored rows a class (or counts (K,)), each of several images.
 
     A class with fewer images than that repeats them in its last row.
     """
     rows = [ipc] * data.spec.num_classes if isinstance(ipc, int) else list(ipc)
-    chosen = select(data, name, [count * decode.copies for count in rows], draws)
+    chosen = select(data, name, [count * decode.copies for count in rows], draws, scorer=scorer)
     parts = []
     for label, count in enumerate(rows):
         images = chosen.images[chosen.labels == label]
@@ -166,13 +176,16 @@ def training_of(name: str, condensed: CondensedSet, data: ImageData, recipe: Rec
 
 
 def notes_on(
-    condensed: CondensedSet, data: ImageData, recipe: Recipe, baselines: Sequence[str], teacher: nn.Module | None = None
+    condensed: CondensedSet, data: ImageData, recipe: Recipe, baselines: Sequence[str], teacher: nn.Module | None = None, *, scorer: Scorer | None = None
 ) -> list[str]:
-    """Traps (`distill.set_notes`), then differences between rows: sizes, if the data have too few images, and a learned step size.
+    """Traps (`distill.set_notes`), then differences between rows: sizes, if the data have too few images, what chose
+    images, and a learned step size.
 
     ``teacher`` is the trained network of the recipe's teacher, which is tested.
     """
     notes = [*set_notes(condensed), *teacher_notes(recipe.teacher, teacher, data)]
+    if chosen := [name for name in baselines if coreset_of(name) in TRAINED]:
+        notes.append(f"{' and '.join(chosen)}: images chosen by what was trained on all real images, {scorer or Scorer()}")
     if condensed.decode is not None:
         notes.append(
             f"stored as {as_text(condensed.decode)}: {len(condensed)} stored rows ({condensed.nbytes:,} bytes) decode to "

@@ -1,9 +1,12 @@
-"""Coresets: real images, or means of them, chosen without learning; the baselines of every application.
+"""Coresets: real images, or means or crops of them, chosen without learning pixels; the baselines of every application.
 
-Each works class by class, on normalised pixels or on features, and returns a `CondensedSet`. Only one class is in memory at a time.
+Each works class by class, on normalised pixels or on features, and returns a `CondensedSet`. Only one class is in memory at a time. Those
+of `TRAINED` choose by networks that are trained on the data (`distill.scored_coresets`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,37 +15,88 @@ from distill.batches import Embed, chunk_size
 from distill.condensed import CondensedSet, Provenance
 from distill.data import ImageData
 from distill.errors import InputError, clipped, unknown_name
+from distill.scored_coresets import Scorer, features, scored_crops, scores, trained
 
-CORESETS = ("random", "herding", "kcenter", "kmeans", "class_mean")
+Pick = Callable[[Tensor, int, torch.Generator], Tensor]  # (features (n, D), count, generator) to positions (count,)
 
 
-def select(data: ImageData, name: str, ipc: int | Sequence[int], generator: torch.Generator, embed: Embed | None = None) -> CondensedSet:
+class Pool(NamedTuple):
+    """The training images of one class, what they are compared by, and the source of random choices."""
+
+    data: ImageData
+    label: int
+    embed: Embed | None
+    scorer: Scorer
+    generator: torch.Generator
+
+    @property
+    def places(self) -> Tensor:
+        """Positions (n,) of its images in the training split."""
+        return self.data.class_indices(self.label)
+
+    @property
+    def images(self) -> Tensor:
+        """All of them (n, C, H, W), normalised."""
+        return self.data.normalised("train", self.places)
+
+
+@dataclass(frozen=True)
+class Coreset:
+    """A kind of coreset.
+
+    Attributes:
+        chosen: (images of a class, how many of them) to the chosen ones (count, C, H, W).
+        drawn: whether another generator gives other images.
+    """
+
+    chosen: Callable[[Pool, int], Tensor]
+    drawn: bool = True
+
+
+def select(
+    data: ImageData,
+    name: str,
+    ipc: int | Sequence[int],
+    generator: torch.Generator,
+    embed: Embed | None = None,
+    *,
+    scorer: Scorer | None = None,
+) -> CondensedSet:
     """Choose a coreset of the training split.
 
     Args:
         data: the data.
-        name: a name in `CORESETS`.
+        name: a name in `CORESETS` or `TRAINED`.
         ipc: images per class (a class with fewer gives all it has), or counts by class (K,), such as another set's `CondensedSet.counts`.
         generator: source of the random choices.
         embed: maps normalised images (n, C, H, W) to the features (n, D) by which they are compared; None: their pixels.
+        scorer: networks that those of `TRAINED` choose by, trained now or before; None: the defaults of `Scorer`.
 
     Returns:
-        The chosen images (for "class_mean" averages of images), in order of their classes.
+        The chosen images (for "class_mean" averages of images, for "rded" crops), in order of their classes.
 
     Raises:
         InputError: for an unknown name, or counts that do not fit the classes.
     """
-    if name not in CORESETS:
-        raise unknown_name("coreset", name, CORESETS)
-    counts = available(data, ipc)
+    if name not in EVERY:
+        raise unknown_name("coreset", name, EVERY)
+    counts, scorer = available(data, ipc), scorer or Scorer()
     labels = torch.arange(len(counts), device=data.device).repeat_interleave(torch.tensor(counts, device=data.device))
     # Allocated first: small results between the large pools would keep their memory from being returned to the system.
     images = torch.empty((len(labels), *data.spec.shape), device=data.device)
     for label in (label for label, count in enumerate(counts) if count):
-        images[labels == label] = _chosen(data, label, name, counts[label], generator, embed)
+        images[labels == label] = EVERY[name].chosen(Pool(data, label, embed, scorer, generator), counts[label])
     stated = ipc if isinstance(ipc, int) else list(ipc)
-    provenance = Provenance(f"coreset:{name}", {"ipc": stated, "features": embed is not None}, fingerprint=data.fingerprint)
+    config: dict[str, object] = {"ipc": stated, "features": embed is not None}
+    config |= {"scorer": str(scorer)} if name in TRAINED else {}
+    provenance = Provenance(f"coreset:{name}", config, fingerprint=data.fingerprint)
     return CondensedSet(images, labels, data.spec, provenance=provenance, whitening=data.whitening)
+
+
+def train_scorer(names: Sequence[str], data: ImageData, scorer: Scorer | None, *, progress: bool | None = None) -> None:
+    """Train the networks now that any of these coresets chooses by, with a progress bar, so that `select` finds them in the cache."""
+    if any(name in TRAINED for name in names):
+        trained(data, scorer or Scorer(), progress=progress)
 
 
 def available(data: ImageData, ipc: int | Sequence[int]) -> list[int]:
@@ -59,20 +113,39 @@ def available(data: ImageData, ipc: int | Sequence[int]) -> list[int]:
     return counts
 
 
-def _chosen(data: ImageData, label: int, name: str, count: int, generator: torch.Generator, embed: Embed | None) -> Tensor:
-    """``count`` images (count, C, H, W) of one class."""
-    places = data.class_indices(label)
-    if name == "random":
-        picks = torch.randperm(len(places), generator=generator, device=generator.device)[:count].to(places.device)
-        if data.whitening is None:
-            return data.normalised("train", places[picks])
-        # A matrix product over other rows rounds differently, so white images are made a whole class at a time.
-        return data.normalised("train", places)[picks]
-    pool = data.normalised("train", places)
-    if name == "class_mean":
-        return _group_means(pool, count, generator)
-    picks = {"herding": _herding, "kcenter": _kcenter, "kmeans": clustered}[name](_features(pool, embed), count, generator)
-    return pool[picks.to(pool.device)]
+def _random(pool: Pool, count: int) -> Tensor:
+    places, source = pool.places, pool.generator
+    picks = torch.randperm(len(places), generator=source, device=source.device)[:count].to(places.device)
+    if pool.data.whitening is None:
+        return pool.data.normalised("train", places[picks])
+    # A matrix product over other rows rounds differently, so white images are made a whole class at a time.
+    return pool.images[picks]
+
+
+def _by_rows(pick: Pick) -> Callable[[Pool, int], Tensor]:
+    """Chosen by pixels, or by the caller's features."""
+
+    def chosen(pool: Pool, count: int) -> Tensor:
+        images = pool.images
+        return images[pick(_features(images, pool.embed), count, pool.generator).to(images.device)]
+
+    return chosen
+
+
+def _by_network(pick: Pick) -> Callable[[Pool, int], Tensor]:
+    """Chosen by features of a network trained on the data."""
+    return lambda pool, count: _by_rows(pick)(pool._replace(embed=features(pool.data, pool.scorer)), count)
+
+
+def _hardest(name: str) -> Callable[[Pool, int], Tensor]:
+    """The images with the highest score; ties go to the first."""
+
+    def chosen(pool: Pool, count: int) -> Tensor:
+        places = pool.places
+        order = scores(pool.data, name, pool.scorer)[places].argsort(descending=True, stable=True)
+        return pool.data.normalised("train", places[order[:count]])
+
+    return chosen
 
 
 def _features(images: Tensor, embed: Embed | None) -> Tensor:
@@ -125,7 +198,30 @@ def clustered(features: Tensor, count: int, generator: torch.Generator) -> Tenso
     return torch.stack(picks)
 
 
-def _group_means(images: Tensor, ipc: int, generator: torch.Generator) -> Tensor:
+def _group_means(pool: Pool, ipc: int) -> Tensor:
     """Means of ``ipc`` random groups of equal size; with ipc 1 the class mean. A class with fewer images than ``ipc`` gives them all."""
-    order = torch.randperm(len(images), generator=generator, device=generator.device).to(images.device)
+    images, source = pool.images, pool.generator
+    order = torch.randperm(len(images), generator=source, device=source.device).to(images.device)
     return torch.stack([images[part].mean(0) for part in order.tensor_split(min(ipc, len(images)))])
+
+
+# Chosen by pixels, or by features that the caller gives.
+CORESETS = {
+    "random": Coreset(_random),
+    "herding": Coreset(_by_rows(_herding), drawn=False),
+    "kcenter": Coreset(_by_rows(_kcenter), drawn=False),
+    "kmeans": Coreset(_by_rows(clustered)),
+    "class_mean": Coreset(_group_means),
+}
+# Chosen by networks trained on the data: their features, as papers on dataset distillation have herding and k-center; the hardest images by
+# three scores; crops of the easiest.
+TRAINED = {
+    "herding_features": Coreset(_by_network(_herding), drawn=False),
+    "kcenter_features": Coreset(_by_network(_kcenter), drawn=False),
+    "kmeans_features": Coreset(_by_network(clustered)),
+    "forgetting": Coreset(_hardest("forgetting"), drawn=False),
+    "el2n": Coreset(_hardest("el2n"), drawn=False),
+    "grand": Coreset(_hardest("grand"), drawn=False),
+    "rded": Coreset(lambda pool, count: scored_crops(pool.data, pool.label, count, pool.scorer, pool.generator)),
+}
+EVERY = {**CORESETS, **TRAINED}

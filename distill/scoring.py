@@ -12,11 +12,12 @@ from torch import nn
 from distill.comparison import DECODED, LABEL_ONLY, compared, learner_set, recipe_of
 from distill.condensed import CondensedSet
 from distill.configure import STRICT
-from distill.coresets import CORESETS
+from distill.coresets import EVERY, train_scorer
 from distill.data import ImageData
 from distill.errors import Diverged, InputError, unknown_name
 from distill.evaluation import accuracy, fitted
 from distill.labels import DEFAULT_KIND
+from distill.scored_coresets import Scorer
 from distill.scores import Measure, Row, Scorecard, reference, scorecard
 from distill.set_notes import set_notes, teacher_notes
 from distill.teachers import teacher_for
@@ -41,6 +42,7 @@ class Plan:
         optimisers: other optimisers under which sets and random images are compared, with equal steps.
         baselines: coresets; "random" must be one of them.
         whole_epochs: epochs of the full training set; None: as many steps as the sets have.
+        scorer: networks that coresets such as "el2n" choose by; None: the defaults of `Scorer`.
     """
 
     network: str = "ConvNet"
@@ -51,6 +53,7 @@ class Plan:
     optimisers: tuple[Optimiser, ...] = ()
     baselines: tuple[str, ...] = ("random", "herding")
     whole_epochs: Annotated[int, Field(ge=1)] | None = None
+    scorer: Scorer | None = None
 
 
 def score(sets: CondensedSet | Sequence[CondensedSet], data: ImageData, plan: Plan | None = None, *, split: str = "test") -> Scorecard:
@@ -92,6 +95,7 @@ def measures(
     ready = {one.row: one for one in done}
     same = compared(plan.recipe, given[0], data, plan.network)
     teacher = teacher_for(same.teacher, given[0], data, progress=False)
+    train_scorer(plan.baselines, data, plan.scorer, progress=False)
     for row in rows_of(given[0], plan, same.optimiser, labelled=teacher is not None):
         own = same if row.network == plan.network else compared(plan.recipe, given[0], data, row.network)
         if row.optimiser != same.optimiser:
@@ -136,8 +140,8 @@ def _check(given: Sequence[CondensedSet], data: ImageData, plan: Plan) -> None:
     if not len(data.validation):
         raise InputError(f"data {data.spec.name!r} have no validation images to choose step sizes on; load them with validation=0.1.")
     for name in plan.baselines:
-        if name not in CORESETS:
-            raise unknown_name("baseline", name, CORESETS)
+        if name not in EVERY:
+            raise unknown_name("baseline", name, EVERY)
     if "random" not in plan.baselines:
         raise InputError(f"baselines are {plan.baselines}; 'random' must be one of them: the scores compare with it.")
 
@@ -158,31 +162,34 @@ def _measured(
         tried = {}
         for step in plan.steps:
             lr = step * (learned or recipe.lr)
-            tried[lr] = _trained(row, condensed, data, dataclasses.replace(recipe, lr=lr), teacher, CHOOSING_SEED, "validation")
+            source = _source(row, condensed, data, CHOOSING_SEED, plan)
+            tried[lr] = _trained(source, row.network, data, dataclasses.replace(recipe, lr=lr), teacher, CHOOSING_SEED, "validation")
         finite = {lr: value for lr, value in tried.items() if not math.isnan(value)}
         if not finite:
             raise InputError(f"{row}: networks diverged at every step size ({', '.join(f'{lr:.3g}' for lr in tried)}); give smaller steps.")
         chosen.append(max(finite, key=lambda lr: finite[lr]))
         best = dataclasses.replace(recipe, lr=chosen[-1])
-        values.append(tuple(_trained(row, condensed, data, best, teacher, seed, split) for seed in range(plan.seeds)))
-    source = _source(row, given[0], data, 0)
+        sources = (_source(row, condensed, data, seed, plan) for seed in range(plan.seeds))
+        values.append(tuple(_trained(one, row.network, data, best, teacher, seed, split) for seed, one in enumerate(sources)))
+    source = _source(row, given[0], data, 0, plan)
     count = len(source.train) if isinstance(source, ImageData) else len(source.decoded())
     return Measure(row, tuple(chosen), tuple(values), recipe.steps(count) * min(recipe.batch_size, count))
 
 
-def _trained(row: Row, condensed: CondensedSet, data: ImageData, recipe: Recipe, teacher: nn.Module | None, seed: int, split: str) -> float:
+def _trained(
+    source: CondensedSet | ImageData, network: str, data: ImageData, recipe: Recipe, teacher: nn.Module | None, seed: int, split: str
+) -> float:
     """The accuracy of one network in percent; NaN where it diverged."""
     try:
-        source = _source(row, condensed, data, seed)
-        return accuracy(train_network(source, row.network, recipe, seed, data.device, teacher=teacher), data, split)
+        return accuracy(train_network(source, network, recipe, seed, data.device, teacher=teacher), data, split)
     except Diverged:
         return math.nan
 
 
-def _source(row: Row, condensed: CondensedSet, data: ImageData, seed: int) -> CondensedSet | ImageData:
+def _source(row: Row, condensed: CondensedSet, data: ImageData, seed: int, plan: Plan) -> CondensedSet | ImageData:
     """What a row's network is trained on; a coreset is drawn anew for each seed."""
     if row.images != "condensed":
-        return learner_set(row.images, condensed, data, seed)
+        return learner_set(row.images, condensed, data, seed, plan.scorer)
     plain = dataclasses.replace(condensed, lr=None)  # the chosen step size counts
     if row.labels == "hard":
         return dataclasses.replace(plain, labels=condensed.hard_labels, label_kind=DEFAULT_KIND, views=None)

@@ -1,9 +1,11 @@
 """Published figures (published.csv), how their networks were evaluated, and whether a kept run reproduces them.
 
 The column ``judging`` says with what augmentation (and ZCA whitening) the published networks were trained: "none", "DC" (crop, scale or
-rotate, of MNIST only), "DSA", "DSA, ZCA", "IDC" and "NCFM" (their protocols), or "not stated"; "best on the
+rotate, of MNIST only), "DSA", "DSA, ZCA", "IDC" and "NCFM" (their protocols), with labels of an expert, or "not stated"; "best on the
 test set" is added where the authors chose by it; "presumably" stands before what no source says outright. One baseline may have
 several figures: ten random images a class of CIFAR-10 are 26.0 in older tables and 31.0 in later ones, presumably without and with DSA.
+Published herding and k-center, presumably by features of a trained network, stand under the names of those by pixels. "random-labelled"
+are random images with the labels of an expert that was stopped early, and 3,000 epochs of training.
 """
 
 import csv

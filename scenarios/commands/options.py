@@ -40,6 +40,14 @@ Protocol = Annotated[
         help="dc, dsa, dm, mtt, datm, datadam, datadam-paper, idc, ncfm, frepo, laptop; with a teacher: rded, sre2l, edc (docs/methods.md)."
     ),
 ]
+CORESETS = (
+    "random, herding, kcenter, kmeans, class_mean; by networks trained on the data: herding_features, kcenter_features, kmeans_features, "
+    "forgetting, el2n, grand, rded"
+)
+Scorer = Annotated[
+    str | None,
+    typer.Option(metavar="NETWORK:EPOCHS", help="Networks trained on the data that such coresets choose by; default: ConvNet:20."),
+]
 Size = Annotated[int | None, typer.Option(min=1, help="Resize images of folders, MHIST and digits to this many pixels a side.")]
 Classes = Annotated[str | None, typer.Option(metavar="A,B..C", help="Use these classes only, by number: 0,1,7 or 0..4.")]
 Validation = Annotated[float | None, typer.Option(metavar="FRACTION", help="Hold out this fraction of the training images.")]

@@ -5,11 +5,12 @@ import time
 from rich.console import Console
 
 from distill import sharding
-from distill.comparison import DECODED, LABELLED, compared, notes_on, rows_of, training_of
+from distill.comparison import DECODED, LABELLED, compared, coreset_of, notes_on, rows_of, training_of
 from distill.condensed import CondensedSet
+from distill.coresets import train_scorer
 from distill.data import ImageData
 from distill.errors import Diverged, InputError
-from distill.evaluation import Accuracy, Measured, accuracies, summed_up
+from distill.evaluation import Accuracy, Measured, accuracies, best_line, summed_up
 from distill.methods.advice import advice
 from distill.networks import create, flops, parameter_count
 from distill.randomness import generator
@@ -131,13 +132,15 @@ def _judge(table: EvaluationTable, method: str, run: Run, condensed: CondensedSe
     """Train the evaluation networks that metrics.jsonl does not have yet: a stopped study loses at most one network."""
     options, data, console, metrics = run.options, run.data, run.console, run.folder / "metrics.jsonl"
     seeds = [options.seed * 1000 + k for k in range(table.seeds)]
-    start = time.monotonic()
+    start, selected = time.monotonic(), list[str]()
     for network in table.networks:
         recipe = compared(table.recipe or table.protocol, condensed, data, network)
         accuracies_by_set: dict[str, Accuracy] = {}
         # Trained before the evaluation networks.
         teacher = teacher_for(recipe.teacher, condensed, data, progress=False if options.quiet else None)
-        for label in ("condensed", *rows_of(table.baselines, condensed, recipe)):
+        names = rows_of(table.baselines, condensed, recipe)
+        train_scorer([coreset_of(name) for name in names], data, table.scorer, progress=False if options.quiet else None)
+        for label in ("condensed", *names):
             # The whole set does not depend on the IPC: it is trained once for the study.
             key: dict[str, str | int] = {"stage": "evaluate", "set": method if label == "condensed" else label, "network": network}
             key |= {"ipc": ipc} if label != "whole" else {}
@@ -146,13 +149,23 @@ def _judge(table: EvaluationTable, method: str, run: Run, condensed: CondensedSe
             title = f"{network} on {key['set']}"
             with console.status(f"training {title}, {len(missing)} networks") as status:
                 for one in accuracies(
-                    condensed, data, [label], network, recipe, missing, split=table.split, whole_epochs=table.whole_epochs
+                    condensed,
+                    data,
+                    [label],
+                    network,
+                    recipe,
+                    missing,
+                    split=table.split,
+                    whole_epochs=table.whole_epochs,
+                    scorer=table.scorer,
+                    best=bool(table.best),
                 ):
                     done[one.seed] = one
                     append_line(metrics, {**key, **one.line()})
                     status.update(f"training {title}: {len(done)} of {len(seeds)} networks, the last at {one.value:.1f} %")
             row = accuracies_by_set[str(key["set"])] = summed_up([done[seed] for seed in seeds])
             say(console, f"  {title}: {row}: {row.reason}" if row.failed else f"  {title}: {row} %")
+            selected += [best_line(title, row, table.split)] if row.best else []
         kinds = {method: "condensed"}
         trained = {n: training_of(kinds.get(n, n), condensed, data, recipe, table.whole_epochs).as_dict() for n in accuracies_by_set}
         named = {name: {**row.as_dict(), **trained[name]} for name, row in accuracies_by_set.items()}
@@ -161,7 +174,8 @@ def _judge(table: EvaluationTable, method: str, run: Run, condensed: CondensedSe
         if len(table.networks) > 1:
             part.setdefault("cross_architecture", {})[network] = named
     part["augmentation"] = recipe.augmentation
-    _note(part, notes_on(condensed, data, recipe, table.baselines, teacher), console)
+    notes = notes_on(condensed, data, recipe, table.baselines, teacher, scorer=table.scorer)
+    _note(part, [*notes, *selected], console)
     part["evaluate_seconds"] = time.monotonic() - start
 
 

@@ -101,6 +101,10 @@ def study(name: str, title: str, tables: Tables, source: str) -> SweepStudy:
             f"{source}: [evaluation]: a step size is chosen on split 'validation' by one network and without baselines; leave "
             "'split' and 'baselines' out, and name one network."
         )
+    if base.evaluation.best:
+        raise InputError(
+            f"{source}: [evaluation]: best selects each network by its accuracy, and a step size is chosen by the last; leave it out."
+        )
     if len(base.ipc) != 1:
         raise InputError(f"{source}: [method]: key 'ipc' is {list(base.ipc)}; allowed: one number of images a class.")
     known = [field for field, hint in _numbers(base.settings).items() if hint and field not in SHARED]

@@ -19,6 +19,7 @@ from distill.networks import check_name
 from distill.protocols import PROTOCOLS
 from distill.recipe import Recipe
 from distill.records import Json
+from distill.scored_coresets import Scorer, check_scorer
 from distill.shared_config import SharedConfig, stated
 from distill.teachers import check_teacher
 from scenarios.engine.data_table import DataTable as DataTable
@@ -49,6 +50,8 @@ LATER = (
     "ema",
     "labels",
     "soft_share",
+    "scorer",
+    "best",
 )
 MAX_IPC = 100_000
 
@@ -58,6 +61,8 @@ class EvaluationTable:
     """``[evaluation]``: how sets are evaluated. ``[evaluation.recipe]`` replaces the protocol by a recipe of one's own.
 
     ``whole_epochs`` trains the baseline "whole" for as many epochs; without it for as many steps as the others, which may be part of one.
+    ``[evaluation.scorer]`` are the networks that baselines such as "el2n" choose by. ``best = true`` also reports the best of several tests
+    during each training, which is selected on the split.
     """
 
     DIFFERENT = ("networks", "baselines")
@@ -69,6 +74,8 @@ class EvaluationTable:
     baselines: tuple[str, ...] = ("random",)
     split: Literal["test", "validation"] = "test"
     whole_epochs: Annotated[int, Field(ge=1)] | None = None
+    scorer: Scorer | None = None
+    best: bool | None = None
 
 
 def config_hash(merged: Config) -> str:
@@ -125,6 +132,8 @@ def evaluation_of(table: Tables, where: str) -> EvaluationTable:
         checked(where, "recipe.augmentation", lambda: strategy("" if text == "auto" else text))
         if (teacher := evaluation.recipe.teacher) is not None:
             checked(where, "recipe.teacher", lambda: check_teacher(teacher))
+    if (scorer := evaluation.scorer) is not None:
+        checked(where, "scorer", lambda: check_scorer(scorer))
     labelled = [name for name in evaluation.baselines if name in TAUGHT]
     if labelled and (evaluation.recipe or PROTOCOLS[evaluation.protocol]).teacher is None:
         raise InputError(f"{where}: baseline {labelled[0]} has the labels of a teacher; give a table [evaluation.recipe.teacher].")

@@ -21,7 +21,7 @@ from apps.nas.study import check as check_input
 from apps.nas.workers import Crew, Row, check_crew
 from distill.comparison import formed
 from distill.condensed import CondensedSet
-from distill.coresets import select
+from distill.coresets import CORESETS, select
 from distill.data import ImageData
 from distill.decode import Decode, as_text, from_text
 from distill.drawing import Drawing
@@ -147,7 +147,7 @@ def _coresets(study: NasStudy, options: Options, data: ImageData) -> dict[str, S
     proxies = {}
     for label, (name, form) in _forms(study).items():
         start, sets, ipc = time.process_time(), [], study.sets.ipc
-        for i in range(1 if name in ("herding", "kcenter") else study.proxy.seeds):
+        for i in range(study.proxy.seeds if CORESETS[name].drawn else 1):
             draws = generator(options.seed, "coreset", name, ipc, i)
             sets.append(select(data, name, ipc, draws) if form is None else formed(data, name, ipc, form, draws))
         proxies[label] = SetProxy(tuple(sets), time.process_time() - start, "coreset")

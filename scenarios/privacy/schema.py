@@ -9,7 +9,9 @@ from typing import Annotated, Literal, TypeVar
 import pydantic
 from pydantic import Field
 
+from distill.comparison import coreset_of
 from distill.configure import STRICT, configure
+from distill.coresets import TRAINED
 from distill.errors import InputError, unknown_name
 from distill.methods import METHODS
 from distill.methods.presets import matched_by
@@ -190,6 +192,13 @@ def study(name: str, title: str, tables: Tables, source: str) -> PrivacyStudy:
     evaluation = evaluation_of(dict(tables.get("evaluation", {})), f"{source}: [evaluation]")
     if (teacher := (evaluation.recipe or PROTOCOLS[evaluation.protocol]).teacher) is not None:
         _check_teacher(teacher, f"{source}: [evaluation]", tables)
+    if chosen := [name for name in evaluation.baselines if coreset_of(name) in TRAINED]:
+        raise InputError(
+            f"{source}: [evaluation]: baseline {chosen[0]} is chosen by networks that are trained on the private images without noise, and "
+            "these are kept outside the run's folder; allowed: random, herding, kcenter, kmeans, class_mean, whole."
+        )
+    if evaluation.best:
+        raise InputError(f"{source}: [evaluation]: best reproduces published figures of sets without a guarantee; leave it out.")
     if attack is not None:
         _check_arms(attack, f"{source}: [attack]", private=privacy is not None)
     if visual is not None:

@@ -9,7 +9,7 @@ import typer
 from scenarios.commands.evaluation.data import data_for
 from scenarios.commands.evaluation.networks import check_networks
 from scenarios.commands.evaluation.teacher import teacher_table
-from scenarios.commands.options import Classes, Device, Imbalance, Protocol, Root, Size, Validation, torch_device
+from scenarios.commands.options import CORESETS, Classes, Device, Imbalance, Protocol, Root, Scorer, Size, Validation, torch_device
 from scenarios.engine.complaints import printable, terminal_width, wrapped
 
 
@@ -19,7 +19,7 @@ def evaluate(
     network: Annotated[list[str] | None, typer.Option(help="Network; repeat for cross-architecture. Default: ConvNet.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Networks trained for each set.")] = 5,
     protocol: Protocol = "laptop",
-    baseline: Annotated[list[str] | None, typer.Option(help="random, herding, kcenter, kmeans, class_mean, whole or none; repeat.")] = None,
+    baseline: Annotated[list[str] | None, typer.Option(help=f"{CORESETS}, whole or none; repeat.")] = None,
     whole_epochs: Annotated[
         int | None, typer.Option(min=1, help="Epochs for the baseline 'whole'; default: as many steps as for the others.")
     ] = None,
@@ -29,6 +29,8 @@ def evaluate(
     loss: Annotated[str | None, typer.Option(help="Loss with soft labels: ce, kl, mse, cosine or gift.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Temperature of the loss kl.")] = None,
     hard_weight: Annotated[float | None, typer.Option(help="Weight of the cross-entropy with hard labels, added to the loss.")] = None,
+    scorer: Scorer = None,
+    best: Annotated[bool, typer.Option("--best", help="Also report the best of 20 tests a training, selected on the test set.")] = False,
     size: Size = None,
     classes: Classes = None,
     validation: Validation = None,
@@ -38,6 +40,7 @@ def evaluate(
 ) -> None:
     """Train networks on a condensed set and on its baselines, and print test accuracies with their intervals."""
     from apps.privacy.statement import guarantee
+    from distill import scored_coresets
     from distill.condensed import CondensedSet
     from distill.configure import configure
     from distill.errors import InputError
@@ -63,7 +66,18 @@ def evaluate(
         recipe = configure(Recipe, named | labels, f"distill evaluate: protocol {protocol}")
         if recipe.teacher is not None:
             check_teacher(recipe.teacher)
-    found = judge(tiny, images, network=networks, recipe=recipe, seeds=seeds, baselines=baselines, whole_epochs=whole_epochs)
+    chooser = teacher_table(scorer, "--scorer")
+    found = judge(
+        tiny,
+        images,
+        network=networks,
+        recipe=recipe,
+        seeds=seeds,
+        baselines=baselines,
+        whole_epochs=whole_epochs,
+        scorer=None if chooser is None else configure(scored_coresets.Scorer, chooser, "distill evaluate: --scorer"),
+        best=best,
+    )
     width = terminal_width()
     remarks = "\n".join(found.remarks()).replace("one recipe for all: ", f"one recipe for all ({protocol}): ")
     text = as_text(found.table(), width=width) + "\n" + wrapped(remarks, width)

@@ -11,7 +11,7 @@ import typer
 from scenarios.commands.evaluation.data import data_for
 from scenarios.commands.evaluation.networks import check_networks
 from scenarios.commands.evaluation.teacher import teacher_table
-from scenarios.commands.options import Classes, Device, Imbalance, Protocol, Root, Size, torch_device
+from scenarios.commands.options import CORESETS, Classes, Device, Imbalance, Protocol, Root, Scorer, Size, torch_device
 from scenarios.engine.complaints import printable, terminal_width, wrapped
 
 if TYPE_CHECKING:
@@ -33,13 +33,14 @@ def score(
     ] = None,
     architecture: Annotated[list[str] | None, typer.Option(help="Another network to test the sets on; repeat.")] = None,
     optimiser: Annotated[list[str] | None, typer.Option(help="sgd or adamw: compare under this one, too; repeat.")] = None,
-    baseline: Annotated[list[str] | None, typer.Option(help="Coresets; repeat. Default: random, herding.")] = None,
+    baseline: Annotated[list[str] | None, typer.Option(help=f"{CORESETS}; repeat. Default: random, herding.")] = None,
     whole_epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of the full training set; default: as many steps.")] = None,
     teacher: Annotated[
         str | None, typer.Option(metavar="NETWORK:EPOCHS", help="A teacher trained on the data, whose labels sets and coresets get.")
     ] = None,
     loss: Annotated[str | None, typer.Option(help="Loss with soft labels: ce, kl, mse, cosine or gift.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Temperature of the loss kl.")] = None,
+    scorer: Scorer = None,
     validation: Annotated[float, typer.Option(metavar="FRACTION", help="Training images held out to choose step sizes.")] = 0.1,
     out: Annotated[Path, typer.Option(help="Folder of score.html, score.json and the rows that are done.")] = Path("scores"),
     size: Size = None,
@@ -80,6 +81,7 @@ def score(
         "optimisers": optimiser or [],
         "baselines": baseline or list(Plan().baselines),
         "whole_epochs": whole_epochs,
+        "scorer": teacher_table(scorer, "--scorer"),
     }
     plan = configure(Plan, settings, "distill score")
     found = _all(plan, sets, condensed, images, out)
