@@ -63,6 +63,11 @@ def row_label(name: str, row: Mapping[str, Json]) -> str:
     return f"whole ({row['steps']} steps, {row['epochs']:.3g} epochs)"
 
 
+def no_baseline(what: str, name: str) -> InputError:
+    """The error for an unknown baseline; forms and labels (-decoded, -labelled) are listed for a name that has one."""
+    return unknown_name(what, name, BASELINES if "-" in name else (*EVERY, "whole"))
+
+
 def coreset_of(baseline: str) -> str:
     """The coreset that a baseline is, whatever its form and labels; "whole" stays."""
     name = LABELLED.get(baseline, baseline)
@@ -88,7 +93,7 @@ def learner_set(name: str, condensed: CondensedSet, data: ImageData, seed: int, 
         assert condensed.decode is not None
         return formed(data, DECODED[name], condensed.counts, condensed.decode, generator(seed, "coreset", name, condensed.ipc), scorer)
     if name not in EVERY:
-        raise unknown_name("baseline", name, BASELINES)
+        raise no_baseline("baseline", name)
     return select(data, name, condensed.counts, generator(seed, "coreset", name, condensed.ipc), scorer=scorer)
 
 

@@ -12,11 +12,22 @@ from torch import nn
 
 from distill.batches import chunk_size
 from distill.comparison import BASELINES as BASELINES
-from distill.comparison import Training, compared, coreset_of, learner_set, notes_on, recipe_of, row_label, rows_of, training_of
+from distill.comparison import (
+    Training,
+    compared,
+    coreset_of,
+    learner_set,
+    no_baseline,
+    notes_on,
+    recipe_of,
+    row_label,
+    rows_of,
+    training_of,
+)
 from distill.condensed import CondensedSet
 from distill.coresets import train_scorer
 from distill.data import ImageData, Split
-from distill.errors import Diverged, InputError, clipped, unknown_name
+from distill.errors import Diverged, InputError, clipped
 from distill.fast import Compile, Precision, accelerated
 from distill.measured import Accuracy as Accuracy
 from distill.measured import Measured as Measured
@@ -231,7 +242,7 @@ def evaluate(
     factories: list[Factory] = list(network) if isinstance(network, list | tuple) else [network]  # type: ignore[list-item]
     for name in baselines:
         if name not in BASELINES:
-            raise unknown_name("baseline", name, BASELINES)
+            raise no_baseline("baseline", name)
     # A protocol may depend on the network.
     recipes = [compared(recipe, condensed, data, factory) for factory in factories]
     names = ["condensed", *rows_of(baselines, condensed, recipes[0])]

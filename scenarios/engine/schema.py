@@ -10,7 +10,7 @@ import pydantic
 from pydantic import Field
 
 from distill.augment import strategy
-from distill.comparison import TAUGHT
+from distill.comparison import TAUGHT, no_baseline
 from distill.configure import STRICT, configure, quoted
 from distill.errors import InputError, unknown_name
 from distill.evaluation import BASELINES
@@ -124,7 +124,7 @@ def evaluation_of(table: Tables, where: str) -> EvaluationTable:
         raise unknown_name(f"{where}: key 'protocol': value", evaluation.protocol, PROTOCOLS)
     for name in evaluation.baselines:
         if name not in BASELINES:
-            raise unknown_name(f"{where}: key 'baselines': value", name, BASELINES)
+            raise no_baseline(f"{where}: key 'baselines': value", name)
     for name in evaluation.networks:
         checked(where, "networks", functools.partial(check_name, name))
     if evaluation.recipe is not None:

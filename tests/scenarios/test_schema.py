@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distill.coresets import EVERY
 from distill.errors import InputError
-from distill.evaluation import BASELINES
 from distill.methods import METHODS
 from distill.networks import NAMES
 from distill.train import PROTOCOLS, Recipe
@@ -153,7 +153,7 @@ def test_equal_studies_have_equal_hashes_whatever_the_order_and_the_defaults(met
 
 OTHER_VALUES = {"mix": "mixup", "milestones": [0.5], "decay": 0.5, "layer_weights": [1.0], "decode": "formation:3"}
 OTHER_VALUES |= {"loss": "mse", "temperature": 2.0, "hard_weight": 0.5, "teacher": {"epochs": 3}}
-OTHER_VALUES |= {"lr_end": 0.5, "mix_probability": 0.25, "ema": 0.5}
+OTHER_VALUES |= {"lr_end": 0.5, "mix_probability": 0.25, "ema": 0.5, "scorer": {"epochs": 3}, "best": True}
 # Settings of a recipe that are allowed with others only.
 NEEDS = {"temperature": {"loss": "kl"}, "hard_weight": {"loss": "cosine"}}
 NEEDS |= {
@@ -286,7 +286,8 @@ def test_ipc_is_a_whole_number_or_several_different_ones(ipc: Any) -> None:
 
 def test_lists_in_messages_are_those_of_the_code() -> None:
     assert refused(lambda: made({"evaluation.protocol": "zzz"})).endswith(f"Allowed: {', '.join(sorted(PROTOCOLS))}.")
-    assert refused(lambda: made({"evaluation.baselines": ["zzz"]})).endswith(f"Allowed: {', '.join(sorted(BASELINES))}.")
+    assert refused(lambda: made({"evaluation.baselines": ["zzz"]})).endswith(f"Allowed: {', '.join(sorted([*EVERY, 'whole']))}.")
+    assert "did you mean 'random-labelled'?" in refused(lambda: made({"evaluation.baselines": ["random-labeled"]}))
     assert refused(lambda: made({"method.name": "zzz"})).endswith(f"Allowed: {', '.join(sorted(METHODS))}.")
     assert refused(lambda: made({"method.network": "zzz"})).endswith(f"Allowed: {', '.join(sorted(NAMES))}.")
 
