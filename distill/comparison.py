@@ -181,7 +181,13 @@ def training_of(name: str, condensed: CondensedSet, data: ImageData, recipe: Rec
 
 
 def notes_on(
-    condensed: CondensedSet, data: ImageData, recipe: Recipe, baselines: Sequence[str], teacher: nn.Module | None = None, *, scorer: Scorer | None = None
+    condensed: CondensedSet,
+    data: ImageData,
+    recipe: Recipe,
+    baselines: Sequence[str],
+    teacher: nn.Module | None = None,
+    *,
+    scorer: Scorer | None = None,
 ) -> list[str]:
     """Traps (`distill.set_notes`), then differences between rows: sizes, if the data have too few images, what chose
     images, and a learned step size.

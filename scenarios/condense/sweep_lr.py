@@ -96,14 +96,11 @@ def study(name: str, title: str, tables: Tables, source: str) -> SweepStudy:
         tables["evaluation"] = {"seeds": NETWORKS, "baselines": [], "split": "validation", **evaluation}
     base = condense_study(name, title, tables, source)
     assert base.evaluation is not None
-    if base.evaluation.split != "validation" or base.evaluation.baselines or len(base.evaluation.networks) != 1:
+    its = base.evaluation
+    if its.split != "validation" or its.baselines or its.best or len(its.networks) != 1:
         raise InputError(
             f"{source}: [evaluation]: a step size is chosen on split 'validation' by one network and without baselines; leave "
-            "'split' and 'baselines' out, and name one network."
-        )
-    if base.evaluation.best:
-        raise InputError(
-            f"{source}: [evaluation]: best selects each network by its accuracy, and a step size is chosen by the last; leave it out."
+            "'split', 'baselines' and 'best' out, and name one network."
         )
     if len(base.ipc) != 1:
         raise InputError(f"{source}: [method]: key 'ipc' is {list(base.ipc)}; allowed: one number of images a class.")

@@ -203,7 +203,7 @@ def test_whole_is_named_by_its_steps_and_trained_for_epochs_on_request(toy_data:
     cut = evaluate(tiny, toy_data, network=NET, recipe=recipe, seeds=1, baselines=("whole",), progress=False)
     assert "whole (3 steps, 0.6 epochs)" in str(cut)
     assert list(cut.rows) == ["condensed", "whole"]
-    assert cut.training["whole"].as_dict() == {"images": 36, "steps": 3, "epochs": 0.6}
+    assert cut.training["whole"].as_dict() == {"images": 36, "steps": 3, "epochs": 0.6, "labels": "class"}
     long = evaluate(tiny, toy_data, network=NET, recipe=recipe, seeds=1, baselines=("whole",), whole_epochs=7, progress=False)
     assert "whole (35 steps, 7 epochs)" in str(long)
     own = dataclasses.replace(recipe, epochs=7, max_steps=None)
