@@ -65,7 +65,7 @@ def row_label(name: str, row: Mapping[str, Json]) -> str:
 
 def no_baseline(what: str, name: str) -> InputError:
     """The error for an unknown baseline; forms and labels (-decoded, -labelled) are listed for a name that has one."""
-    return unknown_name(what, name, BASELINES if "-" in name else (*EVERY, "whole"))
+    return unknown_name(what, name, BASELINES if "-" in name else (*EVERY, LABEL_ONLY, "whole"))
 
 
 def coreset_of(baseline: str) -> str:
@@ -77,8 +77,8 @@ def coreset_of(baseline: str) -> str:
 def learner_set(name: str, condensed: CondensedSet, data: ImageData, seed: int, scorer: Scorer | None = None) -> CondensedSet | ImageData:
     """The training set of a baseline: a coreset with the set's own `CondensedSet.counts` (another draw for each seed), the same with more
     images in the set's stored form ("random-decoded"), or all data. With a teacher's labels ("random-labelled") the images are the same;
-    "label-only" has standard normal noise in their place, as many images as the set decodes to, and class numbers that mean nothing. ``scorer`` is what a
-    coreset of `TRAINED` chooses by."""
+    "label-only" has standard normal noise in their place, as many images as the set decodes to, and class numbers that mean nothing.
+    ``scorer`` is what a coreset of `TRAINED` chooses by."""
     if name == "whole":
         return data
     if name == LABEL_ONLY:

@@ -286,7 +286,9 @@ def test_ipc_is_a_whole_number_or_several_different_ones(ipc: Any) -> None:
 
 def test_lists_in_messages_are_those_of_the_code() -> None:
     assert refused(lambda: made({"evaluation.protocol": "zzz"})).endswith(f"Allowed: {', '.join(sorted(PROTOCOLS))}.")
-    assert refused(lambda: made({"evaluation.baselines": ["zzz"]})).endswith(f"Allowed: {', '.join(sorted([*EVERY, 'whole']))}.")
+    assert refused(lambda: made({"evaluation.baselines": ["zzz"]})).endswith(
+        f"Allowed: {', '.join(sorted([*EVERY, 'label-only', 'whole']))}."
+    )
     assert "did you mean 'random-labelled'?" in refused(lambda: made({"evaluation.baselines": ["random-labeled"]}))
     assert refused(lambda: made({"method.name": "zzz"})).endswith(f"Allowed: {', '.join(sorted(METHODS))}.")
     assert refused(lambda: made({"method.network": "zzz"})).endswith(f"Allowed: {', '.join(sorted(NAMES))}.")
