@@ -21,9 +21,12 @@ LONG = {
     *(f"apps/privacy/test_{name}.py" for name in ("accounting", "audit", "ledger", "page", "poisoning", "private_statistics", "visual")),
     *(f"distill/test_{name}.py" for name in ("adjoint", "augment", "combinations", "condensed", "data", "every_method", "experts")),
     *(f"distill/test_{name}.py" for name in ("class_gradients", "fast", "grouped", "portable", "processes", "sharding", "sizes")),
-    *(f"scenarios/test_{name}.py" for name in ("cli", "continual", "ctrl_c", "fair", "faults", "federated", "kill", "leaks", "nas")),
+    *(
+        f"scenarios/test_{name}.py"
+        for name in ("cli", "continual", "ctrl_c", "fair", "faults", "federated", "flagships", "kill", "leaks", "nas")
+    ),
     *(f"scenarios/test_{name}.py" for name in ("own_data", "pipeline", "privacy", "report", "schema", "shipped", "soak", "stop")),
-    *(f"scenarios/test_{name}.py" for name in ("sweep", "sweep_lr", "template")),
+    *(f"scenarios/test_{name}.py" for name in ("sweep", "sweep_lr", "template", "tuning")),
     *(f"test_{name}.py" for name in ("curves", "docs", "examples", "gpu_benchmark", "house", "site")),
 }
 

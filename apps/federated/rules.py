@@ -116,8 +116,9 @@ class CondensedUnion:
 
     def load_state(self, state: Weights) -> None:
         places = sorted({int(name.split("/")[1]) for name in state})
-        spec = self.limits.spec
+        spec, form = self.limits.spec, self.limits.form
         kind = DEFAULT_KIND if self.settings.server.client_weights == "equal" else "weighted"
         self.memory = [
-            CondensedSet(state[f"memory/{place}/images"], state[f"memory/{place}/labels"], spec, label_kind=kind) for place in places
+            CondensedSet(state[f"memory/{place}/images"], state[f"memory/{place}/labels"], spec, label_kind=kind, decode=form)
+            for place in places
         ]

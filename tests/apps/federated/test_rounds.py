@@ -423,3 +423,24 @@ def test_a_client_whose_condensing_diverges_is_dropped_with_the_reason(monkeypat
     assert failed["client"] == 1
     assert "dm diverged at step " in failed["why"]
     assert "lr_img 1e+30" in failed["why"]
+
+
+def test_the_memory_of_decoded_uploads_is_decoded_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept of earlier rounds are stored images; their form goes with the settings."""
+    upload = {"ipc": 2, "settings": {"iterations": 2, "batch_real": 8, "decode": "formation:2"}}
+    made = settings(rounds=3, server={"memory": 2}, upload=upload)
+    whole = run_inline(made, data(), tmp_path / "whole")
+    home = sys.modules["apps.federated.rules"]
+    real, calls = home.learn, []
+
+    def learn(*arguments: Any) -> Any:
+        calls.append(arguments[1])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(home, "learn", learn)
+    with pytest.raises(KeyboardInterrupt):
+        run_inline(made, data(), tmp_path / "stopped")
+    assert facts(run_inline(made, data(), tmp_path / "stopped")) == facts(whole)
+    assert all(part.decode is not None for part in calls)
