@@ -18,12 +18,15 @@ class Headline:
     shown: tuple[tuple[str, dict[str, str]], ...]
     column: str = "accuracy"  # of a mean (or value), a low and a high
     digits: int = 1
+    unless: str = ""  # a column of the kept rows; where all of its cells are empty, ``asked`` says so with ``lacking``
+    lacking: str = ""
 
 
 def _rounds(name: str) -> Headline:
     shown = (("FedDM", "feddm"), ("real images sent instead", "random"), ("FedAvg", "fedavg"), ("SCAFFOLD", "scaffold"))
     rows = tuple((label, {"strategy": strategy, "round": "5"}) for label, strategy in shown)
-    return Headline("federated", f"federated-mnist-{name}", "accuracy after 5 rounds, %", rows)
+    asked = "accuracy after 5 rounds{}, %"
+    return Headline("federated", f"federated-mnist-{name}", asked, rows, unless="tuned", lacking=", averaging not tuned")
 
 
 def _memory(scenario: str, budget: str, asked: str) -> Headline:
@@ -61,8 +64,9 @@ def headlines(kept: dict[str, dict[str, Rows]]) -> str:
     for line in HEADLINES:
         rows = kept.get(line.kind, {}).get(line.scenario)
         if rows:
+            asked = line.asked.format("" if any(row.get(line.unless) for row in rows) else line.lacking)
             cells = "; ".join(f"{label} {_cell(rows, row, line)}" for label, row in line.shown)
-            table.append([f"[{line.kind}](../apps/{line.kind}/README.md)", f"`{line.scenario}`", line.asked, cells])
+            table.append([f"[{line.kind}](../apps/{line.kind}/README.md)", f"`{line.scenario}`", asked, cells])
     return as_markdown(table)
 
 

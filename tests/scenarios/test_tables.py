@@ -249,6 +249,26 @@ def test_a_federated_run_keeps_every_round(tmp_path: Path, monkeypatch: pytest.M
     assert kept("federated") == {"federated-smoke": rows}
     assert "| feddm | 2 | 85.0 (84.0 to 86.0) | 3.000 | 1.000 | 1 |\n| local | 2 | 60.0 | 0.000 | 0.000 | 0 |" in page_text("federated")
 
+    # With tuned settings and measured seconds there are two columns more.
+    timed = [{**line, "client_seconds": 1.5} for line in FEDERATED["strategies"]["feddm"]["rounds"]]
+    tuned = {"strategies": {"fedavg": {**FEDERATED["strategies"]["feddm"], "rounds": timed}, "local": FEDERATED["strategies"]["local"]}}
+    tuned["tuning"] = {"chosen": {"fedavg": {"lr": 0.1, "momentum": 0.0}}}
+    folder = written(tmp_path / "run2", condensed(scenario="federated-smoke", kind="federated", results=tuned)[0], config)
+    tables.keep(folder)
+    row = "| fedavg | 2 | 85.0 (84.0 to 86.0) | 3.000 | 1.000 | 1 | 3.0 | lr 0.1, momentum 0 |"
+    assert f"{row}\n| local | 2 | 60.0 |" in page_text("federated")
+
+
+def test_a_headline_says_what_its_rows_lack() -> None:
+    rows = [
+        {"strategy": name, "round": "5", "accuracy_mean": "1", "accuracy_low": "1", "accuracy_high": "1", "tuned": ""}
+        for name in ("feddm", "random", "fedavg", "scaffold")
+    ]
+    kept_rows = {"federated": {"federated-mnist-dirichlet": rows}}
+    assert "accuracy after 5 rounds, averaging not tuned, %" in headlines(kept_rows)
+    rows[2]["tuned"] = "lr 0.1, momentum 0"
+    assert "accuracy after 5 rounds, %" in headlines(kept_rows)
+
 
 def test_a_kind_without_a_page_of_its_own_shows_every_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "EXPECTED", tmp_path)

@@ -94,10 +94,14 @@ def test_watched_work_shows_how_much_is_done(terminal: bool, monkeypatch: pytest
         last[0] = min(5, next(asked))
         return last[0]
 
-    with progress.watched(console, "rounds", 10, count, look=0.01):
+    news = iter([["round 1 of 5"], ["round 2 of 5"]])
+    given = {"now": lambda: "client 3 of 4", "news": lambda: next(news, [])}
+    with progress.watched(console, "rounds", 10, count, look=0.01, **given):
         while last[0] < 3:
             time.sleep(0.01)
     assert ("/10" if terminal else "of 10 done, about ") in out.getvalue()
+    assert "client 3 of 4" in out.getvalue()
+    assert out.getvalue().count("round 1 of 5\n") == (0 if terminal else 1), "where there is a bar, no lines"
 
 
 def test_the_time_left_is_in_a_readable_unit() -> None:
