@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from apps.federated.settings import ALONE, ROBUST, WEIGHTS, Settings
+from apps.federated.settings import ALONE, WEIGHTS, Settings
 from scenarios.engine.folder import load_data
 from scenarios.engine.progress import watched
 from scenarios.engine.record import Results
@@ -23,8 +23,8 @@ from scenarios.reporting.text import series
 Values = dict[str, float]  # of settings, by name
 
 TUNED = ("fedavg", "fedavgm", "fedprox", "scaffold")
-# Strategies that take FedAvg's pair, and the setting of their own server that is tuned with it.
-FOLLOWING = {"fednova": None, "fedadam": "fedadam_lr", "feddyn": "feddyn_alpha", **dict.fromkeys((*ROBUST, *ALONE))}
+# All other strategies that send weights take FedAvg's pair, as local and central do. These have a setting of their server, tuned with it.
+OWN = {"fedadam": "fedadam_lr", "feddyn": "feddyn_alpha"}
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,13 @@ def in_words(values: Values) -> str:
 def grids(tuning: TuningTable, strategies: Sequence[str]) -> dict[str, list[Values]]:
     """The pairs of step size and momentum that each tuned strategy gets; FedAvg's where others follow it, too."""
     pairs = [{"lr": lr, "momentum": momentum} for lr, momentum in itertools.product(tuning.lr, tuning.momentum)]
-    follows = any(name in FOLLOWING for name in strategies if name in WEIGHTS)
+    follows = any(name in WEIGHTS and name not in TUNED for name in strategies)
     return {name: pairs for name in TUNED if name in strategies or (name == "fedavg" and follows)}
 
 
 def following_grids(tuning: TuningTable, strategies: Sequence[str], pair: Values) -> dict[str, list[Values]]:
     """For each strategy that takes FedAvg's ``pair`` and has a setting of its own, the pair with every value of it."""
-    own = {name: key for name, key in FOLLOWING.items() if key is not None and name in strategies}
-    return {name: [{**pair, key: value} for value in getattr(tuning, key)] for name, key in own.items()}
+    return {name: [{**pair, key: value} for value in getattr(tuning, key)] for name, key in OWN.items() if name in strategies}
 
 
 def tune(study: FederatedStudy, run: Run) -> Tuned:
@@ -86,7 +85,7 @@ def tune(study: FederatedStudy, run: Run) -> Tuned:
     if second := following_grids(tuning, names, pair):
         found |= _accuracies(trial_study, run, second)
         chosen |= {name: _best(found[name]) for name in second}
-    chosen |= {name: pair for name in names if name in FOLLOWING and name not in chosen and pair}
+    chosen |= {name: pair for name in names if name in (*WEIGHTS, *ALONE) and name not in chosen and pair}
     best = {name: max(accuracy for _, accuracy in trials) for name, trials in found.items() if name in names}
     longer = sorted(best, key=lambda name: -best[name])[: tuning.extended]
     results = {
