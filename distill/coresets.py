@@ -183,7 +183,10 @@ def _kcenter(features: Tensor, count: int, generator: torch.Generator) -> Tensor
 
 
 def clustered(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """The real image nearest to each of ``count`` cluster centres (Lloyd from k-means++), on the host; no image twice."""
+    """The real image nearest to each of ``count`` cluster centres (Lloyd from k-means++), on the host; no image twice.
+
+    Both images of a cluster of two are equally near: the first one is taken, not the one that rounding prefers.
+    """
     from sklearn.cluster import KMeans  # slow to import
 
     rows = features.double().cpu()
@@ -192,7 +195,7 @@ def clustered(features: Tensor, count: int, generator: torch.Generator) -> Tenso
     distance = torch.cdist(centres, rows)
     picks = []
     for row in distance:
-        pick = row.argmin()
+        pick = (row <= (1 + 1e-5) * row.min()).to(torch.uint8).argmax()
         distance[:, pick] = float("inf")
         picks.append(pick)
     return torch.stack(picks)
