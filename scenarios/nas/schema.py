@@ -117,9 +117,9 @@ def study(name: str, title: str, tables: Tables, source: str) -> NasStudy:
                 f"{source}: [methods.mtt]: network 'space' is for methods that draw a network a step; name the experts' network."
             )
         methods[method] = configure(METHODS[method][0], settings, f"{source}: [methods.{method}]")
-    for name, recipe in (("truth", truth.recipe), ("proxy", proxy.recipe)):
+    for part, recipe in (("truth", truth.recipe), ("proxy", proxy.recipe)):
         if recipe.teacher is not None:
-            raise InputError(f"{source}: [{name}]: a teacher labels each set once, for all networks; give [sets.teacher] instead.")
+            raise InputError(f"{source}: [{part}]: a teacher labels each set once, for all networks; give [sets.teacher] instead.")
     if sets.teacher is not None:
         checked(f"{source}: [sets]", "teacher", functools.partial(check_teacher, sets.teacher))
     for coreset in sets.coresets:

@@ -155,6 +155,7 @@ def test_every_network_learns_from_the_same_labels_of_one_teacher(tmp_path: Path
     monkeypatch.setattr(nas, "rank", watched)
     folder, record = run(tmp_path, *teacher)
     (sets,) = seen["sets"]
+    assert record["scenario"] == "nas-smoke"
     assert list(sets) == ["random", "dm", "random-labelled", "dm-labelled", "label-only"]
     assert set(sets) <= set(record["results"]["proxies"])
     for name in ("random", "dm"):
