@@ -99,7 +99,10 @@ class Recipe:
         name = "AdamW" if self.optimiser == "adamw" else "SGD"
         end = f", at most {self.max_steps} steps" if self.max_steps else ""
         average = f", moving average of weights {self.ema:g}" if self.ema else ""
+        warm = f", {self.warmup} steps of warm-up" if self.warmup else ""
+        share = f" of {self.mix_probability:.0%} of the batches" if self.mix_probability else ""
+        mix = f", {self.mix}{f' ({self.mix_alpha:g})' if self.mix_alpha else ''}{share}" if self.mix else ""
         return (
-            f"{name}, lr {self.lr:g} ({self.schedule}), batch size {self.batch_size}, {self.epochs} epochs{end}, "
-            f"augmentation {self.augmentation}{f', {self.mix}' if self.mix else ''}{average}{in_words(self)}"
+            f"{name}, lr {self.lr:g} ({self.schedule}{warm}), batch size {self.batch_size}, {self.epochs} epochs{end}, "
+            f"augmentation {self.augmentation}{mix}{average}{in_words(self)}"
         )

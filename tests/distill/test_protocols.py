@@ -240,6 +240,14 @@ def test_protocols_follow_data_and_number_of_images(name: str, data: str, classe
     assert rest <= {*changes, "augmentation", "max_steps", "milestones", "decay", "schedule"}
 
 
+def test_a_recipe_says_what_it_does() -> None:
+    text = str(PROTOCOLS["sre2l"])
+    assert "lr 0.001 (epoch-cosine), batch size 128, 400 epochs, augmentation all_crop_flip, mixup (0.8) of 100% of the batches" in text
+    assert "lr 0.0003 (cosine, 500 steps of warm-up)" in str(PROTOCOLS["frepo"])
+    assert "moving average of weights 0.99" in str(PROTOCOLS["edc"])
+    assert str(Recipe(mix="cutmix")).endswith("augmentation auto, cutmix")
+
+
 def test_edc_on_cifar100_has_its_own_step_sizes(log: Log) -> None:
     tiny = a_set(20, name="cifar100", classes=100)
     train_network(tiny, Bias, protocol("edc", tiny.spec), 0, teacher=Bias(tiny.spec))
