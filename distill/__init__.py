@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from distill.randomness import generator as generator
     from distill.run import condense as condense
     from distill.run import distil as distil
+    from distill.scored_coresets import Scorer as Scorer
     from distill.spec import DataSpec as DataSpec
     from distill.statistics import ExactStatistics as ExactStatistics
     from distill.statistics import RealStatistics as RealStatistics
@@ -52,6 +53,7 @@ _HOMES = {
     "generator": "randomness",
     "condense": "run",
     "distil": "run",
+    "Scorer": "scored_coresets",
     "DataSpec": "spec",
     "ExactStatistics": "statistics",
     "RealStatistics": "statistics",
