@@ -14,7 +14,7 @@ PAGES = [(ROOT / "docs" / "privacy.md").read_text(), (ROOT / "apps" / "privacy" 
 
 def test_the_blocks_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     blocks = re.findall(r"```python\n(.*?)```", PAGES[0], flags=re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "page"}
     for block in blocks:
@@ -22,6 +22,7 @@ def test_the_blocks_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.
     printed = capsys.readouterr().out
     assert "The maker states (8.00, 1.0e-05)-differential privacy" in printed
     assert "9 releases, 4 of them steps of DP-SGD that trained the matching networks" in printed
+    assert "of them steps of DP-SGD that trained the teacher of its labels" in printed
     assert "No privacy guarantee: the set states epsilon 0.10 and its own history of releases gives 8.00." in printed
     assert "epsilon is at least" in printed
     assert "features" in printed

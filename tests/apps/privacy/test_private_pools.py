@@ -1,5 +1,6 @@
 """Pools of trained networks and calibration with private statistics: one account of experts and means, or experts of public data."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -418,9 +419,12 @@ def test_an_account_that_was_planned_without_experts_trains_none() -> None:
 
 def test_more_experts_than_planned_are_refused() -> None:
     statistics = private()
-    statistics.trajectories(CONFIG, NETWORK, batch_real=4)
+    first, again = (statistics.trajectories(CONFIG, NETWORK, batch_real=4) for _ in range(2))
+    assert torch.equal(first.weights(1, 1), again.weights(1, 1)), "the same question has the same answer, without a folder, too"
     with pytest.raises(InputError, match="the privacy budget is spent: 6 of 6 planned releases"):
-        statistics.trajectories(CONFIG, NETWORK, batch_real=4)  # without a folder the first ones are not kept
+        statistics.trajectories(dataclasses.replace(CONFIG, experts=3), NETWORK, batch_real=4)
+    with pytest.raises(InputError, match="expert-0000: was made with other settings"):
+        statistics.trajectories(dataclasses.replace(CONFIG, lr=0.5), NETWORK, batch_real=4)
     assert [step.times for step in statistics.history] == [6]
 
 
