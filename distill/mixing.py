@@ -48,7 +48,7 @@ def beta(uniform: Tensor, alpha: float | None) -> Tensor:
     """Uniform numbers as draws of the beta distribution with both parameters ``alpha``; None: 1, as they are."""
     if alpha is None:
         return uniform
-    return torch.from_numpy(scipy.special.betaincinv(alpha, alpha, uniform.double().numpy())).to(uniform.dtype)
+    return torch.as_tensor(scipy.special.betaincinv(alpha, alpha, uniform.double().numpy())).to(uniform.dtype)  # one is a numpy number
 
 
 def rectangles(shares: Tensor, places: Tensor, height: int, width: int) -> Tensor:
