@@ -54,6 +54,7 @@ class AdmissionConfig:
         agreement: share of the agreement of real images that the labels of an upload must reach.
         loss: standard errors by which the mean loss of an upload may exceed that of real images.
         distance: standard errors by which a mean feature of an upload may differ from that of real images.
+        fill: images of the server stand for classes that no client has any more where one was excluded (kind "reference").
         trim: an image is left out if its label is less probable than this times the label that one real image in a hundred falls below.
     """
 
@@ -65,6 +66,7 @@ class AdmissionConfig:
     loss: Annotated[float, Field(gt=0)] = 12.0
     distance: Annotated[float, Field(gt=0)] = 8.0
     trim: Annotated[float, Field(ge=0, le=1)] = 0.5
+    fill: bool = True
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

@@ -38,6 +38,7 @@ class Rule(Protocol):
     """How answers become new weights; ``action`` is the type of the Flower messages that clients get."""
 
     action: str
+    note: str  # on what it did in the round
     clients: int  # of the federation, as far as they are known; the strategy sets it every round
 
     @property

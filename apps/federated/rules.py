@@ -8,7 +8,7 @@ from apps.federated.admission import Admission, Decision
 from apps.federated.answers import MAX_EXAMPLES, Accepted, Rule, Weights
 from apps.federated.messages import MAX_STATEMENT, RecordDict, facts_of, parts_of, statement_of, whole
 from apps.federated.settings import WEIGHTS, Settings, method_config, upload_form
-from apps.federated.union import learn, union
+from apps.federated.union import learn, replacement, union
 from apps.federated.weight_rules import WEIGHT_RULES
 from apps.federated.wire import Limits, decode, upload_bytes
 from distill.condensed import CondensedSet
@@ -50,6 +50,8 @@ class CondensedUnion:
 
     action = "train.condense"
     clients = 0  # it does not depend on them
+    note = ""
+    excluding = False  # an upload of this round
 
     def __init__(
         self,
@@ -91,7 +93,9 @@ class CondensedUnion:
     def admit(self, accepted: Sequence[Accepted]) -> Mapping[int, Decision]:
         if self.settings.admission.kind == "none":
             return {}
-        return self.admission({each.client: each.value for each in accepted if isinstance(each.value, CondensedSet)})
+        decisions = self.admission({each.client: each.value for each in accepted if isinstance(each.value, CondensedSet)})
+        self.excluding = any(made.images is None for made in decisions.values())
+        return decisions
 
     def combine(self, number: int, weights: Weights, accepted: Sequence[Accepted]) -> Weights:
         settings, shares = self.settings, None
@@ -100,7 +104,12 @@ class CondensedUnion:
         elif settings.server.client_weights == "clients":
             shares = [1.0] * len(accepted)
         sets = [each.value for each in accepted if isinstance(each.value, CondensedSet)]
-        joined = union(sets, shares)
+        parts, self.note = list(sets), ""
+        held_out, fills = self.admission.held_out, self.excluding and settings.admission.fill and self.limits.form is None
+        if fills and held_out is not None and (extra := replacement(sets, self.limits.classes, held_out)) is not None:
+            self.note = f"{len(extra)} images of the server's stand for classes that no admitted client has: {extra.classes}"
+            parts, shares = [*sets, extra], None if shares is None else [*shares, sum(shares) / len(shares)]
+        joined = union(parts, shares)
         if self.folder is not None:
             union(sets).quantised().save(self.folder / "union.safetensors")
         whole_union = CondensedSet.concat([*self.memory, joined]) if self.memory else joined

@@ -170,7 +170,7 @@ class Federation(Strategy):
         if not all(bool((value.abs() <= MAX_WEIGHT).all()) for value in (*new.values(), *self.rule.state().values())):
             self._put_back(f"the new weights are not finite or above {MAX_WEIGHT:g}")
             return None, None
-        self.weights = new
+        self.weights, self.note = new, self.rule.note
         return record_of(encode_weights(new)), MetricRecord({"accepted": len(accepted)})
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:

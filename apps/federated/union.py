@@ -9,7 +9,8 @@ from torch import Tensor
 
 from apps.federated.condense import network_with
 from apps.federated.settings import ServerConfig
-from distill.condensed import CondensedSet
+from distill.condensed import CondensedSet, Provenance
+from distill.data import Split
 from distill.networks import Factory
 from distill.train import train_network
 
@@ -27,6 +28,18 @@ def union(sets: Sequence[CondensedSet], shares: Sequence[float] | None = None) -
     weight = (each * (len(each) / each.sum())).unsqueeze(1).to(joined.images.device)
     soft = joined.labels if joined.labels.is_floating_point() else F.one_hot(joined.labels, joined.spec.num_classes).float()
     return dataclasses.replace(joined, labels=soft * weight, quantisation=None, label_kind="weighted")
+
+
+def replacement(sets: Sequence[CondensedSet], classes: Sequence[int], held_out: Split) -> CondensedSet | None:
+    """The server's own images of those ``classes`` that no upload has: of each as many as the others have on average, if there are."""
+    counts = torch.tensor([part.counts for part in sets]).sum(0)
+    lost = [label for label in classes if counts[label] == 0]
+    present = counts[counts > 0]
+    most = round(float(present.float().mean())) if len(present) else 0
+    rows = torch.cat([(held_out.labels == label).nonzero().flatten()[:most] for label in lost] or [torch.zeros(0, dtype=torch.int64)])
+    if not len(rows):
+        return None
+    return CondensedSet(held_out.images[rows], held_out.labels[rows], sets[0].spec, provenance=Provenance("server"))
 
 
 def learn(weights: Mapping[str, Tensor], joined: CondensedSet, network: Factory, config: ServerConfig, seed: int) -> dict[str, Tensor]:

@@ -39,6 +39,7 @@ class _WeightRule:
     """
 
     action = "train.fit"
+    note = ""
     records: Collection[str] = ("arrays", "facts")
 
     def __init__(self, settings: Settings, clients: int, trained: Sequence[str]) -> None:

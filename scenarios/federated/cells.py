@@ -5,7 +5,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from apps.federated.attacks import AttackConfig
 from apps.federated.settings import ALONE, REMEMBERING, Settings
 from distill.data import ImageData
 from distill.errors import InputError
@@ -14,8 +16,12 @@ from distill.records import read_lines, write_json_lines, write_whole
 from scenarios.engine.folder import load_data
 from scenarios.engine.record import Line
 from scenarios.engine.study import Options
+from scenarios.federated.attacked import Row, backdoor
 from scenarios.federated.left_out import left_out
 from scenarios.federated.schema import FederatedStudy
+
+if TYPE_CHECKING:
+    from apps.federated.inline import Client
 
 Lines = list[Line]
 # What `flwr run` takes, and Flower's engines here. It stands on this floor, where a client of one app may meet another app.
@@ -31,12 +37,16 @@ class Cell:
         folder: where it keeps its rounds.
         name: what messages call it.
         may_fail: no error if no client was ever accepted; its accuracy stays that of the first weights.
+        attack: of its hostile clients; None: all are honest.
+        answers: where answers of clients are kept that runs of the study share; None: nowhere.
     """
 
     settings: Settings
     folder: Path
     name: str
     may_fail: bool = False
+    attack: AttackConfig | None = None
+    answers: Path | None = None
 
     def lines(self) -> Lines:
         """The rounds that its folder holds."""
@@ -57,9 +67,12 @@ class Cell:
         return lines
 
 
-def row_cell(settings: Settings, folder: Path) -> Cell:
-    """The run of a strategy and seed in a study's folder."""
-    return Cell(settings, folder / "runs" / f"{settings.strategy}-s{settings.seed}", f"{settings.strategy}, seed {settings.seed}")
+def row_cell(study: FederatedStudy, row: Row, settings: Settings, folder: Path) -> Cell:
+    """The run of a row and seed in a study's folder."""
+    name, answers = row.name(study), None if study.attack is None else folder / "answers"
+    may_fail = row.attack is not None  # all uploads may be excluded
+    place = folder / "runs" / f"{name}-s{settings.seed}"
+    return Cell(row.applied(settings), place, f"{name}, seed {settings.seed}", may_fail, row.attack, answers)
 
 
 def run_cells(study: FederatedStudy, cells: Sequence[Cell], options: Options, data: ImageData, say: Callable[[str], None]) -> None:
@@ -104,7 +117,10 @@ def run_cell(study: FederatedStudy, cell: Cell, options: Options, data: ImageDat
     if study.federation.engine == "inline":
         from apps.federated.inline import run_inline
 
-        return cell.answered(run_inline(settings, data, own, data_root=root, privacy=privacy))
+        client = None if cell.answers is None else _attacked(cell, cell.answers, data)
+        lines = cell.answered(run_inline(settings, data, own, client, data_root=root, privacy=privacy))
+        backdoor(own, settings, cell.attack, data)
+        return lines
     from apps.federated.engines import lines_of, run_deployment, run_simulation
 
     # The clients' memory of these engines ends with them, so a strategy that needs it starts again.
@@ -117,6 +133,15 @@ def run_cell(study: FederatedStudy, cell: Cell, options: Options, data: ImageDat
     account = (run_simulation if study.federation.engine == "simulation" else run_deployment)(settings, own, FLOWER_APP, root, path)
     write_json_lines(own / "flower.jsonl", [account])
     return cell.answered(lines_of(own))
+
+
+def _attacked(cell: Cell, answers: Path, data: ImageData) -> "Client":
+    """The clients of a study with attacks: honest answers are computed once, whatever the row."""
+    from apps.federated.client_app import client_app
+    from apps.federated.hostile import hostile, remembered
+
+    honest = remembered(client_app(data), cell.settings, answers)
+    return honest if cell.attack is None else hostile(honest, cell.attack, cell.settings, data)
 
 
 def _told(cell: Cell, lines: Lines, seconds: float) -> str:

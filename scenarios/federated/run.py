@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from apps.federated.admission import held_out_images
 from apps.federated.condense import partition_of
 from apps.federated.settings import ALONE, method_config
 from distill.data import ImageData
@@ -18,6 +19,7 @@ from scenarios.engine.public_part import hand_over, mark
 from scenarios.engine.record import Line, Results
 from scenarios.engine.study import Run
 from scenarios.federated import left_out, unions
+from scenarios.federated.attacked import backdoor, rows
 from scenarios.federated.cells import row_cell, run_cells
 from scenarios.federated.node import check_statistics
 from scenarios.federated.schema import FederatedStudy
@@ -32,6 +34,7 @@ def check(study: FederatedStudy, data: ImageData) -> None:
         raise InputError(f"the study evaluates on the {study.federation.split} split, which data {data.spec.name!r} does not have.")
     for place in range(study.federation.seeds):
         partition_of(data, dataclasses.replace(study.settings, seed=place))
+    held_out_images(data, study.settings.admission)
     if study.privacy is not None:  # the clients will not say why they fail
         check_statistics(study.privacy, study.settings, data)
     if study.federation.engine != "inline" or any(s not in ALONE for s in study.federation.strategies):
@@ -67,8 +70,10 @@ def fill(study: FederatedStudy, run: Run) -> None:
     if tuned.results:
         results["tuning"] = tuned.results
     cells = {
-        name: [row_cell(tuned.applied(study.settings_for(name, seed, options.device)), folder) for seed in seeds]
-        for name in study.federation.strategies
+        row.name(study): [
+            row_cell(study, row, tuned.applied(study.settings_for(row.strategy, seed, options.device)), folder) for seed in seeds
+        ]
+        for row in rows(study)
     }
     every = [cell for part in cells.values() for cell in part]
     rounds = sum(cell.settings.rounds for cell in every)
@@ -78,6 +83,10 @@ def fill(study: FederatedStudy, run: Run) -> None:
         run_cells(study, every, options, data, run.say)
     targets = study.federation.targets
     results["strategies"] = {name: summary([cell.answered(cell.lines()) for cell in part], targets) for name, part in cells.items()}
+    for name, part in cells.items():
+        opened = [value for cell in part if (value := backdoor(cell.folder, cell.settings, cell.attack, data)) is not None]
+        if opened:
+            results["strategies"][name]["backdoor"] = Accuracy(tuple(opened)).as_dict()
     if study.settings.privacy is not None:
         results["public"] = public_part(study, options.seed, folder)
 

@@ -8,6 +8,7 @@ import pydantic
 from pydantic import Field
 
 from apps.federated.admission import AdmissionConfig
+from apps.federated.attacks import ATTACKS, AttackConfig
 from apps.federated.partition import PartitionConfig
 from apps.federated.settings import (
     STRATEGIES,
@@ -20,6 +21,7 @@ from apps.federated.settings import (
     check_clients,
     from_mapping,
     method_config,
+    upload_form,
 )
 from distill.configure import STRICT, configure
 from distill.errors import InputError, clipped, unknown_name
@@ -29,7 +31,7 @@ from scenarios.federated.node import checked, request
 from scenarios.reporting.text import series
 
 ENGINES = ("inline", "simulation", "deployment")
-TABLES = ("data", "federation", "partition", "upload", "server", "local", "averaging", "admission", "tuning", "privacy")
+TABLES = ("data", "federation", "partition", "upload", "server", "local", "averaging", "admission", "attack", "tuning", "privacy")
 # Tables that are parts of the settings.
 PARTS = (
     ("partition", PartitionConfig),
@@ -102,6 +104,23 @@ class TuningTable:
     extended_rounds: Annotated[int, Field(ge=1)] | None = None
 
 
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+class AttackTable:
+    """``[attack]``: rows with hostile clients, one for each attack and share of the clients, with and without admission.
+
+    Attributes:
+        kinds: names in `apps.federated.attacks.ATTACKS`.
+        clients: shares of the clients that are hostile.
+    """
+
+    kinds: Annotated[tuple[str, ...], Field(min_length=1)] = tuple(ATTACKS)
+    clients: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] = (0.1, 0.3)
+
+    def __post_init__(self) -> None:
+        for kind in self.kinds:
+            AttackConfig(kind)
+
+
 @dataclass(frozen=True)
 class FederatedStudy:
     """``kind = "federated"``: strategies compared on the same partition of the data."""
@@ -114,6 +133,7 @@ class FederatedStudy:
     merged: Config
     privacy: Config | None = None  # the clients' own; in the settings is only what the server asks of them
     tuning: TuningTable | None = None
+    attack: AttackTable | None = None
     kind: str = "federated"
 
     @property
@@ -201,7 +221,19 @@ def study(name: str, title: str, tables: Tables, source: str) -> FederatedStudy:
     merged = {"kind": "federated", "federation": extra, **dump, "data": plain_values(data)}
     if tuning is not None:
         merged["tuning"] = plain_values(tuning)
-    return FederatedStudy(name, title, data, federation, settings, merged, privacy, tuning)
+    attack = None if "attack" not in tables else _attack(tables["attack"], federation, settings, f"{source}: [attack]")
+    if attack is not None:
+        merged["attack"] = plain_values(attack)
+    return FederatedStudy(name, title, data, federation, settings, merged, privacy, tuning, attack)
+
+
+def _attack(table: object, federation: FederationTable, settings: Settings, where: str) -> AttackTable:
+    attack = configure(AttackTable, dict(table) if isinstance(table, dict) else {}, where)
+    if federation.engine != "inline":
+        raise InputError(f"{where}: hostile clients are simulated on the inline engine; the study's is {federation.engine!r}.")
+    if settings.privacy is not None or upload_form(settings) is not None:
+        raise InputError(f"{where}: attacks poison plain uploads; remove [privacy] and upload.decode.")
+    return attack
 
 
 def _tuning(table: object, federation: FederationTable, where: str) -> TuningTable:

@@ -15,6 +15,8 @@ from scenarios.reporting.text import few, other_split, series, shown
 NOTE = (
     "Test accuracy in percent of each strategy's network: mean and 95 % interval over seeds. Megabytes and client seconds: all rounds, mean"
     " over seeds; client seconds are measured, all clients together. to N %: round in which all seeds had reached it, on average."
+    " backdoor: percent of other classes' images that the attack's trigger makes the network call its target; +KIND-SHARE: share of the"
+    " clients that attack."
 )
 
 
@@ -32,6 +34,8 @@ def draw(folder: Path, record: Record) -> Iterator[tuple[str, Drawing]]:
     if sending:
         yield "3-bytes", curves(sending, "bytes", record["title"])
     for name in sending:
+        if "+" in name:  # a row with an attack or admission; the uploads of honest clients are the strategy's own
+            continue
         first = sorted((folder / "runs").glob(f"{name}-s*"))[0]
         if (first / "union.safetensors").exists():
             last = list(read_lines(first / "rounds.jsonl"))[-1]
@@ -58,7 +62,9 @@ def accuracy_table(record: Record) -> Rows:
     targets = list(dict.fromkeys(target for part in strategies.values() for target in part.get("targets", {})))
     timed = any("client_seconds" in line for part in strategies.values() for line in part["rounds"])
     tuned = record["results"].get("tuning", {}).get("chosen", {})
+    opened = any("backdoor" in part for part in strategies.values())
     header = ["strategy", *(f"round {number}" for number in numbers), "MB up", "MB down", *(["client s"] if timed else [])]
+    header += ["backdoor"] if opened else []
     rows = [[*header, *(f"to {target} %" for target in targets), "dropped", *(["tuned"] if tuned else [])]]
     for name, part in strategies.items():
         lines = part["rounds"]
@@ -67,6 +73,8 @@ def accuracy_table(record: Record) -> Rows:
         if timed:
             seconds = [line["client_seconds"] for line in lines[1:] if "client_seconds" in line]
             row.append(f"{sum(seconds):.0f}" if len(seconds) == len(lines) - 1 else "")
+        if opened:
+            row.append(shown(part["backdoor"]) if "backdoor" in part else "")
         row += [_reached(part.get("targets", {}).get(target), len(part["accuracy"]["values"])) for target in targets]
         rows.append([*row, str(len(part["dropped"])), *([in_words(tuned.get(name, {}))] if tuned else [])])
     return rows

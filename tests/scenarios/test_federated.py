@@ -17,6 +17,7 @@ from scenarios.engine.folder import load_data
 from scenarios.engine.scenario import parse, shipped
 from scenarios.engine.study import Options
 from scenarios.federated import cells as federated_cells
+from scenarios.federated.attacked import Row
 from scenarios.federated.cells import row_cell, run_cell
 from scenarios.federated.left_out import CLAIMS, left_out
 from scenarios.federated.show import accuracy_table, answer, remarks
@@ -226,8 +227,8 @@ def test_side_by_side_or_alone_a_run_has_the_same_bits(done: tuple[Path, dict[st
     made = study("test", TABLES, "test.toml")
     options = Options(tmp_path)
     settings = made.settings_for("feddm", 1, "cpu")
-    alone = run_cell(made, row_cell(settings, tmp_path), options, load_data(made, options))
-    beside = row_cell(settings, folder).lines()
+    alone = run_cell(made, row_cell(made, Row(settings.strategy), settings, tmp_path), options, load_data(made, options))
+    beside = row_cell(made, Row(settings.strategy), settings, folder).lines()
     assert len(alone) == len(beside) == 2
     for one, other in zip(alone, beside, strict=True):
         assert {key: value for key, value in one.items() if key != "clients"} == {k: v for k, v in other.items() if k != "clients"}

@@ -21,7 +21,7 @@ from apps.federated.client_app import client_app
 from apps.federated.hostile import hostile, remembered
 from apps.federated.inline import run_inline, task_identity
 from apps.federated.settings import from_json, from_mapping, to_json
-from apps.federated.union import union
+from apps.federated.union import replacement, union
 from apps.federated.weight_rules import WEIGHT_RULES
 from apps.federated.wire import Limits, decode, encode
 from distill.condensed import CondensedSet, Provenance
@@ -323,6 +323,37 @@ def test_equal_clients_have_equal_shares_however_much_they_send(digits: Any) -> 
 
 def vars_of(server: Any) -> dict[str, Any]:
     return {"recipe": {"max_steps": server.recipe.max_steps, "batch_size": 32, "optimiser": "adamw", "lr": 0.003, "augmentation": "none"}}
+
+
+def test_images_of_the_server_stand_for_a_class_that_only_excluded_clients_had(digits: Any) -> None:
+    sets = [dataclasses.replace(each, provenance=Provenance("upload")) for each in list(uploads(digits, 2).values())[:3]]  # classes 0 to 3
+    held = held_out_images(digits, AdmissionConfig(kind="reference"))
+    assert held is not None
+    made = replacement(sets, tuple(range(6)), held)
+    assert made is not None
+    assert made.counts == (0, 0, 0, 0, 12, 12, 0, 0, 0, 0)  # as many as the others have on average
+    for image, label in zip(made.images, made.labels, strict=True):
+        assert any(torch.equal(image, other) and label == own for other, own in zip(held.images, held.labels, strict=True))
+    assert replacement(sets, tuple(range(4)), held) is None
+    # Every class has one client here: an excluded one would leave its classes unlearned.
+    made_settings = settings(
+        rounds=1,
+        partition={
+            "partitioner": "pathological",
+            "num_partitions": 5,
+            "num_classes_per_partition": 2,
+            "class_assignment_mode": "deterministic",
+        },
+    )
+    line = attacked(made_settings, digits, "flip")[1]
+    without = attacked(
+        dataclasses.replace(made_settings, admission=dataclasses.replace(made_settings.admission, fill=False)), digits, "flip"
+    )[1]
+    assert line["dropped"] == without["dropped"] == 1
+    assert "images of the server's stand for classes" in line["note"]
+    assert without["note"] == ""
+    assert line["accuracy"] > without["accuracy"] + 5
+    assert attacked(made_settings, digits, "")[1]["note"] == ""
 
 
 # Attacks
