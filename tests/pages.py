@@ -34,7 +34,14 @@ from scenarios.sweep import grid
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "apps").glob("*/README.md"))]
 FLOWER = ("flwr", "flower-superlink", "flower-supernode")
-COMMANDS = ("distill", "python", "pip", "make", "git", "cd", "export", "for", "torchrun", *FLOWER)
+SYSTEM = (
+    "mkdir",
+    "openssl",
+    "printf",
+    "sed",
+    "ssh-keygen",
+)  # of the page on deployments, all of which a test runs (test_deployment_page.py)
+COMMANDS = ("distill", "python", "pip", "make", "git", "cd", "export", "for", "torchrun", *FLOWER, *SYSTEM)
 LANGUAGES = ("python", "toml", "sh", "text")  # "text" is a diagram or a listing, and holds no command
 NEEDS = re.compile(r"# needs \S")  # the first line of a Python block that takes minutes, or data that are not here
 

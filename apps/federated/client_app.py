@@ -32,6 +32,7 @@ from apps.federated.messages import (
     record_of,
     settings_of,
 )
+from apps.federated.packing import in_the_form_asked
 from apps.federated.settings import REMEMBERING, Settings, upload_form
 from apps.federated.silence import silence, silent_answer
 from apps.federated.wire import Limits, decode, decode_weights, encode, encode_weights
@@ -146,7 +147,7 @@ def client_app(
         network: a function of the data spec that returns a module, in place of the network that the run names. The server's must give
             the same one: weights that differ from it in a name, type or shape are refused.
     """
-    app = ClientApp()
+    app = ClientApp(mods=[in_the_form_asked])
 
     @app.query("who")
     def who(message: Message, context: Context) -> Message:
@@ -216,7 +217,9 @@ def _private(
 
 
 def _asked(message: Message, context: Context) -> tuple[Settings, int, DataSpec]:
-    ask = message.content["ask"]
+    ask = message.content.get("ask")
+    if not isinstance(ask, ConfigRecord):
+        raise InputError("the request says nothing that this client understands; allowed: what a server of this toolkit sends.")
     facts, number = json.loads(str(ask["spec"])), ask["round"]
     lists = {name: tuple(value) for name, value in facts.items() if isinstance(value, list)}
     if not isinstance(number, int):

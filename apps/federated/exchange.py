@@ -13,6 +13,7 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from apps.federated.messages import Message
+from apps.federated.packing import pack_all, unpack
 from distill.errors import clipped
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 1.0
@@ -89,7 +90,7 @@ class Exchange:
         messages = list(messages)
         if not messages:
             return {}, []
-        names = list(self.grid.push_messages(messages))
+        names = list(self.grid.push_messages(pack_all(messages) if isinstance(self.reader, InParts) else messages))
         if len(names) != len(messages):  # Flower's grid in memory leaves out what it does not take
             names = [m.metadata.message_id if m.metadata.message_id in names else "" for m in messages]
         open_, refused = {}, []
@@ -234,6 +235,8 @@ class InParts:
         message = inflate_object_from_contents(begun.message, begun.parts)
         if not isinstance(message, Message):
             return self._given_up(name, "the answer is no message; allowed: a Flower Message.")
+        if message.has_content():
+            message.content = unpack(message.content, most)
         self._done(name)
         return message
 

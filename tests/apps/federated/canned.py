@@ -19,9 +19,10 @@ sys.path.insert(0, {root!r})
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from apps.federated.packing import in_the_form_asked
 from tests.apps.federated.changes import KINDS, changed
 
-app = ClientApp()
+app = ClientApp(mods=[in_the_form_asked])
 
 @app.query("who")
 def who(message, context):

@@ -5,6 +5,7 @@ import datetime
 import ipaddress
 import socket
 import ssl
+import subprocess
 import threading
 import time
 import urllib.request
@@ -55,10 +56,11 @@ def key_pair(path: Path) -> str:
 
 
 class Proxy:
-    """Passes a client's connections on to ``port``; once ``left`` is a number, so many bytes more go up, then nothing ever does."""
+    """Passes a client's connections on to ``port`` and counts the bytes; once ``left`` is a number, so many more go up, then none ever."""
 
     def __init__(self, port: int) -> None:
         self.to, self.left = port, float("inf")
+        self.up = self.down = 0
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         self.open: list[socket.socket] = []
@@ -71,7 +73,11 @@ class Proxy:
                 if self.left <= 0:
                     near.close()
                     continue
-                far = socket.create_connection(("127.0.0.1", self.to))
+                try:
+                    far = socket.create_connection(("127.0.0.1", self.to))
+                except OSError:  # the link has ended
+                    near.close()
+                    continue
                 self.open += [near, far]
                 threading.Thread(target=self._pass, args=(near, far, True), daemon=True).start()
                 threading.Thread(target=self._pass, args=(far, near, False), daemon=True).start()
@@ -81,6 +87,9 @@ class Proxy:
             while data := source.recv(1 << 16):
                 if up:
                     self.left -= len(data)
+                    self.up += len(data)
+                else:
+                    self.down += len(data)
                 if self.left <= 0:
                     return
                 sink.sendall(data)
@@ -90,6 +99,17 @@ class Proxy:
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
             one.close()
+
+
+def wait_for(port: int, authority: Path, link: subprocess.Popen[bytes], log: Path) -> None:
+    """Until a SuperLink with TLS answers."""
+    context, end = ssl.create_default_context(cafile=str(authority)), time.monotonic() + 120
+    while True:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"https://127.0.0.1:{port}/health", timeout=5, context=context):
+            return
+        assert time.monotonic() < end
+        assert link.poll() is None, log.read_text()
+        time.sleep(0.3)
 
 
 class Secured:
@@ -134,14 +154,7 @@ def secured(place: Path, app: Path) -> Iterator[Secured]:
         "flower-superlink", [*arguments, "--disable-runtime-dependency-installation"], place / "link.log", running.environment
     )
     try:
-        context = ssl.create_default_context(cafile=str(place / "ca.crt"))
-        end = time.monotonic() + 120
-        while True:
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"https://127.0.0.1:{port}/health", timeout=5, context=context):
-                break
-            assert time.monotonic() < end
-            assert link.poll() is None, (place / "link.log").read_text()
-            time.sleep(0.3)
+        wait_for(port, place / "ca.crt", link, place / "link.log")
         yield Secured(running, place)
     finally:
         watchdog.end_all(home, [link, *running.nodes])
