@@ -1,6 +1,6 @@
 """A message's records as one object on the wire.
 
-Flower's link moves every record, array and chunk of a message in a request of its own, with one to two kilobytes of headers each: a small
+Flower's link moves every record, array and chunk of a message in a separate request, with one to two kilobytes of headers each: a small
 upload has less. A server that is reached over HTTP packs what it asks; a client answers in the form in which it was asked.
 Needs Flower only.
 """
