@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apps.federated import exchange, messages, roster, rules, server_app, strategy
+from apps.federated import exchange, messages, roster, server_app, strategy, weight_rules
 from apps.federated.inline import task_identity
 from apps.federated.roster import Present
 from distill.errors import InputError
@@ -35,7 +35,7 @@ def a_share_without_bound(patch: Patch) -> None:
 
 def steps_as_stated(patch: Patch) -> None:
     real = messages.whole
-    patch.setattr(rules, "whole", lambda facts, name, low, high: facts[name] if name == "steps" else real(facts, name, low, high))
+    patch.setattr(weight_rules, "whole", lambda facts, name, low, high: facts[name] if name == "steps" else real(facts, name, low, high))
 
 
 def records_that_nobody_asked_for(patch: Patch) -> None:
@@ -51,7 +51,7 @@ def batchnorm_counters_as_vectors(patch: Patch) -> None:
     def encode(weights: Any) -> Any:
         return {name: np.ascontiguousarray(value.detach().numpy()) for name, value in weights.items()}
 
-    for module in (strategy, rules):
+    for module in (strategy, weight_rules):
         patch.setattr(module, "encode_weights", encode)
 
 
