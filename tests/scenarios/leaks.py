@@ -105,8 +105,8 @@ def patched(runs: Runs, planted: bool) -> Iterator[None]:
         for p, part in zip(self.params, flat.split([p.numel() for p in self.params]), strict=True):
             p.grad = part.view_as(p).clone()
 
-    def listened(*arguments: Any) -> Any:
-        client = app(*arguments)
+    def listened(*arguments: Any, **named: Any) -> Any:
+        client = app(*arguments, **named)
 
         def answer(message: Any, context: Any) -> Any:
             reply = client(message, context)

@@ -254,9 +254,9 @@ def test_a_leak_in_a_message_and_a_release_without_clipping_are_found(tmp_path: 
 def test_a_client_that_sends_only_the_classes_that_it_holds_is_found(tmp_path: Path) -> None:
     private_upload = client_app.private_upload
 
-    def held(privacy: Any, epsilon: float, data: Any, *rest: Any) -> Any:
+    def held(privacy: Any, epsilon: float, data: Any, *rest: Any, **named: Any) -> Any:
         classes = tuple(sorted(set(privacy.classes) & set(data.classes)))
-        return private_upload(dataclasses.replace(privacy, classes=classes), epsilon, data, *rest)
+        return private_upload(dataclasses.replace(privacy, classes=classes), epsilon, data, *rest, **named)
 
     found = compared(ONE_ROUND, tmp_path, lambda patch: patch.setattr(client_app, "private_upload", held))
     assert any(name.endswith(": upload/labels") for name in found.differences)
