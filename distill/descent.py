@@ -44,12 +44,12 @@ class Descent:
 
     def __init__(self, parameters: Sequence[Tensor], recipe: Recipe, lr: float | None, count: int) -> None:
         self.per_epoch, self.total = -(-count // recipe.batch_size), recipe.steps(count)
-        # Half way, in whole epochs where no limit on steps cuts them: the first (epochs + 1) // 2 of them at the full step size.
-        self.drop = (recipe.epochs + 1) // 2 * self.per_epoch if self.total == recipe.epochs * self.per_epoch else (self.total + 1) // 2
+        whole = self.total == recipe.epochs * self.per_epoch  # no limit on steps cuts an epoch
+        # Half way, if possible in whole epochs: the first (epochs + 1) // 2 of them at the full step size.
+        self.drop = (recipe.epochs + 1) // 2 * self.per_epoch if whole else (self.total + 1) // 2
         if recipe.drop_epochs is not None:
             self.drop = recipe.drop_epochs * self.per_epoch
-        # In whole epochs, rounded down, where no limit on steps cuts them.
-        whole = self.total == recipe.epochs * self.per_epoch
+        # If possible in whole epochs, rounded down.
         parts = recipe.milestones or ()
         self.milestones = [int(recipe.epochs * part + 1e-9) * self.per_epoch if whole else round(self.total * part) for part in parts]
         self.parameters, self.recipe = parameters, recipe

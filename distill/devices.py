@@ -40,5 +40,5 @@ def normal(shape: tuple[int, ...], generator: torch.Generator, device: torch.dev
 
 @functools.cache
 def has_bfloat16(device: str) -> bool:
-    """Whether a device type computes convolutions in bfloat16. A CPU without it takes some 30 times as long as in float32."""
+    """Whether a device type computes convolutions in bfloat16. A CPU without it takes many times as long as in float32."""
     return device != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

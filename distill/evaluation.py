@@ -257,7 +257,12 @@ def evaluate(
     with console.status("evaluating") if progress is not False else contextlib.nullcontext() as status:
         for factory, label, its_recipe in zip(factories, labels, recipes, strict=True):
             for network_row in accuracies(
-                condensed, data, names, factory, its_recipe, numbers, split=split, whole_epochs=whole_epochs, scorer=scorer, best=best
+                *(condensed, data, names, factory, its_recipe, numbers),
+                split=split,
+                whole_epochs=whole_epochs,
+                teacher=teacher,
+                scorer=scorer,
+                best=best,
             ):
                 measured[network_row.name].setdefault(label, []).append(network_row)
                 if status is not None:

@@ -208,15 +208,13 @@ def scored_crops(data: ImageData, label: int, count: int, scorer: Scorer, draws:
     order = torch.randperm(len(places), generator=draws, device=draws.device).to(places.device)[: max(CANDIDATES, count)]
     images, networks = data.normalised("train", places[order]), trained(data, scorer)
     height, width = images.shape[-2:]
-    best, kept = torch.full((len(images),), torch.inf, device=images.device), torch.zeros_like(images)
-    for _ in range(CROPS):
-        crops = resized(images, boxes(len(images), height, width, draws, ratio=(1.0, 1.0)))
-        losses = torch.zeros_like(best)
-        for number in range(scorer.networks):
-            losses += _losses(networks(number, scorer.epochs), crops, label) / scorer.networks
-        kept = torch.where((losses < best)[:, None, None, None], crops, kept)
-        best = torch.minimum(best, losses)
-    return kept[best.argsort(stable=True)[:count]]
+    crops = [resized(images, boxes(len(images), height, width, draws, ratio=(1.0, 1.0))) for _ in range(CROPS)]
+    losses = torch.zeros(CROPS, len(images), device=images.device)
+    for number in range(scorer.networks):
+        network = networks(number, scorer.epochs)
+        losses += torch.stack([_losses(network, part, label) for part in crops]) / scorer.networks
+    chosen = losses.amin(0).argsort(stable=True)[:count]
+    return torch.stack(crops)[losses.argmin(0)[chosen], chosen]
 
 
 def _losses(network: nn.Module, images: Tensor, label: int) -> Tensor:

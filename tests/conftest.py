@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill import fast
+from distill import fast, networks
 from distill.data import ImageData
 
 # Files whose tests take more than about ten seconds on one core, most of them because they start processes. They get the marker `long`,
@@ -75,6 +75,15 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory):
 def _bfloat16_on_every_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     """What bfloat16 computes is tested on processors that are slow at it, too, where the product takes float32."""
     monkeypatch.setattr(fast, "has_bfloat16", lambda device: True)
+
+
+@pytest.fixture(autouse=True)
+def _own_networks_are_forgotten():
+    """A test's own functions, which their users register for the process, are no names for the next one."""
+    before = dict(networks.OWN)
+    yield
+    networks.OWN.clear()
+    networks.OWN.update(before)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from distill.errors import InputError
 from distill.records import write_whole
 
 Weights = dict[str, Tensor]
+NAME = "checkpoint.safetensors"
 
 
 def save(path: Path, key: str, number: int, weights: Weights, kept: Weights) -> None:

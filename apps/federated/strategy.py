@@ -41,7 +41,6 @@ from distill.records import CannotWrite, Json, append_line, read_lines, write_js
 from distill.spec import DataSpec
 
 Weights = dict[str, Tensor]
-CHECKPOINT = "checkpoint.safetensors"
 
 
 @dataclass
@@ -221,7 +220,7 @@ class Federation(Strategy):
         if self.folder is not None:
             append_line(self.folder / "rounds.jsonl", line)
             live.end(self.folder)
-            checkpoint.save(self.folder / CHECKPOINT, self.key, number, self.weights, self.rule.state())
+            checkpoint.save(self.folder / checkpoint.NAME, self.key, number, self.weights, self.rule.state())
         return MetricRecord({"accuracy": accuracy / 100})  # a fraction, as Flower's own strategies give it
 
     # Its parts
@@ -312,7 +311,7 @@ class Federation(Strategy):
     def _resume(self) -> None:
         if self.folder is None:
             return
-        path, rounds = self.folder / CHECKPOINT, self.folder / "rounds.jsonl"
+        path, rounds = self.folder / checkpoint.NAME, self.folder / "rounds.jsonl"
         if path.exists():
             self.done, self.weights, kept = checkpoint.load(path, self.key)
             self.rule.load_state(kept)

@@ -65,6 +65,6 @@ def backdoor(folder: Path, settings: Settings, attack: AttackConfig | None, data
         return None
     if not (folder / BACKDOOR).exists():
         network = create(settings.network, data.spec, generator(0, "any"), data.device)
-        network.load_state_dict(checkpoint.load(folder / "checkpoint.safetensors", None)[1])
+        network.load_state_dict(checkpoint.load(folder / checkpoint.NAME, None)[1])
         write_json(folder / BACKDOOR, {"success": success(network, data, settings.split, trigger)})
     return float(read_json(folder / BACKDOOR)["success"])
