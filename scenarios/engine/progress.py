@@ -32,8 +32,8 @@ def watched(
     look: float = 1.0,
     now: Callable[[], str] = lambda: "",
     news: Callable[[], Sequence[str]] = tuple,
-) -> Iterator[None]:
-    """While the block runs, show how much is done.
+) -> Iterator[Callable[[], None]]:
+    """While the block runs, show how much is done; gives a function that prints the ``news`` at once, so that a line can follow them.
 
     Args:
         console: where it is shown; a quiet one shows nothing.
@@ -45,8 +45,9 @@ def watched(
         news: lines on what has finished since the last call, printed where there is no terminal.
     """
     if console.quiet or total < 1:
-        yield
+        yield lambda: None
         return
+    printing = threading.Lock()
     stop, start, before = threading.Event(), time.monotonic(), count()
     bar = Progress(TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), console=console)
     task = bar.add_task(what, total=total, completed=before)
@@ -57,6 +58,11 @@ def watched(
         for line in lines:
             console.print(line, soft_wrap=True, markup=False)
 
+    def say_news() -> None:
+        if shown is None:
+            with printing:  # lines that one thread has read are printed before another one reads on
+                say(news())
+
     def watch() -> None:
         last = start
         while not stop.wait(look):
@@ -65,7 +71,7 @@ def watched(
                 bar.update(task, completed=done)
                 below.plain = now()
                 continue
-            say(news())
+            say_news()
             if clock - last >= LINE_SECONDS:
                 parts = [f"{done} of {total} done", time_left(done - before, total - before, clock - start), now()]
                 say([f"{what}: {', '.join(part for part in parts if part)}"])
@@ -75,11 +81,10 @@ def watched(
     with shown or contextlib.nullcontext():
         thread.start()
         try:
-            yield
+            yield say_news
         finally:
             stop.set()
             thread.join()
             bar.update(task, completed=count())
             below.plain = ""
-            if shown is None:
-                say(news())
+            say_news()

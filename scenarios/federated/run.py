@@ -79,8 +79,13 @@ def fill(study: FederatedStudy, run: Run) -> None:
     rounds = sum(cell.settings.rounds for cell in every)
     run.say(f"{len(every)} federations ({', '.join(cells)}), {rounds} rounds in all")
     watch = Watch(every)
-    with watched(console, "rounds", rounds, watch.done, now=watch.now, news=watch.news):
-        run_cells(study, every, options, data, run.say)
+    with watched(console, "rounds", rounds, watch.done, now=watch.now, news=watch.news) as say_news:
+
+        def say(line: str) -> None:
+            say_news()  # a run's rounds stand before its end, whatever the clock
+            run.say(line)
+
+        run_cells(study, every, options, data, say)
     targets = study.federation.targets
     results["strategies"] = {name: summary([cell.answered(cell.lines()) for cell in part], targets) for name, part in cells.items()}
     for name, part in cells.items():

@@ -104,6 +104,25 @@ def test_watched_work_shows_how_much_is_done(terminal: bool, monkeypatch: pytest
     assert out.getvalue().count("round 1 of 5\n") == (0 if terminal else 1), "where there is a bar, no lines"
 
 
+def test_the_news_stand_before_a_line_that_follows_them_whatever_the_clock() -> None:
+    for look in (0.0005, 60.0):
+        out, finished = io.StringIO(), list(range(1, 41))
+        console, ready = Console(file=out, width=80, color_system=None), [0]
+        said = [0]
+
+        def news(ready: list[int] = ready, said: list[int] = said) -> list[str]:
+            fresh = [f"round {number}" for number in range(said[0] + 1, ready[0] + 1)]
+            said[0] = ready[0]
+            return fresh
+
+        with progress.watched(console, "rounds", 40, lambda: 0, look=look, news=news) as say_news:
+            for number in finished:
+                ready[0] = number
+                say_news()
+                console.print(f"end of {number}")
+        assert out.getvalue().splitlines() == [line for number in finished for line in (f"round {number}", f"end of {number}")]
+
+
 def test_the_time_left_is_in_a_readable_unit() -> None:
     assert [progress.time_left(*given) for given in ((0, 4, 9.0), (1, 3, 10.0), (1, 4, 200.0), (1, 3, 7200.0), (4, 4, 1.0))] == [
         "",
