@@ -23,7 +23,7 @@ from distill.set_notes import set_notes, teacher_notes
 from distill.train import resolved
 
 # Real images stored in a decoded set's form: as many as it decodes to, in as many bytes.
-DECODED = {f"{name}-decoded": name for name in EVERY if name != "class_mean"}
+DECODED = {f"{name}-decoded": name for name in EVERY if name not in ("class_mean", "noise")}
 # A coreset with the labels of the recipe's teacher.
 LABELLED = {f"{name}-labelled": name for name in (*EVERY, *DECODED)}
 # Images of noise with the same labels: what a learner gets from the labels without any image.

@@ -73,7 +73,7 @@ def select(
         scorer: networks that those of `TRAINED` choose by, trained now or before; None: the defaults of `Scorer`.
 
     Returns:
-        The chosen images (for "class_mean" averages of images, for "rded" crops), in order of their classes.
+        The chosen images (for "class_mean" averages of images, for "rded" crops, for "noise" none), in order of their classes.
 
     Raises:
         InputError: for an unknown name, or counts that do not fit the classes.
@@ -208,13 +208,20 @@ def _group_means(pool: Pool, ipc: int) -> Tensor:
     return torch.stack([images[part].mean(0) for part in order.tensor_split(min(ipc, len(images)))])
 
 
-# Chosen by pixels, or by features that the caller gives.
+def _noise(pool: Pool, count: int) -> Tensor:
+    """Standard normal numbers: what labels teach without images, where a teacher gives them ("label-only")."""
+    source = pool.generator
+    return torch.randn(count, *pool.data.spec.shape, generator=source, device=source.device).to(pool.data.device)
+
+
+# Chosen by pixels, or by features that the caller gives; noise shows what labels alone give.
 CORESETS = {
     "random": Coreset(_random),
     "herding": Coreset(_by_rows(_herding), drawn=False),
     "kcenter": Coreset(_by_rows(_kcenter), drawn=False),
     "kmeans": Coreset(_by_rows(clustered)),
     "class_mean": Coreset(_group_means),
+    "noise": Coreset(_noise),
 }
 # Chosen by networks trained on the data: their features, as papers on dataset distillation have herding and k-center; the hardest images by
 # three scores; crops of the easiest.

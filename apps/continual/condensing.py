@@ -64,8 +64,8 @@ def decode_of(method: str, settings: Mapping[str, object]) -> Decode | None:
     if not isinstance(given, str):
         raise InputError(f"decode is {clipped(given)!r}; allowed: text such as 'none' or 'formation:2'.")
     decode = from_text(given)
-    if decode is not None and method == "class_mean":
-        raise InputError("class_mean stores means, and a decode's rows hold real or learned images; leave decode out.")
+    if decode is not None and method in ("class_mean", "noise"):
+        raise InputError(f"{method} stores no real images, and a decode's rows hold real or learned ones; leave decode out.")
     return decode
 
 

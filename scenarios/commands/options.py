@@ -41,7 +41,7 @@ Protocol = Annotated[
     ),
 ]
 CORESETS = (
-    "random, herding, kcenter, kmeans, class_mean; by networks trained on the data: herding_features, kcenter_features, kmeans_features, "
+    "random, herding, kcenter, kmeans, class_mean, noise; by networks trained on the data: herding_features, kcenter_features, kmeans_features, "
     "forgetting, el2n, grand, rded"
 )
 Scorer = Annotated[

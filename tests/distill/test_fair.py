@@ -159,6 +159,8 @@ def test_coresets_of_one_size_keep_their_bits(toy_data: ImageData, name: str, wh
         pool = data.normalised("train", data.class_indices(label))
         if name == "random":
             expected.append(pool[torch.randperm(len(pool), generator=draws)[:4]])
+        elif name == "noise":
+            expected.append(torch.randn(4, *data.spec.shape, generator=draws))
         elif name == "class_mean":
             order = torch.randperm(len(pool), generator=draws)
             expected.append(torch.stack([pool[part].mean(0) for part in order.tensor_split(4)]))

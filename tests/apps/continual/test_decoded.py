@@ -230,7 +230,7 @@ def test_hostile_files_are_one_clear_line(four: ImageData, tmp_path: Path) -> No
         ("random", {"decode": "formation:2", "iterations": 3}, "setting 'iterations' was given .* no settings but decode"),
         ("random", {"decode": "formation"}, "decode is 'formation'; allowed"),
         ("random", {"decode": 2}, "decode is '2'; allowed: text"),
-        ("class_mean", {"decode": "formation:2"}, "class_mean stores means"),
+        ("class_mean", {"decode": "formation:2"}, "class_mean stores no real images"),
         ("dm", {"decode": "formation:x"}, "decode is 'formation:x'"),
         ("dm", {"decode": "formation:2", "clamp": True}, "leave clamp at false"),
     ],

@@ -31,10 +31,10 @@ def four_classes() -> ImageData:
     return ImageData.from_arrays("toy", *toy_arrays(0, classes=4), *toy_arrays(1000, classes=4))
 
 
-@pytest.mark.parametrize("decode", ["none", "formation:2"])
-def test_an_image_has_the_probabilities_of_its_experiences_teacher(decode: str) -> None:
+@pytest.mark.parametrize(("method", "decode"), [("random", "none"), ("random", "formation:2"), ("noise", "none")])
+def test_an_image_has_the_probabilities_of_its_experiences_teacher(method: str, decode: str) -> None:
     stream = class_incremental(four_classes(), 2, 0)
-    config = MemoryConfig("random", per_class=2, settings={} if decode == "none" else {"decode": decode})
+    config = MemoryConfig(method, per_class=2, settings={} if decode == "none" else {"decode": decode})
     memory, memories = Memory(config), []
     for data in stream:
         images, labels = experience_tensors(data)

@@ -30,7 +30,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("share", [None, 0.25])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("strategy", ["feddm", "random", "herding"])
+@pytest.mark.parametrize("strategy", ["feddm", "random", "herding", "noise"])
 def test_an_upload_has_the_images_as_before_and_labels_by_definition(strategy: str, kind: str, share: float | None) -> None:
     made = settings(strategy=strategy, upload={**KINDS[kind], "soft_share": share})
     network = create(made.network, data().spec, generator(3, "w"))
