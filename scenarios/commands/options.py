@@ -41,8 +41,8 @@ Protocol = Annotated[
     ),
 ]
 CORESETS = (
-    "random, herding, kcenter, kmeans, class_mean, noise; by networks trained on the data: herding_features, kcenter_features, kmeans_features, "
-    "forgetting, el2n, grand, rded"
+    "random, herding, kcenter, kmeans, class_mean, noise; by networks trained on the data: herding_features, kcenter_features, "
+    "kmeans_features, forgetting, el2n, grand, rded"
 )
 Scorer = Annotated[
     str | None,
