@@ -140,7 +140,7 @@ def methods_tables(rows: Rows) -> str:
     """Markdown: the template's runs as `readme_table` has them, then for each data set and IPC a table of the runs at width 64 and one of
     those across architectures."""
     across = [row for row in rows if row["scenario"].startswith("cross-")]
-    small = [row for row in rows if row["scenario"].startswith(("small-", "seams-"))]
+    small = [row for row in rows if row["scenario"].startswith(("small-", "seams-", "labels-"))]
     parts = [readme_table([row for row in rows if row not in across and row not in small])]
     for dataset, ipc in dict.fromkeys((row["dataset"], row["ipc"]) for row in small):
         here = [row for row in small if (row["dataset"], row["ipc"]) == (dataset, ipc)]

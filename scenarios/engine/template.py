@@ -4,7 +4,7 @@
 which differs from its paper; `distill run short-dm-cifar10-ipc10` is a form for two CPU cores,
 and `cross-...` the short form judged by networks of six architectures; of the built-in digits too (`cross-dm-digits-ipc1`).
 `small-dance-cifar10-ipc10` is the short form at width 64, in bfloat16, with three evaluation networks, in which methods are compared;
-`seams-calibration-...` is that of DM with one or more settings of `SEAMS`.
+`seams-calibration-...` is that of DM with one or more settings of `SEAMS`, `labels-...` that whose networks learn from a teacher's labels.
 The settings stand in each method's file: its defaults are its paper's, and `distill.methods.presets.Presets` has the rest.
 """
 
@@ -45,10 +45,12 @@ FORMS: dict[str, Sequence[str]] = {
     "short": METHODS,
     "small": METHODS,
     "seams": tuple(SEAMS),
+    "labels": METHODS,
     "cross": METHODS,
 }
 # Colour images want longer judging: 1,200 steps gave DM's set 1.7 points on CIFAR-10's validation images, on MNIST at one a class nothing.
 COLOUR_STEPS = 1200
+TAUGHT: Settings = {"loss": "kl", "temperature": 4.0, "teacher": {"network": "ConvNetW64", "epochs": 10}}
 SHORT_RECIPE = {"optimiser": "adamw", "lr": 0.001, "batch_size": 32, "max_steps": 400, "schedule": "cosine"}
 
 
@@ -66,6 +68,7 @@ def from_template(name: str) -> Tables | None:
         settings, tables = f"settings of {paper.source}", _paper(method, data, ipc, paper)
     else:
         settings = {"cross": "a short form across architectures", "short": "a short form"}.get(form, "a short form at width 64")
+        settings += ", labels of a teacher" if form == "labels" else ""
         more = SEAMS[which] if form == "seams" else {}
         tables = _short(method, data, ipc, {**(presets.digits if data == "digits" else presets.short_form(ipc)), **more}, form)
     shown = f"dm with {which}" if form == "seams" else method
@@ -106,11 +109,13 @@ def _short(method: str, data: str, ipc: int, preset: Settings, form: str) -> Tab
             "baselines": ["random"] if first else [],
             "recipe": {**SHORT_RECIPE, "max_steps": 150},
         }
-    if form in ("small", "seams"):
+    if form in ("small", "seams", "labels"):
         settings |= SMALL if hasattr(distill.methods.METHODS[method][0](), "pool") else {}
         plain, decoded = form == "small" and first, preset == {**_PRESETS[method].short, **_DECODE}
         real = ["random", "herding"] if plain else ["random-decoded", "herding-decoded"] if decoded else []
         evaluation |= {"networks": ["ConvNetW64"], "seeds": 3, "baselines": real, "recipe": {**recipe, **_QUICK}}
+    if form == "labels":  # with class labels and with the teacher's, the same images for the same networks
+        evaluation |= {"baselines": ["random"], "recipe": {**recipe, **_QUICK, **TAUGHT}}
     return {"data": table, "method": settings, "evaluation": evaluation}
 
 
