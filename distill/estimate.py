@@ -49,21 +49,22 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def estimate(steps: int, seconds: float, total: int, device: torch.device) -> str | None:
+def estimate(steps: int, first: float, seconds: float, total: int, device: torch.device) -> str | None:
     """One sentence on the duration and memory of a run.
 
     Args:
         steps: number of steps done.
-        seconds: their time.
+        first: seconds of the first of them, in which functions may be compiled: it counts once.
+        seconds: of the others.
         total: number of steps of the run.
         device: if a GPU, the memory is torch's peak there; else the process's peak so far.
 
     Returns:
         The sentence; empty if the run is short; None if it is too early for an estimate.
     """
-    if (steps < STEPS or seconds < SECONDS) and seconds < SLOW_STEP:
+    if steps < 2 or ((steps < STEPS or seconds < SECONDS) and seconds < SLOW_STEP):
         return None
-    whole = seconds / steps * total
+    whole = first + seconds / (steps - 1) * (total - 1)
     if whole < WORTH_SAYING:
         return ""
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory_bytes()

@@ -186,7 +186,7 @@ def _all_steps(
     workable = finite = before = state_of(distiller.state(), draws, done)
     watch, quick, estimated = Watch(finite.tensors, device), False, False
     precision = getattr(getattr(distiller, "config", None), "precision", "float32")
-    first = last = time.monotonic()
+    last, opening, second = time.monotonic(), 0.0, 0.0
 
     def keep(state: State, diverged: str | None = None) -> None:
         if checkpoint is not None and sharding.rank() == 0:
@@ -238,7 +238,9 @@ def _all_steps(
                 on_step(step, numbers)
             advance(step, numbers)
             quick = device.type != "cpu" and now - began < QUICK_SECONDS
-            if not estimated and progress is not False and (text := estimate(step - done, now - first, total - done, device)) is not None:
+            opening, second = (now - began, now) if step == done + 1 else (opening, second)
+            text = None if estimated or progress is False else estimate(step - done, opening, now - second, total - done, device)
+            if text is not None:
                 estimated = True
                 if text:
                     print(f"{name} ipc {run['ipc']}: {text}", file=sys.stderr)  # above the bar, which stands in for the stream

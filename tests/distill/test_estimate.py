@@ -20,13 +20,14 @@ CPU = torch.device("cpu")
 
 
 def test_a_long_run_is_estimated_after_a_few_steps_and_a_short_one_says_nothing() -> None:
-    assert estimate(1, 5.0, 20_000, CPU) is None
-    assert estimate(3, 1.0, 20_000, CPU) is None
-    assert estimate(10, 3.0, 100, CPU) == ""
-    text = estimate(100, 4.0, 20_000, CPU)
+    assert estimate(1, 500.0, 0.0, 20_000, CPU) is None, "the first step may have compiled"
+    assert estimate(4, 0.3, 1.0, 20_000, CPU) is None
+    assert estimate(11, 0.3, 3.0, 100, CPU) == ""
+    text = estimate(101, 0.04, 4.0, 20_000, CPU)
     assert text is not None
     assert text.startswith("about 13 min for 20,000 steps, peak memory about ")
-    assert (estimate(1, 60.0, 5000, CPU) or "").startswith("about 83.3 h for 5,000 steps"), "steps of a minute are not waited for"
+    assert (estimate(101, 300.0, 4.0, 20_000, CPU) or "").startswith("about 18 min for 20,000"), "compiling counts once"
+    assert (estimate(2, 60.0, 60.0, 5000, CPU) or "").startswith("about 83.3 h for 5,000 steps"), "steps of a minute are not waited for"
     assert [duration(seconds) for seconds in (40, 720, 9000)] == ["40 s", "12 min", "2.5 h"]
 
 
