@@ -16,6 +16,7 @@ from distill.data import ImageData
 # Files whose tests take more than about ten seconds on one core, most of them because they start processes. They get the marker `long`,
 # which `make test-quick` leaves out; test_quick.py looks at the list.
 LONG = {
+    "apps/continual/test_resume.py",
     *(f"apps/federated/test_{name}.py" for name in ("engines", "hardening", "private", "rivals", "rounds")),
     *(f"apps/nas/test_{name}.py" for name in ("ranking", "scores", "search", "study", "workers")),
     *(f"apps/privacy/test_{name}.py" for name in ("accounting", "audit", "ledger", "page", "poisoning", "private_statistics", "visual")),

@@ -11,7 +11,7 @@ _OF_AVALANCHE = ("CondensedBuffer", "OnlineCondensedBuffer", "attach")
 def __getattr__(name: str) -> Any:
     # Avalanche takes seconds to import: only those who ask for a buffer wait for it.
     if name in _OF_AVALANCHE:
-        from apps.continual import buffer
+        from apps.continual import buffer, online_buffer
 
-        return getattr(buffer, name)
+        return getattr(online_buffer if name == "OnlineCondensedBuffer" else buffer, name)
     raise AttributeError(f"module 'apps.continual' has no attribute {name!r}")

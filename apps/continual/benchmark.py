@@ -241,7 +241,8 @@ def rows(
 
 
 def _buffer(unit: Unit, stream: Sequence[ImageData], folder: Path) -> ReplayBuffer:
-    from apps.continual.buffer import CondensedBuffer, OnlineCondensedBuffer  # here: it imports Avalanche
+    from apps.continual.buffer import CondensedBuffer  # here: it imports Avalanche
+    from apps.continual.online_buffer import OnlineCondensedBuffer
 
     groups = groups_of(stream, unit.online)
     if unit.method == RESERVOIR:

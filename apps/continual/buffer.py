@@ -1,4 +1,4 @@
-"""`CondensedBuffer`: a `Memory` as an Avalanche storage policy (avalanche-lib 0.6), and its online form.
+"""`CondensedBuffer`: a `Memory` as an Avalanche storage policy (avalanche-lib 0.6).
 
 It works where Avalanche takes an `ExemplarsBuffer`: `ReplayPlugin`, `GDumbPlugin`, `ER_ACE`, `DER` and others (see `attach`). If Avalanche
 would silently replay nothing, an `InputError` is raised.
@@ -6,7 +6,7 @@ would silently replay nothing, an `InputError` is raised.
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -14,14 +14,15 @@ from torch import Tensor
 from apps.continual import memory_file
 from apps.continual.engine import avalanche
 from apps.continual.exemplars import Exemplars
-from apps.continual.items import Transform, dataset_of, has_task_labels, read
+from apps.continual.items import Transform, dataset_of, has_task_labels
 from apps.continual.memory import Memory
 from apps.continual.memory_config import MemoryConfig
 from apps.continual.online import Batch, Queue
 from apps.continual.policies import attach as attach
-from apps.continual.policies import checked_device, is_der, refuse_no_replay, refuse_unfit, trains_on_the_buffer
+from apps.continual.policies import checked_device, is_der, refuse_no_replay, refuse_unfit
 from apps.continual.policies import outputs as outputs
 from apps.continual.protocols import Agent, AvalancheData, Experience, Strategy
+from apps.continual.reading import read
 from distill.errors import InputError, clipped
 from distill.records import writing
 
@@ -45,6 +46,7 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
         device: where images are condensed; "auto": where the strategy trains.
         folder: the buffer saves itself there after each experience, and a run that is started again loads its sets from there.
         progress: show a progress bar; None: on terminals.
+        num_workers: processes that read an experience whose items are not simply tensors.
         data_name: name of the data set, which decides the augmentation (digits are not flipped).
         mean: of the stream's normalisation, per channel; see `MemoryConfig`.
         std: likewise, the standard deviation.
@@ -67,6 +69,7 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
         device: torch.device | str = "auto",
         folder: str | Path | None = None,
         progress: bool | None = None,
+        num_workers: int = 0,
         data_name: str = "stream",
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
@@ -78,13 +81,15 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
             raise InputError(f"transform is {clipped(transform)!r}; allowed: a function of an image tensor (C, H, W), or None.")
         if progress not in (None, True, False):
             raise InputError(f"progress is {clipped(progress)!r}; allowed: True, False, or None (on terminals).")
+        if type(num_workers) is not int or num_workers < 0:
+            raise InputError(f"num_workers is {clipped(num_workers)!r}; allowed: 0 or more processes.")
         if folder is not None and not isinstance(folder, str | Path):
             raise InputError(f"folder is {clipped(folder)!r}; allowed: a path, or None.")
         mean, std = (tuple(values) if isinstance(values, list) else values for values in (mean, std))
         config = MemoryConfig(method, max_size, max_bytes, per_class, storage, seed, data_name, mean, std, settings)  # type: ignore[arg-type]
         if folder is not None and callable(settings.get("network")):
             raise InputError("network is a function, which the files in folder cannot hold; give a network by its name, or no folder.")
-        self.memory, self.transform, self.progress = Memory(config), transform, progress
+        self.memory, self.transform, self.progress, self.num_workers = Memory(config), transform, progress, num_workers
         self.device = checked_device(device)
         self.folder = None if folder is None else Path(folder)
         if self.folder is not None:
@@ -94,10 +99,66 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
         self._layout: type | None = None  # the class of the stream's data sets: their items have task labels, or not
         self._tensor_labels = False
         self._built: AvalancheData | None = None
+        self._latest: int | None = None  # experiences of a memory that was taken because it was the folder's latest
         super().__init__(max_size)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "learner": None}  # a copy of the buffer holds no network
+
+    @classmethod
+    def resume(
+        cls,
+        path: str | Path,
+        like: Experience | AvalancheData,
+        *,
+        finished: int | None = None,
+        transform: Transform | None = None,
+        device: torch.device | str = "auto",
+        progress: bool | None = None,
+        num_workers: int = 0,
+    ) -> Self:
+        """The buffer of a run that was stopped, as it was after its last experience, with the settings that its file has.
+
+        Args:
+            path: the ``folder`` of that run's buffer, which the new one goes on to use; or a file.
+            like: an experience or data set of the stream; the exemplars get its item layout.
+            finished: experiences that the saved model has learned. A run may have been stopped after the memory of the next one was saved,
+                and before its model was; without this number the folder's latest memory is taken.
+            transform: of the constructor, as are the others: they are not in the file.
+            device: likewise.
+            progress: likewise.
+            num_workers: likewise.
+
+        Raises:
+            InputError: the folder has no such memory, or the file cannot be read.
+        """
+        path = Path(path)
+        file = memory_file.last(path, finished) if path.is_dir() else path
+        memory, queue = memory_file.load_online(file)
+        config, folder = memory.config, path if path.is_dir() else None
+        if config.items is None:
+            raise InputError(f"{file}: has no budget in items, which a buffer needs; load it with apps.continual.memory_file.load.")
+        buffer = cls(
+            config.items,
+            config.method,
+            per_class=config.per_class,
+            max_bytes=config.nbytes,
+            storage=config.storage,
+            seed=config.seed,
+            transform=transform,
+            device=device,
+            folder=folder,
+            progress=progress,
+            num_workers=num_workers,
+            data_name=config.name,
+            mean=config.mean,
+            std=config.std,
+            **cls._of_queue(queue),
+            **config.settings,
+        )
+        buffer.load(file, like)
+        buffer._latest = memory.experiences if folder is not None and finished is None else None
+        return buffer
 
     @property
     def max_size(self) -> int:
@@ -187,6 +248,11 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
 
     # Inside
 
+    @classmethod
+    def _of_queue(cls, queue: Queue | None) -> dict[str, int]:
+        """Arguments of the constructor that a file's queue gives."""
+        return {}
+
     def _loaded(self, path: Path) -> None:
         self._put(memory_file.load(path), path)
 
@@ -202,7 +268,7 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
     def _take(self, agent: Agent | None, dataset: AvalancheData) -> None:
         if not len(dataset):
             return
-        batch = read(dataset)
+        batch = read(dataset, self.num_workers)
         self._learn_layout(dataset)
         if is_der(agent):  # the outputs take bytes too
             self.memory.logit_values = outputs(agent.model, batch[0][:1], agent.device).shape[1]
@@ -216,6 +282,8 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
     def _add(self, agent: Agent | None, batch: Batch) -> bool:
         """Add an experience to the memory. True if the folder already had the memory with it."""
         images, labels, tasks = batch
+        if self.folder is not None and self._latest == self.memory.experiences:
+            memory_file.refuse_again(self.memory, images, labels, task=tasks, folder=self.folder)
         if self.folder is not None and memory_file.restored(self.memory, images, labels, task=tasks, folder=self.folder):
             return True
         self.memory.observe(images, labels, task=tasks, device=self._device(agent), checkpoints=self.folder, progress=self.progress)
@@ -243,78 +311,3 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
             raise InputError(
                 f"with DER's outputs the memory takes {self.nbytes} bytes of {limit}: it was filled without them; raise max_bytes."
             )
-
-
-class OnlineCondensedBuffer(CondensedBuffer):
-    """A condensed buffer for online streams, whose experiences are a few items: recent items wait in a queue and are condensed together.
-
-    The waiting images are real, are not replayed, and count neither as items nor in ``nbytes`` (see `queue_nbytes`). None is dropped: call
-    `flush` at the end of the stream. The queue is part of the saved file.
-
-    Args:
-        max_size: budget in items.
-        method: a condensation method or coreset.
-        queue: number of waiting items at which they are merged into the exemplars of their classes and tasks (`Memory.merge`).
-        every: number of mini-experiences after which they are merged in any case; 1 is for classes that come back in ordinary experiences.
-        options: all other arguments of `CondensedBuffer` except ``folder``.
-
-    Raises:
-        InputError: an argument is wrong.
-    """
-
-    def __init__(self, max_size: int, method: str = "dm", *, queue: int = 64, every: int = 6, **options: Any) -> None:
-        if options.get("folder") is not None:
-            raise InputError("an online buffer cannot save itself for each mini-experience; leave folder out and call save.")
-        self.queue = Queue(queue, every)
-        super().__init__(max_size, method, **options)
-
-    @property
-    def queue_nbytes(self) -> int:
-        """Bytes of the real images that wait; not part of `nbytes`."""
-        return self.queue.nbytes
-
-    def flush(self, agent: Agent | None = None) -> None:
-        """Merge the waiting images: at the end of the stream, or before the exemplars are used elsewhere.
-
-        Args:
-            agent: the strategy; needed for DER's outputs unless it is attached.
-        """
-        if agent is None and self.memory.logit_values and len(self.queue):
-            agent = self.learner
-            if agent is None:
-                raise InputError("the buffer stores a network's outputs (DER) with its items; call flush(strategy).")
-        with self.queue.kept_if_it_fails():
-            self._merge(agent, self.queue.flush())
-        self._built = None
-        if is_der(agent):
-            self._attach_logits(agent)
-
-    def save(self, path: str | Path) -> None:
-        """The memory, the real images that wait in the queue, and the queue's clock, as one safetensors file."""
-        memory_file.save(self.memory, path, self.queue)
-
-    def _loaded(self, path: Path) -> None:
-        read, queue = memory_file.load_online(path)
-        if queue is not None and (queue.size, queue.every) != (self.queue.size, self.queue.every):
-            ours = f"queue={self.queue.size}, every={self.queue.every}"
-            raise InputError(f"{path}: was saved with queue={queue.size}, every={queue.every}; here: {ours}; make this one with the same.")
-        self._put(read, path)
-        self.queue = queue or Queue(self.queue.size, self.queue.every)
-
-    def _add(self, agent: Agent | None, batch: Batch) -> bool:
-        self.memory.checked(*batch)
-        with self.queue.kept_if_it_fails():
-            ready = self.queue.add(*batch)
-            if ready is None and not self.memory.groups and trains_on_the_buffer(agent):
-                ready = self.queue.flush()
-            self._merge(agent, ready)
-        return False
-
-    def _merge(self, agent: Agent | None, ready: Batch | None) -> None:
-        if ready is not None:
-            progress = False if self.progress is None else self.progress
-            self.memory.merge(*ready[:2], task=ready[2], device=self._device(agent), progress=progress)
-
-    def _check_replay(self, agent: Agent, exp: Experience) -> None:
-        """The first mini-experiences find an empty buffer; what can never be enough is refused at once."""
-        refuse_no_replay(agent, self.max_size * self.memory.config.copies, exp)

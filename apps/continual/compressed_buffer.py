@@ -6,9 +6,10 @@ from torch import Tensor
 
 from apps.continual.compressed import CompressedMemory
 from apps.continual.engine import avalanche
-from apps.continual.items import Transform, dataset_of, read
+from apps.continual.items import Transform, dataset_of
 from apps.continual.policies import is_der, refuse_no_replay, refuse_unfit
 from apps.continual.protocols import Agent, AvalancheData, Experience, Strategy
+from apps.continual.reading import read
 from distill.errors import InputError, clipped
 
 _policies = avalanche("avalanche.training.storage_policy")

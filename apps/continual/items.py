@@ -1,6 +1,5 @@
-"""Exemplars as an Avalanche data set with the stream's item layout, and an experience read as tensors."""
+"""Exemplars as an Avalanche data set with the stream's item layout."""
 
-import warnings
 from collections.abc import Callable
 
 import torch
@@ -11,7 +10,6 @@ from apps.continual.engine import avalanche
 from apps.continual.exemplars import Exemplars
 from apps.continual.form import Form
 from apps.continual.protocols import AvalancheData
-from distill.errors import InputError
 from distill.quantise import Grid, decode
 
 _utils = avalanche("avalanche.benchmarks.utils")
@@ -73,33 +71,3 @@ def dataset_of(
 def has_task_labels(layout: object) -> bool:
     """Whether items of this data set class are (x, y, task label)."""
     return isinstance(layout, type) and issubclass(layout, _aware)
-
-
-def read(dataset: AvalancheData) -> tuple[Tensor, Tensor, Tensor]:
-    """Read a data set through its evaluation transforms. (Item by item: a loader would draw from the global generator.)
-
-    Warns if the evaluation view changes from one reading to the next.
-
-    Returns:
-        Images (N, C, H, W) float32, labels (N,) int64 and task labels (N,) int64, on the CPU.
-
-    Raises:
-        InputError: items are not float tensors (C, H, W).
-    """
-    dataset = dataset.eval()
-    first = dataset[0][0]
-    if not isinstance(first, Tensor) or not first.is_floating_point() or first.ndim != 3:
-        kind = f"{first.dtype} {tuple(first.shape)}" if isinstance(first, Tensor) else type(first).__name__
-        raise InputError(
-            f"the stream's items are {kind} in the evaluation view; a condensed buffer needs float tensors (C, H, W): "
-            "put ToTensor (and Normalize) into the benchmark's evaluation transform."
-        )
-    images = torch.stack([dataset[i][0] for i in range(len(dataset))]).detach().to("cpu", torch.float32)
-    if not torch.equal(images[0], first.detach().to("cpu", torch.float32)):
-        warnings.warn(
-            "the evaluation view gives another image each time (a random transform inside the data set?): distorted images are condensed; "
-            "give random transforms as the benchmark's train_transform.",
-            stacklevel=4,
-        )
-    tasks = [int(task) for task in getattr(dataset, "targets_task_labels", [0] * len(dataset))]
-    return images, torch.tensor([int(y) for y in dataset.targets]), torch.tensor(tasks)

@@ -206,13 +206,32 @@ def place(folder: Path, experience: int) -> Path:
     return folder / f"memory-{experience}.safetensors"
 
 
-def last(folder: Path) -> Path:
-    """The file of the folder's latest experience; `InputError` when it has none."""
+def last(folder: Path, finished: int | None = None) -> Path:
+    """The file of the folder's latest experience, or of that after which ``finished`` are; `InputError` when it has none."""
+    if finished is not None:
+        if type(finished) is not int or finished < 1:
+            raise InputError(
+                f"finished is {clipped(finished)}; allowed: 1 or more experiences (before the first there is nothing to resume)."
+            )
+        if not place(folder, finished - 1).exists():
+            raise InputError(f"{folder}: has no {place(folder, finished - 1).name}, the memory after {finished} experiences.")
+        return place(folder, finished - 1)
     paths = {path: path.stem.partition("-")[2] for path in folder.glob("memory-*.safetensors")}
     numbered = {int(number): path for path, number in paths.items() if number.isdecimal()}
     if not numbered:
         raise InputError(f"{folder}: has no memory-<number>.safetensors; allowed: a memory's file, or the folder of a buffer.")
     return numbered[max(numbered)]
+
+
+def refuse_again(memory: Memory, images: Tensor, labels: Tensor, *, task: int | Tensor, folder: Path) -> None:
+    """`InputError` where this experience is the one that the memory, the folder's latest, has already: the model was saved before it."""
+    count = memory.experiences
+    if count > 1 and not place(folder, count - 2).exists():
+        return  # deleted: it cannot be told
+    before = load(place(folder, count - 2)) if count > 1 else Memory(memory.config)
+    if memory.history_with(images, labels, memory.checked(images, labels, task), before.history) == memory.history:
+        how = f"call resume(..., finished={count - 1}), with the model's number" if count > 1 else "start again"
+        raise InputError(f"{folder}: the memory after {count} experiences has this one already, and the model has not; {how}.")
 
 
 def restored(memory: Memory, images: Tensor, labels: Tensor, *, folder: Path, task: int | Tensor = 0) -> bool:

@@ -139,20 +139,11 @@ def benchmark(stream: Sequence[ImageData]) -> Benchmark:
     return streams
 
 
-class _Tensors(torch.utils.data.Dataset):  # type: ignore[type-arg]
-    def __init__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
-        self.images, self.targets = images.cpu(), labels.tolist()
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return self.images[index], self.targets[index]
-
-
 def _dataset(images: torch.Tensor, labels: torch.Tensor) -> AvalancheData:
     utils = avalanche("avalanche.benchmarks.utils")
-    items = _Tensors(images, labels)
+    from apps.continual.reading import LabelledTensors  # here: it imports Avalanche
+
+    items = LabelledTensors(images, labels)
     described = [utils.DataAttribute(items.targets, "targets"), utils.TaskLabels([0] * len(items))]
     dataset: AvalancheData = utils.TaskAwareSupervisedClassificationDataset([items], data_attributes=described)
     return dataset

@@ -17,7 +17,8 @@ from distill.randomness import generator
 from tests.conftest import toy
 
 pytest.importorskip("avalanche")
-from apps.continual.buffer import CondensedBuffer, OnlineCondensedBuffer, attach, outputs
+from apps.continual.buffer import CondensedBuffer, attach, outputs
+from apps.continual.online_buffer import OnlineCondensedBuffer
 
 DM = {"iterations": 3, "network": "ConvNetD1W8", "batch_real": 8}
 SHORT = Training(epochs=2, gdumb_epochs=8, batch_size=8, batch_size_mem=4)

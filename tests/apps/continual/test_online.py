@@ -30,7 +30,8 @@ from tests.apps.continual.test_memory import QUICK, experience
 from tests.conftest import toy
 
 pytest.importorskip("avalanche")
-from apps.continual.buffer import CondensedBuffer, OnlineCondensedBuffer, attach, outputs
+from apps.continual.buffer import CondensedBuffer, attach, outputs
+from apps.continual.online_buffer import OnlineCondensedBuffer
 from tests.apps.continual.test_buffer import DM, naive, strategy
 
 FOUR = toy(classes=4)
@@ -225,13 +226,13 @@ def floored(self: Memory, groups: int, shape: Any) -> list[int]:
 BUGS: list[tuple[str, str, Any]] = [
     ("real images", "apps.continual.condensing.class_by_class", lambda method, settings=None: method in ("gm", "dm")),
     ("tasks", "apps.continual.memory.by_class", by_label),
-    ("queue", "apps.continual.buffer.Queue", Dropping),
-    ("queue", "apps.continual.buffer.OnlineCondensedBuffer.flush", lambda self, agent=None: None),
+    ("queue", "apps.continual.online_buffer.Queue", Dropping),
+    ("queue", "apps.continual.online_buffer.OnlineCondensedBuffer.flush", lambda self, agent=None: None),
     ("outputs", "apps.continual.buffer.CondensedBuffer._attach_logits", lambda self, agent: None),
     ("outputs", "apps.continual.memory.Memory.with_logits", lambda self, number, outputs: None),
     ("dealt out", "apps.continual.memory.Memory.shares", floored),
     ("clock", "apps.continual.memory_file._queue", lambda said, memory, tensors: None),
-    ("clock", "apps.continual.buffer.OnlineCondensedBuffer.save", CondensedBuffer.save),
+    ("clock", "apps.continual.online_buffer.OnlineCondensedBuffer.save", CondensedBuffer.save),
 ]
 
 

@@ -1,4 +1,4 @@
-"""The README's example, run as it stands there."""
+"""The README's examples, run as they stand there; the script that can be stopped: test_resume.py."""
 
 import contextlib
 import io
@@ -25,7 +25,7 @@ def test_the_example_in_a_users_own_script(digits: ImageData) -> None:
         made = TensorDataset(digits.normalised(part, torch.arange(len(split)))[:300], split.labels[:300])
         made.targets = split.labels[:300].tolist()  # type: ignore[attr-defined]
         sets.append(made)
-    first, second = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    first, second, _ = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     model = create("ConvNetD1W8", digits.spec, generator(0, "weights"))
     names = {"train_set": sets[0], "test_set": sets[1], "model": model}
     # A short condensation, so that the test is quick; all else as printed.
