@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from apps.federated.admission_caps import capped, class_rows, evenly, part_of
 from apps.federated.admission_scores import (
     Reference,
     Seen,
@@ -51,6 +52,7 @@ class AdmissionConfig:
         images: most held-out images that are used; two thirds train the checking network, the others are what uploads are compared with.
         steps: optimiser steps of the checking network.
         client_images: images of a client that join the union, evenly over its classes; None: all.
+        class_images: images of a class that join the union, from all clients together and evenly over them; None: all.
         agreement: share of the agreement of real images that the labels of an upload must reach.
         loss: standard errors by which the mean loss of an upload may exceed that of real images.
         distance: standard errors by which a mean feature of an upload may differ from that of real images.
@@ -62,6 +64,7 @@ class AdmissionConfig:
     images: Annotated[int, Field(ge=30)] = 600
     steps: Annotated[int, Field(ge=1)] = 150
     client_images: Annotated[int, Field(ge=1)] | None = None
+    class_images: Annotated[int, Field(ge=1)] | None = None
     agreement: Annotated[float, Field(gt=0, le=1)] = 0.75
     loss: Annotated[float, Field(gt=0)] = 12.0
     distance: Annotated[float, Field(gt=0)] = 8.0
@@ -71,6 +74,11 @@ class AdmissionConfig:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise unknown_name("admission", self.kind, KINDS)
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is checked or capped."""
+        return self.kind != "none" or self.client_images is not None or self.class_images is not None
 
 
 @dataclass(frozen=True)
@@ -145,26 +153,6 @@ def trimmed(upload: CondensedSet, rows: Tensor) -> Decision:
     return Decision(part_of(upload, rows), note=f"{int((~rows).sum())} of {len(rows)} images left out: improbable labels")
 
 
-def capped(upload: CondensedSet, most: int | None) -> CondensedSet:
-    """At most ``most`` images: the first ones of each class, as evenly as the classes allow."""
-    if most is None or len(upload.images) <= most:
-        return upload
-    return part_of(upload, evenly(upload.hard_labels, most))
-
-
-def evenly(claimed: Tensor, most: int) -> Tensor:
-    """Positions (at most ``most``) in labels (N,): the first ones of each class, as evenly as the classes allow, in order."""
-    place = torch.zeros_like(claimed)
-    for label in claimed.unique().tolist():
-        place[claimed == label] = torch.arange(int((claimed == label).sum()))
-    return place.argsort(stable=True)[:most].sort().values
-
-
-def part_of(upload: CondensedSet, rows: Tensor) -> CondensedSet:
-    """The stored images at these positions, or where a mask is true."""
-    return dataclasses.replace(upload, images=upload.images[rows], labels=upload.labels[rows], quantisation=None)
-
-
 # All uploads of a round
 
 
@@ -206,10 +194,11 @@ class Admission:
         decisions = {
             client: Decision(None, "soft labels; allowed: class numbers, as the method that was asked for makes no others")
             for client, upload in uploads.items()
-            if upload.labels.is_floating_point() and not self.soft_labels
+            if upload.labels.is_floating_point() and not self.soft_labels and self.config.kind != "none"
         }
         rest = {client: capped(upload, self.config.client_images) for client, upload in uploads.items() if client not in decisions}
-        return decisions | {client: _noted(uploads[client], made) for client, made in KINDS[self.config.kind](self, rest).items()}
+        made = decisions | {client: _noted(uploads[client], made) for client, made in KINDS[self.config.kind](self, rest).items()}
+        return made if self.config.class_images is None else _class_capped(made, self.config.class_images)
 
     @functools.cached_property
     def reference(self) -> tuple[nn.Module, Reference]:
@@ -235,6 +224,22 @@ def _noted(upload: CondensedSet, made: Decision) -> Decision:
     if made.images is None or made.note or len(made.images.images) == len(upload.images):
         return made
     return dataclasses.replace(made, note=f"{len(upload.images) - len(made.images.images)} of {len(upload.images)} images left out: cap")
+
+
+def _class_capped(made: Mapping[int, Decision], most: int) -> dict[int, Decision]:
+    """The decisions, with at most ``most`` images of a class among those of all admitted uploads."""
+    admitted = {client: decision.images for client, decision in made.items() if decision.images is not None}
+    if not admitted:
+        return dict(made)
+    left = dict(made)
+    for client, rows in class_rows(admitted, most).items():
+        upload, decision = admitted[client], made[client]
+        if not bool(rows.any()):
+            left[client] = Decision(None, f"its classes have {most} images of other clients each: cap", "", decision.agreement)
+        elif not bool(rows.all()):
+            note = f"{int((~rows).sum())} of {len(rows)} images left out: cap of a class"
+            left[client] = dataclasses.replace(decision, images=part_of(upload, rows), note="; ".join(filter(None, (decision.note, note))))
+    return left
 
 
 T = TypeVar("T")

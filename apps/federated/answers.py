@@ -1,5 +1,6 @@
 """What the server takes from a client's answer, and what a rule that turns answers into new weights has."""
 
+import dataclasses
 import statistics
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,11 +28,19 @@ class Accepted:
         client: its number.
         value: what the rule read in the answer.
         examples: the number of training images that the server counts for it.
+        by_class: real images of each class that the server counts for it; empty unless the rule asks for them.
+        sent: images of each class in its upload as it came; empty unless the rule asks for ``by_class``.
+        known: the server knows these numbers by the run's partition.
+        round: in which it was asked for.
     """
 
     client: int
     value: "CondensedSet | LocalResult"
     examples: int = 1
+    by_class: tuple[int, ...] = ()
+    sent: tuple[int, ...] = ()
+    known: bool = False
+    round: int = 0
 
 
 class Rule(Protocol):
@@ -40,6 +49,7 @@ class Rule(Protocol):
     action: str
     note: str  # on what it did in the round
     clients: int  # of the federation, as far as they are known; the strategy sets it every round
+    late: bool  # whether an answer to an earlier round is of use
 
     @property
     def records(self) -> Collection[str]: ...  # what a reply may hold
@@ -52,6 +62,21 @@ class Rule(Protocol):
     def combine(self, number: int, weights: Weights, accepted: Sequence[Accepted]) -> Weights: ...
     def state(self) -> Weights: ...
     def load_state(self, state: Weights) -> None: ...
+
+
+def counted(accepted: Sequence[Accepted]) -> list[Accepted]:
+    """The answers with the numbers of real images that the server counts for them: all together, and of each class."""
+    examples = believed([(each.examples, each.examples if each.known else None) for each in accepted])
+    by_class = [list(each.by_class) for each in accepted]
+    for label in range(max(map(len, by_class), default=0)):
+        held = [place for place, counts in enumerate(by_class) if len(counts) > label and counts[label]]
+        claims = [(by_class[place][label], by_class[place][label] if accepted[place].known else None) for place in held]
+        for place, number in zip(held, believed(claims), strict=True):
+            by_class[place][label] = number
+    return [
+        dataclasses.replace(each, examples=number, by_class=tuple(counts))
+        for each, number, counts in zip(accepted, examples, by_class, strict=True)
+    ]
 
 
 def believed(claims: Sequence[tuple[int, int | None]]) -> list[int]:

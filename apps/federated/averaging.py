@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from apps.federated.settings import LocalConfig
+from apps.federated.tables import LocalConfig
 from distill.augment import augment, for_data, strategy
 from distill.batches import chunks
 from distill.data import ImageData

@@ -12,10 +12,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
+from apps.federated.accepting import of_classes
 from apps.federated.averaging import control_variate, kept_gradient, local_sgd
 from apps.federated.client_privacy import ClientPrivacy, PrivacyOf, check_request, private_upload
 from apps.federated.condense import NoImages, agreed, is_empty, partition_of, shard, upload
@@ -236,6 +238,9 @@ def _condensed(
     facts: dict[str, MetricValue] = {"partition-id": client, "round": server_round}
     if settings.server.client_weights == "examples":
         facts["num-examples"] = len(data.train)
+    counts = {}
+    if settings.server.client_weights == "represented":
+        counts["counts"] = record_of({"counts": np.array(of_classes(tuple(data.counts), asked), np.int64)})
     if asked is not None and not set(asked) & set(data.classes):
         return RecordDict({"facts": MetricRecord(facts)})  # nothing that was asked for: an empty answer, no failure
     previous = None
@@ -246,7 +251,7 @@ def _condensed(
     if settings.upload.warm_start:
         _remember(context, server_round, record_of(encode(condensed, "float32")))
     facts["seconds"] = time.monotonic() - start
-    return RecordDict({"upload": record_of(encode(condensed, settings.upload.pixels)), "facts": MetricRecord(facts)})
+    return RecordDict({"upload": record_of(encode(condensed, settings.upload.pixels)), **counts, "facts": MetricRecord(facts)})
 
 
 def _fitted(

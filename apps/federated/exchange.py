@@ -1,37 +1,21 @@
 """Flower's grid with deadlines that hold: what is sent, which answers come back in time, and why the others do not.
 
-Answers are matched by the message that they answer, whoever says to have sent them. Over HTTP an answer comes in parts, which a client may
-send as slowly as it likes; Flower waits up to two hours for them, and reads all of it before anyone can look at its size. Here parts are
-taken as they come, counted, and left where they are when the time or the room is over.
+Answers are matched by the message that they answer, whoever says to have sent them. How they are read: link_readers.py.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from flwr.serverapp import Grid
 
+from apps.federated.link_readers import HEAD_BYTES, Answer, InParts, reader_of
 from apps.federated.messages import Message
-from apps.federated.packing import pack_all, unpack
+from apps.federated.packing import pack_all
 from distill.errors import clipped
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 1.0
-MAX_PARTS = 10_000  # of an answer; a network of a thousand tensors with a control variate has four thousand
-PARTS_A_PASS = 64  # so that nobody's many parts keep the others waiting
-HEAD_BYTES = 1 << 22  # of an answer's head, which lists its parts
 NO_ANSWER = "no answer in time"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What became of one request: a ``message``, or the reason (``status``, ``why``) why there is none. ``up``: bytes read in vain."""
-
-    node: int
-    message: Message | None = None
-    status: str = ""
-    why: str = ""
-    up: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,39 +32,52 @@ class Request:
     node: int
     group: str
     over: float = 0.0  # when its exchange ended
+    age: int = 0  # exchanges since
 
 
 class Exchange:
     """Sends through ``grid`` and keeps the time; ``overrun`` is how many seconds the last exchange took beyond its timeout.
 
-    ``heard`` is called with the node of every answer as it comes.
+    ``heard`` is called with the node of every answer as it comes. Answers to the last ``keeps`` exchanges are still taken: those that came
+    in this one are ``belated``; older ones are noted (``late``) and not read.
     """
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
         # An engine that answers while it is asked has nothing more to wait for.
         self.waits = bool(getattr(grid, "waits", True))
-        self.reader = _reader(grid)
+        self.reader = reader_of(grid)
         self.most = HEAD_BYTES  # bytes of an answer; whoever asks sets it
         self.overrun = 0.0
         self.strays = 0
         self.late: list[Late] = []
+        self.keeps = 0
+        self.belated: list[Answer] = []
         self.heard: Callable[[int], None] | None = None
         self._unanswered: dict[str, Request] = {}
 
+    def begin(self) -> None:
+        """A new exchange begins: what the last one left is counted older, and what is too old is taken off the link."""
+        self.overrun, self.strays, self.late, self.belated = 0.0, 0, [], []
+        for request in self._unanswered.values():
+            request.age += 1
+        self._discard(time.monotonic())
+
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Answer]:
-        """One `Answer` for each message, after at most ``timeout`` seconds; what comes later is found by the next call (``late``)."""
+        """One `Answer` for each message, after at most ``timeout`` seconds; what comes later is found by the next exchange."""
+        if not (messages := list(messages)):  # Flower's loop asks for an evaluation by clients, too
+            return []
         start, pause = time.monotonic(), FIRST_PAUSE
         end = start + (float("inf") if timeout is None else timeout)
-        self.strays, self.late = 0, []
-        self._late(start)
         open_, answers = self.send(messages)
         while True:
             answers += self.poll(open_, end)
+            self.belated += self._belated(end)
             if not open_ or not self.waits or time.monotonic() >= end:
                 break
             time.sleep(max(0.0, min(pause, end - time.monotonic())))
             pause = min(1.5 * pause, LONGEST_PAUSE)
+        self._discard(time.monotonic())  # what came while this one took place
         answers += [self.close(name, request, NO_ANSWER) for name, request in open_.items()]
         self.overrun = max(0.0, time.monotonic() - end)
         return answers
@@ -105,19 +102,34 @@ class Exchange:
     def poll(self, open_: dict[str, Request], end: float = float("inf")) -> list[Answer]:
         """The answers that are there now; they leave ``open_``."""
         answers = []
-        for name, content in self.reader.read(list(open_), self.most, end):
-            request = open_.pop(name, None)
-            if request is None:
-                self.strays += 1
-            else:
-                answers.append(self._checked(request.node, content))
-                if self.heard is not None:
-                    self.heard(request.node)
+        for request, answer in self._taken(open_, end):
+            answers.append(answer)
+            if self.heard is not None:
+                self.heard(request.node)
         return answers
 
+    def _belated(self, end: float) -> list[Answer]:
+        """The answers to earlier exchanges that are there now and young enough."""
+        young = {name: request for name, request in self._unanswered.items() if request.age <= self.keeps}
+        names, now = set(young), time.monotonic()
+        answers = [replace(answer, group=request.group, seconds=now - request.over) for request, answer in self._taken(young, end)]
+        for name in names - set(young):
+            del self._unanswered[name]
+        return answers
+
+    def _taken(self, open_: dict[str, Request], end: float) -> Iterator[tuple[Request, Answer]]:
+        for name, content in self.reader.read(list(open_), self.most, end):
+            if (request := open_.pop(name, None)) is None:
+                self.strays += 1
+            else:
+                yield request, self._checked(request.node, content)
+
     def close(self, name: str, request: Request, why: str) -> Answer:
-        """Give a request up: it has no answer, or a part of one."""
+        """Give a request up: it has no answer, or a part of one, whose rest is taken as long as it is young enough."""
         request.over = time.monotonic()
+        if self.keeps:
+            self._unanswered[name] = request
+            return Answer(request.node, status="missing", why=why)
         begun, up = self.reader.leave(name)
         if not begun:
             self._unanswered[name] = request
@@ -133,9 +145,9 @@ class Exchange:
             return Answer(node, status="refused", why=f"the answer says that it is from node {sender}; allowed: the node that was asked.")
         return Answer(node, content)
 
-    def _late(self, now: float) -> None:
+    def _discard(self, now: float) -> None:
         """Answers to earlier exchanges: noted, and taken off the link, whose memory they fill."""
-        for name, answered in self.reader.discard(list(self._unanswered)):
+        for name, answered in self.reader.discard([name for name, request in self._unanswered.items() if request.age > self.keeps]):
             request = self._unanswered.pop(name)
             if answered:
                 self.late.append(Late(request.node, request.group, now - request.over))
@@ -144,177 +156,3 @@ class Exchange:
 def _reason(message: Message) -> str:
     lines = str(message.error.reason or "").strip().splitlines() or ["no reason given"]
     return clipped(lines[-1], 200)
-
-
-Found = tuple[str, "Message | Answer"]
-
-
-class Whole:
-    """A grid that gives whole messages at once: in this process, or Flower's simulation."""
-
-    def __init__(self, grid: Grid) -> None:
-        self.grid = grid
-
-    def read(self, names: Sequence[str], most: int, end: float) -> Iterator[Found]:
-        for message in self.grid.pull_messages(names) if names else ():
-            yield message.metadata.reply_to_message_id, message
-
-    def leave(self, name: str) -> tuple[str, int]:
-        return "", 0
-
-    def discard(self, names: Sequence[str]) -> list[tuple[str, bool]]:
-        return [
-            (name, not content.has_error()) for name, content in self.read(names, 0, 0.0) if isinstance(content, Message) and name in names
-        ]
-
-
-@dataclass
-class Begun:
-    """An answer of which some parts are there."""
-
-    message: str
-    missing: list[str]
-    count: int
-    error: bool = False
-    parts: dict[str, bytes] = field(default_factory=dict)
-    bytes: int = 0
-
-
-class TooLarge(Exception):
-    """A response with more bytes than there is room for; nothing of it was read."""
-
-
-class TakenBack(Exception):
-    """The link has no part of this name any more: the client's connection broke off while it sent."""
-
-
-class InParts:
-    """Flower's HTTP grid, whose requests are made one by one here: each is short, and none reads more than there is room for.
-
-    Uses what Flower has for itself (`flwr.supercore`, 1.41 and 1.42).
-    """
-
-    def __init__(self, grid: Any) -> None:
-        self.grid = grid
-        self.begun: dict[str, Begun] = {}
-        self.room = HEAD_BYTES
-        client = grid._runtime_client._client
-        hooks = client.event_hooks
-        client.event_hooks = {**hooks, "response": [*hooks["response"], self._fits]}  # called before a body is read
-
-    def _fits(self, response: Any) -> None:
-        if int(response.headers.get("content-length", 0)) > self.room:
-            raise TooLarge(response.headers["content-length"])
-
-    def read(self, names: Sequence[str], most: int, end: float) -> Iterator[Found]:
-        for name in names:
-            if time.monotonic() >= end:
-                break
-            try:
-                answer = self._read(name, most, end)
-            except TakenBack:
-                answer = self._given_up(name, "its answer broke off before all of it was sent", "missing")
-            except Exception as error:  # another party's bytes, in Flower's parsers
-                answer = self._given_up(name, f"the answer cannot be read ({clipped(f'{type(error).__name__}: {error}', 200)})")
-            if answer is not None:
-                yield name, answer
-
-    def _read(self, name: str, most: int, end: float) -> "Message | Answer | None":
-        from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-
-        if name not in self.begun and not self._head(name):
-            return None
-        begun = self.begun[name]
-        if begun.count > MAX_PARTS:
-            return self._given_up(name, f"the answer has {begun.count} parts; allowed: at most {MAX_PARTS}.")
-        self._parts(begun, most, end)
-        if begun.bytes > most:
-            return self._given_up(name, f"the answer has more than {most} bytes; allowed: at most {most}.")
-        if begun.missing:
-            return None
-        message = inflate_object_from_contents(begun.message, begun.parts)
-        if not isinstance(message, Message):
-            return self._given_up(name, "the answer is no message; allowed: a Flower Message.")
-        if message.has_content():
-            message.content = unpack(message.content, most)
-        self._done(name)
-        return message
-
-    def _head(self, name: str) -> bool:
-        """Whether an answer has begun: its head lists the parts."""
-        from flwr.proto.runtime_pb2 import PullAppMessagesRequest
-        from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
-
-        self.room = HEAD_BYTES
-        response = self.grid._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=[name]))
-        for message, tree in zip(response.messages_list, response.message_object_trees, strict=True):
-            if message.metadata.reply_to_message_id == name:
-                parts = list(dict.fromkeys(part.object_id for part in iterate_object_tree(tree)))
-                self.begun[name] = Begun(message.metadata.message_id, parts, len(parts), message.HasField("error"))
-                return True
-        return False
-
-    def _parts(self, begun: Begun, most: int, end: float) -> None:
-        """Ask once for some of the missing parts."""
-        from flwr.proto.message_pb2 import PullObjectRequest
-
-        for part in begun.missing[:PARTS_A_PASS]:
-            if time.monotonic() >= end or begun.bytes > most:
-                return
-            self.room = most - begun.bytes + (1 << 12)  # the response's own fields
-            try:
-                response = self.grid._runtime_client.PullObject(
-                    PullObjectRequest(node=self.grid.node, run_id=self.grid.run.run_id, object_id=part)
-                )
-            except TooLarge as error:
-                begun.bytes += int(str(error))
-                return
-            if not response.object_found:
-                raise TakenBack
-            begun.missing.remove(part)
-            if response.object_available:
-                begun.parts[part] = response.object_content
-                begun.bytes += len(response.object_content)
-            else:
-                begun.missing.append(part)  # the others first
-
-    def leave(self, name: str) -> tuple[str, int]:
-        begun = self.begun.get(name)
-        if begun is None:
-            return "", 0
-        text = f"{begun.count - len(begun.missing)} of its {begun.count} parts came"
-        self._done(name)
-        return text, begun.bytes
-
-    def discard(self, names: Sequence[str]) -> list[tuple[str, bool]]:
-        discarded = []
-        for name in names:
-            try:
-                there = self._head(name)
-            except Exception:  # whatever it is, it is not waited for
-                there = True
-            if there:
-                discarded.append((name, name in self.begun and not self.begun[name].error))
-                self.leave(name)
-        return discarded
-
-    def _given_up(self, name: str, why: str, status: str = "refused") -> Answer:
-        _, up = self.leave(name)
-        return Answer(0, status=status, why=why, up=up)
-
-    def _done(self, name: str) -> None:
-        """Let the link forget an answer; this side has it, or does not want it."""
-        from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
-
-        begun = self.begun.pop(name)
-        self.grid._runtime_client.ConfirmMessageReceived(
-            ConfirmMessageReceivedRequest(node=self.grid.node, run_id=self.grid.run.run_id, message_object_id=begun.message)
-        )
-
-
-def _reader(grid: Grid) -> Whole | InParts:
-    try:
-        from flwr.superlink.grid.http_grid import HttpGrid
-    except ImportError:
-        return Whole(grid)
-    return InParts(grid) if isinstance(grid, HttpGrid) else Whole(grid)

@@ -77,9 +77,10 @@ def remembered(client: Client, settings: Settings, folder: Path) -> Client:
 
     Runs of a study that differ in what the server does with uploads ask the same of clients, as long as the server's weights are equal.
     """
-    if settings.upload.warm_start or settings.server.client_weights == "examples":  # the answer is more than the request's images
+    # The answer is more than the request's images.
+    if settings.upload.warm_start or settings.server.client_weights in ("examples", "represented"):
         return client
-    differs = ("admission", "server", "rounds", "timeout", "fraction")
+    differs = ("admission", "server", "rounds", "timeout", "fraction", "quorum", "staleness", "staleness_weight")
     fixed = json.dumps({name: value for name, value in asdict(settings).items() if name not in differs}, sort_keys=True, default=str)
 
     def once(message: Message, context: Context) -> Message | None:

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from apps.federated.exchange import Answer, Exchange, Request
+from apps.federated.exchange import Exchange, Request
+from apps.federated.link_readers import Answer
 from apps.federated.messages import ConfigRecord, Message, MetricRecord, RecordDict, whole
 from distill.errors import InputError, clipped
 

@@ -12,6 +12,7 @@ from apps.federated.condense import partition_of
 from apps.federated.exchange import Exchange
 from apps.federated.given import Images, server_data
 from apps.federated.messages import Context, settings_of
+from apps.federated.overdue import in_words
 from apps.federated.roster import WAIT_SECONDS, Roster, keys_of
 from apps.federated.rules import rule_for
 from apps.federated.settings import ALONE, Settings, check_clients
@@ -77,8 +78,11 @@ def serve(
 
         held_out = held_out_images(data, settings.admission)
         rule = rule_for(settings, data.spec, count or 1, folder, network=network, held_out=held_out)
-        sizes = None if own_shards else [len(part) for part in partition_of(data, settings).parts]
-        strategy = Federation(settings, rule, data.spec, weights, roster, judge=judge, folder=folder, sizes=sizes)
+        held = None
+        if not own_shards:
+            counts = partition_of(data, settings).counts(data.train.labels.cpu().numpy(), data.spec.num_classes)
+            held = [tuple(part) for part in counts.tolist()]
+        strategy = Federation(settings, rule, data.spec, weights, roster, judge=judge, folder=folder, held=held)
         if strategy.done < settings.rounds:
             strategy.run(Exchange(grid))
         return strategy.lines
@@ -113,10 +117,7 @@ def report(line: Mapping[str, Json]) -> list[str]:
             parts = [f"  client {client['client']}: {client['status']}", client["why"], client["note"]]
             texts.append("; ".join(str(part) for part in parts if part))
     texts += [f"  node {each['node']}: left out; {each['why']}" for each in _entries(line, "unknown")]
-    texts += [
-        f"  client {each['client']}: its answer to round {each['round']} came after its end and was not used"
-        for each in _entries(line, "late")
-    ]
+    texts += [f"  {in_words(each)}" for each in _entries(line, "late")]
     return [*texts, *([f"  {line['note']}"] if line["note"] else [])]
 
 

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from apps.federated.admission import AdmissionConfig
 from apps.federated.partition import PartitionConfig
-from apps.federated.wire import Pixels
+from apps.federated.tables import AveragingConfig, LocalConfig, PrivacyRequest, ServerConfig, UploadConfig
 from distill.augment import strategy as augmentation
 from distill.configure import STRICT, configure
 from distill.coresets import CORESETS
@@ -21,8 +21,7 @@ from distill.methods import METHODS
 from distill.methods.presets import presets_of
 from distill.networks import check_name
 from distill.synthetic import Initial
-from distill.teachers import Teacher, check_teacher
-from distill.train import Recipe
+from distill.teachers import check_teacher
 
 ROBUST = ("fedmedian", "fedtrimmedavg", "krum", "multikrum")
 WEIGHTS = ("fedavg", "fedavgm", "fedprox", "fedadam", "scaffold", "fednova", "feddyn", *ROBUST)
@@ -31,119 +30,6 @@ ALONE = ("local", "central")  # no messages: each client by itself, and all data
 STRATEGIES = ("feddm", *CORESETS, *WEIGHTS, *ALONE)
 # What decides which images a client has.
 DATA_FIELDS = ("data", "size", "validation", "mean", "std", "class_names", "seed", "partition")
-
-# Xiong et al., CVPR 2023: SGD on the pixels with step size 1 and momentum 0.5, 256 real images a class, rho = 5, no augmentation.
-
-
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
-class UploadConfig:
-    """What a client condenses and sends.
-
-    Attributes:
-        method: a name in `METHODS`.
-        ipc: images per class that the client holds.
-        pixels: type of the pixels that are sent.
-        networks: "received" starts the method's networks from the server's weights; "fresh" draws new ones (no weights are sent down).
-        warm_start: start from the client's images of the round before.
-        classes: labels that are asked for; None: every class.
-        settings: fields of the method's config; for "dm" the defaults are FedDM's.
-        labels: None: class numbers. "received" (from the server's weights) or "local" (from a ``teacher`` that is trained on the client's
-            images): soft labels of the uploaded images, condensed or real (`apps.federated.labels`).
-        soft_share: part of a label that comes from the network, below one half; None: 0.4.
-        teacher: of "local" labels.
-    """
-
-    method: str = "dm"
-    ipc: Annotated[int, Field(ge=1, le=10_000)] = 10
-    pixels: Pixels = "uint8"
-    networks: Literal["received", "fresh"] = "received"
-    warm_start: bool = False
-    classes: tuple[Annotated[int, Field(ge=0)], ...] | None = None
-    settings: dict[str, object] = field(default_factory=dict)
-    labels: Literal["received", "local"] | None = None
-    soft_share: Annotated[float, Field(gt=0, lt=0.5)] | None = None
-    teacher: Teacher | None = None
-
-
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
-class ServerConfig:
-    """How the server learns from the union, starting from the weights that it sent.
-
-    Attributes:
-        recipe: of the training; the published one is 500 epochs of SGD.
-        radius: project the new weights onto the ball of this radius around the old ones; None: no limit.
-        client_weights: "examples" weighs a client's images by n_k / n; "equal" counts every image the same, "clients" every client.
-        memory: number of earlier rounds whose unions are kept and learned from too.
-    """
-
-    recipe: Recipe = field(default_factory=lambda: Recipe(epochs=500, schedule="constant", augmentation="none"))
-    radius: Annotated[float, Field(gt=0)] | None = None
-    client_weights: Literal["equal", "clients", "examples"] = "equal"
-    memory: Annotated[int, Field(ge=0)] = 0
-
-
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
-class LocalConfig:
-    """Local SGD of the strategies that send weights.
-
-    Attributes:
-        epochs: passes over the client's images in a round.
-        max_steps: limit on a round's optimiser steps; None: no limit.
-        batch_size: images per step.
-        lr: step size.
-        momentum: of SGD.
-        weight_decay: of SGD.
-        proximal_mu: of FedProx, whose loss is that of the batch plus mu / 2 * |w - w_received|^2.
-        augmentation: of the images (`distill.augment.strategy`); "auto": DSA's for the data.
-    """
-
-    epochs: Annotated[int, Field(ge=1)] = 1
-    max_steps: Annotated[int, Field(ge=1)] | None = None
-    batch_size: Annotated[int, Field(ge=1)] = 64
-    lr: Annotated[float, Field(gt=0)] = 0.01
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    proximal_mu: Annotated[float, Field(ge=0)] = 0.01
-    augmentation: str = "none"
-
-    def steps(self, examples: int) -> int:
-        """The number of optimiser steps of a client with ``examples`` training images in a round."""
-        whole = self.epochs * -(-examples // self.batch_size)
-        return whole if self.max_steps is None else min(whole, self.max_steps)
-
-
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
-class AveragingConfig:
-    """How the server puts weights together, for the strategies with a setting of their own.
-
-    Attributes:
-        fedavgm_lr: step size of the server's SGD (FedAvgM).
-        fedavgm_momentum: its momentum.
-        fedadam_lr: step size of the server's Adam (FedAdam).
-        fedadam_beta1: decay of its first moment.
-        fedadam_beta2: decay of its second moment.
-        fedadam_tau: added to the root of its second moment; a larger one adapts less.
-        feddyn_alpha: weight of FedDyn's regularisation, on the server and the clients.
-        scaffold_weights: "equal" counts every client once in SCAFFOLD's means, as its paper does; "examples" by n_k / n, as FedAvg does.
-        malicious: share of the clients that krum, multikrum and fedtrimmedavg assume malicious.
-    """
-
-    fedavgm_lr: Annotated[float, Field(gt=0)] = 1.0
-    fedavgm_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    fedadam_lr: Annotated[float, Field(gt=0)] = 0.01
-    fedadam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    fedadam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    fedadam_tau: Annotated[float, Field(gt=0)] = 0.001
-    feddyn_alpha: Annotated[float, Field(gt=0)] = 0.1
-    scaffold_weights: Literal["equal", "examples"] = "equal"
-    malicious: Annotated[float, Field(ge=0, lt=0.5)] = 0.3
-
-
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
-class PrivacyRequest:
-    """Uploads must be private and cost at most ``epsilon`` each; None: what each client gives. A client may refuse a request."""
-
-    epsilon: Annotated[float, Field(gt=0)] | None = None
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
@@ -160,6 +46,9 @@ class Settings:
         timeout: seconds of a round.
         min_clients: clients that a round needs (None: 1).
         wait: seconds to wait for all clients at the start, and for ``min_clients`` in later rounds (None: 120).
+        quorum: uploads that a round needs; with fewer the model stays as it was (None: 1).
+        staleness: rounds by which uploaded images may be late and still join the union; 0: none.
+        staleness_weight: an image that is a rounds late counts this to the power of a.
         split: the split that accuracy is measured on.
         device: of clients and server.
         threads: torch threads of each client; the same number gives the same bits on every engine.
@@ -186,6 +75,9 @@ class Settings:
     timeout: Annotated[float, Field(gt=0)] = 3600.0
     min_clients: Annotated[int, Field(ge=1)] | None = None
     wait: Annotated[float, Field(ge=0)] | None = None
+    quorum: Annotated[int, Field(ge=1)] | None = None
+    staleness: Annotated[int, Field(ge=0, le=100)] = 0
+    staleness_weight: Annotated[float, Field(gt=0, le=1)] = 0.5
     split: Literal["test", "validation"] = "test"
     device: Literal["cpu", "cuda"] = "cpu"
     threads: Annotated[int, Field(ge=1)] = 1
@@ -203,6 +95,11 @@ class Settings:
         images = self.strategy not in (*WEIGHTS, *ALONE) and self.upload.labels == "received"
         return self.strategy in WEIGHTS or images or (self.strategy == "feddm" and self.upload.networks == "received")
 
+    @property
+    def weighs_images(self) -> bool:
+        """Whether the images of a union count differently."""
+        return self.server.client_weights != "equal" or (self.staleness > 0 and self.staleness_weight < 1)
+
 
 def check(settings: Settings) -> Settings:
     """The same settings; `InputError` if fields contradict each other."""
@@ -218,7 +115,7 @@ def check(settings: Settings) -> Settings:
             raise InputError(f"privacy is on and strategy {settings.strategy!r} has no private form here; allowed: feddm.")
         if settings.upload.warm_start:
             raise InputError("privacy is on: images of the round before are no private start; set warm_start = false.")
-        if settings.server.client_weights == "examples":
+        if settings.server.client_weights in ("examples", "represented"):
             raise InputError('privacy is on: a client\'s number of images is private; set server.client_weights = "equal".')
         if settings.upload.networks != "fresh":
             raise InputError('privacy is on: private clients draw their networks themselves; set upload.networks = "fresh".')
@@ -226,11 +123,17 @@ def check(settings: Settings) -> Settings:
 
 
 def check_clients(settings: Settings) -> None:
-    """`InputError` where a round needs more clients than the run's partition has."""
-    if settings.min_clients is not None and settings.min_clients > settings.partition.num_partitions:
-        raise InputError(
-            f"min_clients is {settings.min_clients}; allowed: at most {settings.partition.num_partitions}, the number of clients."
-        )
+    """`InputError` where a round needs more clients than the run's partition has, or more uploads than it asks for."""
+    clients = settings.partition.num_partitions
+    if settings.min_clients is not None and settings.min_clients > clients:
+        raise InputError(f"min_clients is {settings.min_clients}; allowed: at most {clients}, the number of clients.")
+    if settings.quorum is not None and settings.quorum > (asked := taking_part(settings.fraction, clients)):
+        raise InputError(f"quorum is {settings.quorum}; allowed: at most {asked}, the number of clients that are asked in a round.")
+
+
+def taking_part(fraction: float, clients: int) -> int:
+    """The number of clients that are asked in a round of which so many are there."""
+    return max(1, round(fraction * clients))
 
 
 def _check_labels(settings: Settings) -> None:
@@ -246,8 +149,11 @@ def _check_labels(settings: Settings) -> None:
         check_teacher(upload.teacher)
     if upload.labels is not None and settings.privacy is not None:
         raise InputError("privacy is on: no label is made of private images, or of weights that are not sent; leave upload.labels out.")
-    if recipe.loss is not None and settings.server.client_weights == "examples":
-        raise InputError(f'server.recipe.loss is {recipe.loss!r}, and labels are weighted by clients; set server.client_weights = "equal".')
+    if recipe.loss is not None and settings.weighs_images:
+        raise InputError(
+            f"server.recipe.loss is {recipe.loss!r}, and images count differently, as weights of their labels; set "
+            'server.client_weights = "equal" and staleness_weight = 1.'
+        )
 
 
 class MethodConfig(Config, Protocol):

@@ -7,7 +7,7 @@ its upload and is named in the round's line, and the round continues. Without a 
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
 
@@ -16,46 +16,23 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from apps.federated import checkpoint, live
-from apps.federated.answers import FACTS, Accepted, Rule, believed
-from apps.federated.exchange import NO_ANSWER, Answer, Exchange
-from apps.federated.messages import (
-    ArrayRecord,
-    ConfigRecord,
-    Message,
-    MetricRecord,
-    RecordDict,
-    check_records,
-    facts_of,
-    record_of,
-    size,
-    whole,
-)
+from apps.federated import checkpoint, live, overdue
+from apps.federated.accepting import Asked, Counts, Expected, accept
+from apps.federated.answers import Accepted, Rule, counted
+from apps.federated.exchange import Exchange
+from apps.federated.link_readers import Answer
+from apps.federated.messages import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict, record_of, size
+from apps.federated.overdue import Overdue
 from apps.federated.roster import Present, Roster
-from apps.federated.settings import Settings
+from apps.federated.settings import Settings, taking_part
 from apps.federated.wire import MAX_WEIGHT, encode_weights
 from distill.condensed import CondensedSet
-from distill.errors import Diverged, InputError, clipped
+from distill.errors import Diverged, clipped
 from distill.randomness import generator
 from distill.records import CannotWrite, Json, append_line, read_lines, write_json_lines
 from distill.spec import DataSpec
 
 Weights = dict[str, Tensor]
-
-
-@dataclass
-class Asked:
-    """One client in one round: bytes sent and received, and the result."""
-
-    client: int
-    down: int
-    up: int = 0
-    status: str = "missing"
-    why: str = NO_ANSWER
-    note: str = ""  # that it joined late, or came back
-    images: int = 0
-    seconds: float | None = None
-    privacy: dict[str, Json] | None = None  # the statement that came with its upload
 
 
 class Federation(Strategy):
@@ -71,7 +48,7 @@ class Federation(Strategy):
         roster: knows which node is which client.
         judge: gives the accuracy of weights in percent.
         folder: for rounds and checkpoint; None: nothing is written.
-        sizes: examples of each client by the run's partition; None: unknown.
+        held: images of each class that each client has by the run's partition; None: unknown.
     """
 
     def __init__(
@@ -84,15 +61,16 @@ class Federation(Strategy):
         *,
         judge: Callable[[Weights], float],
         folder: Path | None = None,
-        sizes: Sequence[int] | None = None,
+        held: Sequence[Counts] | None = None,
     ) -> None:
         self.settings, self.rule, self.spec, self.roster, self.judge, self.folder = settings, rule, spec, roster, judge, folder
-        self.weights, self.sizes = weights, sizes
-        self.done, self.number = 0, 0
-        self.began = 0.0  # the round, in seconds of the monotonic clock
+        self.weights, self.held = weights, held
+        self.done = 0
+        self.began: dict[int, float] = {}  # rounds, in seconds of the monotonic clock
         self.before = weights, rule.state()  # to go back to where a round's weights are refused
-        self.claims: dict[int, tuple[int, int | None]] = {}  # examples as each client says, and as the server knows
         self.asked: dict[int, Asked] = {}  # by node
+        self.late: list[Overdue] = []  # uploads of earlier rounds that this one took or saw
+        self.waiting: list[Accepted] = []  # of rounds in which too few came
         self.present = Present({})
         self.numbers: dict[int, int] = {}  # client numbers of all nodes so far
         self.away: dict[int, int] = {}  # by client: the first round in which it was not there, until it is accepted again
@@ -107,6 +85,7 @@ class Federation(Strategy):
     def run(self, link: Exchange) -> None:
         """The rounds that are left, by Flower's loop, which hands on what ``link`` gives."""
         self.link = link
+        link.keeps = self.settings.staleness if self.rule.late else 0
         self.roster.gather(link, self.done + 1)  # so that a run without clients ends before it begins
         self.start(
             cast(Grid, link),
@@ -120,10 +99,11 @@ class Federation(Strategy):
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         assert self.link is not None
-        number = self.number = server_round + self.done
+        number = server_round + self.done
         self.present = self.roster.gather(self.link, number)
         self.numbers, self.rule.clients = self.numbers | self.present.clients, self.roster.size
-        self.note, self.asked, self.began = "", {}, time.monotonic()
+        self.note, self.asked, self.late, self.began[number] = "", {}, [], time.monotonic()
+        self.link.begin()
         if (there := len(self.present.clients)) < self.roster.least:
             self.note = f"{there} of at least {self.roster.least} clients are there: the model stays as it was"
             return []
@@ -150,16 +130,26 @@ class Federation(Strategy):
         if self.link is not None:
             self.link.heard = None
         self.before = self.weights, self.rule.state()
+        entries: dict[int, Asked] = {}  # of the uploads below, by client
         accepted: list[Accepted] = []
         for answer in cast(Iterable[Answer], replies):  # `Exchange` gives these
-            if (result := self._accept(self.asked[answer.node], answer)) is not None:
+            asked = self.asked[answer.node]
+            if (result := accept(asked, answer, self.rule, self._expected(number))) is not None:
+                self._came_back(asked)
+                entries[asked.client] = asked
                 accepted.append(result)
+        accepted += self._earlier(number, entries)
         accepted.sort(key=lambda each: each.client)  # replies come in any order
-        if not (accepted := self._admitted(accepted)):
-            self.note = self.note or "no valid answer: the model stays as it was"
+        accepted = self._admitted(accepted, entries)
+        if len(accepted) < (least := self.settings.quorum or 1) or not self.asked:
+            self.waiting = accepted if self.rule.late and self.settings.staleness else []
+            wait = ", and they wait for the next one" if self.waiting else ""
+            too_few = f"{len(accepted)} of at least {least} uploads: the model stays as it was{wait}"
+            self.note = self.note or (too_few if accepted else "no valid answer: the model stays as it was")
             return None, None
+        self.waiting = []
         try:
-            new = self.rule.combine(number, self.weights, self._sized(accepted))
+            new = self.rule.combine(number, self.weights, counted(accepted))
         except CannotWrite:  # the server's disk: the run can be resumed from its checkpoint
             raise
         except Exception as error:  # whatever answers set off that each passed alone
@@ -194,13 +184,14 @@ class Federation(Strategy):
             self._put_back(str(error))
             accuracy = self.judge(self.weights)
         clients, link = self._clients() if server_round else [], self.link
+        late = self.late if server_round else []
         for each in clients:
             if each.status in ("missing", "absent", "contested"):
                 self.away.setdefault(each.client, number)
         line: dict[str, Json] = {
             "round": number,
             "accuracy": accuracy,
-            "up": sum(each.up for each in clients),
+            "up": sum(each.up for each in clients) + sum(each.asked.up for each in late),
             "down": sum(each.down for each in clients),
             "images": sum(each.images for each in clients),
             "dropped": sum(each.status not in ("accepted", "empty") for each in clients),
@@ -212,15 +203,16 @@ class Federation(Strategy):
                 {"node": str(each.node), "why": each.why} for each in self.present.left_out if each.client is None and server_round
             ],
             "late": [
-                {"client": self.numbers.get(late.node), "round": late.group, "within": late.seconds}
-                for late in (link.late if link is not None and server_round else ())
+                *overdue.unread(link.late if link is not None and server_round else (), self.numbers),
+                *(each.entry() for each in late),
             ],
         }
         self.lines.append(line)
         if self.folder is not None:
             append_line(self.folder / "rounds.jsonl", line)
             live.end(self.folder)
-            checkpoint.save(self.folder / checkpoint.NAME, self.key, number, self.weights, self.rule.state())
+            kept = {**self.rule.state(), **overdue.to_state(self.waiting)}
+            checkpoint.save(self.folder / checkpoint.NAME, self.key, number, self.weights, kept)
         return MetricRecord({"accuracy": accuracy / 100})  # a fraction, as Flower's own strategies give it
 
     # Its parts
@@ -243,70 +235,49 @@ class Federation(Strategy):
         """Nodes in the order of their client numbers; a fraction of them is drawn by number, so that the draw repeats."""
         clients = self.present.clients
         nodes = sorted(clients, key=lambda node: clients[node])
-        count = max(1, round(self.settings.fraction * len(nodes)))
+        count = taking_part(self.settings.fraction, len(nodes))
         if count == len(nodes):
             return nodes
         order = torch.randperm(len(nodes), generator=generator(self.settings.seed, "participants", number)).tolist()
         return [nodes[place] for place in sorted(order[:count])]
 
-    def _accept(self, asked: Asked, answer: Answer) -> Accepted | None:
-        if (reply := answer.message) is None:
-            asked.status, asked.why, asked.up = answer.status, answer.why, answer.up
-            return None
-        if reply.has_error():
-            reason = (str(reply.error.reason or "").strip().splitlines() or ["no reason given"])[-1]
-            asked.status, asked.why = "failed", clipped(reason, 200)
-            return None
-        try:
-            asked.up = size(reply.content)
-            check_records(reply.content, self.rule.records, FACTS, self.rule.most_bytes(self.weights))
-            facts, value = facts_of(reply.content), self.rule.read(reply.content, self.weights)
-            whole(facts, "round", self.number, self.number)
-            whole(facts, "partition-id", asked.client, asked.client)
-            most = max(self.settings.timeout, time.monotonic() - self.began)
-            seconds = facts.get("seconds")
-            if seconds is not None and not (isinstance(seconds, int | float) and 0 <= seconds <= most):
-                raise InputError(f"seconds is {clipped(seconds, 40)}; allowed: 0 to {most:.0f}, as the round is no older.")
-            if value is not None:
-                self._known(asked.client, facts)
-        except InputError as error:
-            asked.status, asked.why = "refused", str(error)
-            return None
-        except Exception as error:  # another party's bytes: whatever error they cause, the round continues
-            asked.status, asked.why = "refused", clipped(f"{type(error).__name__}: {error}", 200)
-            return None
-        asked.seconds = None if seconds is None else float(seconds)
-        if value is None:
-            asked.status, asked.why = "empty", "holds nothing that was asked for"
-            return None
-        asked.status, asked.why = "accepted", ""
+    def _expected(self, number: int) -> Expected:
+        return Expected(number, self.began.get(number, 0.0), self.settings.timeout, self.weights, self.held, self.settings.upload.classes)
+
+    def _came_back(self, asked: Asked) -> None:
         if (since := self.away.pop(asked.client, None)) is not None and not asked.note:
             asked.note = f"came back: it was not there from round {since} on"
-        asked.images = len(value) if hasattr(value, "__len__") else 0
-        asked.privacy = value.provenance.dp if isinstance(value, CondensedSet) else None
-        known, examples = self._known(asked.client, facts), facts.get("num-examples", 1)
-        self.claims[asked.client] = (int(examples) if isinstance(examples, int | float) else 1, known)
-        return Accepted(asked.client, value)
 
-    def _admitted(self, accepted: list[Accepted]) -> list[Accepted]:
+    def _earlier(self, number: int, entries: dict[int, Asked]) -> list[Accepted]:
+        """The uploads of earlier rounds that count in this one: late answers, and those that wait. They join the ``entries``."""
+        came = [(each, Overdue(Asked(each.client, 0, status="kept", why=""), each.round)) for each in self.waiting]
+        for answer in self.link.belated if self.link is not None else ():
+            if answer.message is None and answer.status == "missing":  # Flower has given it up
+                continue
+            then = Overdue(Asked(self.numbers[answer.node], 0), int(answer.group), answer.seconds)
+            self.late.append(then)
+            if (result := accept(then.asked, answer, self.rule, self._expected(then.round))) is not None:
+                came.append((result, then))
+        used = overdue.usable([each for each, _ in came], entries, number, self.settings.staleness)
+        for each, then in came:
+            if any(each is other for other in used):
+                entries[each.client] = then.asked
+                self.late += [then] if then.asked.status == "kept" else []
+            elif then.asked.status == "accepted":
+                then.asked.status, then.asked.why, then.asked.images = "unused", "a newer one of the client is there", 0
+        return used
+
+    def _admitted(self, accepted: list[Accepted], entries: Mapping[int, Asked]) -> list[Accepted]:
         """Those whose uploads the rule admits, with what it leaves of them; the others are excluded with its reason."""
         decisions = self.rule.admit(accepted)
-        for each in self.asked.values():
-            if (made := decisions.get(each.client)) is not None:
-                each.images, each.note = len(made.images or ()), "; ".join(filter(None, (each.note, made.note)))
+        for client, each in entries.items():
+            if (made := decisions.get(client)) is not None:
+                each.note = "; ".join(filter(None, (each.note, made.note)))
                 each.status, each.why = (each.status, each.why) if made.images is not None else ("excluded", made.why)
         left = [(each, decisions[each.client].images if each.client in decisions else each.value) for each in accepted]
+        for one, value in left:
+            entries[one.client].images = len(value) if isinstance(value, CondensedSet) else 0
         return [replace(each, value=value) for each, value in left if value is not None]
-
-    def _known(self, client: int, facts: Mapping[str, object]) -> int | None:
-        """The client's number of examples by the run's partition, None if it is unknown; `InputError` if the client claims another."""
-        if self.sizes is None or facts.get("own-data") or "num-examples" not in facts:
-            return None
-        return whole(facts, "num-examples", self.sizes[client], self.sizes[client])
-
-    def _sized(self, accepted: list[Accepted]) -> list[Accepted]:
-        numbers = believed([self.claims[each.client] for each in accepted])
-        return [replace(each, examples=number) for each, number in zip(accepted, numbers, strict=True)]
 
     def _resume(self) -> None:
         if self.folder is None:
@@ -314,6 +285,7 @@ class Federation(Strategy):
         path, rounds = self.folder / checkpoint.NAME, self.folder / "rounds.jsonl"
         if path.exists():
             self.done, self.weights, kept = checkpoint.load(path, self.key)
-            self.rule.load_state(kept)
+            self.waiting = overdue.from_state(kept, self.settings, self.spec)
+            self.rule.load_state({name: value for name, value in kept.items() if not name.startswith(overdue.STATE)})
             self.lines = [line for line in read_lines(rounds) if line["round"] <= self.done]
         write_json_lines(rounds, self.lines)

@@ -8,23 +8,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apps.federated.condense import network_with
-from apps.federated.settings import ServerConfig
+from apps.federated.tables import ServerConfig
 from distill.condensed import CondensedSet, Provenance
 from distill.data import Split
 from distill.networks import Factory
 from distill.train import train_network
 
 
-def union(sets: Sequence[CondensedSet], shares: Sequence[float] | None = None) -> CondensedSet:
-    """All uploads as one set; with ``shares`` (one a set, n_k / n) each image's loss counts in proportion to its client's share.
+def union(sets: Sequence[CondensedSet], weights: Sequence[Tensor] | None = None) -> CondensedSet:
+    """All uploads as one set; with ``weights`` ((n,) a set, positive, up to a common factor) each image's loss counts by its own.
 
     Weights travel as label mass: cross-entropy against w times a one-hot label is w times the cross-entropy. They are scaled so that
     the mean over all images is 1, which keeps the step size's meaning.
     """
     joined = CondensedSet.concat(sets)
-    if shares is None:
+    if weights is None:
         return joined
-    each = torch.cat([torch.full((len(part),), share / len(part)) for part, share in zip(sets, shares, strict=True)])
+    each = torch.cat(list(weights))
     weight = (each * (len(each) / each.sum())).unsqueeze(1).to(joined.images.device)
     soft = joined.labels if joined.labels.is_floating_point() else F.one_hot(joined.labels, joined.spec.num_classes).float()
     return dataclasses.replace(joined, labels=soft * weight, quantisation=None, label_kind="weighted")

@@ -19,6 +19,7 @@ from apps.federated.answers import MAX_EXAMPLES, Accepted, Weights
 from apps.federated.averaging import LocalResult, feddyn, fednova, normaliser, scaffold, weighted_mean
 from apps.federated.messages import Message, MetricRecord, RecordDict, facts_of, parts_of, record_of, whole
 from apps.federated.settings import Settings
+from apps.federated.tables import AveragingConfig
 from apps.federated.wire import ROOM_BYTES, decode_weights, encode_weights
 from distill.errors import InputError
 
@@ -40,6 +41,7 @@ class _WeightRule:
 
     action = "train.fit"
     note = ""
+    late = False  # what a client learned from weights of an earlier round is no step from the present ones
     records: Collection[str] = ("arrays", "facts")
 
     def __init__(self, settings: Settings, clients: int, trained: Sequence[str]) -> None:
@@ -136,7 +138,8 @@ class ServerMomentum(_WeightRule):
     def combine(self, number: int, weights: Weights, accepted: Sequence[Accepted]) -> Weights:
         from flwr.serverapp.strategy import FedAvgM
 
-        averaging, results = self.settings.averaging, _results(accepted)
+        averaging: AveragingConfig = self.settings.averaging
+        results = _results(accepted)
         strategy = FedAvgM(server_learning_rate=averaging.fedavgm_lr, server_momentum=averaging.fedavgm_momentum)
         strategy.current_arrays = record_of(encode_weights({name: weights[name] for name in self.trained}))
         strategy.momentum_vector = [self.kept[name].numpy() for name in self.trained] if self.kept else None
@@ -157,7 +160,8 @@ class ServerAdam(_WeightRule):
     def combine(self, number: int, weights: Weights, accepted: Sequence[Accepted]) -> Weights:
         from flwr.serverapp.strategy import FedAdam
 
-        averaging, results = self.settings.averaging, _results(accepted)
+        averaging: AveragingConfig = self.settings.averaging
+        results = _results(accepted)
         strategy = FedAdam(
             eta=averaging.fedadam_lr, beta_1=averaging.fedadam_beta1, beta_2=averaging.fedadam_beta2, tau=averaging.fedadam_tau
         )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from apps.federated.overdue import in_words
 from distill.errors import clipped
 from scenarios.engine.record import Line
 
@@ -22,10 +23,7 @@ def left_out(lines: Sequence[Line]) -> list[str]:
         for node in line.get("unknown", ()):
             rounds.setdefault(f"node {node['node']} left out: {node['why']}", []).append(number)
         for late in line.get("late", ()):
-            who, when = late["client"], late["round"]
-            rounds.setdefault(f"client {who}: its answer to round {when} came after the end of that round and was not used", []).append(
-                number
-            )
+            rounds.setdefault(in_words(late), []).append(number)
         if line.get("overrun", 0.0) >= 0.1:
             rounds.setdefault(f"{line['overrun']:.1f} s longer than the timeout", []).append(number)
         if line.get("note"):

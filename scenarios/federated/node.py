@@ -17,7 +17,8 @@ import pydantic
 from pydantic import Field
 
 from apps.federated.client_privacy import ClientPrivacy
-from apps.federated.settings import PrivacyRequest, Settings, data_settings
+from apps.federated.settings import Settings, data_settings
+from apps.federated.tables import PrivacyRequest
 from apps.privacy.budget import EXPERTS_SHARE
 from apps.privacy.networks import drawn_once
 from apps.privacy.private_start import private_kmeans

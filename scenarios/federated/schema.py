@@ -10,19 +10,8 @@ from pydantic import Field
 from apps.federated.admission import AdmissionConfig
 from apps.federated.attacks import ATTACKS, AttackConfig
 from apps.federated.partition import PartitionConfig
-from apps.federated.settings import (
-    STRATEGIES,
-    WEIGHTS,
-    AveragingConfig,
-    LocalConfig,
-    ServerConfig,
-    Settings,
-    UploadConfig,
-    check_clients,
-    from_mapping,
-    method_config,
-    upload_form,
-)
+from apps.federated.settings import STRATEGIES, WEIGHTS, Settings, check_clients, from_mapping, method_config, upload_form
+from apps.federated.tables import AveragingConfig, LocalConfig, ServerConfig, UploadConfig
 from distill.configure import STRICT, configure
 from distill.errors import InputError, clipped, unknown_name
 from scenarios.engine.record import Config, Tables
@@ -32,6 +21,8 @@ from scenarios.reporting.text import series
 
 ENGINES = ("inline", "simulation", "deployment")
 TABLES = ("data", "federation", "partition", "upload", "server", "local", "averaging", "admission", "attack", "tuning", "privacy")
+# Keys of [federation] that are those of the settings.
+COPIED = ("rounds", "network", "fraction", "timeout", "min_clients", "wait", "quorum", "staleness", "staleness_weight", "threads", "split")
 # Tables that are parts of the settings.
 PARTS = (
     ("partition", PartitionConfig),
@@ -63,6 +54,9 @@ class FederationTable:
     timeout: Annotated[float, Field(gt=0)] = 3600.0
     min_clients: Annotated[int, Field(ge=1)] | None = None
     wait: Annotated[float, Field(ge=0)] | None = None
+    quorum: Annotated[int, Field(ge=1)] | None = None
+    staleness: Annotated[int, Field(ge=0, le=100)] = 0
+    staleness_weight: Annotated[float, Field(gt=0, le=1)] = 0.5
     threads: Annotated[int, Field(ge=1)] = 1
     split: Literal["test", "validation"] = "test"
     rounds_of: dict[str, Annotated[int, Field(ge=1)]] = field(default_factory=dict)
@@ -188,9 +182,7 @@ def study(name: str, title: str, tables: Tables, source: str) -> FederatedStudy:
         "mean": data.mean,
         "std": data.std,
         "class_names": data.class_names,
-        **{
-            key: getattr(federation, key) for key in ("rounds", "network", "fraction", "timeout", "min_clients", "wait", "threads", "split")
-        },
+        **{key: getattr(federation, key) for key in COPIED},
         "strategy": next((s for s in federation.strategies if s == "feddm"), federation.strategies[0]),
         "partition": tables.get("partition", {}),
         "upload": upload,
@@ -212,8 +204,13 @@ def study(name: str, title: str, tables: Tables, source: str) -> FederatedStudy:
     dump = pydantic.TypeAdapter(Settings).dump_python(settings, mode="json") | {"privacy": privacy}
     for key in ("strategy", "seed", "device", *(["averaging"] if settings.averaging == AveragingConfig() else [])):
         del dump[key]
+    for key in ("quorum", "staleness", "staleness_weight"):  # studies that do not use what came later keep their hash
+        if getattr(settings, key) == getattr(Settings(), key):
+            del dump[key]
     if settings.admission == AdmissionConfig():
         del dump["admission"]
+    elif settings.admission.class_images is None:
+        del dump["admission"]["class_images"]
     if settings.local.augmentation == LocalConfig().augmentation:  # as that table: studies that do not use it keep their hash
         del dump["local"]["augmentation"]
     extra: Config = {"strategies": list(federation.strategies), "engine": federation.engine, "seeds": federation.seeds}

@@ -39,7 +39,8 @@ def draw(folder: Path, record: Record) -> Iterator[tuple[str, Drawing]]:
         first = sorted((folder / "runs").glob(f"{name}-s*"))[0]
         if (first / "union.safetensors").exists():
             last = list(read_lines(first / "rounds.jsonl"))[-1]
-            sent = [(client["client"], client["images"]) for client in last["clients"] if client["images"]]
+            entries = [*last["clients"], *(late for late in last.get("late", ()) if late.get("status") in ("accepted", "kept"))]
+            sent = sorted((each["client"], each["images"]) for each in entries if each["images"])
             if sent:
                 union = CondensedSet.load(first / "union.safetensors")
                 yield f"4-union-{name}", union_by_client(union, sent, f"{name}: what each client sent last")
@@ -138,4 +139,6 @@ def missing(record: Record, config: Config) -> list[str]:
     sentences += [f"No comparison with {words} ({name})." for name, words in bounds.items() if name not in asked]
     if "tuning" not in config and any(name in WEIGHTS for name in asked):
         sentences.append("The settings of the strategies that send weights were not tuned in this study.")
+    edges = results.get("tuning", {}).get("edges", {})
+    sentences += [f"{name} may not be at its best: {series(said)}." for name, said in edges.items()]
     return [*sentences, *few(config["federation"]["seeds"], "seed"), *other_split(config["split"])]

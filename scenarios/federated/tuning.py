@@ -68,6 +68,19 @@ def following_grids(tuning: TuningTable, strategies: Sequence[str], pair: Values
     return {name: [{**pair, key: value} for value in getattr(tuning, key)] for name, key in OWN.items() if name in strategies}
 
 
+def at_edge(chosen: Values, tried: Sequence[Values]) -> list[str]:
+    """In words: which chosen settings are the smallest or the largest of those tried, so that a better one may lie beyond.
+
+    No value is below a momentum of 0, and a setting with one value was not tuned.
+    """
+    said = []
+    for name, value in chosen.items():
+        values = {each[name] for each in tried}
+        if len(values) > 1 and value in (min(values), max(values)) and (name, value) != ("momentum", 0.0):
+            said.append(f"{name} {value:g} is the {'smallest' if value == min(values) else 'largest'} that was tried")
+    return said
+
+
 def tune(study: FederatedStudy, run: Run) -> Tuned:
     """All trials of a study, those that its folder holds not again, and what follows from them; nothing without a [tuning] table."""
     if (tuning := study.tuning) is None:
@@ -86,6 +99,7 @@ def tune(study: FederatedStudy, run: Run) -> Tuned:
         found |= _accuracies(trial_study, run, second)
         chosen |= {name: _best(found[name]) for name in second}
     chosen |= {name: pair for name in names if name in (*WEIGHTS, *ALONE) and name not in chosen and pair}
+    edges = {name: said for name, trials in found.items() if (said := at_edge(chosen[name], [values for values, _ in trials]))}
     best = {name: max(accuracy for _, accuracy in trials) for name, trials in found.items() if name in names}
     longer = sorted(best, key=lambda name: -best[name])[: tuning.extended]
     results = {
@@ -99,10 +113,13 @@ def tune(study: FederatedStudy, run: Run) -> Tuned:
         "own_trials": tuning.own_trials,
         "chosen": {name: chosen[name] for name in names if name in chosen},
         "extended": longer,
+        "edges": edges,
     }
     for name in names:
         if name in chosen:
             run.say(f"{name}: {in_words(chosen[name])}{f' ({best[name]:.2f} % on validation images)' if name in best else ''}")
+    for name, said in edges.items():
+        run.say(f"warning: {name}: {series(said)}; a longer list may give it a higher accuracy")
     if longer:
         run.say(f"{tuning.extended_rounds} rounds for {series(longer)}, the best on validation images")
     return Tuned(chosen, dict.fromkeys(longer, tuning.extended_rounds or 0), results)

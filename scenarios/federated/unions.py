@@ -44,7 +44,7 @@ def statements(rounds: Sequence[Line]) -> dict[str, list[Statement | None]]:
     """What each client whose upload was accepted stated, round by round; None where it stated nothing."""
     by_client: dict[str, list[Statement | None]] = {}
     for line in rounds:
-        for client in line["clients"]:
-            if client["status"] == "accepted":
+        for client in (*line["clients"], *line.get("late", ())):  # one that waited for a later round is in its own round's entry
+            if client.get("status") == "accepted":
                 by_client.setdefault(str(client["client"]), []).append(client.get("privacy"))
     return by_client

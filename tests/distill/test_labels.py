@@ -180,7 +180,7 @@ def test_an_upload_carries_probabilities_or_nothing(toy_data: ImageData, pixels:
 
 def test_a_weighted_union_says_so_and_is_learned_as_before(toy_data: ImageData) -> None:
     parts = [select(toy_data, "random", 1, generator(i, "set")) for i in range(2)]
-    joined = union(parts, [1.0, 3.0])
+    joined = union(parts, [torch.full((3,), share) for share in (1.0, 3.0)])
     assert joined.label_kind == "weighted"
     assert torch.allclose(joined.labels.sum(1), torch.tensor([0.5] * 3 + [1.5] * 3))
     assert union(parts).label_kind == "probabilities"

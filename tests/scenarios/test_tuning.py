@@ -93,6 +93,23 @@ def test_every_pair_is_tried_and_the_best_on_validation_images_is_used(done: tup
             assert used["validation"] == 0.0
 
 
+def test_the_best_at_an_edge_of_the_grid_is_said(done: tuple[Path, dict[str, Any], list[str]]) -> None:
+    folder, record, _ = done
+    edges = record["results"]["tuning"]["edges"]
+    assert edges["fedavg"][0] == "lr 0.02 is the largest that was tried"
+    assert edges["fedadam"] == ["fedadam_lr 0.01 is the largest that was tried"], "the pair is FedAvg's and the same in all its trials"
+    assert "feddyn" not in edges, "one value was no choice"
+    sentences = missing(record, json.loads((folder / "config.json").read_text()))
+    assert any(sentence.startswith("fedavg may not be at its best: lr 0.02 is the largest that was tried") for sentence in sentences)
+    tried = [{"lr": lr, "momentum": momentum} for lr in (0.01, 0.03, 0.1) for momentum in (0.0, 0.5, 0.9)]
+    assert tuning.at_edge({"lr": 0.03, "momentum": 0.5}, tried) == []
+    assert tuning.at_edge({"lr": 0.03, "momentum": 0.0}, tried) == [], "nothing is below no momentum"
+    assert tuning.at_edge({"lr": 0.01, "momentum": 0.9}, tried) == [
+        "lr 0.01 is the smallest that was tried",
+        "momentum 0.9 is the largest that was tried",
+    ]
+
+
 def test_a_trial_is_a_run_on_the_data_without_the_held_out_images(done: tuple[Path, dict[str, Any], list[str]]) -> None:
     _, record, _ = done
     made = study("test", TABLES, "test.toml")

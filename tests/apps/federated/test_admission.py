@@ -13,7 +13,8 @@ import torch.nn.functional as F
 
 import distill
 from apps.federated import admission_scores
-from apps.federated.admission import Admission, AdmissionConfig, capped, held_out_images
+from apps.federated.admission import Admission, AdmissionConfig, held_out_images
+from apps.federated.admission_caps import capped, class_rows, part_of
 from apps.federated.answers import Accepted
 from apps.federated.attacks import ATTACKS, TARGET, AttackConfig, Held, hostile_clients, pixels_of, success
 from apps.federated.averaging import LocalResult
@@ -182,6 +183,48 @@ def test_a_cap_takes_the_first_images_of_each_class(digits: Any) -> None:
     assert capped(own, None) is own
 
 
+def test_a_class_has_so_many_images_from_all_clients_evenly(digits: Any) -> None:
+    """A client that sends ten images of a class does not displace those that send three; who is excluded takes no room."""
+    made = uploads(digits, 10)
+    sets = {2: part_of(made[0], made[0].labels == 3), 5: part_of(made[1], made[1].labels == 3), 7: made[2]}
+    sets[5] = part_of(sets[5], torch.arange(len(sets[5])) < 1)
+    threes = int((made[2].labels == 3).sum())
+    assert (len(sets[2]), threes) > (2, 2)
+    rows = class_rows(sets, 4)
+    assert {client: int(part.sum()) for client, part in rows.items() if client != 7} == {2: 2, 5: 1}
+    assert rows[2].tolist() == [True, True] + [False] * (len(sets[2]) - 2), "the first ones"
+    left = part_of(made[2], rows[7]).labels
+    assert [int((left == label).sum()) for label in range(10)] == [
+        1 if label == 3 else min(4, int((made[2].labels == label).sum())) for label in range(10)
+    ]
+
+    config = AdmissionConfig(class_images=4)
+    decisions = Admission(config, "ConvNetW16", digits.spec, 0)(sets)
+    assert [len(decisions[client].images or ()) for client in (2, 5)] == [2, 1]
+    assert decisions[2].note == f"{len(sets[2]) - 2} of {len(sets[2])} images left out: cap of a class"
+    none_left = Admission(AdmissionConfig(class_images=1), "ConvNetW16", digits.spec, 0)({2: sets[2], 5: sets[5]})
+    assert none_left[5].images is None
+    assert "its classes have 1 images of other clients" in none_left[5].why
+
+
+@pytest.mark.parametrize("caps", [{"client_images": 6}, {"class_images": 3}])
+def test_caps_need_no_check(caps: dict[str, int], digits: Any) -> None:
+    """Without images of the server and without a comparison of clients they hold all the same, for soft labels too."""
+    for soft in ({}, {"labels": "received"}):
+        made = settings(rounds=1, strategy="random", admission={"kind": "none", **caps}, upload={"ipc": 4, **soft})
+        line = run_inline(made, digits)[1]
+        assert [each["status"] for each in line["clients"]] == ["accepted"] * 5
+        assert line["images"] == 30, "of 40"
+
+
+def test_soft_labels_that_the_run_asks_for_are_admitted(digits: Any) -> None:
+    made = settings(
+        rounds=1, strategy="random", upload={"ipc": 8, "labels": "received"}, partition={"partitioner": "iid", "num_partitions": 5}
+    )
+    line = run_inline(made, digits)[1]
+    assert "soft labels" not in "".join(each["why"] for each in line["clients"])
+
+
 @pytest.mark.parametrize(("kind", "share"), [("flip", 0.1), ("flip", 0.3), ("flip_all", 0.1), ("flip_all", 0.3), ("patch", 0.1)])
 def test_without_images_of_its_own_the_server_compares_clients(kind: str, share: float, digits: Any) -> None:
     rule = Admission(AdmissionConfig(kind="clients"), "ConvNetW16", digits.spec, 0)
@@ -314,7 +357,7 @@ def test_a_server_without_validation_images_says_what_to_do(digits: Any) -> None
 def test_equal_clients_have_equal_shares_however_much_they_send(digits: Any) -> None:
     made = list(uploads(digits, 2).values())
     sets = [made[0], dataclasses.replace(made[1], images=made[1].images[:4], labels=made[1].labels[:4], quantisation=None)]
-    weights = union(sets, [1.0, 1.0]).labels.sum(1)
+    weights = union(sets, [torch.full((len(part),), 1.0 / len(part)) for part in sets]).labels.sum(1)
     assert float(weights[:16].sum()) == pytest.approx(float(weights[16:].sum()))
     assert float(weights.mean()) == pytest.approx(1.0)
     lines = attacked(settings(server={**vars_of(settings().server), "client_weights": "clients"}, rounds=1), digits, "")

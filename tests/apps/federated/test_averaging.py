@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from apps.federated.averaging import LocalResult, control_variate, fednova, local_sgd, normaliser, scaffold, state
-from apps.federated.settings import LocalConfig, ServerConfig
+from apps.federated.tables import LocalConfig, ServerConfig
 from apps.federated.union import learn, union, within_ball
 from distill.condensed import CondensedSet
 from distill.data import ImageData
@@ -120,7 +120,7 @@ def small(labels: list[int], seed: int, spec: DataSpec | None = None) -> Condens
 
 def test_shares_weigh_each_image_s_loss() -> None:
     parts, shares = [small([0, 1, 2], 0), small([0], 1)], [0.2, 0.8]
-    joined = union(parts, shares)
+    joined = union(parts, [torch.full((len(part),), share / len(part)) for part, share in zip(parts, shares, strict=True)])
     logits = torch.randn((4, 3), generator=generator(0, "logits"))
     found = F.cross_entropy(logits, joined.labels, reduction="sum") / 4
     each = [0.2 / 3, 0.2 / 3, 0.2 / 3, 0.8]

@@ -17,8 +17,9 @@ import pytest
 from apps.federated import engines, watchdog
 from apps.federated.inline import run_inline
 from apps.federated.messages import settings_of
-from apps.federated.settings import PrivacyRequest, Settings, from_mapping
+from apps.federated.settings import Settings, from_mapping
 from apps.federated.silence import LOG, SILENT
+from apps.federated.tables import PrivacyRequest
 from distill.condensed import CondensedSet
 from scenarios.federated.cells import FLOWER_APP
 from scenarios.federated.node import of_study, written

@@ -15,9 +15,10 @@ from flwr.proto.node_pb2 import Node as NodeProto
 from flwr.proto.runtime_pb2 import PullAppMessagesResponse
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, no_object_id_recompute
 
-from apps.federated import exchange
-from apps.federated.exchange import Exchange, InParts
+from apps.federated import link_readers
+from apps.federated.exchange import Exchange
 from apps.federated.inline import task_identity
+from apps.federated.link_readers import Answer, InParts
 from apps.federated.messages import Error, Message, MetricRecord, RecordDict, record_of
 
 ALL = 1 << 20
@@ -107,7 +108,7 @@ def reply(place: int, arrays: int = 2, size: int = 100, sender: int | None = Non
     return Message(metadata=metadata, content=content)
 
 
-def asked(link: Link, timeout: float = 5.0, most: int = ALL) -> tuple[Exchange, list[exchange.Answer], float]:
+def asked(link: Link, timeout: float = 5.0, most: int = ALL) -> tuple[Exchange, list[Answer], float]:
     made = Exchange(link)
     made.reader = InParts(link)
     made.most = most
@@ -163,7 +164,7 @@ def test_what_is_too_large_is_not_read(parts: int) -> None:
 
 
 def test_too_many_parts_are_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "MAX_PARTS", 20)
+    monkeypatch.setattr(link_readers, "MAX_PARTS", 20)
     link = Link(Upload(reply(0, arrays=30, size=1)), Upload(reply(1)))
     _, answers, _ = asked(link)
     assert "parts; allowed: at most 20" in answers[0].why
@@ -228,13 +229,41 @@ def test_what_comes_late_is_named_in_the_next_exchange_and_is_not_read() -> None
     assert [answer.message is None for answer in answers] == [False, True]
     time.sleep(0.3)
     read = link.bytes
-    made.send_and_receive([], timeout=0.1)
+    made.begin()
     assert [(late.node, late.group) for late in made.late] == [(11, "1")]
     assert 0 < made.late[0].seconds < 5
     assert len(link.confirmed) == 2
     assert link.bytes - read < 3000, "its head only"
-    made.send_and_receive([], timeout=0.1)
+    made.begin()
     assert made.late == []
+
+
+def test_an_answer_that_comes_late_and_is_still_of_use_is_read_to_its_end() -> None:
+    """Its first parts come before the exchange's end, the others in the next one; a third one comes when it is too old."""
+    link = Link(
+        Upload(reply(0)), Upload(reply(1, arrays=5), lambda place, seconds: place < 2 or seconds > 0.5), Upload(reply(2), begins=1.2)
+    )
+    made = Exchange(link)
+    made.reader, made.most, made.keeps = InParts(link), ALL, 1
+
+    def exchanged(*places: int) -> list[Answer]:
+        made.begin()
+        messages = [Message(RecordDict(), dst_node_id=10 + place, message_type="train.condense", group_id="1") for place in places]
+        return made.send_and_receive(messages, timeout=0.3)
+
+    assert sorted((answer.node, answer.status) for answer in exchanged(0, 1, 2)) == [(10, ""), (11, "missing"), (12, "missing")]
+    time.sleep(0.3)
+    link.uploads[3] = None  # of a node that says nothing
+    assert [answer.node for answer in exchanged(3)] == [13]
+    (belated,) = made.belated
+    assert (belated.node, belated.group) == (11, "1")
+    assert belated.message.content["upload"]["a4"].numpy().tolist() == [4.0] * 100
+    assert 0.2 < belated.seconds < 3
+    time.sleep(0.7)
+    exchanged(3)
+    assert made.belated == []
+    assert [(late.node, late.group) for late in made.late] == [(12, "1")]
+    assert len(link.confirmed) == 3
 
 
 def test_messages_that_flower_does_not_take_are_named() -> None:

@@ -15,8 +15,9 @@ from apps.federated.answers import LARGEST_SHARE, believed
 from apps.federated.client_app import client_app
 from apps.federated.inline import run_inline
 from apps.federated.messages import Array, ArrayRecord, Context, Message, RecordDict
-from apps.federated.settings import WEIGHTS, LocalConfig
+from apps.federated.settings import WEIGHTS
 from apps.federated.silence import LOG
+from apps.federated.tables import LocalConfig
 from distill.condensed import CondensedSet
 
 from . import test_private

@@ -1,5 +1,6 @@
 """Bugs of the kinds that audits have found, planted one at a time: each makes a test of this folder fail."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apps.federated import exchange, messages, roster, server_app, strategy, weight_rules
+from apps.federated import accepting, answers, exchange, link_readers, messages, roster, server_app, strategy, weight_rules
 from apps.federated.inline import task_identity
 from apps.federated.roster import Present
 from distill.errors import InputError
@@ -25,12 +26,13 @@ def identity() -> Any:
 
 
 def a_believed_number(patch: Patch) -> None:
-    patch.setattr(strategy.Federation, "_known", lambda self, client, facts: None)
+    real = accepting._accepted
+    patch.setattr(accepting, "_accepted", lambda *args: real(*args[:3], dataclasses.replace(args[3], held=None)))
     steps_as_stated(patch)
 
 
 def a_share_without_bound(patch: Patch) -> None:
-    patch.setattr(strategy, "believed", lambda claims: [claimed for claimed, _ in claims])
+    patch.setattr(answers, "believed", lambda claims: [claimed for claimed, _ in claims])
 
 
 def steps_as_stated(patch: Patch) -> None:
@@ -39,12 +41,12 @@ def steps_as_stated(patch: Patch) -> None:
 
 
 def records_that_nobody_asked_for(patch: Patch) -> None:
-    patch.setattr(strategy, "check_records", lambda *arguments: None)
+    patch.setattr(accepting, "check_records", lambda *arguments: None)
 
 
 def an_answer_of_another_round(patch: Patch) -> None:
     real = messages.whole
-    patch.setattr(strategy, "whole", lambda facts, name, low, high: 0 if name == "round" else real(facts, name, low, high))
+    patch.setattr(accepting, "whole", lambda facts, name, low, high: 0 if name == "round" else real(facts, name, low, high))
 
 
 def batchnorm_counters_as_vectors(patch: Patch) -> None:
@@ -61,8 +63,9 @@ def numbers_that_are_infinite(patch: Patch) -> None:
 
 def an_error_around_combining_ends_the_run(patch: Patch) -> None:
     def aggregate(self: Any, server_round: int, replies: Any) -> Any:
-        accepted = [found for answer in replies if (found := self._accept(self.asked[answer.node], answer)) is not None]
-        self.weights = self.rule.combine(server_round, self.weights, self._sized(accepted))
+        expected = self._expected(server_round)
+        found = [accepting.accept(self.asked[answer.node], answer, self.rule, expected) for answer in replies]
+        self.weights = self.rule.combine(server_round, self.weights, [each for each in found if each is not None])
         return None, None
 
     patch.setattr(strategy.Federation, "aggregate_train", aggregate)
@@ -78,7 +81,7 @@ def matched_by_the_sender(patch: Patch) -> None:
 
 
 def a_deadline_that_parts_do_not_hear_of(patch: Patch) -> None:
-    real = exchange.InParts._parts
+    real = link_readers.InParts._parts
 
     def parts(self: Any, begun: Any, most: int, end: float) -> None:
         patience = time.monotonic() + 3
@@ -86,15 +89,15 @@ def a_deadline_that_parts_do_not_hear_of(patch: Patch) -> None:
             real(self, begun, most, float("inf"))
             time.sleep(0.05)
 
-    patch.setattr(exchange.InParts, "_parts", parts)
+    patch.setattr(link_readers.InParts, "_parts", parts)
 
 
 def sizes_counted_afterwards(patch: Patch) -> None:
-    patch.setattr(exchange.InParts, "_fits", lambda self, response: None)
+    patch.setattr(link_readers.InParts, "_fits", lambda self, response: None)
 
 
 def late_answers_thrown_away(patch: Patch) -> None:
-    patch.setattr(exchange.Exchange, "_late", lambda self, now: None)
+    patch.setattr(exchange.Exchange, "_discard", lambda self, now: None)
 
 
 def the_smaller_node_id_wins(patch: Patch) -> None:

@@ -13,8 +13,9 @@ from apps.federated.client_app import client_app
 from apps.federated.inline import run_inline
 from apps.federated.messages import Context, Message
 from apps.federated.rules import rule_for
-from apps.federated.settings import WEIGHTS, LocalConfig, Settings, from_mapping
+from apps.federated.settings import WEIGHTS, Settings, from_mapping
 from apps.federated.strategy import Federation
+from apps.federated.tables import LocalConfig
 from apps.federated.weight_rules import WEIGHT_RULES
 from distill.augment import augment, strategy
 from distill.data import ImageData

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apps.federated.settings import Settings, UploadConfig, method_config, upload_form
+from apps.federated.settings import Settings, method_config, upload_form
+from apps.federated.tables import UploadConfig
 from apps.federated.wire import Limits, decode, decode_weights, encode, encode_weights, parse_npy, upload_bytes, within_range
 from distill.condensed import CondensedSet
 from distill.decode import Formation, Frequency
