@@ -24,6 +24,7 @@ FIGURES = {  # column: (key in a row of the record, digits)
     "naive_trigger_percent": ("naive", 2),
     "optimised_trigger_percent": ("optimised", 2),
 }
+BOUNDS = ("gaussian_bound", "rates_bound", "one_run_bound", "one_run_gaussian_bound", "size_bound")  # the last: earlier records
 
 
 def kept_rows(folder: Path) -> list[dict[str, str]]:
@@ -46,7 +47,7 @@ def kept_rows(folder: Path) -> list[dict[str, str]]:
                 rows.append(row)
     if "audit" in results:
         found = results["audit"]
-        bounds = {f"{name}_bound": f"{found[f'{name}_bound']:.4f}" for name in ("gaussian", "rates", "one_run", "size")}
+        bounds = {name: f"{found[name]:.4f}" for name in BOUNDS if name in found}
         rows.append({"part": "audit", "set": "canaries", "epsilon": f"{found['claimed_epsilon']:.4f}", **bounds})
     for name, found in results.get("attack", {}).items():
         same = results["same_accuracy"].get(name, {})
@@ -83,8 +84,7 @@ def _flat(row: Results) -> dict[str, str]:
         "distil_seconds",
         "chance_of_closer",
     )
-    bounds = ("gaussian_bound", "rates_bound", "one_run_bound", "size_bound")
-    flat = {name: "" if row.get(name) is None else str(row[name]) for name in (*plain, *bounds)}
+    flat = {name: "" if row.get(name) is None else str(row[name]) for name in (*plain, *BOUNDS)}
     for column, (path, digits) in FIGURES.items():
         value: object = row
         for key in path.split("."):
@@ -97,7 +97,7 @@ def _flat(row: Results) -> dict[str, str]:
 
 PAGE = {  # part: (words, columns of its table)
     "sets": ("Accuracy of networks that learned from each set", ("set", "budget", "epsilon", "releases", "accuracy")),
-    "audit": ("Lower bounds of epsilon by canaries", ("epsilon", "gaussian_bound", "rates_bound", "one_run_bound", "size_bound")),
+    "audit": ("Lower bounds of epsilon by canaries", ("epsilon", *BOUNDS)),
     "attack": (
         "What membership inference finds",
         ("set", "ipc", "accuracy", "advantage_percent", "tpr_at_1_percent_fpr", "lira_tpr_at_1_percent_fpr", "rival"),

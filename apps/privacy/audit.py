@@ -15,8 +15,8 @@ import numpy as np
 import scipy.optimize
 import scipy.stats
 
-from apps.privacy.accounting import gaussian_epsilon
-from apps.privacy.metrics import checked, clopper_pearson
+from apps.privacy.auditing.bounds import gaussian_bound, rates_bound
+from apps.privacy.metrics import checked
 from distill.errors import InputError
 
 MAX_FILE_BYTES = 1 << 30
@@ -34,55 +34,22 @@ class Bounds:
     def __str__(self) -> str:
         return (
             f"epsilon is at least {self.rates:.2f} for any mechanism and at least {self.gaussian:.2f} for a Gaussian one "
-            f"(delta {self.delta:g}, confidence {self.confidence:.1%} each)"
+            f"(delta {self.delta:g}, confidence {self.confidence:.6g} each)"
         )
 
 
 def lower_bounds(in_scores: object, out_scores: object, delta: float = 1e-5, confidence: float = 0.95) -> Bounds:
-    """From independent runs with (n,) and without (m,) a canary; a higher score means "in". The threshold is chosen on every second run.
+    """From independent runs with (n,) and without (m,) a canary; a higher score means "in".
 
-    ``rates``: max of log((TPR - delta) / FPR) and log((TNR - delta) / FNR) at the ends of Clopper-Pearson intervals. ``gaussian``: mu of
-    Gaussian differential privacy, Phi^-1(TPR) - Phi^-1(FPR), turned into epsilon (Nasr et al., 2023): much tighter where it applies.
+    ``rates``: max of log((TPR - delta) / FPR) and log((TNR - delta) / FNR). ``gaussian``: mu of Gaussian differential privacy,
+    Phi^-1(TPR) - Phi^-1(FPR), turned into epsilon (Nasr et al., 2023): much tighter where it applies. Both are the largest over
+    thresholds at ranks that are fixed in advance, with all ends of intervals valid together (`apps.privacy.auditing.bounds`).
     """
     inside, outside = checked(in_scores, "in_scores"), checked(out_scores, "out_scores")
     if not (0 < confidence < 1 and 0 < delta < 1):
         raise InputError(f"delta {delta} and confidence {confidence}; allowed: numbers between 0 and 1.")
     alpha = 1 - confidence
-    chosen = _gaussian_threshold(inside[::2], outside[::2], alpha)
-    mu = _mu(inside[1::2], outside[1::2], chosen, alpha)
-    cut = _rates_threshold(inside[::2], outside[::2], delta, alpha)
-    return Bounds(gaussian_epsilon(max(mu, 0.0), delta), _rates(inside[1::2], outside[1::2], cut, delta, alpha), delta, confidence)
-
-
-def _ends(inside: np.ndarray, outside: np.ndarray, threshold: float, alpha: float) -> tuple[float, float, float, float]:
-    """(lowest TPR, highest FPR, lowest TNR, highest FNR); every one is wrong with probability at most alpha / 2."""
-    hit = clopper_pearson(int((inside >= threshold).sum()), len(inside), alpha)
-    false = clopper_pearson(int((outside >= threshold).sum()), len(outside), alpha)
-    return hit[0], false[1], 1 - false[1], 1 - hit[0]
-
-
-def _mu(inside: np.ndarray, outside: np.ndarray, threshold: float, alpha: float) -> float:
-    low, high, _, _ = _ends(inside, outside, threshold, alpha)
-    return float(scipy.stats.norm.ppf(low) - scipy.stats.norm.ppf(high))
-
-
-def _rates(inside: np.ndarray, outside: np.ndarray, threshold: float, delta: float, alpha: float) -> float:
-    low, high, none, missed = _ends(inside, outside, threshold, alpha)
-    values = [np.log((rate - delta) / other) for rate, other in ((low, high), (none, missed)) if rate > delta and other > 0]
-    return float(max([0.0, *values]))
-
-
-def _candidates(inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
-    thresholds: np.ndarray = np.quantile(np.concatenate([inside, outside]), np.linspace(0, 1, 81))
-    return thresholds
-
-
-def _gaussian_threshold(inside: np.ndarray, outside: np.ndarray, alpha: float) -> float:
-    return float(max(_candidates(inside, outside), key=lambda t: _mu(inside, outside, t, alpha)))
-
-
-def _rates_threshold(inside: np.ndarray, outside: np.ndarray, delta: float, alpha: float) -> float:
-    return float(max(_candidates(inside, outside), key=lambda t: _rates(inside, outside, t, delta, alpha)))
+    return Bounds(gaussian_bound(inside, outside, delta, alpha), rates_bound(inside, outside, delta, alpha), delta, confidence)
 
 
 def one_run_bound(right: int, guesses: int, canaries: int, delta: float = 1e-5, confidence: float = 0.95) -> float:
@@ -164,7 +131,7 @@ def main(arguments: list[str]) -> int:
         inside, outside = read_scores(options.scores)
         if options.one_run:
             bound = one_run_epsilon(inside, outside, options.delta, options.confidence)
-            meaning = f"for any mechanism, from one run (delta {options.delta:g}, confidence {options.confidence:.1%})"
+            meaning = f"for any mechanism, from one run (delta {options.delta:g}, confidence {options.confidence:.6g})"
             text = f"epsilon is at least {bound:.2f} {meaning}"
         else:
             runs = lower_bounds(inside, outside, options.delta, options.confidence)

@@ -1,53 +1,81 @@
-"""White-box canaries: rows of exactly the clipping norm in orthogonal directions, included by a coin and looked for in a release.
+"""The audit of the installed mechanism: its noise, what one example changes, its ledger, and white-box canaries with bounds of epsilon.
 
-They audit the real code path of `PrivateStatistics` (clipping, sums, noise, sampling, kept releases, the account) in seconds. A planted
-bug that a test of the finished set could never see, such as noise of half the size, stands out here.
+All of it asks `PrivateStatistics` as methods do and takes seconds. It examines the code that runs here and nothing else: a set from
+another party may have been made by other code (`apps.privacy.auditing.evidence` is for sets). Canaries are rows of the clipping norm in
+orthogonal directions, included by a coin and looked for in a release; at small budgets they alone would find large faults only.
 """
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import scipy.stats
 import torch
 from torch import Tensor
 
-from apps.privacy.accounting import spent
+from apps.privacy.accounting import gaussian_delta, spent
 from apps.privacy.audit import Bounds, guess, lower_bounds, one_run_bound
+from apps.privacy.auditing.bounds import one_run_gaussian
+from apps.privacy.auditing.checks import Check, attempted, certain
+from apps.privacy.auditing.noise import noise_checks
+from apps.privacy.auditing.questions import CLASSES, RELEASED, Make, turned
+from apps.privacy.auditing.sensitivity import ledger_check, sensitivity_checks
 from apps.privacy.private_statistics import PrivateStatistics
 from distill.data import ImageData, Split
 from distill.randomness import generator
 from distill.spec import DataSpec
 
-SIDE = 48  # a canary image's pixels are its row: 2304 directions
-ASKED = 8  # the same question again and again: an answer with new noise each time would average out
-
-# PrivateStatistics, or what a test plants in its place.
-Make = Callable[..., PrivateStatistics]
+SIDE, SMALL = 48, 20  # a canary image's pixels are its row: 2304 directions, and 400 where only the sampling is asked for
+REPEATS = 4  # the same question again: an answer with new noise each time would average out
+CLIP = 0.5
+CHANCE = 14  # bounds (4) and checks (10) in which chance has a part; they share the error that is allowed
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What canaries say about a release (with all the data, so that the Gaussian bound applies) beside what the account says."""
+    """What was found in the installed mechanism, and what the account says.
+
+    Attributes:
+        claimed: epsilon of the account for the canaries' release of all the data, to which the Gaussian bounds apply.
+        bounds: lower bounds of epsilon from the canaries as separate runs.
+        one_run: the same from their coins as one run, for any mechanism.
+        one_run_gaussian: from one run, for a Gaussian mechanism.
+        checks: of noise, sampling, sensitivity, ledger and account.
+        runs: number of canaries.
+        confidence: of all checks and bounds together: a correct mechanism is contradicted with the remaining probability.
+    """
 
     claimed: float
     bounds: Bounds
     one_run: float
-    size_bound: float
-    sampling_p: float
+    one_run_gaussian: float
+    checks: tuple[Check, ...]
     runs: int
+    confidence: float
+
+    @property
+    def highest(self) -> float:
+        """The largest of the lower bounds."""
+        return max(self.bounds.gaussian, self.bounds.rates, self.one_run, self.one_run_gaussian)
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        """The checks that contradict the mechanism."""
+        return tuple(check for check in self.checks if check.fails((1 - self.confidence) / CHANCE))
 
     @property
     def holds(self) -> bool:
-        """False where the mechanism gives more away than the account says: a bug, up to the bounds' confidence."""
-        highest = max(self.bounds.gaussian, self.bounds.rates, self.one_run, self.size_bound)
-        return highest <= self.claimed and self.sampling_p >= 1 - self.bounds.confidence
+        """False where the mechanism gives more away than the account says: a bug, up to the confidence."""
+        return self.highest <= self.claimed and not self.failed
 
     def __str__(self) -> str:
         verdict = "no contradiction" if self.holds else "CONTRADICTION: the guarantee does not hold"
+        found = "; ".join(map(str, self.failed)) or f"{len(self.checks)} checks of noise, sampling, sensitivity and ledger passed"
         return (
-            f"account: epsilon {self.claimed:.2f}; canaries: {self.bounds}; one run: at least {self.one_run:.2f}; from the size of the "
-            f"noise: at least {self.size_bound:.2f}; Poisson sampling: p = {self.sampling_p:.3g}; {verdict}"
+            f"installed mechanism, account: epsilon {self.claimed:.2f}; canaries: {self.bounds}; one run: at least {self.one_run:.2f}, "
+            f"Gaussian {self.one_run_gaussian:.2f}; {found}; {verdict}"
         )
 
     def as_dict(self) -> dict[str, object]:
@@ -56,9 +84,10 @@ class Audit:
             "gaussian_bound": self.bounds.gaussian,
             "rates_bound": self.bounds.rates,
             "one_run_bound": self.one_run,
-            "size_bound": self.size_bound,
-            "sampling_p": self.sampling_p,
-            "confidence": self.bounds.confidence,
+            "one_run_gaussian_bound": self.one_run_gaussian,
+            "checks": {check.name: check.p for check in self.checks},
+            "failed": [str(check) for check in self.failed],
+            "confidence": self.confidence,
             "runs": self.runs,
             "holds": self.holds,
         }
@@ -67,72 +96,119 @@ class Audit:
 def audit(
     make: Make = PrivateStatistics, epsilon: float = 4.0, delta: float = 1e-5, runs: int = 2000, confidence: float = 0.999, seed: int = 0
 ) -> Audit:
-    """All audits of one mechanism; ``runs`` (up to 2304) canaries in one release, an eighth as many small releases for the noise's size."""
-    claimed, bounds, one_run = _directions(make, epsilon, delta, runs, confidence, seed)
-    return Audit(claimed, bounds, one_run, _size(make, epsilon, delta, runs // 8, confidence), _sampling(make, delta), runs)
+    """All checks of one mechanism.
+
+    Args:
+        make: makes its statistics, as `PrivateStatistics`.
+        epsilon: the budget of the releases.
+        delta: that of the releases.
+        runs: number of canaries, up to 2304.
+        confidence: of everything together, see `Audit`.
+        seed: of the canaries' coins; noise and masks are the mechanism's.
+    """
+    found = audit_of_chance(make, epsilon, delta, runs, confidence, seed)
+    with tempfile.TemporaryDirectory() as folder:
+        certain_ones = [
+            *sensitivity_checks(make),
+            attempted("ledger", lambda: ledger_check(make, Path(folder) / "ledger", epsilon, delta)),
+            attempted("account", lambda: _account(make, epsilon, delta)),
+        ]
+    checks = (*found.checks, *certain_ones)
+    return Audit(found.claimed, found.bounds, found.one_run, found.one_run_gaussian, checks, runs, confidence)
 
 
-def canary_data(directions: Tensor) -> ImageData:
-    """Images (n, 1, 48, 48) of one class; image i has the value 1 (normalised) at pixel ``directions[i]`` (n,) and 0 elsewhere."""
-    spec = DataSpec("canaries", 1, SIDE, SIDE, ("canary", "other"), (0.5,), (0.5,), "given", "given")
-    images = torch.full((len(directions), 1, SIDE, SIDE), 0.5)
+def audit_of_chance(make: Make, epsilon: float, delta: float, runs: int, confidence: float, seed: int) -> Audit:
+    """The part of `audit` in which chance has a part: noise, sampling and canaries."""
+    scores, coins, claimed = _canaries(make, epsilon, delta, runs, seed)
+    each = 1 - (1 - confidence) / CHANCE
+    bounds = lower_bounds(scores[coins], scores[~coins], delta, each)
+    guesses = max(10, runs // 5)
+    right = guess(scores, coins, guesses)
+    one_run = one_run_bound(right, guesses, runs, delta, each), one_run_gaussian(right, guesses, runs, delta, each)
+    checks = (*noise_checks(make, epsilon, delta), attempted("sampling", lambda: _sampling(make, delta)))
+    return Audit(claimed, bounds, *one_run, checks, runs, confidence)
+
+
+def canary_data(directions: Tensor, labels: Tensor, side: int = SIDE) -> ImageData:
+    """Images (n, 1, side, side); image i has the value 1 (normalised) at pixel ``directions[i]`` (n,) and 0 elsewhere."""
+    spec = DataSpec("canaries", 1, side, side, CLASSES, (0.5,), (0.5,), "given", "given")
+    images = torch.full((len(directions), 1, side, side), 0.5)
     images.flatten(1)[torch.arange(len(directions)), directions] = 1.0
     none = Split(images[:0], torch.zeros(0, dtype=torch.int64))
-    return ImageData(spec, Split(images, torch.zeros(len(directions), dtype=torch.int64)), none, none)
+    return ImageData(spec, Split(images, labels), none, none)
 
 
-def _ask(statistics: PrivateStatistics, scale: Tensor | float = 1.0, batch: int = 1) -> Tensor:
-    """(D,): the class's released mean of flattened images times ``scale``, through the door that methods use."""
-    return statistics.class_means(lambda images: images.flatten(1) * scale, batch, None, generator(0, "audit"))[0]
+def _canaries(make: Make, epsilon: float, delta: float, runs: int, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """Scores (runs,) and coins (runs,) of one release, and epsilon of its account.
 
-
-def _directions(make: Make, epsilon: float, delta: float, runs: int, confidence: float, seed: int) -> tuple[float, Bounds, float]:
-    """One release over ``runs`` canaries, each in by a coin, scored by the release along its own direction.
-
-    Directions are orthogonal and their noise independent, so each canary is a separate run. Every second canary's row is three times
-    as long as the clip: a missing clip shows.
+    Canaries are of three classes, each augmented in its own way, in by a coin, and scored by the release along their own direction.
+    Directions are orthogonal and their noise independent, so each canary is a separate run. Every row is longer than the clip, every
+    second one six times as long: a missing clip shows.
     """
     coins = np.random.default_rng(seed).random(runs) < 0.5
-    data = canary_data(torch.from_numpy(coins.nonzero()[0]))
-    statistics = make(data, epsilon, delta, releases=1, sample_rate=1.0, population=runs, clip=1.0)
+    labels = torch.arange(runs) % len(RELEASED)
+    inside = torch.from_numpy(coins.nonzero()[0])
+    statistics = make(
+        canary_data(inside, labels[inside]), epsilon, delta, releases=1, sample_rate=1.0, population=runs, clip=CLIP, classes=RELEASED
+    )
     scale = 1.0 + 2.0 * (torch.arange(SIDE * SIDE) % 2)
-    scores = torch.stack([_ask(statistics, scale) for _ in range(ASKED)]).mean(0)[:runs].double().numpy()
-    claimed = spent(statistics.history, delta).epsilon
-    guesses = max(10, runs // 5)
-    one_run = one_run_bound(guess(scores, coins, guesses), guesses, runs, delta, confidence)
-    return claimed, lower_bounds(scores[coins], scores[~coins], delta, confidence), one_run
+
+    def answer() -> Tensor:
+        return statistics.class_means(lambda images: images.flatten(1) * scale, 1, turned, generator(0, "audit"))
+
+    released = torch.stack([answer() for _ in range(REPEATS)]).mean(0).view(len(RELEASED), 1, SIDE, SIDE)
+    upright = torch.stack([torch.rot90(part, -(position + 1), (1, 2)) for position, part in enumerate(released)]).flatten(1)
+    scores = upright[labels, torch.arange(runs)].double().numpy()
+    return scores, coins, spent(statistics.history, delta).epsilon
 
 
-def _size(make: Make, epsilon: float, delta: float, runs: int, confidence: float) -> float:
-    """Lower bound of epsilon from the release's size alone: dividing by a private number of examples scales the noise.
-
-    Each of ``runs`` small releases has 20 examples without any content, and a 21st in every second one.
-    """
-    scores: list[list[float]] = [[], []]
-    for run in range(runs):
-        data = canary_data(torch.zeros(20 + run % 2, dtype=torch.int64))
-        statistics = make(data, epsilon, delta, releases=1, sample_rate=1.0, population=20, clip=1.0)
-        scores[run % 2].append(-float(_ask(statistics, 0.0).double().square().sum().clamp_min(1e-300).log()))
-    bounds = lower_bounds(scores[1], scores[0], delta, confidence)
-    return max(bounds.gaussian, bounds.rates)
+def _scaled(statistics: PrivateStatistics, scale: float) -> Tensor:
+    """(K, D): released means of the images' pixels times ``scale``."""
+    return statistics.class_means(lambda images: scale * images.flatten(1), 1, None, generator(0, "audit"))
 
 
-def _sampling(make: Make, delta: float, count: int = 400, rate: float = 0.25, releases: int = 40) -> float:
-    """p-value of Poisson sampling: with hardly any noise, rows of their own show who was in each release.
+def _sampling(make: Make, delta: float, rate: float = 0.25, releases: int = 40) -> Check:
+    """Poisson sampling at the account's rate: with hardly any noise, rows of their own show who was in each release.
 
     Batches of a fixed size vary too little from release to release; shuffled passes vary too little from example to example.
     """
-    data = canary_data(torch.arange(count))
-    statistics = make(data, 1e7, delta, releases=releases, sample_rate=rate, population=count, clip=1.0)
+    count = SMALL * SMALL
+    data = canary_data(torch.arange(count), torch.zeros(count, dtype=torch.int64), SMALL)
+    options = {"releases": releases, "sample_rate": rate, "population": count, "clip": CLIP, "classes": RELEASED}
+    statistics = make(data, 1e7, delta, **options)
     statistics._plan = statistics._planned(1)._replace(noise_multiplier=1e-3)
     seen = []
     for number in range(releases):
-        scale = torch.ones(SIDE * SIDE)
-        scale[-1] = number + 2.0  # another question, the same for every canary
-        seen.append((_ask(statistics, scale)[:count] * rate * count / 2 > 0.5).double().numpy())
+        means = _scaled(statistics, 1.0 + number / releases)[0]  # another question, the same for every canary
+        seen.append((means * rate * count / len(RELEASED) > CLIP / 2).double().numpy())
+    history = statistics.history
+    stated = history[0].sample_rate if history else 0.0
+    if sum(step.times for step in history) != releases or not 0 < stated < 1:
+        made = f"{sum(step.times for step in history)} releases at rate {stated:g}"
+        return Check("sampling", 0.0, f"the account has {made}, and {releases} at rate {rate:g} were asked for")
     masks = np.stack(seen)
-    spread = rate * (1 - rate)
-    by_release = ((masks.sum(1) - count * rate) ** 2).sum() / (count * spread)
-    by_example = ((masks.sum(0) - releases * rate) ** 2).sum() / (releases * spread)
-    tails = [scipy.stats.chi2.cdf(by_release, releases), scipy.stats.chi2.cdf(by_example, count)]
-    return float(min(1.0, 4 * min(min(tail, 1 - tail) for tail in tails)))
+    spread = stated * (1 - stated)
+    by_release = ((masks.sum(1) - count * stated) ** 2).sum() / (count * spread)
+    by_example = ((masks.sum(0) - releases * stated) ** 2).sum() / (releases * spread)
+    laws = (scipy.stats.chi2(releases), by_release), (scipy.stats.chi2(count), by_example)
+    tails = [float(tail) for law, value in laws for tail in (law.cdf(value), law.sf(value))]
+    words = f"{masks.mean():.4f} of the examples in a release, stated {stated:g}"
+    return Check("sampling", min(1.0, 4 * min(tails)), words)
+
+
+def _account(make: Make, epsilon: float, delta: float) -> Check:
+    """The stated epsilon, computed again from the history of releases of all the data, and within the budget."""
+    data = canary_data(torch.arange(4), torch.zeros(4, dtype=torch.int64), SMALL)
+    statistics = make(data, epsilon, delta, releases=3, sample_rate=1.0, population=4, clip=CLIP, classes=RELEASED)
+    for number in range(1, 4):
+        _scaled(statistics, float(number))
+    stated = float(str(statistics.privacy["epsilon"]))
+    mu = sum(step.times / step.noise_multiplier**2 for step in statistics.history) ** 0.5
+    return certain("account", list(_accounted(stated, epsilon, delta, mu)), f"epsilon {stated:.4f} of a budget of {epsilon:g}")
+
+
+def _accounted(stated: float, epsilon: float, delta: float, mu: float) -> Iterator[str]:
+    if not mu > 0 or gaussian_delta(stated, mu) > delta * (1 + 1e-6):
+        yield f"epsilon {stated:.4f} is stated, which is too small for the history of releases"
+    if stated > epsilon * (1 + 1e-6):
+        yield f"epsilon {stated:.4f} was spent of a budget of {epsilon:g}"

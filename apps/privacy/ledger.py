@@ -152,7 +152,9 @@ class Ledger:
                 self._write()
             return self.plan
 
-    def record(self, key: str, released: Tensor, noise: float, rate: float, times: int = 1, name: str | None = None) -> None:
+    def record(
+        self, key: str, released: Tensor, noise: float, rate: float, times: int = 1, name: str | None = None, *, norm: float | None = None
+    ) -> None:
         """Keep a release and count it. It is on the disk before it is returned, and a file on the disk is counted.
 
         Args:
@@ -162,6 +164,7 @@ class Ledger:
             rate: sampling rate.
             times: number of steps of the accountant.
             name: of a separate file for `read` (an expert's weights); None: a release for `find`.
+            norm: that the rows of a release were clipped to, which is public: with it everyone can examine the noise.
         """
         with self.locked(), held_back():  # a Ctrl-C between the two files would leave this object without what the folder has
             if self.folder is not None:
@@ -170,6 +173,7 @@ class Ledger:
                     raise InputError(f"{file}: is there already; start in another folder.")
                 steps, place = [noise, rate, times], sum(step.times for step in self._history)
                 facts = {"key": key, "steps": json.dumps(steps), "before": str(place), "account": self.account}
+                facts |= {} if norm is None else {"norm": repr(float(norm))}
                 write_whole(file, safetensors.torch.save({"released": released.cpu().contiguous()}, facts))
                 self._files.add(file.name)
             self._history = accounting.add(self._history, noise, rate, times)

@@ -260,7 +260,7 @@ class PrivateStatistics:
             self.check_budget(plan)
             mask, noise = self.sample(plan.sample_rate), plan.noise_multiplier
             released = noised_sums(self._data, self._classes, mask, noise, norm, rows, length=length, slots=slots, entropy=self._entropy)
-            self._ledger.record(key, released, noise, plan.sample_rate)
+            self._ledger.record(key, released, noise, plan.sample_rate, norm=norm)
             return released
 
     def sample(self, rate: float) -> Tensor:

@@ -32,7 +32,7 @@ def headline(stages: Results) -> Results:
             figures[figure].setdefault(name, {})[of] = row
         if "audit" in entry["results"]:
             audit = entry["results"]["audit"]
-            bounds = [audit[key] for key in ("gaussian_bound", "rates_bound", "one_run_bound", "size_bound")]
+            bounds = [value for key, value in audit.items() if key.endswith("_bound")]
             part = {"claimed_epsilon": audit["claimed_epsilon"], "found_epsilon": max(bounds), "holds": audit["holds"]}
             figures.setdefault("audit", {})[name] = part
         if "ceiling" in entry["results"]:
@@ -112,7 +112,8 @@ def answer(record: Record) -> str:
         if audit := results.get("audit", {}).get(stage):
             verdict = "no contradiction, which proves nothing more" if audit["holds"] else "a contradiction"
             parts.append(
-                f"canaries find at least epsilon {audit['found_epsilon']:.2f} of a claimed {audit['claimed_epsilon']:.2f}, {verdict}"
+                f"canaries find at least epsilon {audit['found_epsilon']:.2f} of a claimed {audit['claimed_epsilon']:.2f} in the installed "
+                f"code, {verdict}"
             )
         lines += [f"{stage}: {'; '.join(parts)}."] if parts else []
     stated = (results.get("public") or {}).get("statement")

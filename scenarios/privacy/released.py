@@ -2,7 +2,8 @@
 
 Members are the training images that the set was made from, others the held-out ones; chance alone divided them. Each arm's networks are
 attacked by their loss (Yeom et al., CSF 2018): those trained on the released set, on as many random members, and on all members; beside
-them stands the distance of a point to the nearest released image. The audit puts canaries into the mechanism behind the set.
+them stands the distance of a point to the nearest released image. The audit examines the installed mechanism at the epsilon that the set
+states, and says nothing about the code that made a set from elsewhere.
 """
 
 import dataclasses
@@ -140,7 +141,7 @@ def _audit(table: AuditTable, given: Given, run: Run) -> None:
     start = time.monotonic()
     result = audit(epsilon=epsilon, delta=delta, runs=table.runs, confidence=table.confidence, seed=run.options.seed)
     run.results["audit"] = {**result.as_dict(), "seconds": time.monotonic() - start}
-    run.say(f"audit: {result}")
+    run.say(f"audit of the installed code, not of the code that made the set: {result}")
     if not result.holds:
         raise AssertionError(f"the mechanism reveals more than its account states: {result}")
 
@@ -234,7 +235,7 @@ def draw(folder: Path, record: Record) -> Iterator[tuple[str, Drawing]]:
 
 def question(config: Config) -> str:
     """The stage's question in a sentence."""
-    parts = ["Does the mechanism behind the released set keep its promise?"] if config.get("audit") else []
+    parts = ["Does the installed mechanism keep its promise at the epsilon that the set states?"] if config.get("audit") else []
     if config.get("attack"):
         parts.append(f"Whom does membership inference find in networks trained on: {series(config['attack']['arms'])}?")
     return " ".join(parts)
@@ -243,7 +244,7 @@ def question(config: Config) -> str:
 def missing(record: Record, config: Config) -> list[str]:
     """What a reader could miss."""
     results, sentences = record["results"], []
-    for part, words in (("audit", "The mechanism was not audited"), ("attack", "The released set was not attacked")):
+    for part, words in (("audit", "The installed mechanism was not audited"), ("attack", "The released set was not attacked")):
         if config.get(part) is None:
             sentences.append(f"{words}: the stage has no [{part}] table.")
         elif part not in results:

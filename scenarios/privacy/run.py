@@ -1,8 +1,8 @@
 """The study of kind "privacy": private condensed sets and what they cost, an audit of the mechanism, and attacks on what was trained.
 
-Five parts, each there when its table is: [privacy] with [method] and [evaluation] makes and judges private sets; [audit] looks for
-canaries in the mechanism's own releases and fails when they say more than the account; [attack] asks whom membership inference finds;
-[visual] asks whether sets look like their training images; [poisoning] whether planted triggers survive condensation.
+Five parts, each there when its table is: [privacy] with [method] and [evaluation] makes and judges private sets; [audit] examines the
+installed mechanism and fails when it gives more away than the account says; [attack] asks whom membership inference finds; [visual] asks
+whether sets look like their training images; [poisoning] whether planted triggers survive condensation.
 """
 
 import time

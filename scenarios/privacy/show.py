@@ -17,6 +17,7 @@ from scenarios.privacy.attack import cell
 from scenarios.reporting.text import few, other_split, series, shown
 
 MAX_CURVES = 8
+BOUNDS = ("gaussian_bound", "rates_bound", "one_run_bound", "one_run_gaussian_bound", "size_bound")  # the last: earlier records
 
 
 def draw(folder: Path, record: Record) -> Iterator[tuple[str, Drawing]]:
@@ -87,9 +88,12 @@ def answer(record: Record) -> str:
         parts.append(f"All sets and releases of the {several} together: {results['public']['guarantee']}")
     audit = results.get("audit")
     if audit:
-        highest = max(audit["gaussian_bound"], audit["rates_bound"], audit["one_run_bound"], audit["size_bound"])
+        highest = max(audit[name] for name in BOUNDS if name in audit)
         verdict = "contradict the account" if not audit["holds"] else "do not contradict it, which proves nothing more"
-        parts.append(f"The account says epsilon {audit['claimed_epsilon']:.2f}, canaries find at least {highest:.2f}: they {verdict}.")
+        found = f"canaries find at least {highest:.2f}"
+        if "checks" in audit:
+            found += f", and {len(audit['checks'])} checks examined the installed code's noise, sampling, sensitivity and ledger"
+        parts.append(f"The account says epsilon {audit['claimed_epsilon']:.2f}, {found}: they {verdict}.")
     if results.get("attack"):
         text = ", ".join(f"{arm} {cell(row['advantage_percent'], 2)} %" for arm, row in results["attack"].items())
         parts.append(f"Loss-based membership advantage: {text}; an advantage near 0 is no proof of privacy.")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import scipy.stats
 import torch
 from torch import Tensor
@@ -12,11 +13,14 @@ from torch import Tensor
 import apps.privacy.release as room
 from apps.privacy.accounting import gaussian_epsilon
 from apps.privacy.audit import guess, lower_bounds, main, one_run_bound, one_run_epsilon
-from apps.privacy.canaries import audit
+from apps.privacy.auditing.bounds import gaussian_bound, one_run_gaussian, rates_bound
+from apps.privacy.auditing.noise import noise_checks
+from apps.privacy.canaries import CHANCE, audit
 from apps.privacy.entropy import SystemEntropy
 from apps.privacy.ledger import Ledger
 from apps.privacy.private_statistics import PrivateStatistics
 from distill.errors import InputError
+from tests.apps.privacy.test_planted import FOUND_BY, plant
 
 pytest.importorskip("opacus")
 
@@ -41,6 +45,10 @@ def louder(factor: float) -> type[SystemEntropy]:
 
 class HalfNoise(Planted):
     entropy = louder(0.5)
+
+
+class NineTenths(Planted):
+    entropy = louder(0.9)
 
 
 class NoNoise(Planted):
@@ -101,12 +109,64 @@ class ShuffledBatches(Planted):
     entropy = Shuffled
 
 
-PLANTED = [HalfNoise, NoNoise, NoiseOverBatch, RealisedBatch, RenewedNoise, FixedBatches, ShuffledBatches]
+class ForgottenRate(PrivateStatistics):
+    """Twice as many examples in a release as the account states."""
+
+    def sample(self, rate: float) -> Tensor:
+        return super().sample(2 * rate)
+
+
+class CleanFiles(PrivateStatistics):
+    """Writes the sums without noise into the ledger's files."""
+
+    def release(self, key: str, plan: room.Plan, norm: float, rows: room.Rows, length: int, slots: int = 1) -> Tensor:
+        found = super().release(key, plan, norm, rows, length, slots)
+        for file in sorted(self._ledger.folder.glob("release-*"))[-1:] if self._ledger.folder else ():
+            with safetensors.safe_open(file, "pt") as opened:
+                facts = opened.metadata()
+            mask = torch.ones(len(self._data.train), dtype=torch.bool)
+            clean = room.noised_sums(self._data, self._classes, mask, 0.0, norm, rows, length=length, slots=slots, entropy=self._entropy)
+            safetensors.torch.save_file({"released": clean.contiguous()}, file, facts)
+        return found
+
+
+class SumsBesideTheRelease(PrivateStatistics):
+    """Keeps another file with the same sums in the ledger's folder."""
+
+    def release(self, key: str, plan: room.Plan, *args: object, **named: object) -> Tensor:
+        found = super().release(key, plan, *args, **named)  # type: ignore[arg-type]
+        if self._ledger.folder:
+            np.save(self._ledger.folder / "sums.npy", found.numpy())
+        return found
+
+
+class HalfTheEpsilon(PrivateStatistics):
+    """States less than it spends."""
+
+    @property
+    def privacy(self) -> dict[str, object]:
+        stated = super().privacy
+        return {**stated, "epsilon": 0.5 * float(str(stated["epsilon"]))}
+
+
+class Laplacian(Planted):
+    """Noise of the right variance and another distribution."""
+
+    class entropy(SystemEntropy):
+        def normal(self, shape: tuple[int, ...]) -> np.ndarray:
+            uniform = self.uniform(int(np.prod(shape))) - 0.5
+            return (-np.sign(uniform) * np.log1p(-2 * np.abs(uniform)) / 2**0.5).reshape(shape)
+
+
+PLANTED = [
+    *(HalfNoise, NineTenths, ForgottenRate, CleanFiles, SumsBesideTheRelease, HalfTheEpsilon, Laplacian),
+    *(NoNoise, NoiseOverBatch, RealisedBatch, RenewedNoise, FixedBatches, ShuffledBatches),
+]
 
 
 @pytest.mark.parametrize("bug", PLANTED, ids=lambda bug: bug.__name__)
 def test_every_planted_bug_is_found(bug: type[PrivateStatistics]) -> None:
-    found = audit(bug)
+    found = audit(bug, epsilon=1.0)
     assert not found.holds, str(found)
     assert "CONTRADICTION" in str(found)
 
@@ -114,15 +174,41 @@ def test_every_planted_bug_is_found(bug: type[PrivateStatistics]) -> None:
 @pytest.mark.parametrize("how", ["none", "batch", "layer"])
 def test_missing_or_wrong_clipping_is_found(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def whole_batch(rows: Tensor, norm: float) -> Tensor:
+        rows = torch.nan_to_num(rows)
         return rows * min(1.0, norm / (float(rows.sum(0).norm() / len(rows)) + 1e-9))
 
     def by_part(rows: Tensor, norm: float) -> Tensor:
-        parts = rows.chunk(2, 1)
+        parts = torch.nan_to_num(rows).chunk(2, 1)
         return torch.cat([2 * norm * torch.nn.functional.normalize(part) for part in parts], 1)
 
-    wrong = {"none": lambda rows, norm: rows, "batch": whole_batch, "layer": by_part}[how]
+    wrong = {"none": lambda rows, norm: torch.nan_to_num(rows), "batch": whole_batch, "layer": by_part}[how]
     monkeypatch.setattr(room, "clipped", wrong)
-    assert not audit().holds
+    assert not audit(epsilon=1.0).holds
+
+
+@pytest.mark.parametrize("bug", FOUND_BY)
+def test_a_bug_in_the_code_is_found(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bugs of test_planted.py, which has a check for each; here one audit is to find all of them."""
+    plant(bug, monkeypatch)
+    found = audit(epsilon=1.0, confidence=1 - 1e-6)
+    assert found.failed, str(found)
+
+
+def test_the_audit_counts_what_shares_its_error() -> None:
+    found = audit(epsilon=1.0, confidence=1 - 1e-9)
+    by_chance = [check for check in found.checks if 0 < check.p < 1]
+    assert 8 <= len(by_chance) + 4 <= CHANCE  # a p-value of exactly 1 comes from a Bonferroni correction
+    names = {check.name for check in found.checks}
+    certain = {name for name in names if name.startswith("sensitivity")} | {"ledger", "account"}
+    assert len(names - certain) + 4 == CHANCE
+    assert found.holds
+
+
+def test_p_values_of_a_right_mechanism_are_no_smaller_than_chance() -> None:
+    """Of the noise alone, which is quick: 15 times 9 checks, one of which is below this level in at most 2 % of runs."""
+    smallest = [min(check.p for check in noise_checks(PrivateStatistics, 1.0, 1e-5)) for _ in range(15)]
+    found = sum(p < 0.02 / 9 for p in smallest)
+    assert scipy.stats.binomtest(found, 15, 0.02, "greater").pvalue > 1e-6
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -179,9 +265,47 @@ def test_bounds_of_gaussian_scores_stay_below_the_truth(mu: float) -> None:
 
 
 def test_a_perfect_attack_reaches_the_ceiling_of_its_sample() -> None:
-    """Half of the runs choose the threshold: 500 a side judge, and 4.9 is the most that they can show."""
+    """No false positive among 1000 at one of 12 thresholds in two directions: the rate is below that of 1 - (0.05 / 48) ^ (1 / 1000)."""
     found = lower_bounds(np.ones(1000), np.zeros(1000))
-    assert found.rates == pytest.approx(4.9, abs=0.05)
+    assert found.rates == pytest.approx(-np.log(-np.expm1(np.log(0.05 / 48) / 1000)), abs=0.02)
+
+
+@pytest.mark.parametrize("mu", [0.3, 1.0, 2.0])
+def test_bounds_at_fixed_ranks_hold(mu: float) -> None:
+    """Wrong in at most a tenth of 150 at an error of a tenth, also where scores are equal; and nearer to the truth than a split sample."""
+    draws, truth, above, rounded, found = np.random.default_rng(2), gaussian_epsilon(mu, 1e-5), 0, 0, []
+    for _ in range(150):
+        inside, outside = draws.normal(mu, 1, 400), draws.normal(0, 1, 400)
+        found.append(gaussian_bound(inside, outside, 1e-5, 0.1))
+        above += max(found[-1], rates_bound(inside, outside, 1e-5, 0.1)) > truth
+        rounded += gaussian_bound(inside.round(), outside.round(), 1e-5, 0.1) > truth
+    assert scipy.stats.binomtest(above, 150, 0.2, "greater").pvalue > 1e-3  # two bounds
+    assert scipy.stats.binomtest(rounded, 150, 0.1, "greater").pvalue > 1e-3
+    assert mu < 1 or np.median(found) > 0.6 * truth
+
+
+def test_one_guess_about_one_coin_is_as_good_as_a_normal_number() -> None:
+    """The best guess whether a fair coin moved a normal number by mu is right with probability Phi(mu / 2)."""
+    for chance in (0.6, 0.9, 0.95):
+        bound = one_run_gaussian(1, 1, 1, confidence=1 - chance)
+        assert bound == pytest.approx(gaussian_epsilon(2 * scipy.stats.norm.ppf(chance), 1e-5), rel=1e-3)
+
+
+@pytest.mark.parametrize("mu", [0.3, 1.0])
+def test_the_one_run_bound_of_gaussian_privacy_holds_and_is_tighter(mu: float) -> None:
+    draws, truth, above = np.random.default_rng(3), gaussian_epsilon(mu, 1e-5), 0
+    ours, theirs = [], []
+    for _ in range(100):
+        coins = draws.random(1000) < 0.5
+        right = guess(mu * coins + draws.normal(size=1000), coins, 200)
+        ours.append(one_run_gaussian(right, 200, 1000))
+        theirs.append(one_run_bound(right, 200, 1000))
+        above += ours[-1] > truth
+    assert scipy.stats.binomtest(above, 100, 0.05, "greater").pvalue > 1e-3
+    assert np.mean(ours) > 1.2 * np.mean(theirs) > 0
+    assert one_run_gaussian(100, 200, 1000) == 0.0
+    with pytest.raises(InputError, match="right <= guesses <= canaries"):
+        one_run_gaussian(5, 3, 10)
 
 
 def test_guesses_are_the_ends_of_the_order() -> None:

@@ -291,9 +291,10 @@ def plant(bug: str, patch: pytest.MonkeyPatch) -> None:
 
         patch.setattr(private_statistics, "SystemEntropy", Public)
     elif bug == "account with twice the noise":
-        patch.setattr(Ledger, "record", lambda self, key, made, noise, *rest: record(self, key, made, 2 * noise, *rest))
+        patch.setattr(Ledger, "record", lambda self, key, made, noise, *rest, **named: record(self, key, made, 2 * noise, *rest, **named))
     elif bug == "account with half the rate":
-        patch.setattr(Ledger, "record", lambda self, key, made, noise, rate, *rest: record(self, key, made, noise, rate / 2, *rest))
+        half = lambda self, key, made, noise, rate, *rest, **named: record(self, key, made, noise, rate / 2, *rest, **named)  # noqa: E731
+        patch.setattr(Ledger, "record", half)
     elif bug == "one mask for all releases":
         masks: dict[float, Tensor] = {}
         patch.setattr(PrivateStatistics, "sample", lambda self, rate: masks.setdefault(rate, sample(self, rate)))

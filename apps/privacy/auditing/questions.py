@@ -1,0 +1,120 @@
+"""What the audit asks of private statistics: features, gradients, a k-means start, and experts; and what a release was made of."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from apps.privacy.private_start import private_kmeans
+from apps.privacy.private_statistics import PrivateStatistics
+from apps.privacy.release import Plan, Rows
+from distill.data import ImageData, Split
+from distill.experts import ExpertConfig
+from distill.networks import create
+from distill.randomness import generator
+from distill.spec import DataSpec
+
+SIDE = 16  # of images; features are repeated so that a release of a class has at least 2,304 numbers
+REPEATED = 9
+CLASSES = ("a", "b", "c", "nobody")
+RELEASED = (0, 1, 2)  # the last class is never released: data whose images are all in it make empty releases
+POPULATION, CLIP, NETWORK = 24, 0.5, "ConvNetW32D1"
+START_RELEASES, IPC = 3, 4
+
+# PrivateStatistics, or what a test plants in its place.
+Make = Callable[..., PrivateStatistics]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One release as it passed the door.
+
+    Attributes:
+        key: of its question.
+        norm: that its rows are clipped to.
+        released: the noised sums (K, slots, D), float64.
+        noise: the noise multiplier that the account has for it.
+        others: what was released for the same question by the statistics of other data.
+    """
+
+    key: str
+    norm: float
+    released: Tensor
+    noise: float
+    others: tuple[Tensor, ...] = ()
+
+
+def images_of(labels: list[int], *, broken: int | None = None) -> ImageData:
+    """Different images (n, 1, 16, 16) with these labels; the pixels of image ``broken`` are not numbers."""
+    spec = DataSpec("audit", 1, SIDE, SIDE, CLASSES, (0.5,), (0.5,), "given", "given")
+    images = torch.rand(len(labels), 1, SIDE, SIDE, generator=generator(0, "audit", "images"))
+    if broken is not None:
+        images[broken] = torch.nan
+    none = Split(images[:0], torch.zeros(0, dtype=torch.int64))
+    return ImageData(spec, Split(images, torch.tensor(labels)), none, none)
+
+
+def part_of(data: ImageData, chosen: list[int]) -> ImageData:
+    """The data with these images only."""
+    return ImageData(data.spec, data.train.at(torch.tensor(chosen)), data.validation, data.test)
+
+
+def turned(images: Tensor, position: int) -> Tensor:
+    """An augmentation: one turn for all images of a class."""
+    return torch.rot90(images, position + 1, (2, 3))
+
+
+def features(statistics: PrivateStatistics, number: int) -> Tensor:
+    """(K, D): released features of augmented images, rows longer and shorter than the clip."""
+    return statistics.class_means(lambda images: (0.1 * number) * images.flatten(1).repeat(1, REPEATED), 4, turned, generator(0, "audit"))
+
+
+def gradients(statistics: PrivateStatistics, number: int) -> Tensor:
+    """(K, P): released gradients of augmented images."""
+    network = create(NETWORK, statistics.spec, generator(number, "audit"))
+    return torch.stack(
+        [torch.cat([part.flatten() for part in row]) for row in statistics.class_gradients(network, 4, turned, generator(0, "audit"))]
+    )
+
+
+def start(statistics: PrivateStatistics, number: int) -> None:
+    """A k-means start: class means, then rounds with the sum and the count of each cluster."""
+    private_kmeans(statistics, IPC, seed=number)
+
+
+ANSWERED: dict[str, Callable[[PrivateStatistics, int], Tensor]] = {"features": features, "gradients": gradients}
+ASKED: dict[str, Callable[[PrivateStatistics, int], Tensor | None]] = {**ANSWERED, "start": start}
+
+
+def made(make: Make, data: ImageData, epsilon: float, delta: float, **options: object) -> PrivateStatistics:
+    """Statistics for these questions, with releases of all the data."""
+    settings = {"releases": 8, "sample_rate": 1.0, "start_releases": START_RELEASES, "population": POPULATION, "clip": CLIP, **options}
+    return make(data, epsilon, delta, classes=RELEASED, **settings)
+
+
+def watch(statistics: PrivateStatistics, others: Sequence[PrivateStatistics] = ()) -> list[Seen]:
+    """The list to which every later release of the statistics is added; ``others`` are asked the same at once, as rows may change later."""
+    seen: list[Seen] = []
+    release = statistics.release
+
+    def noted(key: str, plan: Plan, norm: float, rows: Rows, length: int, slots: int = 1) -> Tensor:
+        released = release(key, plan, norm, rows, length, slots)
+        history = statistics.history
+        theirs = tuple(each.release(key, plan, norm, rows, length, slots).double() for each in others)
+        seen.append(Seen(key, norm, released.double(), history[-1].noise_multiplier if history else 0.0, theirs))
+        return released
+
+    setattr(statistics, "release", noted)  # noqa: B010  # of this object only; a plain assignment to a method is no type
+    return seen
+
+
+def trained_once(statistics: PrivateStatistics, experts: int, epochs: int) -> Tensor:
+    """(experts, epochs, P): the change of each expert's weights in each step of DP-SGD with step size 1, times the number of examples.
+
+    Without examples it is minus the noise of that step.
+    """
+    config = ExpertConfig(experts=experts, epochs=epochs, lr=1.0, momentum=0.0, batch_size=POPULATION, network=NETWORK)
+    found = statistics.trajectories(config, NETWORK, progress=False)
+    weights = torch.stack([torch.stack([found.weights(e, t).double() for t in range(epochs + 1)]) for e in range(experts)])
+    return (weights[:, 1:] - weights[:, :-1]) * POPULATION
