@@ -89,6 +89,7 @@ class Unit:
     seed: int
     online: Online | None = None
     teacher: Teacher | None = None
+    returning: Literal["merge", "separate"] = "merge"
 
     @property
     def name(self) -> str:
@@ -114,13 +115,13 @@ class Unit:
             mean=spec.mean,
             std=spec.std,
             settings=self.settings,
+            returning=self.returning,
         )
 
-
-def groups_of(stream: Sequence[ImageData], online: Online | None = None) -> int:
-    """The number of groups that a memory has at the end of this stream."""
-    every = [label for data in stream for label in data.classes]
-    return len(set(every)) if online else len(every)
+    def groups(self, stream: Sequence[ImageData]) -> int:
+        """The number of groups that the memory has at the end of this stream."""
+        every = [label for data in stream for label in data.classes]
+        return len(set(every)) if self.returning == "merge" or self.online else len(every)
 
 
 def fill_memories(unit: Unit, stream: Sequence[ImageData], folder: Path, *, progress: bool | None = None) -> list[Memory]:
@@ -132,7 +133,7 @@ def fill_memories(unit: Unit, stream: Sequence[ImageData], folder: Path, *, prog
         folder: memories that it already has are read; a stopped condensation is continued.
         progress: show a progress bar; None: on terminals.
     """
-    config = unit.config(stream[0].spec, groups_of(stream, unit.online))
+    config = unit.config(stream[0].spec, unit.groups(stream))
     paths = [folder / f"memory-{number}.safetensors" for number in range(len(stream))]
     if not all(path.exists() for path in paths):
         experiences = [experience_tensors(data) for data in stream]
@@ -149,7 +150,7 @@ def fill_memories(unit: Unit, stream: Sequence[ImageData], folder: Path, *, prog
 
 def reservoirs(unit: Unit, stream: Sequence[ImageData]) -> list[CondensedSet]:
     """The reservoir after each experience, as large as the other memories are at the end."""
-    items = unit.budget.per_class(Form(stream[0].spec.shape), unit.storage) * groups_of(stream, unit.online)
+    items = unit.budget.per_class(Form(stream[0].spec.shape), unit.storage) * unit.groups(stream)
     return [reservoir(stream[: number + 1], items, derived_seed(unit.seed, "order", unit.order)) for number in range(len(stream))]
 
 
@@ -244,7 +245,7 @@ def _buffer(unit: Unit, stream: Sequence[ImageData], folder: Path) -> ReplayBuff
     from apps.continual.buffer import CondensedBuffer  # here: it imports Avalanche
     from apps.continual.online_buffer import OnlineCondensedBuffer
 
-    groups = groups_of(stream, unit.online)
+    groups = unit.groups(stream)
     if unit.method == RESERVOIR:
         items = unit.budget.per_class(Form(stream[0].spec.shape), unit.storage) * groups
         reservoir_buffer: ReplayBuffer = avalanche("avalanche.training.storage_policy").ReservoirSamplingBuffer(items)
@@ -259,7 +260,7 @@ def _buffer(unit: Unit, stream: Sequence[ImageData], folder: Path) -> ReplayBuff
     config = unit.config(stream[0].spec, groups)
     assert config.items is not None
     options: dict[str, Any] = {"per_class": config.per_class, "storage": config.storage, "seed": config.seed, "progress": False}
-    options |= {"data_name": config.name, "mean": config.mean, "std": config.std, **config.settings}
+    options |= {"data_name": config.name, "mean": config.mean, "std": config.std, "returning": unit.returning, **config.settings}
     if unit.online is not None:
         return OnlineCondensedBuffer(config.items, config.method, queue=unit.online.queue, every=unit.online.every, **options)
     # The folder already has the memories, which do not depend on the strategy: they are read, not condensed again.

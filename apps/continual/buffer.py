@@ -6,7 +6,7 @@ would silently replay nothing, an `InputError` is raised.
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -50,6 +50,8 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
         data_name: name of the data set, which decides the augmentation (digits are not flipped).
         mean: of the stream's normalisation, per channel; see `MemoryConfig`.
         std: likewise, the standard deviation.
+        returning: "merge": a class that comes back (in another domain, or again) is merged into its exemplars, which count as the images
+            that they stand for; "separate": it gets further exemplars.
         settings: of the method.
 
     Raises:
@@ -73,6 +75,7 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
         data_name: str = "stream",
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
+        returning: Literal["merge", "separate"] = "merge",
         **settings: object,
     ) -> None:
         if type(max_size) is not int or max_size < 1:
@@ -86,7 +89,7 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
         if folder is not None and not isinstance(folder, str | Path):
             raise InputError(f"folder is {clipped(folder)!r}; allowed: a path, or None.")
         mean, std = (tuple(values) if isinstance(values, list) else values for values in (mean, std))
-        config = MemoryConfig(method, max_size, max_bytes, per_class, storage, seed, data_name, mean, std, settings)  # type: ignore[arg-type]
+        config = MemoryConfig(method, max_size, max_bytes, per_class, storage, seed, data_name, mean, std, settings, returning)  # type: ignore[arg-type]
         if folder is not None and callable(settings.get("network")):
             raise InputError("network is a function, which the files in folder cannot hold; give a network by its name, or no folder.")
         self.memory, self.transform, self.progress, self.num_workers = Memory(config), transform, progress, num_workers
@@ -153,6 +156,7 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
             data_name=config.name,
             mean=config.mean,
             std=config.std,
+            returning=config.returning,
             **cls._of_queue(queue),
             **config.settings,
         )

@@ -3,27 +3,23 @@
 import dataclasses
 import hashlib
 import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from apps.continual.condensing import class_by_class, condense_images
+from apps.continual.condensing import class_by_class
 from apps.continual.exemplars import Exemplars, Key, by_class, checked, reservoir, stored
 from apps.continual.form import Form
 from apps.continual.memory_config import MemoryConfig as MemoryConfig
+from apps.continual.pools import condense_pools, in_order, interleaved, places_of_recent, selects, weighed
 from distill.condensed import CondensedSet, Provenance
 from distill.coresets import CORESETS
 from distill.errors import InputError
 from distill.methods import METHODS
-from distill.randomness import derived_seed, generator
+from distill.randomness import generator
 from distill.spec import DataSpec
-
-# A class's share of a merged pool that stands for its past, so that a long past costs no more than this.
-MAX_REPEATED = 2048
-IN_ORDER = ("herding", "kcenter")  # greedy: the first images of a selection are the smaller selection
 
 
 class Memory:
@@ -35,7 +31,8 @@ class Memory:
         self.experiences = 0  # updates so far
         self.seconds = 0.0  # spent condensing
         self.logit_values = 0  # outputs stored beside each item (DER); counted in the byte budget
-        self.history = hashlib.sha256(json.dumps(dataclasses.asdict(config), sort_keys=True, default=str).encode()).hexdigest()
+        named = {key: value for key, value in dataclasses.asdict(config).items() if (key, value) != ("returning", "merge")}
+        self.history = hashlib.sha256(json.dumps(named, sort_keys=True, default=str).encode()).hexdigest()
 
     def __len__(self) -> int:
         """Number of stored items."""
@@ -98,11 +95,16 @@ class Memory:
     ) -> None:
         """Take in one experience: real images (N, C, H, W) float32 as the learner sees them, labels (N,) int64, one task or tasks (N,).
 
-        Each class of each task becomes a separate group, also when an earlier experience had it (another domain). A class whose images all
+        Each class of each task becomes a group. Where an earlier experience had one of them (another domain, repetition), the experience is
+        merged (`merge`), unless the config's ``returning`` keeps groups separate. A class whose images all
         fit its share keeps them; the others are condensed together. With the folder ``checkpoints`` a stopped
         condensation continues to the same bits (`memory_file.observe` saves the memory there too).
         """
         tasks = self.checked(images, labels, task)
+        came = set(zip(tasks.tolist(), labels.tolist(), strict=True))
+        if self.config.returning == "merge" and came & {(group.task, group.label) for group in self.groups}:
+            self.merge(images, labels, task=tasks, device=device, checkpoints=checkpoints, progress=progress)
+            return
         history, number = self.history_with(images, labels, tasks), self.experiences
         pools, form = by_class(images, labels, tasks), self.form(images.shape[1:])
         shares = self.shares(len(self.groups) + len(pools), form.shape)
@@ -128,43 +130,51 @@ class Memory:
         *,
         task: int | Tensor = 0,
         device: torch.device | str = "cpu",
+        checkpoints: Path | None = None,
         progress: bool | None = False,
     ) -> None:
-        """Fold a few recent images into the groups of their classes (online streams): one group a task and class, whatever the experience.
+        """Fold recent images into the groups of their classes (online streams): one group a task and class, whatever the experience.
 
-        A learned method starts from the stored images, which count as the images that they stand for: they are repeated in the pool that is
-        condensed until past and present weigh as their counts. A method that compares classes (gradients, trajectories) sees all that are
-        known, those without recent images as they are stored; these stay untouched. "random" is a reservoir: each real image that was
-        merged is as likely to be kept. Herding, k-center and k-means choose from stored and recent images alike.
+        Past and present weigh as the numbers of images that they stand for. A learned method starts from the stored images, which are
+        repeated in the pool that is condensed (`weighed`), and so does a class's mean. A method that compares classes (gradients,
+        trajectories) sees all that are known, those without recent images as they are stored; these stay untouched. "random" is a
+        reservoir: each real image that was merged is as likely to be kept. The other coresets divide a class's places as a reservoir does,
+        and choose among stored and among recent images. ``checkpoints`` is a folder as in `observe`.
         """
         tasks = self.checked(images, labels, task)
         history, number = self.history_with(images, labels, tasks), self.experiences
-        groups, new, form = self._merged_groups(), by_class(images, labels, tasks), self.form(images.shape[1:])
-        keys = list(groups | new)
+        groups, came, form = self._merged_groups(), by_class(images, labels, tasks), self.form(images.shape[1:])
+        keys = list(groups | came)
         counts = dict(zip(keys, self.shares(len(keys), form.shape), strict=True))
-        past, recent = {key: group.parts for key, group in groups.items()}, {key: form.shrunk(pool) for key, pool in new.items()}
+        past, recent = {key: group.parts for key, group in groups.items()}, {key: form.shrunk(pool) for key, pool in came.items()}
         parts_of = {key: torch.cat([part[key] for part in (past, recent) if key in part]) for key in keys}
-        seen = (past, recent) if self._selects else ({key: group.images for key, group in groups.items()}, new)
+        seen = (past, recent) if self._selects else ({key: group.images for key, group in groups.items()}, came)
         images_of = {key: torch.cat([part[key] for part in seen if key in part]) for key in keys}
         items = {key: form.items(len(parts)) for key, parts in parts_of.items()}
         kept = {key for key in keys if items[key] <= counts[key] and (key not in groups or groups[key].kept)}
         changed = [key for key in keys if key not in kept and (key in recent or items[key] > counts[key])]
         pools, starts, condensed = {key: images_of[key] for key in changed}, dict[Key, Tensor](), dict[Key, Tensor]()
+        draws = {key: generator(self.config.seed, "memory", "reservoir", number, *key) for key in changed}
         for key in [key for key in changed if key in groups]:
+            places = counts[key] * form.copies
             if self.config.method == "random" and key in recent:
-                draws = generator(self.config.seed, "memory", "reservoir", number, *key)
-                condensed[key] = reservoir(past[key], groups[key].seen, recent[key], counts[key] * form.copies, draws)
-            elif self._in_order(groups[key]) and key not in recent:
-                condensed[key] = past[key][: counts[key] * form.copies]
+                condensed[key] = reservoir(past[key], groups[key].seen, recent[key], places, draws[key])
+            elif in_order(self.config, groups[key]) and key not in recent:
+                condensed[key] = past[key][:places]
             elif self.config.method in METHODS or self.config.method == "class_mean":
-                times = max(1, min(round(groups[key].seen / len(past[key])), MAX_REPEATED // len(past[key])))
                 before, after = images_of[key].tensor_split([len(past[key])])
-                pools[key] = torch.cat([before.repeat(times, 1, 1, 1), after])
-                starts[key] = parts_of[key][: counts[key] * form.copies]
+                pools[key] = weighed(before, groups[key].seen, after, draws[key])
+                starts[key] = parts_of[key][:places]
+            elif key in recent:
+                new = places_of_recent(places, groups[key].seen, len(recent[key]), draws[key])
+                stay = self._chosen(groups[key], min(places - new, len(past[key])), number)
+                condensed[key] = interleaved(stay, self._first(recent[key], new, key, number))
         pools = {key: pool for key, pool in pools.items() if key not in condensed}
         counts = {key: min(count, items[key]) for key, count in counts.items()}
-        named = "merge", number
-        condensed |= self._condense(pools, counts, images_of, named, form=form, device=device, progress=progress, starts=starts)
+        named, file = ("merge", number), None if checkpoints is None else checkpoints / f"checkpoint-{number}.safetensors"
+        condensed |= self._condense(
+            pools, counts, images_of, named, form=form, device=device, checkpoint=file, progress=progress, starts=starts
+        )
         self.groups = []
         for key in keys:
             old, more = groups.get(key), len(recent.get(key, ()))
@@ -203,12 +213,8 @@ class Memory:
             return ""
         return (
             f" (a class counts again in each experience that brings it: {groups} groups of {len(set(keys))} classes or more so far; "
-            "the online form merges them: OnlineCondensedBuffer(..., every=1), Memory.merge)"
+            'returning="merge" joins them)'
         )
-
-    def _in_order(self, group: Exemplars) -> bool:
-        """Whether the first of the group's images are the smaller selection from all that it was selected from."""
-        return self.config.method in IN_ORDER and not group.kept
 
     def _known(self) -> dict[Key, Tensor]:
         """The stored images of each class known."""
@@ -228,8 +234,20 @@ class Memory:
 
     @property
     def _selects(self) -> bool:
-        """Whether the method chooses among images, as they are stored, instead of learning from them at their full size."""
-        return self.config.method in CORESETS
+        return selects(self.config)
+
+    def _chosen(self, group: Exemplars, count: int, turn: int) -> Tensor:
+        """Some of a group's parts, chosen by the coreset."""
+        if in_order(self.config, group):
+            return group.parts[:count]
+        return self._first(group.parts, count, (group.task, group.label), turn, "past")
+
+    def _first(self, parts: Tensor, count: int, key: Key, turn: int, *named: str) -> Tensor:
+        """The coreset's choice among parts, in its order."""
+        if count in (0, len(parts)):
+            return parts[:count]
+        plain = Form(tuple(parts.shape[1:]))  # a part is chosen for itself, however many make an item
+        return self._condense({key: parts}, {key: count}, {}, ("merge", turn, *key, *named), form=plain, device="cpu", progress=False)[key]
 
     def _group(self, parts: Tensor, form: Form, key: Key, experience: int, seen: int, *, kept: bool = False) -> Exemplars:
         values, grid = stored(parts, self.config.storage, self.config.mean, self.config.std)
@@ -248,37 +266,13 @@ class Memory:
         progress: bool | None,
         starts: Mapping[Key, Tensor] | None = None,
     ) -> dict[Key, Tensor]:
-        """Each pool becomes parts of ``counts`` items. Methods that compare classes see the images ``beside`` too, which are not returned.
-
-        Pools are images, and parts for a method that `_selects`; ``starts`` are parts.
-        """
-        if not pools:
-            return {}
-        config, begun = self.config, time.monotonic()
-        alone = class_by_class(config.method, config.settings)
-        others = {} if alone else {key: images for key, images in beside.items() if key not in pools}
-        every = {**pools, **others}
-        each = form.copies if self._selects else 1  # of what is chosen or learned, in an item
-        sizes = [form.items(len(others[key])) if key in others else counts[key] * each for key in every]
-        first = {**(starts or {}), **{key: form.shrunk(images) for key, images in others.items()}}
-        condensed = condense_images(
-            torch.cat(list(every.values())).detach().float(),
-            torch.arange(len(every)).repeat_interleave(torch.tensor([len(pool) for pool in every.values()])),
-            config.method,
-            sizes,
-            derived_seed(config.seed, "memory", *stream),
-            settings=None if self._selects else config.settings,
-            name=config.name,
-            device=device,
-            starts={place: form.rows(first[key]) for place, key in enumerate(every) if key in first},
-            checkpoint=checkpoint,
-            progress=progress,
-        )
-        self.seconds += max(time.monotonic() - begun, condensed.provenance.seconds)  # the set knows what it took before a stop
-        if condensed.labels.is_floating_point():
-            raise InputError("a memory keeps images by class, and the method made soft labels; leave soft_labels out.")
-        made = {key: condensed.images[condensed.hard_labels == place] for place, key in enumerate(pools)}
-        return made if self._selects else {key: form.parted(rows) for key, rows in made.items()}
+        """`condense_pools`, whose seconds are added."""
+        made, seconds = condense_pools(
+            self.config, pools, counts, beside, stream,
+            form=form, device=device, checkpoint=checkpoint, progress=progress, starts=starts,
+        )  # fmt: skip
+        self.seconds += seconds
+        return made
 
     def _shrunk(
         self, shares: list[int], new: list[Exemplars], turn: int, *, device: torch.device | str, folder: Path | None, progress: bool | None
@@ -299,7 +293,7 @@ class Memory:
             keys = {(kept[i].task, kept[i].label): i for i in places}
             form = kept[places[0]].form
             first = {key: kept[i].parts[: shares[i] * form.copies] for key, i in keys.items()}
-            cut = {key: first[key] for key, i in keys.items() if self._in_order(kept[i])}
+            cut = {key: first[key] for key, i in keys.items() if in_order(self.config, kept[i])}
             pools = {key: kept[i].parts if self._selects else kept[i].images for key, i in keys.items() if key not in cut}
             # Rows start from rows: an image that is drawn from its own class would be shrunk a second time.
             starts = {key: first[key] for key in pools} if form.decode is not None else {}

@@ -16,8 +16,9 @@ from distill.spec import DataSpec
 class MemoryConfig:
     """What a memory may hold and how it is made.
 
-    The budget is ``items`` or ``nbytes`` in all (both: both hold), shared equally among the (experience, task, class) groups seen so far:
-    when groups arrive, the older ones are condensed again to their smaller share. ``per_class`` fixes the share instead; the memory grows
+    The budget is ``items`` or ``nbytes`` in all (both: both hold), shared equally among the (task, class) groups seen so far: when groups
+    arrive, the older ones are condensed again to their smaller share. A class that comes back is merged into its group, past and present
+    weighed by their numbers; with ``returning`` "separate" it is another group. ``per_class`` fixes the share instead; the memory grows
     up to the budget, if there is one, and old groups stay unchanged. ``method`` is a name of `METHODS` or of a coreset, ``settings`` its
     config fields (under them: the method's ``presets.memory``). With the setting ``decode``, which coresets have too, items are stored
     rows of several images (`Form`). ``mean`` and ``std`` are the stream's normalisation; with
@@ -35,6 +36,7 @@ class MemoryConfig:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     settings: dict[str, object] = dataclasses.field(default_factory=dict)
+    returning: Literal["merge", "separate"] = "merge"
 
     def __post_init__(self) -> None:
         check_method(self.method)
@@ -48,6 +50,8 @@ class MemoryConfig:
         DataSpec(self.name, 1, 1, 1, ("0",), (0.0,), (1.0,))  # says what is wrong with a name
         if self.storage not in ("float32", "uint8"):
             raise InputError(f"the memory's storage is {clipped(self.storage)!r}; allowed: float32, uint8.")
+        if self.returning not in ("merge", "separate"):
+            raise InputError(f"the memory's returning is {clipped(self.returning)}; allowed: merge, separate.")
         if self.items is None and self.nbytes is None and self.per_class is None:
             raise InputError("the memory has no budget; give items, nbytes, per_class, or a budget and per_class.")
         self._check_normalisation()

@@ -8,7 +8,7 @@ from apps.continual.buffer import CondensedBuffer
 from apps.continual.online import Batch, Queue
 from apps.continual.policies import is_der, refuse_no_replay, trains_on_the_buffer
 from apps.continual.protocols import Agent, Experience
-from distill.errors import InputError
+from distill.errors import InputError, clipped
 
 
 class OnlineCondensedBuffer(CondensedBuffer):
@@ -31,6 +31,8 @@ class OnlineCondensedBuffer(CondensedBuffer):
     def __init__(self, max_size: int, method: str = "dm", *, queue: int = 64, every: int = 6, **options: Any) -> None:
         if options.get("folder") is not None:
             raise InputError("an online buffer cannot save itself for each mini-experience; leave folder out and call save.")
+        if options.get("returning", "merge") != "merge":
+            raise InputError(f"returning is {clipped(options['returning'])!r}; an online buffer merges: leave it out.")
         self.queue = Queue(queue, every)
         super().__init__(max_size, method, **options)
 

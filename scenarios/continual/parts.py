@@ -101,7 +101,8 @@ def parts(study: ContinualStudy, seed: int) -> list[Part]:
         for budget, storage, method in memories(study):
             taught = method.endswith(LABELLED)
             settings = study.settings.get(method.removesuffix(LABELLED), {})
-            unit = Unit(budget, method, storage, order, shrinking, settings, seed, online, study.memory.teacher if taught else None)
+            teacher, returning = study.memory.teacher if taught else None, study.memory.returning or "merge"
+            unit = Unit(budget, method, storage, order, shrinking, settings, seed, online, teacher, returning)
             jobs.append(Part(order, unit, learners))
     return jobs
 

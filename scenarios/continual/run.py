@@ -12,7 +12,7 @@ from distill.randomness import generator
 from distill.records import read_lines
 from scenarios.continual.parts import memories, parts, run_parts
 from scenarios.continual.schema import ALONE, ContinualStudy
-from scenarios.continual.stream import check_later, stream_of
+from scenarios.continual.stream import check_later, split, stream_of
 from scenarios.engine.ledger import matching
 from scenarios.engine.record import Results
 from scenarios.engine.study import Run
@@ -23,12 +23,11 @@ def check(study: ContinualStudy, data: ImageData) -> None:
     from apps.continual.benchmark import RESERVOIR
     from apps.continual.compressed import COMPRESSED
     from apps.continual.form import Form
-    from apps.continual.streams import class_incremental
 
     if study.given is not None:
         check_later(study, data, study.given)
-    elif study.stream.setting != "domain":
-        class_incremental(data, study.stream.experiences, 0)
+    elif study.stream.setting not in ("domain", "permuted", "rotated"):
+        split(study.stream, data, 0)
     create(study.learner.network, data.spec, generator(0, "check"))
     for part in parts(study, 0):
         if part.unit is not None and part.unit.method == RESERVOIR:

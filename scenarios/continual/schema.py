@@ -27,15 +27,25 @@ ALONE = ("none", "lwf", "joint")  # strategies without a memory
 class StreamTable:
     """``[stream]``: what arrives when. "class": the data's classes in ``experiences`` equal parts, one seeded order for each of ``orders``.
     "domain": the data set, then ``domains``, each with all classes (``orders`` are then seeds). "online": as "class", seen once, ``mini``
-    images at a time, of which the ``queue`` most recent are condensed every ``every`` mini-batches."""
+    images at a time, of which the ``queue`` most recent are condensed every ``every`` mini-batches. Classes come back in "domain" and in:
+    "permuted": all classes ``experiences`` times, each time with another fixed order of the pixels; "rotated": likewise, turned by angles
+    below ``degrees`` (180); "repetition": ``classes_each`` (2) classes in an experience, no image twice; "blurry": as "class", with the
+    share ``blurred`` (0.1) of the images in other experiences. What a memory does with such classes is ``returning`` in ``[memory]``."""
 
-    setting: Literal["class", "domain", "online"] = "class"
+    setting: Literal["class", "domain", "online", "permuted", "rotated", "repetition", "blurry"] = "class"
     experiences: Annotated[int, Field(ge=1)] = 5
     orders: Annotated[int, Field(ge=1)] = 3
     domains: tuple[str, ...] = ()
     mini: Annotated[int, Field(ge=1)] = 10
     queue: Annotated[int, Field(ge=1)] = 64
     every: Annotated[int, Field(ge=1)] = 6
+    degrees: Annotated[float, Field(gt=0, le=360)] | None = None
+    classes_each: Annotated[int, Field(ge=1)] | None = None
+    blurred: Annotated[float, Field(ge=0, le=1)] | None = None
+
+
+OPTIONS = {"degrees": "rotated", "classes_each": "repetition", "blurred": "blurry"}  # of [stream], and the setting that has them
+RETURNING = ("domain", "permuted", "rotated", "repetition", "blurry")  # settings whose classes come back
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
@@ -45,6 +55,7 @@ class MemoryTable:
     of ``bytes_of`` float32 images a class in each of ``storages``. ``share`` "shrinking" gives the first classes more and condenses them
     again when others come. ``decode`` is how memories whose name ends in "-decoded" ("random-decoded", "dm-decoded") store their images.
     ``[memory.teacher]`` is trained on each experience and labels the images of memories whose name ends in "-labelled" ("dm-labelled").
+    ``returning`` "merge" (where it is not given) folds a class that comes back into its images, "separate" gives it further ones.
     Settings of a method go into ``[settings.<method>]``; "dm-decoded" has those of "dm", and over them its own."""
 
     methods: Annotated[tuple[str, ...], Field(min_length=1)] = ("random", "class_mean", "dm")
@@ -54,6 +65,7 @@ class MemoryTable:
     share: Literal["fixed", "shrinking"] = "fixed"
     decode: str | None = None
     teacher: Teacher | None = None
+    returning: Literal["merge", "separate"] | None = None
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
@@ -128,15 +140,21 @@ def study(name: str, title: str, tables: Tables, source: str) -> ContinualStudy:
         raise InputError(f"{source}: [memory]: per_class and bytes_of are empty; give at least one number.")
     if bool(stream.domains) != (stream.setting == "domain"):
         raise InputError(f'{source}: [stream]: domains are for setting "domain", which needs one or more; setting is {stream.setting!r}.')
+    for option, setting in OPTIONS.items():
+        if getattr(stream, option) is not None and stream.setting != setting:
+            raise InputError(f"{source}: [stream]: {option} is for setting {setting!r}; setting is {stream.setting!r}.")
+    merged = stream.setting in RETURNING and memory.returning != "separate"
+    if memory.returning is not None and stream.setting not in RETURNING:
+        raise InputError(f"{source}: [memory]: returning is for classes that come back (setting {', '.join(RETURNING)}); leave it out.")
     if stream.setting == "online" and memory.share == "shrinking":
         raise InputError(f'{source}: [memory]: share is "shrinking"; allowed with an online stream: "fixed".')
     if memory.bytes_of and "der" in learner.strategies:
         raise InputError(f'{source}: [memory]: bytes_of with strategy "der" is not offered: its outputs take bytes too; use per_class.')
     compressed = next((method for method in memory.methods if method in COMPRESSED), None)
-    if compressed and (not memory.bytes_of or memory.share == "shrinking" or stream.setting == "online"):
+    if compressed and (not memory.bytes_of or memory.share == "shrinking" or stream.setting == "online" or merged):
         raise InputError(
             f"{source}: [memory]: {compressed} has a number of bytes for each class of an experience; allowed: with bytes_of, "
-            'share = "fixed", and not in an online stream.'
+            'share = "fixed", not in an online stream, and with returning = "separate" where classes come back.'
         )
     if data.zca:
         raise InputError(f"{source}: [data]: zca is for condensed sets that are used white; a stream's images are not.")
@@ -161,8 +179,8 @@ def study(name: str, title: str, tables: Tables, source: str) -> ContinualStudy:
         if method in METHODS or chosen:
             settings[memory_name] = chosen
     plain = {key: plain_values(table) for key, table in zip(kinds, (data, stream, memory, learner, training), strict=True)}
-    merged = {"kind": "continual", **plain, "settings": settings}
-    return ContinualStudy(name, title, data, stream, memory, learner, plain["training"], settings, merged)
+    config = {"kind": "continual", **plain, "settings": settings}
+    return ContinualStudy(name, title, data, stream, memory, learner, plain["training"], settings, config)
 
 
 def _check_teacher(memory: MemoryTable, stream: StreamTable, learner: LearnerTable, source: str) -> None:
@@ -177,8 +195,8 @@ def _check_teacher(memory: MemoryTable, stream: StreamTable, learner: LearnerTab
     if memory.teacher is None:
         return
     checked(where, "teacher", functools.partial(check_teacher, memory.teacher))
-    if stream.setting == "online" or memory.share == "shrinking":
-        raise InputError(f"{where}: {named[0]} needs whole experiences and a fixed share: an image keeps its first label.")
+    if stream.setting == "online" or memory.share == "shrinking" or (stream.setting in RETURNING and memory.returning != "separate"):
+        raise InputError(f"{where}: {named[0]} needs whole experiences, a fixed share and separate groups: an image keeps its first label.")
     if memory.bytes_of:
         raise InputError(f"{where}: bytes_of with {named[0]} is not offered: its labels take bytes too; use per_class.")
     if other := [name for name in learner.strategies if name not in (*ALONE, "scratch")]:

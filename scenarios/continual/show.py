@@ -14,6 +14,16 @@ NOTE = (
 )
 
 
+ARRIVE = {  # what a study's stream is, by its setting
+    "class": "The classes of {data} arrive in {count} experiences",
+    "online": "The classes of {data} arrive in {count} experiences",
+    "permuted": "All classes of {data} arrive {count} times, each time with the pixels in another order",
+    "rotated": "All classes of {data} arrive {count} times, each time turned by another angle",
+    "repetition": "Some classes of {data} arrive in each of {count} experiences, and come back later",
+    "blurry": "The classes of {data} arrive in {count} experiences, some images of each in other ones",
+}
+
+
 def draw(folder: Path, record: Record) -> Iterator[tuple[str, Drawing]]:
     """Accuracy by experience of all memories, an accuracy matrix for each, and the memories' images growing (first class order)."""
     from apps.continual.figures import accuracy_lines, growing_picture, matrix_picture
@@ -103,7 +113,7 @@ def question(config: Config) -> str:
     if stream["setting"] == "domain":
         what = f"The data sets {series([config['data']['name'], *stream['domains']])} arrive one after the other"
     else:
-        what = f"The classes of {config['data']['name']} arrive in {stream['experiences']} experiences"
+        what = ARRIVE[stream["setting"]].format(data=config["data"]["name"], count=stream["experiences"])
     form = f"; those named -decoded store {memory['decode']}" if memory.get("decode") else ""
     return f"{what}: which memory keeps most ({series(memory['methods'])}{form}; learners: {series(config['learner']['strategies'])})?"
 

@@ -7,7 +7,7 @@ import torch
 from distill.data import ImageData, Split
 from distill.errors import InputError
 from distill.evaluation import fitted
-from scenarios.continual.schema import ContinualStudy
+from scenarios.continual.schema import RETURNING, ContinualStudy, StreamTable
 from scenarios.engine.given import Given
 from scenarios.engine.study import Options
 
@@ -16,9 +16,10 @@ def check_later(study: ContinualStudy, data: ImageData, given: Given) -> tuple[i
     """The classes that come after those of the given set, which is the first experience; `InputError` when they do not fit the stream."""
     later = tuple(label for label in data.classes if label not in given.classes)
     rest = study.stream.experiences - 1
-    if study.stream.setting == "domain":
+    if study.stream.setting in RETURNING:
         raise InputError(
-            f'[stream]: setting is "domain", and the set of {given.name!r} is the first experience; allowed: "class", "online".'
+            f'[stream]: setting is "{study.stream.setting}", and the set of {given.name!r} is the first experience; '
+            'allowed: "class", "online".'
         )
     if rest < 1 or not later or len(later) % rest:
         raise InputError(
@@ -48,6 +49,23 @@ def _as_float(data: ImageData) -> ImageData:
     return dataclasses.replace(data, train=part(data.train), validation=part(data.validation), test=part(data.test))
 
 
+def split(table: StreamTable, data: ImageData, seed: int) -> list[ImageData]:
+    """The experiences that a stream makes of one data set. Raises `InputError` where they do not divide."""
+    from apps.continual import returning_streams
+    from apps.continual.streams import class_incremental
+
+    count = table.experiences
+    if table.setting == "permuted":
+        return returning_streams.permuted(data, count, seed)
+    if table.setting == "rotated":
+        return returning_streams.rotated(data, count, table.degrees or 180.0, seed)
+    if table.setting == "repetition":
+        return returning_streams.repetition(data, count, table.classes_each or 2, seed)
+    if table.setting == "blurry":
+        return returning_streams.blurry(data, count, 0.1 if table.blurred is None else table.blurred, seed)
+    return class_incremental(data, count, seed)
+
+
 def stream_of(study: ContinualStudy, options: Options, data: ImageData, order: int) -> list[ImageData]:
     """The experiences of one class order; a set that another stage handed on is the first of them."""
     from apps.continual.streams import class_incremental, domain_incremental
@@ -58,7 +76,7 @@ def stream_of(study: ContinualStudy, options: Options, data: ImageData, order: i
         rest = class_incremental(data.subset(later), study.stream.experiences - 1, options.seed * 1000 + order)
         return [_given_first(study.given, data), *rest]
     if study.stream.setting != "domain":
-        return class_incremental(data, study.stream.experiences, options.seed * 1000 + order)
+        return split(study.stream, data, options.seed * 1000 + order)
     others = [load(name, options.data_root, device=options.device) for name in study.stream.domains]
     if study.data.classes is not None:
         others = [other.subset(study.data.classes) for other in others]

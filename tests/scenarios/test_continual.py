@@ -167,7 +167,7 @@ def test_a_part_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_condensed_memory_of_a_stopped_run_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import apps.continual.memory as core
+    import apps.continual.pools as core
 
     tables = changed(learner={"strategies": ["scratch", "replay", "der"]}, memory={"methods": ["dm"], "bytes_of": []}, stream={"orders": 1})
     real, calls = core.condense_images, []
@@ -216,7 +216,31 @@ def test_other_streams_run(setting: str, tmp_path: Path) -> None:
     tables = changed(stream=stream, learner=learner, memory={"methods": ["reservoir", "dm"], "bytes_of": []})
     _, record = run(tables, tmp_path)
     cells = record["results"]["cells"]
-    assert [cell["items"] for cell in cells] == ([4] * 4 if setting == "domain" else [2] * 4)
+    assert [cell["items"] for cell in cells] == [2] * 4
+
+
+RETURNING = {
+    "permuted": ({}, 2, 4),
+    "rotated": ({"degrees": 90.0}, 2, 4),
+    "repetition": ({"experiences": 3, "classes_each": 1}, 2, 3),
+    "blurry": ({"blurred": 0.2}, 2, 4),
+    "domain": ({"domains": ["digits"]}, 2, 4),
+}
+
+
+@pytest.mark.parametrize("setting", RETURNING)
+def test_streams_whose_classes_come_back_run(setting: str, tmp_path: Path) -> None:
+    """Merged, two classes have two images at the end; kept separate, as many as there are classes in all experiences."""
+    options, merged, separate = RETURNING[setting]
+    for returning, items in (("merge", merged), ("separate", separate)):
+        tables = changed(
+            stream={"setting": setting, "orders": 1, **options},
+            learner={"strategies": ["scratch", "replay"], "nets": 1},
+            memory={"methods": ["random", "reservoir", "dm"], "bytes_of": [], "returning": returning},
+        )
+        _, record = run(tables, tmp_path)
+        assert [cell["items"] for cell in record["results"]["cells"]] == [items] * 6
+        assert "arrive" in question(study("quick", tables, "quick.toml").merged)
 
 
 def test_a_shrinking_share_holds_as_much_from_the_start(tmp_path: Path) -> None:
@@ -245,6 +269,11 @@ def test_a_shrinking_share_holds_as_much_from_the_start(tmp_path: Path) -> None:
         ({"stream": {"domains": ["usps"]}}, "domains are for setting"),
         ({"stream": {"setting": "online"}, "memory": {"share": "shrinking"}}, "allowed with an online stream"),
         ({"stream": {"orders": 0}}, "orders"),
+        ({"stream": {"degrees": 90.0}}, "degrees is for setting 'rotated'; setting is 'class'"),
+        ({"stream": {"setting": "rotated", "blurred": 0.1}}, "blurred is for setting 'blurry'"),
+        ({"stream": {"setting": "blurry", "blurred": 1.5}}, "blurred"),
+        ({"memory": {"returning": "merge"}}, "returning is for classes that come back"),
+        ({"stream": {"setting": "blurry"}, "memory": {"methods": ["random-zlib"]}}, 'with returning = "separate" where classes come back'),
         ({"data": {"zca": True}}, "zca"),
         ({"memory": {"methods": ["random-decoded"]}}, "go together; give both"),
         ({"memory": {"decode": "formation:2"}}, "go together; give both"),

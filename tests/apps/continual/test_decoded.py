@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import apps.continual.memory as memory_module
+import apps.continual.pools as pools_module
 from apps.continual.condensing import class_by_class, condense_images
 from apps.continual.form import Form
 from apps.continual.memory import Memory, MemoryConfig
@@ -280,14 +280,14 @@ def test_a_class_that_comes_alone_is_calibrated_with_those_known(four: ImageData
     """The first class gets an output without images, later ones the stored images of the others; these are not changed."""
     monkeypatch.setenv("DISTILL_CACHE", str(tmp_path))
     seen: list[int] = []
-    real = memory_module.condense_images
+    real = pools_module.condense_images
 
     def watched(images: Tensor, labels: Tensor, *given: Any, **options: Any) -> Any:
         made = real(images, labels, *given, **options)
         seen.append(made.spec.num_classes)
         return made
 
-    monkeypatch.setattr(memory_module, "condense_images", watched)
+    monkeypatch.setattr(pools_module, "condense_images", watched)
     without = {**CALIBRATED, "calibration": 0.0}
     calibrated, plain = (Memory(MemoryConfig("dm", per_class=2, settings=settings)) for settings in (CALIBRATED, without))
     for label in (0, 1, 2):

@@ -88,7 +88,7 @@ def test_a_shrinking_share_condenses_again_instead_of_cutting(method: str, six: 
 
 
 def test_groups_of_a_fixed_share_are_never_touched_again(six: ImageData) -> None:
-    memory = Memory(MemoryConfig("random", items=8, per_class=2))
+    memory = Memory(MemoryConfig("random", items=8, per_class=2, returning="separate"))
     memory.observe(*experience(six, 0, 1))
     first = memory.images.clone()
     memory.observe(*experience(six, 2, 3))
@@ -256,7 +256,7 @@ def test_a_stopped_stream_goes_on_from_its_folder_to_the_same_bits(six: ImageDat
     assert torch.equal(again.images, whole.images)
     assert not list(tmp_path.glob("checkpoint*"))
     # Everything is there now: nothing is condensed any more.
-    monkeypatch.setattr("apps.continual.memory.condense_images", None)
+    monkeypatch.setattr("apps.continual.pools.condense_images", None)
     third = Memory(config)
     for part in parts:
         observe(third, *part, folder=tmp_path, progress=False)

@@ -13,8 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from apps.continual import memory as memory_module
-from apps.continual import memory_file
+from apps.continual import memory_file, pools
 from apps.continual.engine import avalanche, quiet_and_seeded
 from apps.continual.exemplars import by_class
 from apps.continual.memory import Memory, MemoryConfig
@@ -240,7 +239,8 @@ BUGS: list[tuple[str, str, Any]] = [
 def test_a_planted_bug_is_caught(name: str, where: str, bug: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(where, bug)
     if name == "real images":
-        monkeypatch.setattr("apps.continual.memory.class_by_class", bug)
+        for module in ("memory", "pools"):
+            monkeypatch.setattr(f"apps.continual.{module}.class_by_class", bug)
     with pytest.raises((AssertionError, InputError, ValueError, IndexError)):
         CHECKS[name](tmp_path)
 
@@ -253,13 +253,13 @@ def test_other_methods_that_compare_classes(method: str) -> None:
 def test_classes_without_recent_images_are_seen_and_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     """The matching network has an output for every class known; stored images of the others take part, and are not touched."""
     seen: list[int] = []
-    real = memory_module.condense_images
+    real = pools.condense_images
 
     def watched(images: torch.Tensor, labels: torch.Tensor, *given: Any, **options: Any) -> Any:
         seen.append(len(labels.unique()))
         return real(images, labels, *given, **options)
 
-    monkeypatch.setattr(memory_module, "condense_images", watched)
+    monkeypatch.setattr(pools, "condense_images", watched)
     for method, expected in (("gm", [2, 3, 3]), ("dm", [2, 1, 1])):
         memory, seen[:] = Memory(MemoryConfig(method, per_class=2, settings=QUICK[method])), []
         memory.merge(*experience(FOUR, 0, 2))
@@ -274,13 +274,13 @@ def test_classes_without_recent_images_are_seen_and_stay(monkeypatch: pytest.Mon
 
 def test_classes_that_came_alone_are_condensed_again_together(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    real = memory_module.condense_images
+    real = pools.condense_images
 
     def counted(*given: Any, **named: Any) -> Any:
         calls.append(len(given[1].unique()))
         return real(*given, **named)
 
-    monkeypatch.setattr(memory_module, "condense_images", counted)
+    monkeypatch.setattr(pools, "condense_images", counted)
     memory = Memory(MemoryConfig("gm", items=12, settings=QUICK["gm"]))
     for label in range(4):
         memory.observe(*experience(FOUR, label), progress=False)
@@ -319,11 +319,11 @@ def test_a_mixed_experience_keeps_its_tasks_in_the_offline_form_too() -> None:
 
 
 def test_classes_that_come_back() -> None:
-    """Offline each experience adds a group, and the error for a full budget names the form that merges; nothing is lost in merging."""
-    memory = Memory(MemoryConfig("random", items=5))
+    """Kept separate, each experience adds a group, and the error for a full budget names what joins them; nothing is lost in merging."""
+    memory = Memory(MemoryConfig("random", items=5, returning="separate"))
     for _ in range(2):
         memory.observe(*experience(FOUR, 0, 1))
-    with pytest.raises(InputError, match=r"6 groups of 2 classes .* OnlineCondensedBuffer\(\.\.\., every=1\)"):
+    with pytest.raises(InputError, match=r'6 groups of 2 classes .* returning="merge" joins them'):
         memory.observe(*experience(FOUR, 0, 1))
     memory.merge(*experience(FOUR, 2))
     assert [(g.label, len(g), g.seen) for g in memory.groups] == [(0, 2, 24), (1, 2, 24), (2, 1, 12)]
