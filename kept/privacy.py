@@ -16,7 +16,7 @@ FIGURES = {  # column: (key in a row of the record, digits)
     "lira_auc": ("lira.auc", 4),
     "lira_tpr_at_1_percent_fpr": ("lira.tpr_at_1_percent", 4),
     "nearest_auc": ("nearest.auc", 4),
-    **{f"{name}_auc": (f"{name}.auc", 4) for name in ("calibrated", "rmia", "alignment")},
+    **{f"{name}_auc": (f"{name}.auc", 4) for name in ("lira-offline", "calibrated", "rmia", "alignment")},
     "advantage_more_than_rival": ("advantage_percent_difference", 3),
     "tpr_at_1_percent_fpr_more_than_rival": ("tpr_at_1_percent_difference", 4),
     **{f"closer_in_{name}": (f"{name}.share_closer", 3) for name in MEASURES},

@@ -22,6 +22,8 @@ from scenarios.commands.exchange.import_set import import_set
 from scenarios.commands.figures import figures
 from scenarios.commands.list import list_names
 from scenarios.commands.loading import with_a_line
+from scenarios.commands.privacy.attack import attack
+from scenarios.commands.privacy.audit import audit
 from scenarios.commands.report import report
 from scenarios.commands.run import run
 from scenarios.commands.show import show
@@ -57,8 +59,8 @@ def options(
     """A data set's knowledge in a handful of synthetic images: make them, evaluate them, use them."""
 
 
-for command in (run, table, compare, condense, evaluate, score, label, show, report, figures):
-    app.command()(with_a_line(command) if command in (run, condense, evaluate, score, label, show) else command)
+for command in (run, table, compare, condense, evaluate, score, label, attack, audit, show, report, figures):
+    app.command()(with_a_line(command) if command in (run, condense, evaluate, score, label, attack, audit, show) else command)
 app.command("import")(with_a_line(import_set))
 app.command("export")(with_a_line(export_set))
 app.command("sweep-lr")(with_a_line(sweep_lr))

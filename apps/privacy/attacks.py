@@ -60,8 +60,8 @@ def lira_scores(margin: np.ndarray, shadows: np.ndarray, inside: np.ndarray, *, 
         shadows: margins of the shadow models, (shadows, n).
         inside: bool (shadows, n), which points a shadow model was trained on.
         online: log density under the models that saw the point minus that under those that did not, by Gaussians with one mean per point
-            and, as recommended for fewer than 64 shadows, one variance per side. False: the probability that a model that did not see
-            the point has a smaller margin.
+            and, as recommended for fewer than 64 shadows, one variance per side. False: minus the log probability that a model that
+            did not see the point has a margin as large (the probability itself is exactly 1 for too many points).
 
     Returns:
         Scores (n,), higher for members.
@@ -76,7 +76,7 @@ def lira_scores(margin: np.ndarray, shadows: np.ndarray, inside: np.ndarray, *, 
         raise InputError("some points were in every shadow model, or in none; make shadows in complementary pairs.")
     mean_out, sd_out = _sides(shadows, ~inside)
     if not online:
-        return np.asarray(scipy.stats.norm.cdf((margin - mean_out) / sd_out))
+        return np.asarray(-scipy.stats.norm.logsf((margin - mean_out) / sd_out))
     mean_in, sd_in = _sides(shadows, inside)
     return np.asarray(scipy.stats.norm.logpdf(margin, mean_in, sd_in) - scipy.stats.norm.logpdf(margin, mean_out, sd_out))
 
@@ -125,7 +125,7 @@ def rmia_scores(
     population_target: np.ndarray,
     population_references: np.ndarray,
     a: float = 0.3,
-    gamma: float = 1.0,
+    gamma: float = 2.0,
 ) -> np.ndarray:
     """Relative membership inference (Zarifzadeh, Liu and Shokri, 2024): the share of population points z that a point x exceeds.
 
@@ -137,7 +137,7 @@ def rmia_scores(
         population_target: as ``target``, for population points.
         population_references: as ``references``, for population points.
         a: interpolation constant.
-        gamma: threshold of the ratio.
+        gamma: threshold of the ratio (the paper's 2).
 
     Returns:
         Scores (n,) in [0, 1].
@@ -206,10 +206,13 @@ def _enough(runs: Runs) -> bool:
     return len(runs.losses) >= FEWEST_RUNS and len(runs.losses) % 2 == 0
 
 
+SHADOWED = ("lira", "lira-offline", "calibrated", "rmia")  # those that need other runs as shadow models
+
 # Attacks by name: scores (n,) of each run, or None where the runs do not have what the attack needs. A new one is an entry here.
 ATTACKS: dict[str, Callable[[Runs], list[np.ndarray] | None]] = {
     "loss": lambda runs: [threshold_scores(loss) for loss in runs.losses],
     "lira": lambda runs: lira_by_run(runs.margins, runs.inside) if _enough(runs) else None,
+    "lira-offline": lambda runs: lira_by_run(runs.margins, runs.inside, online=False) if _enough(runs) else None,
     "nearest": lambda runs: None if runs.nearest is None else list(runs.nearest),
     "calibrated": lambda runs: (
         [calibrated_scores(loss, runs.outside(run)) for run, loss in enumerate(runs.losses)] if _enough(runs) else None

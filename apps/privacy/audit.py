@@ -2,9 +2,9 @@
 
     python -m apps.privacy.audit scores.npz [--one-run] [--delta 1e-5] [--claimed EPSILON]
 
-takes arrays ``in_scores`` and ``out_scores`` from anywhere and prints lower bounds; it exits with 1 when one is above the claimed epsilon.
-Scores are read as independent runs, one each; with --one-run as points of one model, each in or out by a fair coin. A bound far below the
-claim proves nothing.
+takes scores from anywhere (`apps.privacy.score_files`), as `distill audit` does, and prints lower bounds; it exits with 1 when one is
+above the claimed epsilon. Scores are read as independent runs, one each; with --one-run as points of one model, each in or out by a
+fair coin. A bound far below the claim proves nothing.
 """
 
 import sys
@@ -16,10 +16,9 @@ import scipy.optimize
 import scipy.stats
 
 from apps.privacy.auditing.bounds import gaussian_bound, rates_bound
-from apps.privacy.metrics import checked
+from apps.privacy.metrics import checked, reversed_warning
+from apps.privacy.score_files import read_scores
 from distill.errors import InputError
-
-MAX_FILE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -96,55 +95,52 @@ def one_run_epsilon(in_scores: object, out_scores: object, delta: float = 1e-5, 
     return one_run_bound(guess(scores, was_in, guesses), guesses, count, delta, confidence)
 
 
-def read_scores(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """``in_scores`` and ``out_scores`` of an npz file, never unpickled; `InputError` names what is wrong."""
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise InputError(f"{path}: {path.stat().st_size} bytes; allowed: at most {MAX_FILE_BYTES}.")
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            missing = [name for name in ("in_scores", "out_scores") if name not in arrays]
-            if missing:
-                raise InputError(f"{path}: has no array {missing[0]!r}; needed: in_scores and out_scores.")
-            return checked(arrays["in_scores"], f"{path}: in_scores"), checked(arrays["out_scores"], f"{path}: out_scores")
-    except InputError:
-        raise
-    except Exception as error:  # damaged archives raise a dozen types
-        raise InputError(f"{path}: cannot be read as an npz file ({type(error).__name__}: {str(error)[:80]}).") from None
-
-
 def main(arguments: list[str]) -> int:
     """The command line; 0, or 1 where a bound is above the claimed epsilon."""
     import argparse
 
-    from apps.privacy.metrics import membership
-
     parser = argparse.ArgumentParser(
         prog="python -m apps.privacy.audit", description="Attack figures and lower bounds of epsilon from scores."
     )
-    parser.add_argument("scores", type=Path, help="npz file with in_scores and out_scores; higher means more like a member")
+    parser.add_argument(
+        "scores",
+        type=Path,
+        help="npz or csv file with in_scores and out_scores (higher: more like a member), or score (or loss) and member",
+    )
     parser.add_argument("--one-run", action="store_true", help="the scores are of points of one model, each in or out by a fair coin")
     parser.add_argument("--delta", type=float, default=1e-5)
     parser.add_argument("--confidence", type=float, default=0.95)
     parser.add_argument("--claimed", type=float, help="the epsilon that is claimed")
     options = parser.parse_args(arguments)
     try:
-        inside, outside = read_scores(options.scores)
-        if options.one_run:
-            bound = one_run_epsilon(inside, outside, options.delta, options.confidence)
-            meaning = f"for any mechanism, from one run (delta {options.delta:g}, confidence {options.confidence:.6g})"
-            text = f"epsilon is at least {bound:.2f} {meaning}"
-        else:
-            runs = lower_bounds(inside, outside, options.delta, options.confidence)
-            bound, text = runs.rates, f"{runs}; every score read as a separate run (points of one model: --one-run)"
+        lines, holds = report(options.scores, options.delta, options.confidence, options.claimed, one_run=options.one_run)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(membership(inside, outside))
-    print(text)
-    if options.claimed is not None and bound > options.claimed:
-        print(f"FAILED: the bound {bound:.2f} is above the claimed epsilon {options.claimed:g}: the guarantee does not hold.")
-        return 1
-    return 0
+    print("\n".join(lines))
+    return 0 if holds else 1
+
+
+def report(scores: Path, delta: float, confidence: float, claimed: float | None, *, one_run: bool) -> tuple[list[str], bool]:
+    """What scores of a file say, in lines, and whether the ``claimed`` epsilon holds (True without one).
+
+    Raises:
+        InputError: for a file that cannot be read, or numbers out of range.
+    """
+    from apps.privacy.metrics import membership
+
+    inside, outside = read_scores(scores)
+    if one_run:
+        bound = one_run_epsilon(inside, outside, delta, confidence)
+        text = f"epsilon is at least {bound:.2f} for any mechanism, from one run (delta {delta:g}, confidence {confidence:.6g})"
+    else:
+        runs = lower_bounds(inside, outside, delta, confidence)
+        bound, text = runs.rates, f"{runs}; every score read as a separate run (points of one model: --one-run)"
+    warning, holds = reversed_warning(inside, outside), claimed is None or bound <= claimed
+    lines = [str(membership(inside, outside)), *([f"warning: {warning}"] if warning else []), text]
+    if not holds:
+        lines.append(f"FAILED: the bound {bound:.2f} is above the claimed epsilon {claimed:g}: the guarantee does not hold.")
+    return lines, holds
 
 
 if __name__ == "__main__":

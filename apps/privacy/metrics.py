@@ -3,6 +3,7 @@
 A score is higher for what looks more like a member. ``members`` (n_in,) and ``others`` (n_out,) are scores of balanced in and out points.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -143,6 +144,21 @@ def membership(members: object, others: object, threshold: float | None = None, 
         judged_in, judged_out = inside[first[half_in:]], outside[second[half_out:]]
     rates = {floor: rate_at(inside, outside, floor) for floor in FLOORS}
     return Membership(auc(inside, outside), advantage(judged_in, judged_out, threshold), rates, len(inside), len(outside))
+
+
+def reversed_warning(members: np.ndarray, others: np.ndarray) -> str:
+    """A warning where members clearly have the lower scores, as losses and distances have; empty otherwise.
+
+    By Mann and Whitney's test at four standard deviations, which scores that tell nothing pass once in 30,000 times.
+    """
+    spread = math.sqrt((len(members) + len(others) + 1) / (12 * len(members) * len(others)))
+    found = auc(members, others)
+    if found >= 0.5 - 4 * spread:
+        return ""
+    return (
+        f"AUC {found:.3f} is below 0.5: members have the lower scores. A score must be higher for members; losses and distances need the "
+        "opposite sign (or a column named loss)."
+    )
 
 
 def worst_decile(members: np.ndarray, others: np.ndarray) -> float:

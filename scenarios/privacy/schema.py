@@ -79,8 +79,8 @@ class AttackTable:
     ``ratios`` are sizes of sets as parts of a class, in place of the study's ipc; ``subsets`` lists sizes (images a class)
     of random real subsets: the one whose accuracy is closest to a condensed set's is compared with it.
     ``[attack.whole_recipe]`` trains the arm "whole", which needs more steps than a handful of images.
-    ``attacks`` are names in `apps.privacy.attacks.ATTACKS`, made beside "loss"; "lira", "calibrated" and "rmia" need an even number of
-    ``runs`` from 6.
+    ``attacks`` are names in `apps.privacy.attacks.ATTACKS`, made beside "loss"; "lira", "lira-offline", "calibrated" and "rmia" need an
+    even number of ``runs`` from 6.
     """
 
     runs: Annotated[int, Field(ge=2)] = 4
@@ -266,12 +266,12 @@ def _check_arms(table: AttackTable, where: str, *, private: bool) -> None:
     for arm in table.arms:
         if arm not in (*ARMS, *METHODS):
             raise unknown_name(f"{where}: key 'arms': value", arm, (*ARMS, *METHODS))
-    from apps.privacy.attacks import ATTACKS, FEWEST_RUNS  # takes seconds to load
+    from apps.privacy.attacks import ATTACKS, FEWEST_RUNS, SHADOWED  # takes seconds to load
 
     for name in table.attacks:
         if name not in ATTACKS:
             raise unknown_name(f"{where}: key 'attacks': value", name, ATTACKS)
-        if name in ("calibrated", "rmia") and (table.runs < FEWEST_RUNS or table.runs % 2):
+        if name in SHADOWED[1:] and (table.runs < FEWEST_RUNS or table.runs % 2):
             raise InputError(f"{where}: the attack {name!r} with {table.runs} runs; allowed: an even number of runs from {FEWEST_RUNS}.")
     if "private" in table.arms and not private:
         raise InputError(f"{where}: the arm 'private' needs a table [privacy].")

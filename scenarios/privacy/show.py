@@ -52,7 +52,9 @@ def accuracy_table(record: Record) -> Rows:
         return [["set", *columns], *([name, *(shown(rows[name]) if name in rows else "" for rows in columns.values())] for name in names)]
     if "attack" in results:
         header = ["attacked", "accuracy, %", "advantage, %", "AUC", "TPR at 1 % FPR", "LiRA: TPR at 1 % FPR"]
-        more = [name for name in ("calibrated", "rmia", "alignment") if any(name in row for row in results["attack"].values())]
+        more = [
+            name for name in ("lira-offline", "calibrated", "rmia", "alignment") if any(name in row for row in results["attack"].values())
+        ]
         rows = [
             [arm, *_attack_cells(row), *(cell(row.get(name, {}).get("auc"), 3) for name in more)] for arm, row in results["attack"].items()
         ]

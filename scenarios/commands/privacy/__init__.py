@@ -1,0 +1,1 @@
+"""``distill attack`` and ``distill audit``: what a model, a set or a mechanism reveals."""
