@@ -11,7 +11,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from apps.continual import memory_file
+from apps.continual import memory_file, resizing
 from apps.continual.engine import avalanche
 from apps.continual.exemplars import Exemplars
 from apps.continual.items import Transform, dataset_of, has_task_labels
@@ -166,7 +166,7 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
 
     @property
     def max_size(self) -> int:
-        """The budget in items; it cannot be changed."""
+        """The budget in items; a smaller one is set as `resize` does."""
         assert self.memory.config.items is not None
         return self.memory.config.items
 
@@ -223,13 +223,10 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
         self._take(agent, exp.dataset)
         self._check_replay(agent, exp)
 
-    def resize(self, strategy: object, new_size: int) -> None:
-        """Raises `InputError` unless ``new_size`` is the current size: a condensed set cannot be cut."""
-        if new_size != self.max_size:
-            raise InputError(
-                f"a condensed buffer of {self.max_size} items cannot become one of {clipped(new_size)}: its images were "
-                "optimised together; make a buffer of the size you need (without per_class its shares shrink by condensing again)."
-            )
+    def resize(self, strategy: Agent | None, new_size: int) -> None:
+        """Make the budget smaller: groups above their new share are condensed again. Raises `InputError` as `resizing.resize` does."""
+        resizing.resize(self.memory, new_size, device=self._device(strategy), progress=self.progress)
+        self._built = None
 
     def save(self, path: str | Path) -> None:
         """The memory as one safetensors file."""

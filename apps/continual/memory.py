@@ -120,7 +120,7 @@ class Memory:
         named = "experience", number
         condensed = self._condense(large, counts, beside, named, form=form, device=device, checkpoint=part, progress=progress)
         new = [self._group({**condensed, **few}[key], form, key, number, len(pool), kept=key in few) for key, pool in pools.items()]
-        self.groups = [*self._shrunk(shares, new, number, device=device, folder=checkpoints, progress=progress), *new]
+        self.groups = [*self.shrunk(shares, new, number, device=device, folder=checkpoints, progress=progress), *new]
         self.experiences, self.history = number + 1, history
 
     def merge(
@@ -274,12 +274,20 @@ class Memory:
         self.seconds += seconds
         return made
 
-    def _shrunk(
-        self, shares: list[int], new: list[Exemplars], turn: int, *, device: torch.device | str, folder: Path | None, progress: bool | None
+    def shrunk(
+        self,
+        shares: list[int],
+        new: list[Exemplars],
+        turn: int | str,
+        *,
+        device: torch.device | str,
+        folder: Path | None,
+        progress: bool | None,
     ) -> list[Exemplars]:
         """The groups within their shares: those above are condensed again, together with the others of their experience.
 
-        Where classes came alone and the method compares them, they are condensed together.
+        Where classes came alone and the method compares them, they are condensed together. ``new`` are groups that come, ``turn`` names the
+        random numbers; the memory is not changed.
         """
         kept, parts = list(self.groups), dict[int | str, list[int]]()
         for i in sorted(range(len(kept)), key=lambda i: (kept[i].experience, kept[i].task, kept[i].label)):

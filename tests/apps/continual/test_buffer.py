@@ -203,8 +203,9 @@ def test_what_the_buffer_cannot_be_told(four: ImageData) -> None:
     buffer = CondensedBuffer(8, "random")
     with pytest.raises(InputError, match="cannot be assigned"):
         buffer.buffer = None
-    with pytest.raises(InputError, match="cannot become one of 4"):
-        buffer.resize(None, 4)
+    for wrong in (9, 0, "8", True):
+        with pytest.raises(InputError, match=r"memory of 8 items cannot become one of .* allowed: 1 to 8"):
+            buffer.resize(None, wrong)  # type: ignore[arg-type]
     buffer.resize(None, 8)
     with pytest.raises(InputError, match="max_size is 0"):
         CondensedBuffer(0)

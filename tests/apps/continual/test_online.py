@@ -486,7 +486,7 @@ def test_wrong_settings_are_found_by_the_constructor(options: dict[str, Any], ma
         assert "\n" not in str(caught.value)
 
 
-def test_a_size_cannot_be_changed_and_what_cannot_be_saved_says_so(tmp_path: Path) -> None:
+def test_a_size_cannot_be_raised_and_what_cannot_be_saved_says_so(tmp_path: Path) -> None:
     buffer = CondensedBuffer(8, per_class=2, **{**DM, "network": lambda spec: create("ConvNetD1W8", spec, generator(0, "own"))})
     with pytest.raises(InputError, match="8 items cannot become one of 10"):
         buffer.max_size = 10
