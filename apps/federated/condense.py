@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from apps.federated.labels import with_labels
 from apps.federated.partition import Partition, split
+from apps.federated.received import network_with
 from apps.federated.settings import Settings, method_config, upload_form
 from apps.federated.wire import within_range
 from distill.comparison import formed
@@ -20,8 +21,7 @@ from distill.condensed import CondensedSet
 from distill.coresets import select
 from distill.data import ImageData, Split
 from distill.errors import InputError, clipped
-from distill.networks import Factory, create
-from distill.pool import Received
+from distill.networks import Factory
 from distill.randomness import derived_seed, generator
 from distill.run import condense
 from distill.spec import DataSpec
@@ -94,23 +94,6 @@ def agreed(data: ImageData, spec: DataSpec, *, own: bool = False) -> ImageData:
     if own:
         agreed_spec = dataclasses.replace(agreed_spec, normalisation_origin="given", classes_origin="given")
     return dataclasses.replace(data, spec=agreed_spec)
-
-
-def network_with(network: Factory, weights: Mapping[str, Tensor] | None, spec: DataSpec | None = None) -> Factory:
-    """The network as given, or a function that makes it with these weights; with ``spec`` one whose weights are a pool's trained ones."""
-    if weights is None:
-        return network
-    if spec is not None:
-        trained = create(network, spec, torch.Generator().manual_seed(0))
-        trained.load_state_dict(dict(weights))
-        return Received(network, torch.nn.utils.parameters_to_vector(trained.parameters()).detach())
-
-    def received(spec: DataSpec) -> nn.Module:
-        module = create(network, spec, torch.Generator().manual_seed(0))
-        module.load_state_dict(dict(weights))
-        return module
-
-    return received
 
 
 def first_images(statistics: RealStatistics, data: ImageData, kind: Initial, settings: Settings, seed: int) -> Initial | CondensedSet:

@@ -80,7 +80,7 @@ def remembered(client: Client, settings: Settings, folder: Path) -> Client:
     # The answer is more than the request's images.
     if settings.upload.warm_start or settings.server.client_weights in ("examples", "represented"):
         return client
-    differs = ("admission", "server", "rounds", "timeout", "fraction", "quorum", "staleness", "staleness_weight")
+    differs = ("admission", "server", "rounds", "timeout", "fraction", "quorum", "staleness", "staleness_weight", "dynafed")
     fixed = json.dumps({name: value for name, value in asdict(settings).items() if name not in differs}, sort_keys=True, default=str)
 
     def once(message: Message, context: Context) -> Message | None:

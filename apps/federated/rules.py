@@ -15,7 +15,7 @@ from apps.federated.overdue import factor
 from apps.federated.settings import WEIGHTS, Settings, method_config, upload_form
 from apps.federated.tables import UploadConfig
 from apps.federated.union import learn, replacement, union
-from apps.federated.weight_rules import WEIGHT_RULES
+from apps.federated.weight_rules import WEIGHT_RULES, Made
 from apps.federated.wire import Limits, decode, upload_bytes
 from distill.condensed import CondensedSet
 from distill.data import Split
@@ -41,14 +41,15 @@ def rule_for(
         settings: of the run.
         spec: of the data.
         clients: of the federation.
-        folder: gets the last round's union.
+        folder: gets the last round's union, or the server's own set.
         network: in place of the one that the settings name.
         held_out: the server's images that admission checks uploads with, normalised.
     """
     if settings.strategy not in WEIGHTS:
         return CondensedUnion(settings, spec, folder, network=network, held_out=held_out)
     made = create(network or settings.network, spec, generator(settings.seed, "server", "names"))
-    return WEIGHT_RULES[settings.strategy](settings, clients, [name for name, _ in made.named_parameters()])
+    names = [name for name, _ in made.named_parameters()]
+    return WEIGHT_RULES[settings.strategy](settings, clients, names, Made(network or settings.network, spec, folder))
 
 
 class CondensedUnion:

@@ -9,6 +9,7 @@ import pydantic
 from pydantic import Field
 
 from apps.federated.admission import AdmissionConfig
+from apps.federated.dynafed import DynaFedConfig
 from apps.federated.partition import PartitionConfig
 from apps.federated.tables import AveragingConfig, LocalConfig, PrivacyRequest, ServerConfig, UploadConfig
 from distill.augment import strategy as augmentation
@@ -24,7 +25,7 @@ from distill.synthetic import Initial
 from distill.teachers import check_teacher
 
 ROBUST = ("fedmedian", "fedtrimmedavg", "krum", "multikrum")
-WEIGHTS = ("fedavg", "fedavgm", "fedprox", "fedadam", "scaffold", "fednova", "feddyn", *ROBUST)
+WEIGHTS = ("fedavg", "fedavgm", "fedprox", "fedadam", "scaffold", "fednova", "feddyn", "dynafed", *ROBUST)
 REMEMBERING = ("scaffold", "feddyn")  # whose clients keep something from round to round
 ALONE = ("local", "central")  # no messages: each client by itself, and all data in one place
 STRATEGIES = ("feddm", *CORESETS, *WEIGHTS, *ALONE)
@@ -59,6 +60,7 @@ class Settings:
         averaging: what their servers do.
         privacy: what is asked of private clients, or None. What they give is decided on their nodes (`client_privacy`).
         admission: which uploads join the union.
+        dynafed: what DynaFed's server does.
     """
 
     strategy: str = "feddm"
@@ -88,6 +90,7 @@ class Settings:
     averaging: AveragingConfig = field(default_factory=AveragingConfig)
     privacy: PrivacyRequest | None = None
     admission: AdmissionConfig = field(default_factory=AdmissionConfig)
+    dynafed: DynaFedConfig = field(default_factory=DynaFedConfig)
 
     @property
     def down(self) -> bool:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apps.federated.condense import network_with
+from apps.federated.received import network_with
 from apps.federated.tables import ServerConfig
 from distill.condensed import CondensedSet, Provenance
 from distill.data import Split

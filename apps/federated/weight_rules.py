@@ -9,6 +9,8 @@ ones, which count each once. A step of the server's optimiser is of the trainabl
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,14 +19,28 @@ from torch import Tensor
 from apps.federated.admission import Decision
 from apps.federated.answers import MAX_EXAMPLES, Accepted, Weights
 from apps.federated.averaging import LocalResult, feddyn, fednova, normaliser, scaffold, weighted_mean
+from apps.federated.dynafed import pseudo_set, tuned
 from apps.federated.messages import Message, MetricRecord, RecordDict, facts_of, parts_of, record_of, whole
 from apps.federated.settings import Settings
 from apps.federated.tables import AveragingConfig
 from apps.federated.wire import ROOM_BYTES, decode_weights, encode_weights
+from distill.condensed import CondensedSet
 from distill.errors import InputError
+from distill.networks import Factory
+from distill.randomness import derived_seed, generator
+from distill.spec import DataSpec
 
 if TYPE_CHECKING:
     from flwr.serverapp.strategy import FedAvg
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a server needs that trains networks itself: the run's network, the data's spec, and a folder for its sets (or None)."""
+
+    network: Factory
+    spec: DataSpec
+    folder: Path | None = None
 
 
 class _WeightRule:
@@ -34,6 +50,7 @@ class _WeightRule:
         settings: of the run.
         clients: number of clients of the federation.
         trained: names of the parameters; running statistics and counters are not among them.
+        made: what else a server knows that trains networks itself; None: it does not.
 
     Attributes:
         kept: what the rule keeps from round to round, for the checkpoint.
@@ -44,8 +61,8 @@ class _WeightRule:
     late = False  # what a client learned from weights of an earlier round is no step from the present ones
     records: Collection[str] = ("arrays", "facts")
 
-    def __init__(self, settings: Settings, clients: int, trained: Sequence[str]) -> None:
-        self.settings, self.clients, self.trained = settings, clients, tuple(trained)
+    def __init__(self, settings: Settings, clients: int, trained: Sequence[str], made: "Made | None" = None) -> None:
+        self.settings, self.clients, self.trained, self.made = settings, clients, tuple(trained), made
         self.kept: Weights = {}
 
     def most_bytes(self, weights: Weights) -> int:
@@ -108,6 +125,7 @@ def averaging(settings: Settings, answers: int) -> "FedAvg":
     bad = math.floor(share * answers)
     made: dict[str, Callable[[], FedAvg]] = {
         "fedavg": FedAvg,
+        "dynafed": FedAvg,
         "fedprox": lambda: FedProx(proximal_mu=mu) if mu > 0 else FedAvg(),
         "fedmedian": FedMedian,
         "fedtrimmedavg": lambda: FedTrimmedAvg(beta=share),
@@ -127,6 +145,36 @@ class Averages(_WeightRule):
             raise InputError("Flower's aggregation gave no weights.")
         means = arrays.to_torch_state_dict()
         return {name: means[name].to(value.dtype) for name, value in weights.items()}
+
+
+class DynaFed(Averages):
+    """Pi et al., CVPR 2023 (dynafed.py): FedAvg, whose later averages are fine-tuned on a set distilled from the earlier ones.
+
+    Keeps the trajectory, flat weights by place, and then the pseudo set in its stead. A round without a valid answer adds no model.
+    """
+
+    def combine(self, number: int, weights: Weights, accepted: Sequence[Accepted]) -> Weights:
+        assert self.made is not None
+        config, seed, self.note = self.settings.dynafed, self.settings.seed, ""
+        mean = super().combine(number, weights, accepted)
+        if "images" not in self.kept:
+            self._add(weights if not self.kept else mean)
+            if len(self.kept) == 1:
+                self._add(mean)
+            if len(self.kept) <= config.rounds:
+                return mean
+            trajectory = [self.kept[f"trajectory/{place}"] for place in range(len(self.kept))]
+            draws = generator(seed, "dynafed")
+            pseudo = pseudo_set(trajectory, config, self.made.spec, self.made.network, draws, self.settings.device)
+            self.kept = {"images": pseudo.images, "labels": pseudo.labels}
+            self.note = f"{len(pseudo)} images of the server's, from {len(trajectory)} models"
+            if self.made.folder is not None:
+                pseudo.save(self.made.folder / "pseudo.safetensors")
+        pseudo = CondensedSet(self.kept["images"], self.kept["labels"], self.made.spec).to(self.settings.device)
+        return tuned(mean, pseudo, config, self.made.network, derived_seed(seed, "dynafed", number))
+
+    def _add(self, weights: Weights) -> None:
+        self.kept[f"trajectory/{len(self.kept)}"] = torch.cat([weights[name].flatten() for name in self.trained])
 
 
 class ServerMomentum(_WeightRule):
@@ -223,7 +271,7 @@ class Scaffold(_WeightRule):
         return new
 
 
-WEIGHT_RULES: dict[str, type[Averages | ServerMomentum | ServerAdam | FedNova | FedDyn | Scaffold]] = {
+WEIGHT_RULES: dict[str, type[Averages | DynaFed | ServerMomentum | ServerAdam | FedNova | FedDyn | Scaffold]] = {
     "fedavg": Averages,
     "fedprox": Averages,
     "fedmedian": Averages,
@@ -235,4 +283,5 @@ WEIGHT_RULES: dict[str, type[Averages | ServerMomentum | ServerAdam | FedNova | 
     "scaffold": Scaffold,
     "fednova": FedNova,
     "feddyn": FedDyn,
+    "dynafed": DynaFed,
 }

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from apps.federated.admission import AdmissionConfig
 from apps.federated.attacks import ATTACKS, AttackConfig
+from apps.federated.dynafed import DynaFedConfig
 from apps.federated.partition import PartitionConfig
 from apps.federated.settings import STRATEGIES, WEIGHTS, Settings, check_clients, from_mapping, method_config, upload_form
 from apps.federated.tables import AveragingConfig, LocalConfig, ServerConfig, UploadConfig
@@ -20,7 +21,20 @@ from scenarios.federated.node import checked, request
 from scenarios.reporting.text import series
 
 ENGINES = ("inline", "simulation", "deployment")
-TABLES = ("data", "federation", "partition", "upload", "server", "local", "averaging", "admission", "attack", "tuning", "privacy")
+TABLES = (
+    "data",
+    "federation",
+    "partition",
+    "upload",
+    "server",
+    "local",
+    "averaging",
+    "admission",
+    "dynafed",
+    "attack",
+    "tuning",
+    "privacy",
+)
 # Keys of [federation] that are those of the settings.
 COPIED = ("rounds", "network", "fraction", "timeout", "min_clients", "wait", "quorum", "staleness", "staleness_weight", "threads", "split")
 # Tables that are parts of the settings.
@@ -30,6 +44,7 @@ PARTS = (
     ("local", LocalConfig),
     ("averaging", AveragingConfig),
     ("admission", AdmissionConfig),
+    ("dynafed", DynaFedConfig),
 )
 
 
@@ -190,6 +205,7 @@ def study(name: str, title: str, tables: Tables, source: str) -> FederatedStudy:
         "local": tables.get("local", {}),
         "averaging": tables.get("averaging", {}),
         "admission": tables.get("admission", {}),
+        "dynafed": tables.get("dynafed", {}),
     }
     settings, privacy = from_mapping(values, source), tables.get("privacy")
     check_clients(settings)
@@ -204,7 +220,7 @@ def study(name: str, title: str, tables: Tables, source: str) -> FederatedStudy:
     dump = pydantic.TypeAdapter(Settings).dump_python(settings, mode="json") | {"privacy": privacy}
     for key in ("strategy", "seed", "device", *(["averaging"] if settings.averaging == AveragingConfig() else [])):
         del dump[key]
-    for key in ("quorum", "staleness", "staleness_weight"):  # studies that do not use what came later keep their hash
+    for key in ("quorum", "staleness", "staleness_weight", "dynafed"):  # studies that do not use what came later keep their hash
         if getattr(settings, key) == getattr(Settings(), key):
             del dump[key]
     if settings.admission == AdmissionConfig():

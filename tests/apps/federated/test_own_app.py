@@ -284,7 +284,8 @@ def test_the_written_app_is_a_client_and_a_server(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("engine", ["simulation", "deployment"])
 def test_the_written_app_on_flowers_engines(engine: str, tmp_path: Path) -> None:
     recipe = {"max_steps": 100, "batch_size": 32, "lr": 0.05, "schedule": "constant", "augmentation": "none"}
-    made = settings(timeout=300.0, upload={"ipc": 5, "settings": {"iterations": 30, "batch_real": 32}}, server={"recipe": recipe})
+    patient = {"timeout": 600.0, "wait": 400.0, "min_clients": 3}  # a client is a new process with torch for every message
+    made = settings(**patient, upload={"ipc": 5, "settings": {"iterations": 30, "batch_real": 32}}, server={"recipe": recipe})
     run = engines.run_simulation if engine == "simulation" else engines.run_deployment
     assert run(made, tmp_path / "run", EXAMPLE)["status"] == "finished:completed"
     lines = engines.lines_of(tmp_path / "run")

@@ -108,7 +108,7 @@ def test_settings_go_to_clients_and_older_ones_are_read() -> None:
         ({"upload": {"labels": "received", "soft_share": 0.5}}, "soft_share"),
         ({"upload": {"labels": "local", "teacher": {"network": "MPL"}}}, "MLP"),
         ({"server": {"recipe": {"teacher": {"epochs": 1}}}}, "a server has no images for it"),
-        ({"server": {"client_weights": "examples", "recipe": {"loss": "kl"}}}, "labels are weighted by clients"),
+        ({"server": {"client_weights": "examples", "recipe": {"loss": "kl"}}}, "images count differently"),
         ({"upload": {"labels": "received", "networks": "fresh"}, "privacy": {}}, "privacy is on: no label is made of private images"),
     ],
 )
