@@ -131,6 +131,9 @@ def rows_of(condensed: CondensedSet, plan: Plan, optimiser: Optimiser, *, labell
 def _check(given: Sequence[CondensedSet], data: ImageData, plan: Plan) -> None:
     if not given:
         raise InputError("no set was given; allowed: one or more.")
+    for place, other in enumerate(given):
+        if any(other.images.equal(one.images) for one in given[:place]):
+            raise InputError(f"set {place + 1} has the images of an earlier one; allowed: sets of different seeds, each once.")
     for other in given[1:]:
         if _form(other) != _form(given[0]):
             raise InputError("the sets differ in images a class, stored form or labels; score sets of one method and size together.")

@@ -102,7 +102,7 @@ def test_label_writes_a_set_with_a_teachers_outputs(sets: list[Path], tmp_path: 
     assert made.label_kind == "logits"
     assert made.labels.shape == (20, 10)
     text = " ".join(out.split())
-    assert "labels by MLP of 2 epochs" in text
+    assert "labels by MLP of 2 epochs (lr 0.01, seed 0), which labels images, whose test accuracy" in text
     assert f"{made.nbytes:,} bytes ({plain.nbytes:,} before)" in text
     assert "allowed: NETWORK or NETWORK:EPOCHS" in refused("label", sets[0], "--data", "digits", "--teacher", ":3")
     assert "network 'MPL' is not known" in refused("label", sets[0], "--data", "digits", "--teacher", "MPL:3")

@@ -26,6 +26,8 @@ def label(
     data_root: Root = None,
 ) -> None:
     """Write the same images with a teacher's outputs as soft labels; the teacher is trained once and kept in the cache."""
+    import dataclasses
+
     from distill.condensed import CondensedSet
     from distill.configure import configure
     from distill.evaluation import accuracy
@@ -62,7 +64,8 @@ def label(
         what, given, known = "views", made.views.labels, tiny.decoded().hard_labels
         typer.echo(f"{made.views}: a recipe must augment and mix alike")
     kept = 100 * float((given.argmax(-1) == known).float().mean())
-    typer.echo(f"{target}: {len(made)} images, labels by {table}, whose test accuracy is {right:.1f} %")
+    done = dataclasses.replace(table, labels=what)
+    typer.echo(f"{target}: {len(made)} images, labels by {done}, whose test accuracy is {right:.1f} %")
     for line in teacher_notes(table, network, images):
         typer.echo(f"warning: {line}")
     typer.echo(f"{made.nbytes:,} bytes ({tiny.nbytes:,} before); {kept:.0f} % of the {what} keep their class as the most likely one")
