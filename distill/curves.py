@@ -9,6 +9,7 @@ import scipy.stats
 from distill.errors import InputError
 
 FEWEST = 3  # points that make a curve
+REACHED = 0.9  # of the accuracy of networks that are trained in full
 DIVISORS = (32, 16, 8, 4, 2, 1)
 
 
@@ -77,15 +78,20 @@ def curve(steps: Sequence[int], values: Sequence[Sequence[float]]) -> Curve:
     return Curve(tuple(steps), tuple(map(numbers.fmean, values)), half)
 
 
-def flat_early(points: Curve, steps_each: int = 1) -> str | None:
+def flat_early(points: Curve, steps_each: int = 1, accuracy: float | None = None) -> str | None:
     """ "flat from step 1,200 of 20,000: iterations = 1500 would do", a quarter more than needed; None if it does not flatten early.
 
-    ``steps_each`` is the number of steps per iteration (several for GM and DSA), to advise in the unit of the setting.
+    ``accuracy`` is that of networks that are trained in full on the last set: where the curve's reach less than `REACHED` of it, they
+    are trained too briefly to tell, and the sentence says so. ``steps_each`` is the number of steps per iteration (several for GM and
+    DSA), to advise in the unit of the setting.
     Early is a quarter of the run: then at least three points agree. With two, a curve that rises slowly passes for flat (tests).
     """
     total, at = points.steps[-1], points.flat_at
     if at is None or 4 * at > total:
         return None
+    if accuracy is not None and points.means[-1] < REACHED * accuracy:
+        brief = f"{points.means[-1]:.1f} %, and {accuracy:.1f} % when trained in full"
+        return f"the networks of the curve are trained too briefly to tell whether fewer iterations would do ({brief})"
     enough = rounded_up(-(-(at + -(-at // 4)) // steps_each))
     return f"flat from step {at:,} of {total:,} (within {points.half_width:.1f} points): iterations = {enough} would do"
 

@@ -73,6 +73,10 @@ def test_the_sentence_says_how_many_iterations_would_do() -> None:
     said = flat_early(curve((600, 1200, 2500, 5000, 10000, 20000), values))
     assert said is not None
     assert said.startswith("flat from step 1,200 of 20,000 (within 1.4 points): iterations = 1500 would do")
+    assert flat_early(curve((600, 1200, 2500, 5000, 10000, 20000), values), accuracy=77.0) == said
+    brief = str(flat_early(curve((600, 1200, 2500, 5000, 10000, 20000), values), accuracy=80.0))
+    assert "too briefly to tell" in brief
+    assert "(70.0 %, and 80.0 % when trained in full)" in brief
     assert [rounded_up(n) for n in (7, 99, 101, 1500, 1563)] == [7, 99, 110, 1500, 1600]
 
 

@@ -33,7 +33,7 @@ def snapshots(study: CondenseStudy, data: ImageData, folder: Path, ipc: int) -> 
 
 
 def measured(
-    study: CondenseStudy, seed: int, data: ImageData, folder: Path, ipc: int, condensed: CondensedSet
+    study: CondenseStudy, seed: int, data: ImageData, folder: Path, ipc: int, condensed: CondensedSet, *, accuracy: float | None = None
 ) -> tuple[Results | None, str | None]:
     """Evaluate the snapshots of a finished run, and remove them.
 
@@ -44,6 +44,7 @@ def measured(
         folder: the run folder.
         ipc: images per class of the set.
         condensed: the finished set, which is the last point.
+        accuracy: its mean accuracy in the study's own evaluation, in percent; None: it has none.
 
     Returns:
         The record's ``curve``, and a sentence where it flattens early. None for a short run, and where a network failed. A run that
@@ -80,7 +81,7 @@ def measured(
         "high": None if half is None else [min(100.0, mean + half) for mean in points.means],
     }
     plain = {"steps": list(points.steps), "accuracy": list(points.means), **ends, "split": split, "networks": len(seeds)}
-    sentence = flat_early(points, max(1, total // study.merged["method"]["iterations"]))
+    sentence = flat_early(points, max(1, total // study.merged["method"]["iterations"]), accuracy)
     return {**plain, "flat_at": points.flat_at}, f"{sentence} (on training images)" if sentence and split == "train" else sentence
 
 

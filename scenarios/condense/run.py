@@ -57,7 +57,8 @@ def fill(study: CondenseStudy, run: Run) -> None:
         else:
             _judge(study.evaluation, study.method, run, condensed, ipc, part)
             several.evaluate_further(study, run, further[ipc], ipc, part)
-        along, sentence = set_curve.measured(study, options.seed, data, folder, ipc, condensed)
+        reached = part["accuracy"][study.method]["mean"] if study.evaluation is not None else None
+        along, sentence = set_curve.measured(study, options.seed, data, folder, ipc, condensed, accuracy=reached)
         part |= {"curve": along} if along else {}
         _note(part, [sentence] if sentence else [], console)
     if study.evaluation is not None:
