@@ -64,7 +64,7 @@ def label(
         what, given, known = "views", made.views.labels, tiny.decoded().hard_labels
         typer.echo(f"{made.views}: a recipe must augment and mix alike")
     kept = 100 * float((given.argmax(-1) == known).float().mean())
-    done = dataclasses.replace(table, labels=what)
+    done = dataclasses.replace(table, labels="images" if made.views is None else "views")
     typer.echo(f"{target}: {len(made)} images, labels by {done}, whose test accuracy is {right:.1f} %")
     for line in teacher_notes(table, network, images):
         typer.echo(f"warning: {line}")
