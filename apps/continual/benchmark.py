@@ -237,11 +237,11 @@ def rows(
     else:
         buffer, smallest = None, 0
         if unit is not None:
-            buffer, smallest = _buffer(unit, stream, folder), len(sets[0])
+            buffer, smallest = _buffer(unit, stream, folder, training.exemplar_transform), len(sets[0])
         yield from enumerate(learn(strategy, stream, network, training, seed, buffer=buffer, smallest=smallest, split=split, mini=mini))
 
 
-def _buffer(unit: Unit, stream: Sequence[ImageData], folder: Path) -> ReplayBuffer:
+def _buffer(unit: Unit, stream: Sequence[ImageData], folder: Path, transform: str | None) -> ReplayBuffer:
     from apps.continual.buffer import CondensedBuffer  # here: it imports Avalanche
     from apps.continual.online_buffer import OnlineCondensedBuffer
 
@@ -253,13 +253,13 @@ def _buffer(unit: Unit, stream: Sequence[ImageData], folder: Path) -> ReplayBuff
     if unit.method in COMPRESSED:
         from apps.continual.compressed_buffer import CompressedBuffer
 
-        empty, items = compressed_memory(unit, stream[0].spec), unit.budget.count * groups
-        return CompressedBuffer(
-            items, empty.codec, class_bytes=empty.class_bytes, mean=stream[0].spec.mean, std=stream[0].spec.std, seed=empty.seed
-        )
+        empty, items, spec = compressed_memory(unit, stream[0].spec), unit.budget.count * groups, stream[0].spec
+        plain: dict[str, Any] = {"mean": spec.mean, "std": spec.std, "seed": empty.seed, "data_name": spec.name, "transform": transform}
+        return CompressedBuffer(items, empty.codec, class_bytes=empty.class_bytes, **plain)
     config = unit.config(stream[0].spec, groups)
     assert config.items is not None
     options: dict[str, Any] = {"per_class": config.per_class, "storage": config.storage, "seed": config.seed, "progress": False}
+    options["transform"] = transform
     options |= {"data_name": config.name, "mean": config.mean, "std": config.std, "returning": unit.returning, **config.settings}
     if unit.online is not None:
         return OnlineCondensedBuffer(config.items, config.method, queue=unit.online.queue, every=unit.online.every, **options)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from apps.continual import memory_file, resizing
+from apps.continual.augmented import Transform, check_transform, made
 from apps.continual.engine import avalanche
 from apps.continual.exemplars import Exemplars
-from apps.continual.items import Transform, dataset_of, has_task_labels
+from apps.continual.items import dataset_of, has_task_labels
 from apps.continual.memory import Memory
 from apps.continual.memory_config import MemoryConfig
 from apps.continual.online import Batch, Queue
@@ -42,7 +43,7 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
         max_bytes: budget in bytes, in addition to ``max_size``.
         storage: "float32", or "uint8" with a quarter of the bytes.
         seed: of the condensation.
-        transform: augmentation of an image tensor (C, H, W), applied when items are read for training.
+        transform: augmentation of an image tensor (C, H, W), applied when items are read for training; "dsa": `Augmented`.
         device: where images are condensed; "auto": where the strategy trains.
         folder: the buffer saves itself there after each experience, and a run that is started again loads its sets from there.
         progress: show a progress bar; None: on terminals.
@@ -67,7 +68,7 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
         max_bytes: int | None = None,
         storage: str = "float32",
         seed: int = 0,
-        transform: Transform | None = None,
+        transform: Transform | str | None = None,
         device: torch.device | str = "auto",
         folder: str | Path | None = None,
         progress: bool | None = None,
@@ -80,8 +81,7 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
     ) -> None:
         if type(max_size) is not int or max_size < 1:
             raise InputError(f"max_size is {clipped(max_size)}; allowed: 1 or more items.")
-        if transform is not None and not callable(transform):
-            raise InputError(f"transform is {clipped(transform)!r}; allowed: a function of an image tensor (C, H, W), or None.")
+        check_transform(transform)
         if progress not in (None, True, False):
             raise InputError(f"progress is {clipped(progress)!r}; allowed: True, False, or None (on terminals).")
         if type(num_workers) is not int or num_workers < 0:
@@ -115,7 +115,7 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
         like: Experience | AvalancheData,
         *,
         finished: int | None = None,
-        transform: Transform | None = None,
+        transform: Transform | str | None = None,
         device: torch.device | str = "auto",
         progress: bool | None = None,
         num_workers: int = 0,
@@ -298,7 +298,9 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
 
     def _dataset(self, group: Exemplars) -> AvalancheData:
         assert self._layout is not None
-        return dataset_of(group, self._layout, tensor_labels=self._tensor_labels, transform=self.transform)
+        config, turn = self.memory.config, self.memory.experiences * 2**20 + self.memory.groups.index(group)
+        then = made(self.transform, config.name, config.seed, turn)
+        return dataset_of(group, self._layout, tensor_labels=self._tensor_labels, transform=then)
 
     def _attach_logits(self, agent: Agent) -> None:
         """Store the current model's outputs, which DER replays, for every group that has none."""

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from apps.continual.augmented import Transform, check_transform, made
 from apps.continual.compressed import CompressedMemory
 from apps.continual.engine import avalanche
-from apps.continual.items import Transform, dataset_of
+from apps.continual.items import dataset_of
 from apps.continual.policies import is_der, refuse_no_replay, refuse_unfit
 from apps.continual.protocols import Agent, AvalancheData, Experience, Strategy
 from apps.continual.reading import read
@@ -28,7 +29,8 @@ class CompressedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-de
         mean: of the stream's normalisation, per channel.
         std: likewise, the standard deviation.
         seed: of the choice.
-        transform: augmentation of an image tensor (C, H, W), applied when items are read for training.
+        transform: augmentation of an image tensor (C, H, W), applied when items are read for training; "dsa": `Augmented`.
+        data_name: name of the data set: digits are not flipped.
 
     Raises:
         InputError: an argument is wrong, or the strategy stores outputs (DER), which take bytes of their own.
@@ -43,9 +45,12 @@ class CompressedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-de
         mean: Sequence[float],
         std: Sequence[float],
         seed: int = 0,
-        transform: Transform | None = None,
+        transform: Transform | str | None = None,
+        data_name: str = "stream",
     ) -> None:
         super().__init__(max_size)
+        check_transform(transform)
+        self.data_name = data_name
         self.memory, self.transform = CompressedMemory(codec, class_bytes, mean, std, seed), transform
         self._layout: type | None = None
         self._tensor_labels = False
@@ -60,9 +65,11 @@ class CompressedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-de
     def buffer(self) -> AvalancheData:
         """The images as an Avalanche dataset with the stream's item layout; empty before the first update."""
         if self._built is None and self._layout is not None:
-            layout, kind, then = self._layout, self._tensor_labels, self.transform
-            groups = self.memory.groups()
-            self._built = _utils.concat_datasets([dataset_of(group, layout, tensor_labels=kind, transform=then) for group in groups])
+            layout, kind, groups = self._layout, self._tensor_labels, []
+            for number, group in enumerate(self.memory.groups()):
+                then = made(self.transform, self.data_name, self.memory.seed, self.memory.experiences * 2**20 + number)
+                groups.append(dataset_of(group, layout, tensor_labels=kind, transform=then))
+            self._built = _utils.concat_datasets(groups)
         found: AvalancheData = super().buffer if self._built is None else self._built
         return found
 

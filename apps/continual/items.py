@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from apps.continual.augmented import Transform
 from apps.continual.engine import avalanche
 from apps.continual.exemplars import Exemplars
 from apps.continual.form import Form
@@ -15,8 +16,6 @@ from distill.quantise import Grid, decode
 _utils = avalanche("avalanche.benchmarks.utils")
 _attributes = avalanche("avalanche.benchmarks.utils.data_attribute")
 _aware = avalanche("avalanche.benchmarks.utils.classification_dataset").TaskAwareClassificationDataset
-
-Transform = Callable[[Tensor], Tensor]
 
 
 class _Items(Dataset):  # type: ignore[type-arg]

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pydantic
 import torch
@@ -43,6 +43,7 @@ class Training:
         beta: DER++'s weight of the stored labels.
         lwf_alpha: LwF's weight of the distillation loss.
         lwf_temperature: LwF's temperature.
+        exemplar_transform: augmentation of the memory's images when they are read, "dsa", or None.
     """
 
     epochs: Annotated[int, Field(ge=1)] = 4
@@ -55,6 +56,7 @@ class Training:
     beta: Annotated[float, Field(ge=0)] = 0.5  # DER++: weight of the stored labels
     lwf_alpha: Annotated[float, Field(ge=0)] = 1.0
     lwf_temperature: Annotated[float, Field(gt=0)] = 2.0
+    exemplar_transform: Literal["dsa"] | None = None
 
 
 def scratch(

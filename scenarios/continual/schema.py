@@ -156,6 +156,8 @@ def study(name: str, title: str, tables: Tables, source: str) -> ContinualStudy:
             f"{source}: [memory]: {compressed} has a number of bytes for each class of an experience; allowed: with bytes_of, "
             'share = "fixed", not in an online stream, and with returning = "separate" where classes come back.'
         )
+    if training.exemplar_transform is not None and "reservoir" in memory.methods:
+        raise InputError(f"{source}: [training]: exemplar_transform is not for the memory 'reservoir' (Avalanche's); leave one out.")
     if data.zca:
         raise InputError(f"{source}: [data]: zca is for condensed sets that are used white; a stream's images are not.")
     check_name(learner.network)

@@ -272,6 +272,8 @@ def test_a_shrinking_share_holds_as_much_from_the_start(tmp_path: Path) -> None:
         ({"stream": {"degrees": 90.0}}, "degrees is for setting 'rotated'; setting is 'class'"),
         ({"stream": {"setting": "rotated", "blurred": 0.1}}, "blurred is for setting 'blurry'"),
         ({"stream": {"setting": "blurry", "blurred": 1.5}}, "blurred"),
+        ({"training": {"exemplar_transform": "flip"}}, "exemplar_transform"),
+        ({"training": {"exemplar_transform": "dsa"}, "memory": {"methods": ["reservoir"]}}, "not for the memory 'reservoir'"),
         ({"memory": {"returning": "merge"}}, "returning is for classes that come back"),
         ({"stream": {"setting": "blurry"}, "memory": {"methods": ["random-zlib"]}}, 'with returning = "separate" where classes come back'),
         ({"data": {"zca": True}}, "zca"),
