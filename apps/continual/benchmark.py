@@ -254,8 +254,16 @@ def _buffer(unit: Unit, stream: Sequence[ImageData], folder: Path, transform: st
         from apps.continual.compressed_buffer import CompressedBuffer
 
         empty, items, spec = compressed_memory(unit, stream[0].spec), unit.budget.count * groups, stream[0].spec
-        plain: dict[str, Any] = {"mean": spec.mean, "std": spec.std, "seed": empty.seed, "data_name": spec.name, "transform": transform}
-        return CompressedBuffer(items, empty.codec, class_bytes=empty.class_bytes, **plain)
+        return CompressedBuffer(
+            items,
+            empty.codec,
+            class_bytes=empty.class_bytes,
+            mean=spec.mean,
+            std=spec.std,
+            seed=empty.seed,
+            transform=transform,
+            data_name=spec.name,
+        )
     config = unit.config(stream[0].spec, groups)
     assert config.items is not None
     options: dict[str, Any] = {"per_class": config.per_class, "storage": config.storage, "seed": config.seed, "progress": False}
