@@ -1,7 +1,9 @@
 """How hostile clients poison their uploads, or the images that they train on: what admission is measured against. No Flower.
 
 Label flipping as in Tolpegin et al., ESORICS 2020; the patch of Gu et al., "BadNets" (IEEE Access 2019); the blended trigger of Chen et
-al., "Targeted Backdoor Attacks on Deep Learning Systems Using Data Poisoning" (arXiv 1712.05526).
+al., "Targeted Backdoor Attacks on Deep Learning Systems Using Data Poisoning" (arXiv 1712.05526); a signal under right labels after Barni
+et al., "A New Backdoor Attack in CNNs by Training Set Corruption without Label Poisoning" (ICIP 2019), with an amplitude and frequency of
+our own choice. The kinds "sine" and "flip_known" came after the rule of admission.py was fixed; it was not changed for them.
 """
 
 import dataclasses
@@ -25,6 +27,8 @@ from distill.spec import DataSpec
 TARGET = 0  # the class that a backdoor opens
 RIGHT = 0.51  # the share of the true class in a soft label whose rest is the target's
 BLEND = 0.3  # the share of the pattern in a blended image
+AMPLITUDE, WAVES = 0.2, 6  # of the sinusoidal signal, across the image
+SHARES = tuple(share / 10 for share in range(10, 0, -1))  # of the wrong class in a mixed image, that a flipper who knows the rule tries
 
 Trigger = Callable[[Tensor, DataSpec], Tensor]
 
@@ -63,6 +67,12 @@ def blended(images: Tensor, spec: DataSpec) -> Tensor:
     return (1 - BLEND) * images + BLEND * pattern
 
 
+def sine(images: Tensor, spec: DataSpec) -> Tensor:
+    """Vertical stripes: a sinusoidal signal along the width, added to every row."""
+    places = torch.arange(spec.width, device=images.device) / spec.width
+    return images + AMPLITUDE * torch.sin(2 * torch.pi * WAVES * places)
+
+
 # Poisons: what a hostile client has in the place of its own images
 
 
@@ -77,6 +87,7 @@ class Held:
         spec: of the data.
         per_class: the most images of a class that the server takes in an upload; None: these are images to train on.
         draws: of what it chooses.
+        passes: whether the server would take images (N, C, H, W) under labels (N,), as far as the client can tell; None: it cannot.
     """
 
     images: Tensor
@@ -85,6 +96,7 @@ class Held:
     spec: DataSpec
     per_class: int | None
     draws: torch.Generator
+    passes: Callable[[Tensor, Tensor], bool] | None = None
 
 
 Poisoned = tuple[Tensor, Tensor]  # images and labels (M,), or soft ones (M, K)
@@ -110,6 +122,37 @@ def flip_all(held: Held, trigger: Trigger | None) -> Poisoned:
         chosen = torch.cat([order[labels == label][: held.per_class] for label in range(held.spec.num_classes)])
     part = held.public.at(chosen.to(held.public.labels.device))
     return pixels_of(part.images).to(held.images.device), flipped(part.labels.to(held.labels.device), held.spec.num_classes)
+
+
+def flip_known(held: Held, trigger: Trigger | None) -> Poisoned:
+    """A flipper who knows the rule: its own images, mixed with real ones of the next class and called that.
+
+    It takes the largest share of its own images with which the upload passes the rule and loses no image, as far as it can tell.
+    """
+    assert held.passes is not None
+    labels = flipped(held.labels, held.spec.num_classes)
+    public = held.public.labels.cpu()
+    rows = [torch.nonzero(public == label).flatten() for label in labels.tolist()]
+    chosen = torch.stack([each[int(torch.randint(len(each), (), generator=held.draws))] for each in rows])
+    real = pixels_of(held.public.at(chosen.to(held.public.labels.device)).images).to(held.images.device)
+    for share in SHARES:
+        mixed = share * held.images.clamp(0, 1) + (1 - share) * real
+        if held.passes(mixed, labels):
+            return mixed, labels
+    return real, labels
+
+
+def right_labels(held: Held, trigger: Trigger | None) -> Poisoned:
+    """Images of the target with the trigger, under their right label, with its own of other classes: real ones where it has too few."""
+    assert trigger is not None
+    others, own = held.labels != TARGET, held.images[held.labels == TARGET]
+    count = -(-len(held.labels) // 2) if held.per_class is None else held.per_class
+    rows = torch.nonzero(held.public.labels.cpu() == TARGET).flatten()
+    rows = rows[torch.randperm(len(rows), generator=held.draws)[: max(0, count - len(own))]]
+    real = pixels_of(held.public.at(rows.to(held.public.labels.device)).images).to(held.images.device)
+    stamped = trigger(torch.cat([own, real])[:count], held.spec)
+    labels = torch.full((len(stamped),), TARGET, dtype=torch.int64, device=held.labels.device)
+    return torch.cat([held.images[others], stamped]), torch.cat([held.labels[others], labels])
 
 
 def backdoor(held: Held, trigger: Trigger | None) -> Poisoned:
@@ -144,11 +187,13 @@ def stored_like(pixels: Tensor, images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Attack:
-    """How a hostile client poisons what it has, the trigger of its backdoor (or None), and whether its labels are soft."""
+    """How a hostile client poisons what it has, the trigger of its backdoor (or None), whether its labels are soft, and whether it knows
+    the rule by which uploads are admitted."""
 
     poison: Callable[[Held, Trigger | None], Poisoned]
     trigger: Trigger | None = None
     soft: bool = False
+    knows: bool = False
 
 
 ATTACKS: dict[str, Attack] = {
@@ -157,6 +202,8 @@ ATTACKS: dict[str, Attack] = {
     "patch": Attack(backdoor, patch),
     "patch_soft": Attack(backdoor_soft, patch, soft=True),
     "blend": Attack(backdoor, blended),
+    "sine": Attack(right_labels, sine),
+    "flip_known": Attack(flip_known, knows=True),
 }
 
 

@@ -1,13 +1,17 @@
 """Simulated hostile clients of the inline engine: some clients of a study send what an attack makes of their images."""
 
+import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import safetensors.numpy
 import torch
+from torch import Tensor
 
+from apps.federated.admission import Admission
 from apps.federated.attacks import ATTACKS, AttackConfig, Held, hostile_clients, pixels_of, stored_like
 from apps.federated.client_app import client_app
 from apps.federated.condense import partition_of, shard
@@ -19,7 +23,7 @@ from apps.federated.wire import Limits, decode, encode, parse_npy
 from distill.condensed import CondensedSet, Provenance
 from distill.data import ImageData, Split
 from distill.errors import InputError
-from distill.randomness import generator
+from distill.randomness import derived_seed, generator
 from distill.records import write_whole
 
 
@@ -41,6 +45,7 @@ def hostile(honest: Client, attack: AttackConfig, settings: Settings, data: Imag
     numbers = hostile_clients(attack, settings.partition.num_partitions, settings.seed)
     spec, classes = data.spec, settings.upload.classes or tuple(range(data.spec.num_classes))
     limits = Limits(spec, classes, settings.upload.ipc, settings.upload.pixels)
+    passes = believed_rule(settings, data) if kind.knows else None
     mean, std = (torch.tensor(values, device=data.device).view(1, -1, 1, 1) for values in (spec.mean, spec.std))
 
     def poisoned_images(context: Context) -> ImageData:
@@ -55,7 +60,8 @@ def hostile(honest: Client, attack: AttackConfig, settings: Settings, data: Imag
         assert reply is not None
         upload = decode(parts_of(reply.content, "upload"), limits)
         draws = generator(settings.seed, "hostile", client_number(context), "round", message.metadata.group_id)
-        held = Held(upload.images.to(data.device) * std + mean, upload.labels.to(data.device), data.train, spec, limits.per_class, draws)
+        pixels, labels = upload.images.to(data.device) * std + mean, upload.labels.to(data.device)
+        held = Held(pixels, labels, data.train, spec, limits.per_class, draws, passes)
         images, labels = kind.poison(held, kind.trigger)
         made = CondensedSet((images - mean) / std, labels, spec, provenance=Provenance("attack"))
         reply.content["upload"] = record_of(encode(made, settings.upload.pixels))
@@ -70,6 +76,25 @@ def hostile(honest: Client, attack: AttackConfig, settings: Settings, data: Imag
         return trained(message, context) if action == "train.fit" else poisoned_upload(message, context)
 
     return client
+
+
+def believed_rule(settings: Settings, data: ImageData) -> Callable[[Tensor, Tensor], bool]:
+    """The server's rule with its limits and the network's form, as a client runs it on real images of its own choice.
+
+    It has neither the server's held-out images nor the seed of its checking network. Where the run has no admission, the default limits.
+    """
+    config = dataclasses.replace(settings.admission, kind="reference", client_images=None, class_images=None)
+    rows = torch.randperm(len(data.train), generator=generator(settings.seed, "hostile", "reference"))[: config.images]
+    public = Split(data.normalised("train", rows).float(), data.train.labels[rows.to(data.device)]).to("cpu")
+    rule = Admission(config, settings.network, data.spec, derived_seed(settings.seed, "hostile", "rule"), public)
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (data.spec.mean, data.spec.std))
+
+    def passes(images: Tensor, labels: Tensor) -> bool:
+        made = CondensedSet((images.cpu() - mean) / std, labels.cpu(), data.spec, provenance=Provenance("attack"))
+        decision = rule({0: made})[0]
+        return decision.images is not None and len(decision.images) == len(made)
+
+    return passes
 
 
 def remembered(client: Client, settings: Settings, folder: Path) -> Client:

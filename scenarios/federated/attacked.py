@@ -43,8 +43,10 @@ def rows(study: FederatedStudy) -> Iterator[Row]:
         return
     attacks = [None, *(AttackConfig(kind, share) for kind, share in itertools.product(table.kinds, table.clients))]
     for strategy, attack in itertools.product(study.federation.strategies, attacks):
-        if attack is not None and (strategy in ALONE or (ATTACKS[attack.kind].soft and strategy in WEIGHTS)):
-            continue  # nobody sends anything, or trains on soft labels
+        if attack is not None and (
+            strategy in ALONE or (strategy in WEIGHTS and (ATTACKS[attack.kind].soft or ATTACKS[attack.kind].knows))
+        ):
+            continue  # nobody sends anything, trains on soft labels, or checks images
         yield Row(strategy, attack, admission=False)
         if _checks(study, strategy):
             yield Row(strategy, attack)
