@@ -21,9 +21,12 @@ ADJACENCY = "add or remove one labelled example"
 MAX_PRV_STEPS = 1_000_000
 MAX_PRV_EPSILON = 40.0
 MAX_SIGMA = 1e6
+MAX_SEARCH_STEPS = 100_000  # of which PRV takes seconds: the search asks it a few times
+MOST_ASKED, TIGHT = 8, 2e-3  # the second is relative to epsilon
 # Opacus stops at order 63, where no noise reaches an epsilon below 0.19 at delta 1e-5; small budgets need higher orders.
 # Between whole orders the bound is a slow series: the search, which needs many bounds, takes few of those (any choice is valid).
 ORDERS = (*(1 + step / 10 for step in range(1, 100)), *range(12, 64), 80, 96, 128, 192, 256, 384, 512, 1024)
+WHOLE_ORDERS = (*range(2, 64), *ORDERS[-8:])
 SEARCH_ORDERS = (*(1 + step / 2 for step in range(1, 10)), *range(6, 64), *ORDERS[-8:])
 
 
@@ -85,7 +88,8 @@ def rdp_epsilon(history: Sequence[Steps], delta: float, orders: Sequence[float] 
 def noise_multiplier(epsilon: float, delta: float, sample_rate: float, releases: int, before: tuple[Steps, ...] = ()) -> float:
     """The smallest sigma with which ``releases`` releases, after those of ``before``, stay within ``epsilon``.
 
-    Searched with RDP; exact where every sampling rate is 1. Raises `InputError` when the target cannot be reached.
+    Exact where every sampling rate is 1. Otherwise it is searched with RDP, and then lowered as far as the tight accountant of `spent`
+    allows: 4 to 7 % less noise, much less for few releases of a small rate. Raises `InputError` when the target cannot be reached.
     """
     check([*before, Steps(1.0, sample_rate, releases)], delta)
     if not (np.isfinite(epsilon) and epsilon > 0):
@@ -107,7 +111,69 @@ def noise_multiplier(epsilon: float, delta: float, sample_rate: float, releases:
     while high - low > (1e-9 if exact else 1e-3) * high:
         middle = (low + high) / 2
         low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
+    steps = releases + sum(step.times for step in before)
+    return (
+        high
+        if exact or epsilon >= MAX_PRV_EPSILON or steps > MAX_SEARCH_STEPS
+        else _lowered(epsilon, delta, sample_rate, releases, before, high)
+    )
+
+
+def _lowered(epsilon: float, delta: float, sample_rate: float, releases: int, before: tuple[Steps, ...], sigma: float) -> float:
+    """The smallest noise multiplier up to ``sigma`` that `spent` finds within ``epsilon``, to `TIGHT` of epsilon.
+
+    PRV takes a second, so it is asked a few times: epsilon is nearly a power of the multiplier, whose exponent the last two answers give.
+    """
+
+    def cost(value: float) -> float:
+        return max(spent([*before, Steps(value, sample_rate, releases)], delta).epsilon, 1e-12)
+
+    found, (log_sigma, log_cost), slope = sigma, (np.log(sigma), np.log(cost(sigma))), -1.0
+    for _ in range(MOST_ASKED):
+        if np.log1p(-TIGHT) <= log_cost - np.log(epsilon) <= 0:
+            break
+        tried = log_sigma + float(np.clip((np.log(epsilon) + np.log1p(-TIGHT / 3) - log_cost) / slope, -0.5, 0.5))
+        answer = float(np.log(cost(float(np.exp(tried)))))
+        slope = min(-0.2, (answer - log_cost) / (tried - log_sigma)) if tried != log_sigma else slope
+        log_sigma, log_cost = tried, answer
+        if log_cost <= np.log(epsilon):
+            found = min(found, float(np.exp(log_sigma)))
+    return found
+
+
+def group_epsilon(history: Sequence[Steps], delta: float, examples: int) -> float:
+    """Epsilon, at the same ``delta``, for one person with ``examples`` examples; infinite where no useful figure is known.
+
+    Exact where every sampling rate is 1: k examples move a sum k times as far. Otherwise, of (e, d) for one example follows
+    (k e, (1 + exp(e) + ... + exp((k - 1) e)) d) for k (Dwork and Roth, 2014, theorem 2.2 with its proof), with the largest d that fits.
+    """
+    counted = [Steps(*step) for step in history if step.times]
+    if not counted or examples < 1:
+        return 0.0
+    check(counted, delta)
+    if all(step.sample_rate == 1.0 for step in counted):
+        mu = sum(step.times / step.noise_multiplier**2 for step in counted) ** 0.5
+        return gaussian_epsilon(examples * mu, delta)
+    if examples == 1:
+        return spent(counted, delta).epsilon
+    curve = _renyi(tuple(counted))
+    for power in np.arange(0.0, 40.0, 0.1):
+        # Of Rényi to approximate privacy (Canonne, Kamath and Steinke, 2020, proposition 12), as Opacus does it.
+        log_delta = np.log(delta) - power * np.log(10.0)
+        orders = np.asarray(WHOLE_ORDERS, dtype=np.float64)
+        epsilon = max(0.0, float((curve + np.log1p(-1 / orders) - (log_delta + np.log(orders)) / (orders - 1)).min()))
+        if np.logaddexp.reduce(epsilon * np.arange(examples)) <= power * np.log(10.0):
+            return examples * epsilon
+    return float("inf")
+
+
+@functools.lru_cache(maxsize=64)
+def _renyi(history: tuple[Steps, ...]) -> np.ndarray:
+    """Rényi divergence of a history at each of `WHOLE_ORDERS`, which are quick."""
+    compute = _opacus().analysis.rdp.compute_rdp
+    return np.asarray(
+        sum(np.asarray(compute(q=rate, noise_multiplier=noise, steps=count, orders=WHOLE_ORDERS)) for noise, rate, count in history)
+    )
 
 
 def _quick_rdp(history: Sequence[Steps], delta: float) -> float:

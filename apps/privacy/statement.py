@@ -13,7 +13,8 @@ from apps.privacy.release import Plan
 from distill.errors import InputError, clipped
 
 NOT_COVERED = (
-    "a person with several examples (k examples have k times this epsilon), and the same data in another release (epsilons add up)",
+    "a person with more examples than stated (k examples have at least k times this epsilon)",
+    "the same data in another release (epsilons and deltas add up)",
     "the choice of settings by looking at private data",
     "the existence, shape, class names, normalisation and stated size of the data, which are taken as public",
     "how long the run took",
@@ -24,6 +25,8 @@ MAX_ENTRIES, MAX_STEPS = 64, 100_000
 NOISE, RATE = (0.05, 1e5), (1e-8, 1.0)
 # Another version of the accountant may end elsewhere in its last digits.
 SLACK = 0.01
+RECOMPUTED = "recomputed from the stated history of releases"
+GROUPS, LARGEST = (2, 5), 1000.0  # examples of one person for which a figure is given, and up to which epsilon
 
 
 def mechanism(*, secure: bool) -> str:
@@ -89,11 +92,12 @@ def guarantee(statement: Mapping[str, object] | None) -> str:
     networks += f", in networks trained on data that are stated to be public ({clipped(public, 80)})" if public is not None else ""
     chance = math.exp(min(epsilon, 700.0))
     times = f"{chance:.3g}" if chance < 1e6 else "more than a million"
+    several = _of_groups(statement.get("history"), delta) if checked == RECOMPUTED else ""
     return (
         f"The maker states ({epsilon:.2f}, {delta:.1e})-differential privacy ({adjacency}): whatever is done with the set, the chance of "
         f"any outcome with one example's data is at most {times} times that without it plus {delta:.1e}, and the other way round; "
         f"reached by {mechanism}, {releases:.0f} release{'s' if releases != 1 else ''}{networks}, accounted by {accountant} ({checked}); "
-        f"not covered: {left_out}."
+        f"{several}not covered: {left_out}."
     )
 
 
@@ -124,7 +128,20 @@ def against_history(history: object, epsilon: float, delta: float, releases: flo
         return "no epsilon can be computed from the stated history of releases", ""
     if not recomputed <= epsilon * (1 + SLACK) + SLACK:
         return f"the set states epsilon {epsilon:.2f} and its own history of releases gives {recomputed:.2f}", ""
-    return "", "recomputed from the stated history of releases"
+    return "", RECOMPUTED
+
+
+def _of_groups(history: object, delta: float) -> str:
+    """The guarantee of persons with several examples in words, from a history that was checked."""
+    steps = [Steps(float(noise), float(rate), int(times)) for noise, rate, times in history] if isinstance(history, list) else []
+    if not steps:
+        return ""
+    try:
+        found = {count: accounting.group_epsilon(steps, delta, count) for count in GROUPS}
+    except (InputError, ArithmeticError, ValueError, RuntimeError):
+        return ""
+    text = ", ".join(f"{count} examples {f'{epsilon:.2f}' if epsilon < LARGEST else 'no useful bound'}" for count, epsilon in found.items())
+    return f"epsilon of one person with several examples, at the same delta: {text}; "
 
 
 def _number(value: object) -> float | None:
