@@ -22,7 +22,7 @@ def kept_rows(folder: Path) -> list[dict[str, str]]:
             {
                 "scenario": record["scenario"],
                 "dataset": config["data"]["name"],
-                "network": config["learner"]["network"],
+                "network": cell.get("network", config["learner"]["network"]),
                 "orders": str(config["stream"]["orders"]),
                 **row,
                 "device": environment["gpu"] or f"{environment['cores']} cores, {environment['processor']}",

@@ -37,7 +37,7 @@ Stream = Callable[[int], list[ImageData]]  # of a class order
 
 @dataclass(frozen=True)
 class Part:
-    """``unit`` is None for strategies without a memory."""
+    """``unit`` is None for strategies without a memory; ``strategies`` are names of `LearnerTable.learners`."""
 
     order: int
     unit: "Unit | None"
@@ -95,9 +95,10 @@ def parts(study: ContinualStudy, seed: int) -> list[Part]:
     table, jobs = study.stream, list[Part]()
     online = Online(table.mini, table.queue, table.every) if table.setting == "online" else None
     shrinking = study.memory.share == "shrinking"
-    learners = tuple(name for name in study.learner.strategies if name not in ALONE)
+    learners = tuple(name for name, (strategy, _) in study.learner.learners.items() if strategy not in ALONE)
+    alone = [name for name, (strategy, _) in study.learner.learners.items() if strategy in ALONE]
     for order in range(table.orders):
-        jobs += [Part(order, None, (name,)) for name in study.learner.strategies if name in ALONE]
+        jobs += [Part(order, None, (name,)) for name in alone]
         for budget, storage, method in memories(study):
             taught = method.endswith(LABELLED)
             settings = study.settings.get(method.removesuffix(LABELLED), {})
@@ -178,9 +179,9 @@ def _finished(study: ContinualStudy, part: Part, book: Book) -> bool:
         return False
     return all(
         len(book.matching({"stage": "learn", "strategy": strategy, "memory": part.memory, "order": part.order, "net": net}))
-        == (1 if strategy == "joint" else count)
+        == (1 if study.learner.learners[strategy][0] == "joint" else count)
         for strategy in part.strategies
-        for net in range(study.learner.nets if strategy == "scratch" else 1)
+        for net in range(study.learner.nets if study.learner.learners[strategy][0] == "scratch" else 1)
     )
 
 
@@ -225,16 +226,17 @@ def _remember(options: Options, part: Part, unit: "Unit", stream: list[ImageData
             append_line(book.written, {**key, "experience": number, **size})
 
 
-def _learn(study: ContinualStudy, options: Options, part: Part, stream: list[ImageData], strategy: str, folder: Path, book: Book) -> None:
+def _learn(study: ContinualStudy, options: Options, part: Part, stream: list[ImageData], name: str, folder: Path, book: Book) -> None:
     """Train what the book does not have yet."""
     from apps.continual.benchmark import held, rows
     from apps.continual.strategies import Training
 
     table, unit = study.learner, part.unit
-    recipe = table.recipe or protocol(table.protocol, stream[0].spec, table.network)
+    strategy, network = table.learners[name]
+    recipe = table.recipe or protocol(table.protocol, stream[0].spec, network)
     memories: list[CondensedSet] = []
     for net in range(table.nets if strategy == "scratch" else 1):
-        key = {"stage": "learn", "strategy": strategy, "memory": part.memory, "order": part.order, "net": net}
+        key = {"stage": "learn", "strategy": name, "memory": part.memory, "order": part.order, "net": net}
         known = {line["experience"] for line in book.matching(key)}
         if len(known) == (1 if strategy == "joint" else len(stream)):
             continue
@@ -245,7 +247,7 @@ def _learn(study: ContinualStudy, options: Options, part: Part, stream: list[Ima
             stream,
             memories,
             folder=folder / "memories" / (unit.name if unit else ""),
-            network=table.network,
+            network=network,
             recipe=(table.joint or recipe) if strategy == "joint" else recipe,
             training=Training(**study.training),
             seed=derived_seed(options.seed, "learner", part.order, net),

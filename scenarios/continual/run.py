@@ -28,7 +28,8 @@ def check(study: ContinualStudy, data: ImageData) -> None:
         check_later(study, data, study.given)
     elif study.stream.setting not in ("domain", "permuted", "rotated"):
         split(study.stream, data, 0)
-    create(study.learner.network, data.spec, generator(0, "check"))
+    for network in (study.learner.network, *(study.learner.others or ())):
+        create(network, data.spec, generator(0, "check"))
     for part in parts(study, 0):
         if part.unit is not None and part.unit.method == RESERVOIR:
             part.unit.budget.per_class(Form(data.spec.shape), part.unit.storage)
@@ -75,7 +76,9 @@ def fill(study: ContinualStudy, run: Run) -> None:
         name = f"{budget}-{method}-{storage}" if method else ""
         matrices = [_matrix(study, ledger, strategy, name, order, last + 1) for order in range(study.stream.orders)]
         cell: Results = {"strategy": strategy, "budget": budget, "method": method, "storage": storage}
-        if strategy == "joint":
+        if study.learner.others is not None:
+            cell["network"] = study.learner.learners[strategy][1]
+        if study.learner.learners[strategy][0] == "joint":
             cell["accuracy"] = interval([sum(matrix[-1]) / len(matrix[-1]) for matrix in matrices])
         else:
             cell["accuracy"] = interval([metrics.average_accuracy(matrix) for matrix in matrices])
@@ -95,11 +98,11 @@ def fill(study: ContinualStudy, run: Run) -> None:
 
 def _cells(study: ContinualStudy) -> Iterator[tuple[str, str, str, str]]:
     """(budget, storage, method, strategy) of every row of the results; the bounds have no memory."""
-    for strategy in study.learner.strategies:
+    for learner, (strategy, _) in study.learner.learners.items():
         if strategy in ALONE:
-            yield "", "", "", strategy
+            yield "", "", "", learner
         else:
-            yield from ((budget.name, storage, method, strategy) for budget, storage, method in memories(study))
+            yield from ((budget.name, storage, method, learner) for budget, storage, method in memories(study))
 
 
 def _matrix(study: ContinualStudy, ledger: Path, strategy: str, memory: str, order: int, experiences: int) -> list[list[float]]:

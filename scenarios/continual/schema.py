@@ -70,16 +70,25 @@ class MemoryTable:
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class LearnerTable:
-    """``[learner]``: ``strategies`` on the stream, one ``network``; ``nets`` networks for each class order ("scratch" only).
-    ``protocol`` (or ``[learner.recipe]``) trains "scratch", ``[learner.joint]`` "joint"; ``[training]`` is for Avalanche's learners."""
+    """``[learner]``: ``strategies`` on the stream with ``network``, and again with each of ``others`` ("scratch@MLP"), networks that a
+    memory was not condensed with, for example; ``nets`` networks for each class order ("scratch" only). ``protocol`` (or
+    ``[learner.recipe]``) trains "scratch", ``[learner.joint]`` "joint"; ``[training]`` is for Avalanche's learners."""
 
     strategies: Annotated[tuple[str, ...], Field(min_length=1)] = ("scratch",)
     network: str = "ConvNet"
+    others: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     nets: Annotated[int, Field(ge=1)] = 1
     protocol: str = "laptop"
     recipe: Recipe | None = None
     joint: Recipe | None = None
     split: Literal["test", "validation"] = "test"
+
+    @property
+    def learners(self) -> dict[str, tuple[str, str]]:
+        """(strategy, network) of each learner by its name: the strategy's, with ``@network`` for one of ``others``."""
+        named = {strategy: (strategy, self.network) for strategy in self.strategies}
+        more = {f"{strategy}@{network}": (strategy, network) for network in self.others or () for strategy in self.strategies}
+        return named | more
 
 
 @dataclass(frozen=True)
@@ -161,6 +170,10 @@ def study(name: str, title: str, tables: Tables, source: str) -> ContinualStudy:
     if data.zca:
         raise InputError(f"{source}: [data]: zca is for condensed sets that are used white; a stream's images are not.")
     check_name(learner.network)
+    for network in learner.others or ():
+        checked(f"{source}: [learner]", "others", functools.partial(check_name, network))
+        if network == learner.network or learner.others.count(network) > 1:  # type: ignore[union-attr]
+            raise InputError(f"{source}: [learner]: others has {network!r}, which is there already; name each network once.")
     given = tables.get("settings", {})
     for method, table in given.items():
         if method not in (*plain_names, *(m.removesuffix(DECODED) for m in plain_names)) or not isinstance(table, dict):

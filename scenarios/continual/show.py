@@ -114,8 +114,12 @@ def question(config: Config) -> str:
         what = f"The data sets {series([config['data']['name'], *stream['domains']])} arrive one after the other"
     else:
         what = ARRIVE[stream["setting"]].format(data=config["data"]["name"], count=stream["experiences"])
+    others = config["learner"].get("others")
+    again = f", again with {series(others)} as @network" if others else ""
     form = f"; those named -decoded store {memory['decode']}" if memory.get("decode") else ""
-    return f"{what}: which memory keeps most ({series(memory['methods'])}{form}; learners: {series(config['learner']['strategies'])})?"
+    return (
+        f"{what}: which memory keeps most ({series(memory['methods'])}{form}; learners: {series(config['learner']['strategies'])}{again})?"
+    )
 
 
 def missing(record: Record, config: Config) -> list[str]:

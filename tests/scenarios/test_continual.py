@@ -243,6 +243,41 @@ def test_streams_whose_classes_come_back_run(setting: str, tmp_path: Path) -> No
         assert "arrive" in question(study("quick", tables, "quick.toml").merged)
 
 
+def test_other_networks_learn_from_the_same_memories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each learner again with an MLP and a GroupNorm ConvNet; memories are condensed once, and the first network's rows stay."""
+    import apps.continual.pools as core
+
+    tables = changed(
+        stream={"orders": 1},
+        memory={"methods": ["dm"], "bytes_of": []},
+        learner={"strategies": ["scratch", "replay", "none", "joint"], "nets": 1},
+    )
+    made = study("quick", tables, "quick.toml")
+    assert "others" not in made.merged["learner"], "studies without it keep their hash"
+    _, alone = run(tables, tmp_path / "alone")
+    tables["learner"]["others"] = ["MLP", "ConvNetD1W8GN"]
+    real, calls = core.condense_images, []
+    monkeypatch.setattr(core, "condense_images", lambda *a, **k: (calls.append(1), real(*a, **k))[1])
+    folder, record = run(tables, tmp_path / "more")
+    assert len(calls) == 2, "one condensation an experience, shared by every learner"
+    cells = {cell["strategy"]: cell for cell in record["results"]["cells"]}
+    strategies = ["scratch", "replay", "none", "joint"]
+    assert list(cells) == [*strategies, *(f"{name}@{network}" for network in ("MLP", "ConvNetD1W8GN") for name in strategies)]
+    for before in same(alone):
+        now = {key: value for key, value in cells[before["strategy"]].items() if key not in ("condense_seconds", "network")}
+        assert now == before
+    assert {name: cell["network"] for name, cell in cells.items()}["replay@MLP"] == "MLP"
+    assert cells["scratch@MLP"]["bytes"] == cells["scratch"]["bytes"]
+    assert len({json.dumps(cells[name]["matrix"]) for name in ("none", "none@MLP", "none@ConvNetD1W8GN")}) > 1
+    rows = {row["strategy"]: row["network"] for row in kept_rows(folder)}
+    assert (rows["scratch"], rows["scratch@MLP"]) == ("ConvNetD1W8", "MLP")
+    assert "again with MLP and ConvNetD1W8GN as @network" in question(study("quick", tables, "quick.toml").merged)
+    lines = (folder / "metrics.jsonl").read_text()
+    _, again = run(tables, tmp_path / "more", resume=True)
+    assert again["results"] == record["results"]
+    assert (folder / "metrics.jsonl").read_text() == lines
+
+
 def test_a_shrinking_share_holds_as_much_from_the_start(tmp_path: Path) -> None:
     tables = changed(
         stream={"orders": 1},
@@ -272,6 +307,10 @@ def test_a_shrinking_share_holds_as_much_from_the_start(tmp_path: Path) -> None:
         ({"stream": {"degrees": 90.0}}, "degrees is for setting 'rotated'; setting is 'class'"),
         ({"stream": {"setting": "rotated", "blurred": 0.1}}, "blurred is for setting 'blurry'"),
         ({"stream": {"setting": "blurry", "blurred": 1.5}}, "blurred"),
+        ({"learner": {"others": ["MLPP"]}}, "did you mean 'MLP'"),
+        ({"learner": {"others": ["ConvNetD1W8"]}}, "which is there already"),
+        ({"learner": {"others": ["MLP", "MLP"]}}, "which is there already"),
+        ({"learner": {"others": []}}, "others"),
         ({"training": {"exemplar_transform": "flip"}}, "exemplar_transform"),
         ({"training": {"exemplar_transform": "dsa"}, "memory": {"methods": ["reservoir"]}}, "not for the memory 'reservoir'"),
         ({"memory": {"returning": "merge"}}, "returning is for classes that come back"),
