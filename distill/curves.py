@@ -82,7 +82,7 @@ def flat_early(points: Curve, steps_each: int = 1, accuracy: float | None = None
     """ "flat from step 1,200 of 20,000: iterations = 1500 would do", a quarter more than needed; None if it does not flatten early.
 
     ``accuracy`` is that of networks that are trained in full on the last set: where the curve's reach less than `REACHED` of it, they
-    are trained too briefly to tell, and the sentence says so. ``steps_each`` is the number of steps per iteration (several for GM and
+    are trained too briefly to tell, and the sentence is about that. ``steps_each`` is the number of steps per iteration (several for GM and
     DSA), to advise in the unit of the setting.
     Early is a quarter of the run: then at least three points agree. With two, a curve that rises slowly passes for flat (tests).
     """
