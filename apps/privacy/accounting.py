@@ -6,7 +6,7 @@ norm; one release of a noised sum over one Poisson sample is one step.
 
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import NamedTuple
 
@@ -95,28 +95,40 @@ def noise_multiplier(epsilon: float, delta: float, sample_rate: float, releases:
     if not (np.isfinite(epsilon) and epsilon > 0):
         raise InputError(f"epsilon is {epsilon}; allowed: a positive number (1 is strong, 10 is weak).")
     exact = all(step.sample_rate == 1.0 for step in [*before, Steps(1.0, sample_rate, 1)])
-    bound = (lambda history, delta: spent(history, delta).epsilon) if exact else _quick_rdp
+    steps = releases + sum(step.times for step in before)
+    tight = not exact and epsilon < MAX_PRV_EPSILON and steps <= MAX_SEARCH_STEPS
 
-    def enough(sigma: float) -> bool:
+    def enough(sigma: float, bound: Callable[[Sequence[Steps], float], float] = _exact if exact else _quick_rdp) -> bool:
         return bound([*before, Steps(sigma, sample_rate, releases)], delta) <= epsilon
 
-    low, high = 0.0, 1.0
-    while not enough(high):
-        low, high = high, 2 * high
-        if high > MAX_SIGMA:
-            raise InputError(
-                f"no noise reaches epsilon {epsilon} at delta {delta} in {releases} releases of rate {sample_rate:g}; "
-                "allow a larger epsilon or fewer releases."
-            )
-    while high - low > (1e-9 if exact else 1e-3) * high:
-        middle = (low + high) / 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    steps = releases + sum(step.times for step in before)
-    return (
-        high
-        if exact or epsilon >= MAX_PRV_EPSILON or steps > MAX_SEARCH_STEPS
-        else _lowered(epsilon, delta, sample_rate, releases, before, high)
-    )
+    high = _doubled(enough)
+    if high is not None:
+        low = high / 2 if high > 1 else 0.0
+        while high - low > (1e-9 if exact else 1e-3) * high:
+            middle = (low + high) / 2
+            low, high = (low, middle) if enough(middle) else (middle, high)
+    elif tight:  # earlier releases, whose noise the tight accountant allowed, may cost more than epsilon by RDP
+        high = _doubled(lambda sigma: enough(sigma, _exact))
+    if high is None:
+        raise InputError(
+            f"no noise reaches epsilon {epsilon} at delta {delta} in {releases} releases of rate {sample_rate:g}; "
+            "allow a larger epsilon or fewer releases."
+        )
+    return _lowered(epsilon, delta, sample_rate, releases, before, high) if tight else high
+
+
+def _exact(history: Sequence[Steps], delta: float) -> float:
+    return spent(history, delta).epsilon
+
+
+def _doubled(enough: Callable[[float], bool]) -> float | None:
+    """The first of 1, 2, 4, ... that is enough; None beyond `MAX_SIGMA`."""
+    sigma = 1.0
+    while not enough(sigma):
+        sigma *= 2
+        if sigma > MAX_SIGMA:
+            return None
+    return sigma
 
 
 def _lowered(epsilon: float, delta: float, sample_rate: float, releases: int, before: tuple[Steps, ...], sigma: float) -> float:

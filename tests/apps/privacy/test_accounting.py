@@ -95,6 +95,16 @@ def test_earlier_releases_count_in_the_search() -> None:
     assert 3.9 < spent([*before, Steps(sigma, 0.1, 20)], DELTA).epsilon <= 4.0
 
 
+def test_earlier_releases_that_the_tight_accountant_allowed_leave_room_for_more() -> None:
+    """By RDP the earlier releases alone cost more than the whole budget."""
+    before = (Steps(0.637032941624987, 1.0, 2), Steps(0.386538810845881, 0.2, 5))
+    assert accounting._quick_rdp(before, 1e-3) > 20.0 > accounting.spent(before, 1e-3).epsilon
+    noise = accounting.noise_multiplier(20.0, 1e-3, 1.0, 2, before)
+    assert 0 < 20.0 - accounting.spent([*before, Steps(noise, 1.0, 2)], 1e-3).epsilon < 0.5
+    with pytest.raises(InputError, match="no noise reaches epsilon 15"):
+        accounting.noise_multiplier(15.0, 1e-3, 1.0, 2, before)
+
+
 @pytest.mark.parametrize("examples", [1, 2, 5])
 def test_several_examples_of_one_person(examples: int) -> None:
     """With all the data in each release a group moves the sum k times as far; in samples it costs at least k times one example."""
