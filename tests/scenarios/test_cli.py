@@ -111,7 +111,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     [
         (
             ["condens"],
-            "command 'condens' is not known; did you mean 'condense'? Allowed: attack, audit, compare, condense, evaluate, export, figures, import, ",
+            "command 'condens' is not known; did you mean 'condense'? Allowed: attack, audit, compare, condense, evaluate, export, ",
         ),
         (
             ["run", "quickstart", "--sed", "1"],
