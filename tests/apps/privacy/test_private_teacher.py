@@ -19,7 +19,8 @@ from distill.run import condense
 from distill.statistics import ExactStatistics
 from distill.teachers import Teacher, labelled, labelled_views, teacher_network
 from distill.train import Recipe
-from tests.apps.privacy.test_private_pools import CONFIG, DELTA, NETWORK, gaussian, independent_epsilon
+from tests.apps.privacy.loss_distribution import loss_distribution_epsilon
+from tests.apps.privacy.test_private_pools import CONFIG, DELTA, NETWORK, gaussian
 from tests.apps.privacy.test_private_statistics import public_toy
 
 pytest.importorskip("opacus")
@@ -52,12 +53,11 @@ def test_the_account_is_the_sum_of_the_set_and_its_teacher_in_any_order(first: s
     assert (stated["releases"], stated["teacher"], stated["account"]) == (9, 6, statistics.account["id"])
     assert stated["initial"] == "noise"
     # Against an independent accountant: all together is the budget, and the teacher alone is the epsilon of its share of mu^2.
-    slow = independent_epsilon(statistics.history, DELTA)
-    assert 0.9 * 4.0 < slow < 4.0 * 1.06
-    assert 0.75 * slow < float(str(stated["epsilon"])) <= 4.0
+    assert 0.95 * 4.0 < loss_distribution_epsilon(statistics.history, DELTA) < 4.0 * 1.01
+    assert float(str(stated["epsilon"])) <= 4.0
     teacher = [step for step in statistics.history if step.sample_rate == 12 / 36]
-    low, high = (accounting.gaussian_epsilon(0.4**0.5 * gaussian(4.0, DELTA), DELTA) * factor for factor in (0.9, 1.06))
-    assert low < independent_epsilon(teacher, DELTA) < high
+    low, high = (accounting.gaussian_epsilon(0.4**0.5 * gaussian(4.0, DELTA), DELTA) * factor for factor in (0.95, 1.01))
+    assert low < loss_distribution_epsilon(teacher, DELTA) < high
     if first == "set":
         assert float(str(spent_before)) < float(str(stated["epsilon"])), "the labels cost something"
     assert "9 releases, 6 of them steps of DP-SGD that trained the teacher of its labels, accounted by" in guarantee(stated)
@@ -79,8 +79,7 @@ def test_a_start_a_teacher_experts_and_means_share_one_budget() -> None:
     for factor in (1.0, 2.0, 3.0):
         statistics.class_means(lambda images, factor=factor: factor * images.flatten(1), 4, None, torch.Generator())
     assert [step.times for step in statistics.history] == [2, 6, 6, 3]
-    slow = independent_epsilon(statistics.history, DELTA)
-    assert 0.9 * 4.0 < slow < 4.0 * 1.06
+    assert 0.95 * 4.0 < loss_distribution_epsilon(statistics.history, DELTA) < 4.0 * 1.01
     assert (statistics.privacy["teacher"], statistics.privacy["experts"]) == (6, 6)
     with pytest.raises(InputError, match="leave nothing for the other releases"):
         private(start_releases=2, start_share=0.7)
