@@ -15,7 +15,6 @@ from apps.continual.form import Form
 from apps.continual.memory_config import MemoryConfig as MemoryConfig
 from apps.continual.pools import condense_pools, in_order, interleaved, places_of_recent, selects, weighed
 from distill.condensed import CondensedSet, Provenance
-from distill.coresets import CORESETS
 from distill.errors import InputError
 from distill.methods import METHODS
 from distill.randomness import generator
@@ -112,8 +111,8 @@ class Memory:
         parts = {key: form.shrunk(pool) for key, pool in pools.items()}
         # Nothing to condense: images that were condensed elsewhere, say, stay what they are.
         few = {key: part for key, part in parts.items() if form.items(len(part)) <= counts[key]}
-        if self.config.method in CORESETS and len(few) < len(pools):
-            few = {}  # a coreset's images are real in any case
+        if self.config.method == "noise" or (self._selects and len(few) < len(pools)):
+            few = {}  # noise keeps no real image, and those of the other coresets are real in any case
         large = {key: pool for key, pool in (parts if self._selects else pools).items() if key not in few}
         part = None if checkpoints is None else checkpoints / f"checkpoint-{number}.safetensors"
         beside = {key: pools[key] for key in few} if len(pools) > 1 else self._known()
@@ -151,7 +150,8 @@ class Memory:
         seen = (past, recent) if self._selects else ({key: group.images for key, group in groups.items()}, came)
         images_of = {key: torch.cat([part[key] for part in seen if key in part]) for key in keys}
         items = {key: form.items(len(parts)) for key, parts in parts_of.items()}
-        kept = {key for key in keys if items[key] <= counts[key] and (key not in groups or groups[key].kept)}
+        fits = {key for key in keys if items[key] <= counts[key] and (key not in groups or groups[key].kept)}
+        kept = set[Key]() if self.config.method == "noise" else fits
         changed = [key for key in keys if key not in kept and (key in recent or items[key] > counts[key])]
         pools, starts, condensed = {key: images_of[key] for key in changed}, dict[Key, Tensor](), dict[Key, Tensor]()
         draws = {key: generator(self.config.seed, "memory", "reservoir", number, *key) for key in changed}
@@ -165,7 +165,7 @@ class Memory:
                 before, after = images_of[key].tensor_split([len(past[key])])
                 pools[key] = weighed(before, groups[key].seen, after, draws[key])
                 starts[key] = parts_of[key][:places]
-            elif key in recent:
+            elif key in recent and self.config.method != "noise":
                 new = places_of_recent(places, groups[key].seen, len(recent[key]), draws[key])
                 stay = self._chosen(groups[key], min(places - new, len(past[key])), number)
                 condensed[key] = interleaved(stay, self._first(recent[key], new, key, number))

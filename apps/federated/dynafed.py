@@ -32,7 +32,7 @@ class DynaFedConfig:
     """``[dynafed]``.
 
     Attributes:
-        rounds: models w_0 ... w_L of so many rounds are the trajectory (L); later rounds are fine-tuned.
+        rounds: models w_0 ... w_L of this many rounds are the trajectory (L); later rounds are fine-tuned.
         ipc: images of the pseudo set for each class.
         iterations: of its synthesis.
         syn_steps: SGD steps of the student, each on the whole set.

@@ -31,6 +31,16 @@ def four_classes() -> ImageData:
     return ImageData.from_arrays("toy", *toy_arrays(0, classes=4), *toy_arrays(1000, classes=4))
 
 
+def test_a_memory_of_noise_holds_no_real_image_however_large_its_share() -> None:
+    stream = [experience_tensors(data) for data in class_incremental(four_classes(), 2, 0)]
+    memory = Memory(MemoryConfig("noise", per_class=50))
+    for images, labels in [*stream, stream[0]]:  # the last one comes back, and is merged
+        memory.observe(images, labels)
+    real = torch.cat([images for images, _ in stream])
+    assert len(memory.images) > 0
+    assert torch.cdist(memory.images.flatten(1), real.flatten(1)).min() > 0.1
+
+
 @pytest.mark.parametrize(("method", "decode"), [("random", "none"), ("random", "formation:2"), ("noise", "none")])
 def test_an_image_has_the_probabilities_of_its_experiences_teacher(method: str, decode: str) -> None:
     stream = class_incremental(four_classes(), 2, 0)
