@@ -6,11 +6,12 @@ where a step is made to its end.
 A signal handler in Python runs between two bytecodes. A matrix decomposition or a large sort is one bytecode and may take minutes. What a
 study has finished is on the disk at every moment (it survives ``kill -9``), so a process that does not notice a signal is ended.
 
-A `KeyboardInterrupt` can also be lost: Python ignores one that is raised in a finaliser or in a callback of the garbage collector. A
-process that still runs `END_SECONDS` after one was raised is ended as well.
+A `KeyboardInterrupt` can also be lost: Python only reports one that is raised in a finaliser or in a callback of the garbage collector.
+It is raised again instead, after that call. A process that still runs `END_SECONDS` after one was raised is ended as well.
 """
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import signal
@@ -18,12 +19,14 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 from distill import stopping
 
 ANSWER_SECONDS = 1.5
+AGAIN_SECONDS = 0.05
 END_SECONDS = 30.0  # longer than Flower's engines and sweeps take to end
 _before: set[int] = set()  # children that a shell left to this process; they are not ours to end
 
@@ -35,10 +38,22 @@ def watch(last_words: str) -> None:
         return
     _before.update(_children())
     signal.signal(signal.SIGINT, stopping.at_once)
+    sys.unraisablehook = functools.partial(_again, sys.unraisablehook)
     read, written = socket.socketpair()
     written.setblocking(False)
     signal.set_wakeup_fd(written.fileno(), warn_on_full_buffer=False)  # written to by the C handler, wherever the main thread is
     threading.Thread(target=_wait, args=(read, written, last_words), daemon=True).start()
+
+
+def _again(report: Callable[["sys.UnraisableHookArgs"], object], lost: "sys.UnraisableHookArgs") -> None:
+    """Send the signal of a lost `KeyboardInterrupt` again, and report any other error."""
+    if issubclass(lost.exc_type, KeyboardInterrupt):
+        # Later and from another thread, because the main thread is still in the call that loses it.
+        timer = threading.Timer(AGAIN_SECONDS, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
+        timer.daemon = True
+        timer.start()
+    else:
+        report(lost)
 
 
 def _wait(read: socket.socket, written: socket.socket, last_words: str) -> None:

@@ -27,16 +27,35 @@ with stopping.stop_signals(True) as stop:
 print('saved')
 """
 
-# Python ignores the KeyboardInterrupt that is raised in a finaliser.
+# Python only reports the KeyboardInterrupt that is raised in a finaliser; here one after the other, then in a callback.
 LOST = """
-from scenarios.commands import ctrl_c
-ctrl_c.END_SECONDS = 1.0
+import gc
 class Held:
     def __del__(self):
         time.sleep(60)
-held = Held()
-del held
+for _ in range(2):
+    Held()
+gc.callbacks.append(lambda phase, info: time.sleep(60))
+gc.collect()
+gc.callbacks.pop()
 time.sleep(60)
+"""
+
+# A library's own way to lose it.
+SWALLOWED = """
+from scenarios.commands import ctrl_c
+ctrl_c.END_SECONDS = 1.0
+try:
+    time.sleep(60)
+except BaseException:
+    time.sleep(60)
+"""
+
+OTHER = """
+class Held:
+    def __del__(self):
+        raise ValueError("reported")
+Held()
 """
 
 
@@ -67,10 +86,25 @@ def test_a_stop_that_was_noticed_is_left_to_its_handler() -> None:
     assert (child.returncode, out) == (0, "saved\n")
 
 
-def test_a_lost_interrupt_ends_the_process_all_the_same() -> None:
+def test_a_lost_interrupt_is_raised_again_without_a_word() -> None:
     child = started(LOST)
+    began = time.monotonic()
     child.send_signal(signal.SIGINT)
     _, errors = child.communicate(timeout=40)
-    assert child.returncode == 130
+    assert child.returncode == -signal.SIGINT  # Python's own end of a KeyboardInterrupt
+    assert errors.startswith("Traceback (most recent call last)")  # of the last one, which nothing catches in this program
+    assert "ignored" not in errors
+    assert time.monotonic() - began < 10
+
+
+def test_an_interrupt_that_is_swallowed_ends_the_process_all_the_same() -> None:
+    child = started(SWALLOWED)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=40)
+    assert (child.returncode, errors) == (130, "last words\n")
+
+
+def test_other_errors_of_finalisers_are_reported() -> None:
+    child = started(OTHER)
+    _, errors = child.communicate(timeout=40)
     assert errors.startswith("Exception ignored in: <function Held.__del__")
-    assert errors.endswith("last words\n")

@@ -433,8 +433,8 @@ def test_copies_of_members_are_found_and_a_set_of_others_is_not(tmp_path: Path) 
     clean = attacked(data, apart, tmp_path / "clean")
     assert clean["nearest image"]["advantage_percent"]["low"] < 10
     assert abs(clean["released"]["auc"]["value"] - 0.5) < 0.06
-    saved = np.load(tmp_path / "clean" / "attack" / "released-0.npz")
-    assert (len(saved["in_scores"]), len(saved["out_scores"])) == (len(data.train), len(data.validation))
+    with np.load(tmp_path / "clean" / "attack" / "released-0.npz") as saved:
+        assert (len(saved["in_scores"]), len(saved["out_scores"])) == (len(data.train), len(data.validation))
 
 
 def test_beside_a_decoded_set_random_images_have_its_form(tmp_path: Path) -> None:

@@ -338,6 +338,11 @@ def test_sizes_methods_and_subsets_are_arms_and_the_equally_accurate_one_is_name
     assert {row["set"] for row in kept.kept_rows(folder)} == set(rows)
 
 
+def scores(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as saved:
+        return dict(saved)
+
+
 def test_real_images_come_in_the_form_of_a_decoded_method(tmp_path: Path) -> None:
     """The same number of stored images, each of four small ones."""
     tables_ = {
@@ -348,8 +353,8 @@ def test_real_images_come_in_the_form_of_a_decoded_method(tmp_path: Path) -> Non
     }
     folder, record = run_study(make("form", "Form", tables_, "s.toml"), Options(out=tmp_path, quiet=True))
     assert set(record["results"]["attack"]) == {"method", "random", "random-decoded"}
-    near = [np.load(folder / "attack" / f"{arm}-0.npz")["nearest"] for arm in ("random", "random-decoded")]
-    assert not np.array_equal(*near)  # of whole images, and of small ones that are enlarged
+    whole, small = (scores(folder / "attack" / f"{arm}-0.npz")["nearest"] for arm in ("random", "random-decoded"))
+    assert not np.array_equal(whole, small)  # of whole images, and of small ones that are enlarged
     assert {"random", "random-decoded"} < set(record["results"]["visual"])
 
 
@@ -357,7 +362,7 @@ def test_runs_come_in_pairs_of_opposite_coins(tmp_path: Path) -> None:
     attack = {"runs": 2, "arms": ["random"], "pool": 101}
     given = make("pairs", "Pairs", {"attack": attack, "evaluation": {"networks": ["MLP"], "recipe": {"max_steps": 1}}}, "s.toml")
     folder, _ = run_study(given, Options(out=tmp_path, quiet=True))
-    sizes = [np.load(folder / "attack" / f"random-{run}.npz") for run in (0, 1)]
+    sizes = [scores(folder / "attack" / f"random-{run}.npz") for run in (0, 1)]
     assert len(sizes[0]["in_scores"]) == len(sizes[1]["out_scores"])
     assert len(sizes[0]["in_scores"]) + len(sizes[1]["in_scores"]) == 101
 

@@ -46,7 +46,8 @@ def test_scores_are_attacked_and_audited(here: Path, capsys: pytest.CaptureFixtu
     Path("scores.csv").write_text("\n".join(["score,member", *rows]))
     code, out, _ = ends(["attack", "scores.csv", "--out", "again.npz"], capsys)
     assert (code, "AUC 0.8" in out) == (0, True)
-    assert sorted(np.load("again.npz").files) == ["scores.in_scores", "scores.out_scores"]
+    with np.load("again.npz") as saved:
+        assert sorted(saved.files) == ["scores.in_scores", "scores.out_scores"]
     assert ends(["audit", "scores.csv", "--claimed", "20"], capsys)[0] == 0
     code, out, _ = ends(["audit", "scores.csv", "--claimed", "0.5"], capsys)
     assert (code, "FAILED: the bound" in out) == (1, True)
