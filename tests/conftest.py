@@ -1,7 +1,9 @@
 """Shared small things for tests: a tiny synthetic data set and a guard on the global random state."""
 
 import contextlib
+import functools
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,14 @@ def stopped_at(monkeypatch: pytest.MonkeyPatch, module: Any, count: int) -> Iter
 def _own_cache(tmp_path_factory: pytest.TempPathFactory):
     """Experts that tests train stay out of the user's cache."""
     os.environ["DISTILL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def _opacus_remembers() -> None:
+    """Opacus sums the same slow series, a pure function, for every test that plans the same noise."""
+    series = sys.modules.get("opacus.accountants.analysis.rdp")
+    if series is not None and not hasattr(series._compute_rdp, "cache_info"):
+        series._compute_rdp = functools.lru_cache(maxsize=1 << 18)(series._compute_rdp)
 
 
 @pytest.fixture(autouse=True)
