@@ -7,6 +7,7 @@ from distill.errors import InputError
 
 BEGIN, END = "<!-- table: begin (python -m benchmarks.core --page) -->", "<!-- table: end -->"
 STEPS = "<!-- table: begin (python -m benchmarks.steps --page) -->"
+LAYERS = "<!-- table: begin (python -m benchmarks.layers --page) -->"
 LAUNCHES = "<!-- table: begin (python -m benchmarks.launches --page) -->"
 GPU = "<!-- table: begin (python -m benchmarks.gpu --page) -->"
 Record = Mapping[str, Any]
@@ -51,6 +52,26 @@ def with_steps(page: str, record: Record) -> str:
         lines.append(f"| {form} | {first.get('base', '')} |{cells}")
     head, _, rest = page.partition(STEPS)
     return head + STEPS + "\n" + "\n".join(lines) + "\n" + END + rest.partition(END)[2]
+
+
+def with_layers(page: str, record: Record) -> str:
+    """The page with its table of a pass's parts made anew from a record of `benchmarks.layers`."""
+    machine = record["environment"]
+    lines = [
+        f"{machine['processor']}, torch {machine['packages']['torch']}, one thread, processor microseconds an image, "
+        f"{record['rounds']} rounds.",
+        "",
+        "| a pass in | plain | compiled | its convolutions alone | at most left to save |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for form, row in record["microseconds"].items():
+        parts = [value for name, value in row.items() if name.startswith("convolution")]
+        shown = f"{sum(parts):.0f} ({' + '.join(f'{value:.0f}' for value in parts)})"
+        lines.append(
+            f"| {form} | {row['plain']:.0f} | {row['compiled']:.0f} | {shown} | {100 * (1 - sum(parts) / row['compiled']):.0f} % |"
+        )
+    head, _, rest = page.partition(LAYERS)
+    return head + LAYERS + "\n" + "\n".join(lines) + "\n" + END + rest.partition(END)[2]
 
 
 def with_launches(page: str, record: Record) -> str:

@@ -3,9 +3,9 @@
 import statistics
 from pathlib import Path
 
-from benchmarks import equal_cost, launches, steps
+from benchmarks import equal_cost, launches, layers, steps
 from benchmarks.core import KEPT, PAGE, TARGETS
-from benchmarks.page import with_launches, with_steps, with_table
+from benchmarks.page import with_launches, with_layers, with_steps, with_table
 from distill.records import append_line, read_json
 
 
@@ -49,6 +49,20 @@ def test_the_table_of_steps_is_made_from_its_record() -> None:
             if base:
                 pairs = zip(row["times"], rows[base]["times"], strict=True)
                 assert (row["base"], row["ratio"]) == (base, statistics.median(ours / other for ours, other in pairs))
+
+
+def test_the_table_of_layers_is_made_from_its_record() -> None:
+    record = read_json(layers.KEPT)
+    assert PAGE.read_text() == with_layers(PAGE.read_text(), record)
+    assert set(record["microseconds"]) == {f"{precision}, {chunk} images" for precision in layers.PRECISIONS for chunk in layers.CHUNKS}
+    for row in record["microseconds"].values():
+        assert sum(value for name, value in row.items() if name.startswith("convolution")) < row["compiled"] < row["plain"]
+
+
+def test_the_parts_of_a_pass_are_its_convolutions() -> None:
+    made = layers.forms("float32", 2)
+    shapes = [tuple(made[f"convolution {place}"]().shape) for place in (1, 2, 3)]  # type: ignore[attr-defined]
+    assert shapes == [(2, 128, 32, 32), (2, 128, 16, 16), (2, 128, 8, 8)]
 
 
 def test_the_table_of_launches_is_made_from_its_record_which_is_within_the_limits() -> None:
