@@ -193,6 +193,58 @@ class Frequency:
         return _lowest(spec.height, spec.width, device)[: self.coefficients]
 
 
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+class LowRank:
+    """Each channel is a product of two matrices of ``rank`` columns: rank * (H + W) numbers in the place of H * W.
+
+    Yang et al., "An Efficient Dataset Condensation Plugin and Its Application to Continual Learning", NeurIPS 2023. Stored rows are
+    (C, rank, H + W): the columns of the left matrix, then those of the right one.
+    """
+
+    rank: Annotated[int, pydantic.Field(ge=1, le=1 << 12)]
+
+    kind: ClassVar[str] = "lowrank"
+    pixels: ClassVar[bool] = False
+    copies: ClassVar[int] = 1
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        return {"rank": self.rank}
+
+    def stored_shape(self, spec: DataSpec) -> tuple[int, ...]:
+        """(C, rank, H + W)."""
+        if self.rank > min(spec.height, spec.width):
+            raise InputError(f"lowrank with rank {self.rank}; allowed: at most {min(spec.height, spec.width)}, the shorter side.")
+        return spec.channels, self.rank, spec.height + spec.width
+
+    def pads(self, spec: DataSpec) -> bool:
+        return False
+
+    def decoded(self, stored: Tensor, spec: DataSpec) -> Tensor:
+        return self.enlarged(self.parted(stored, spec), spec)
+
+    def encoded(self, images: Tensor, spec: DataSpec) -> Tensor:
+        return self.joined(self.shrunk(images, spec), spec)
+
+    def parted(self, stored: Tensor, spec: DataSpec) -> Tensor:
+        """A row is one image's."""
+        return stored
+
+    def joined(self, parts: Tensor, spec: DataSpec) -> Tensor:
+        return parts
+
+    def enlarged(self, parts: Tensor, spec: DataSpec) -> Tensor:
+        return parts[..., : spec.height].transpose(2, 3) @ parts[..., spec.height :]
+
+    def shrunk(self, images: Tensor, spec: DataSpec) -> Tensor:
+        """The nearest product: the largest singular values, whose square roots both matrices have."""
+        left, values, right = torch.linalg.svd(images, full_matrices=False)
+        root = values[..., : self.rank].sqrt()[..., None]
+        # A pair of singular vectors has no sign of its own; the same images must give the same rows on every machine.
+        sign = left.gather(2, left.abs().argmax(2, keepdim=True)).sign().transpose(2, 3)[:, :, : self.rank]
+        return torch.cat([left.transpose(2, 3)[:, :, : self.rank] * root * sign, right[:, :, : self.rank] * root * sign], 3)
+
+
 @functools.lru_cache(maxsize=32)
 def _lowest(height: int, width: int, device: torch.device) -> Tensor:
     """(H * W,): flat positions by frequency, kept on the device."""
@@ -201,7 +253,8 @@ def _lowest(height: int, width: int, device: torch.device) -> Tensor:
     return (down.square() + right.square()).flatten().argsort(stable=True).to(device)
 
 
-DECODES: dict[str, type[Formation] | type[Frequency]] = {"formation": Formation, "frequency": Frequency}
+_Kind = type[Formation] | type[Frequency] | type[LowRank]
+DECODES: dict[str, _Kind] = {"formation": Formation, "frequency": Frequency, "lowrank": LowRank}
 
 
 def from_parameters(kind: object, parameters: Mapping[str, object]) -> Decode:
@@ -215,14 +268,16 @@ def from_parameters(kind: object, parameters: Mapping[str, object]) -> Decode:
 
 
 def from_text(text: str) -> Decode | None:
-    """What a setting says: "none", "formation:2" or "frequency:64". Raises `InputError`."""
+    """What a setting says: "none", "formation:2", "frequency:64" or "lowrank:4". Raises `InputError`."""
     if text == "none":
         return None
     kind, _, number = text.partition(":")
     if kind in DECODES and number.isascii() and number.isdigit() and len(number) < 8:
         (name,) = (field.name for field in dataclasses.fields(DECODES[kind]))
         return from_parameters(kind, {name: int(number)})
-    raise InputError(f"decode is {clipped(text)!r}; allowed: 'none', 'formation:F' (F x F small images in one) or 'frequency:K'.")
+    raise InputError(
+        f"decode is {clipped(text)!r}; allowed: 'none', 'formation:F' (F x F small images in one), 'frequency:K' or 'lowrank:R'."
+    )
 
 
 def as_text(decode: Decode | None) -> str:

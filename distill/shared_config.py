@@ -17,7 +17,7 @@ class ImageConfig:
     """Settings of the images that every method has: how they are stored and updated.
 
     Attributes:
-        decode: how images are stored: "none", "formation:F" or "frequency:K" (`distill.decode`).
+        decode: how images are stored: "none", "formation:F", "frequency:K" or "lowrank:R" (`distill.decode`).
         optimizer: update of the stored images: "sgd" with the method's momentum, or "adam" (betas 0.9 and 0.999).
         schedule: step size of the images over the run: "constant", or "cosine" down to zero.
         clamp: whether stored pixels are kept in the data's range [0, 1] after each update.

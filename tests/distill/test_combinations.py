@@ -21,9 +21,9 @@ from distill.statistics import ExactStatistics
 from distill.synthetic import initial_set
 from tests.conftest import toy
 
-DECODES = ("none", "formation:2", "frequency:9")
+DECODES = ("none", "formation:2", "frequency:9", "lowrank:2")
 POOLS = get_args(PoolKind)
-SHAPES = {"none": (1, 8, 8), "formation:2": (1, 8, 8), "frequency:9": (1, 9)}  # of a stored row of 8 x 8 pixels
+SHAPES = {"none": (1, 8, 8), "formation:2": (1, 8, 8), "frequency:9": (1, 9), "lowrank:2": (1, 2, 16)}  # of a stored row of 8 x 8 pixels
 SETTINGS: dict[str, object] = {"network": "ConvNetD1W32", "batch_real": 8, "pool_networks": 2, "pool_epochs": 2}
 ALSO: dict[str, dict[str, object]] = {
     **{name: {"outer_steps": 2, "inner_epochs": 1} for name in ("gm", "dsa", "dcc", "dsac", "cafe", "idc", "accdd", "dream")},
@@ -46,8 +46,8 @@ def refusal(case: Case, *, clamp: bool = False, **settings: object) -> str | Non
         if case.pool != "random" or refused:
             name = "pool" if case.pool != "random" else refused[0]
             return f"key '{name}' is not known"
-    if clamp and case.decode.startswith("frequency"):
-        return "clamp keeps pixels in the data's range, and frequency:9 rows are no pixels; leave it out"
+    if clamp and case.decode in ("frequency:9", "lowrank:2"):
+        return f"clamp keeps pixels in the data's range, and {case.decode} rows are no pixels; leave it out"
     return None
 
 
@@ -145,7 +145,7 @@ def test_every_combination(case: Case, tmp_path: Path, monkeypatch: pytest.Monke
 def test_what_is_refused_is_one_line(clamp: bool) -> None:
     data = toy()
     refused = [(case, text) for case in EVERYTHING if (text := refusal(case, clamp=clamp))]
-    assert len(refused) == (14 * 6 + 5 * 2 if clamp else 5 * 3)
+    assert len(refused) == (14 * 6 * 2 + 5 * 2 if clamp else 5 * 4)
     for case, text in refused:
         with pytest.raises(InputError) as caught:
             make(case, data, clamp=clamp)

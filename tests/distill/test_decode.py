@@ -12,7 +12,7 @@ from torch import Tensor
 from distill.comparison import learner_set, training_of
 from distill.condensed import CondensedSet
 from distill.data import ImageData
-from distill.decode import Decode, Formation, Frequency, as_text, from_text
+from distill.decode import Decode, Formation, Frequency, LowRank, as_text, from_text
 from distill.errors import InputError
 from distill.evaluation import evaluate
 from distill.set_file import later_parts, parse
@@ -22,7 +22,7 @@ from distill.synthetic import Synthetic
 from distill.train import Recipe, train_network
 from tests.conftest import toy
 
-KINDS: list[Decode] = [Formation(2), Formation(3), Frequency(5)]
+KINDS: list[Decode] = [Formation(2), Formation(3), Frequency(5), LowRank(2)]
 
 
 def spec_of(height: int, width: int, channels: int = 2) -> DataSpec:
@@ -94,6 +94,32 @@ def test_frequencies_are_the_lowest_of_the_cosine_transform(height: int, width: 
     assert torch.allclose(everything.decoded(everything.encoded(images, spec), spec), images, atol=1e-12)
 
 
+@pytest.mark.parametrize(("height", "width", "rank"), [(4, 6, 2), (5, 3, 1), (4, 4, 4)])
+def test_a_low_rank_row_is_the_nearest_product(height: int, width: int, rank: int) -> None:
+    spec = spec_of(height, width)
+    images = torch.randn((3, 2, height, width), generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    rows = LowRank(rank).encoded(images, spec)
+    assert rows.shape == (3, *LowRank(rank).stored_shape(spec)) == (3, 2, rank, height + width)
+    found = LowRank(rank).decoded(rows, spec)
+    for image, row, product in zip(images.flatten(0, 1), rows.flatten(0, 1), found.flatten(0, 1), strict=True):
+        slow = torch.zeros((height, width), dtype=torch.float64)
+        for column in row:
+            slow += torch.outer(column[:height], column[height:])
+        assert torch.allclose(product, slow, atol=1e-12)
+        # Eckart and Young: no product of this rank is nearer than the root of the left out eigenvalues of the image's own product.
+        left_out = torch.linalg.eigvalsh(image @ image.T).sort().values[: height - rank].clamp_min(0)
+        assert torch.allclose((image - product).square().sum(), left_out.sum(), atol=1e-10)
+    again = LowRank(rank).encoded(found, spec)
+    assert torch.allclose(LowRank(rank).decoded(again, spec), found, atol=1e-10)
+    assert torch.allclose(again.abs(), rows.abs(), atol=1e-6)
+    assert (rows[..., :height].gather(3, rows[..., :height].abs().argmax(3, keepdim=True)) > 0).all(), "signs do not depend on the machine"
+
+
+def test_a_rank_above_the_shorter_side_is_refused() -> None:
+    with pytest.raises(InputError, match="rank 5; allowed: at most 4, the shorter side"):
+        LowRank(5).stored_shape(spec_of(4, 6))
+
+
 @pytest.mark.parametrize("decode", KINDS, ids=as_text)
 def test_the_pulled_back_gradient_is_that_of_the_stored_rows(decode: Decode) -> None:
     made = stored_set(decode)
@@ -150,13 +176,25 @@ def test_only_pixels_are_quantised_and_clamped() -> None:
         Synthetic(waves, SharedConfig(clamp=True))
 
 
-@pytest.mark.parametrize("text", ["formation:2", "frequency:64", "none"])
+@pytest.mark.parametrize("text", ["formation:2", "frequency:64", "lowrank:4", "none"])
 def test_settings_are_read_and_written(text: str) -> None:
     assert as_text(from_text(text)) == text
 
 
 @pytest.mark.parametrize(
-    "text", ["formation", "formation:", "formation:1", "formation:17", "formation:2:2", "palette:3", "formation:-2", ""]
+    "text",
+    [
+        "formation",
+        "formation:",
+        "formation:1",
+        "formation:17",
+        "formation:2:2",
+        "palette:3",
+        "formation:-2",
+        "lowrank:0",
+        "lowrank:5000",
+        "",
+    ],
 )
 def test_wrong_settings_are_one_line(text: str) -> None:
     with pytest.raises(InputError) as caught:

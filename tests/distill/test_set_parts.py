@@ -24,6 +24,7 @@ VALUES: list[Any] = [
     {"kind": "x"}, {"order": "cycle"}, {"order": 3}, {"sha256": "0" * 64}, {"sha256": "0" * 63}, {"network": "../../x", "sha256": None},
     {"network": 7}, "given", "computed", "published", {"kind": ["x"]}, {"kind": {}}, {"kind": "formation", "factor": 2},
     {"kind": "formation", "factor": 0}, {"kind": "frequency", "coefficients": 16}, {"kind": "formation", "factor": 16},
+    {"kind": "lowrank", "rank": 9999}, {"kind": "lowrank", "rank": 2},
 ]  # fmt: skip
 TENSORS: list[Tensor] = [
     torch.zeros(0), torch.ones(()), torch.ones(3), -torch.ones(3), torch.tensor([float("nan")] * 3), torch.ones(3, dtype=torch.int64),
@@ -96,7 +97,7 @@ def test_step_sizes_and_start_weights_are_kept(tmp_path: Path) -> None:
 
 def test_an_unknown_decode_kind_names_the_version() -> None:
     data = changed(small_set(0).to_bytes(), {"format": 2, "decode": {"kind": "palette"}})
-    known = r"\(known: formation, frequency\); they were made by another version"
+    known = r"\(known: formation, frequency, lowrank\); they were made by another version"
     with pytest.raises(InputError, match=rf"'palette', which this version cannot decode {known}"):
         CondensedSet.from_bytes(data)
 
