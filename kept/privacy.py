@@ -23,6 +23,8 @@ FIGURES = {  # column: (key in a row of the record, digits)
     **{f"outstanding_in_{name}": (f"{name}.share_outstanding", 3) for name in MEASURES},
     "naive_trigger_percent": ("naive", 2),
     "optimised_trigger_percent": ("optimised", 2),
+    "psnr_db": ("psnr", 2),
+    "ssim": ("ssim", 4),
 }
 BOUNDS = ("gaussian_bound", "rates_bound", "one_run_bound", "one_run_gaussian_bound", "size_bound")  # the last: earlier records
 
@@ -57,6 +59,9 @@ def kept_rows(folder: Path) -> list[dict[str, str]]:
         rows.append({"part": "visual", "set": name, "ipc": method["ipc"], "chance_of_closer": chance, **found})
     for name, found in results.get("poisoning", {}).items():
         rows.append({"part": "poisoning", "set": name, "ipc": method["ipc"], **found})
+    for name, found in results.get("inversion", {}).items():
+        label = f"{found['label_percent']:.0f}" if "label_percent" in found else None
+        rows.append({"part": "inversion", "set": name, "ipc": method["ipc"], "label_read_percent": label, **found})
     environment, evaluation = record["environment"], config["evaluation"]
     shared = {"scenario": record["scenario"], "dataset": config["data"]["name"], "method": method["name"]}
     network = {"network": evaluation["networks"][0], "split": evaluation["split"]}
@@ -83,6 +88,8 @@ def _flat(row: Results) -> dict[str, str]:
         "rival",
         "distil_seconds",
         "chance_of_closer",
+        "victims",
+        "label_read_percent",
     )
     flat = {name: "" if row.get(name) is None else str(row[name]) for name in (*plain, *BOUNDS)}
     for column, (path, digits) in FIGURES.items():
@@ -110,6 +117,10 @@ PAGE = {  # part: (words, columns of its table)
         "Images of other classes that obey a planted trigger",
         ("set", "accuracy", "naive_trigger_percent", "optimised_trigger_percent"),
     ),
+    "inversion": (
+        "What a client's message shows of its images, each compared with the nearest image of its class (a gradient: with the image found)",
+        ("set", "victims", "label_read_percent", "psnr_db", "ssim"),
+    ),
 }
 
 
@@ -129,7 +140,7 @@ def page_text(rows: dict[str, list[dict[str, str]]], place: Path) -> str:
     return "\n\n".join(parts)
 
 
-HEADS = {"rival": "baseline of nearest accuracy"}  # where a page's word is not the column's
+HEADS = {"rival": "baseline of nearest accuracy", "psnr_db": "PSNR, dB", "ssim": "SSIM"}  # where a page's word is not the column's
 
 
 def _spread(row: dict[str, str], column: str) -> str:

@@ -2,7 +2,9 @@
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from apps.privacy.distances import Nearest
 from apps.privacy.metrics import roc
@@ -47,9 +49,7 @@ def closest_pairs(condensed: CondensedSet, data: ImageData, found: dict[str, Nea
         for column, image in enumerate(near.distance.argsort(stable=True)[:count].tolist()):
             theirs = real[near.position[image]].cpu().float() / (255 if real.dtype == torch.uint8 else 1)
             for row, shown in ((2 * place, pixels[image]), (2 * place + 1, theirs)):
-                values = shown.permute(1, 2, 0).numpy()
-                grey = values[..., :3] if values.shape[-1] >= 3 else values[..., 0]
-                axes[row, column].imshow(grey, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+                _show(axes[row, column], shown)
             axes[2 * place, column].set_title(f"{float(near.distance[image]):.3g}", fontsize=7)
         for row, words in ((2 * place, f"{measure}: set"), (2 * place + 1, "training")):
             axes[row, 0].text(-0.15, 0.5, words, transform=axes[row, 0].transAxes, ha="right", va="center", fontsize=8)
@@ -57,3 +57,25 @@ def closest_pairs(condensed: CondensedSet, data: ImageData, found: dict[str, Nea
     figure.suptitle(title_text(f"{real_images} {heading}; nothing found is no proof of privacy", 90), fontsize=9)
     words = f"For each distance the {count} images of the set {name!r} that are closest to a training image, above that image."
     return Drawing(figure, heading, f"{real_images} {words} Nothing found is no proof of privacy.")
+
+
+def reconstructions(pictures: dict[str, Tensor]) -> Drawing:
+    """Pixels (N, C, H, W) of the same N images by name, one row each: the images themselves and what shows of them."""
+    count = len(next(iter(pictures.values())))
+    figure = Figure(figsize=(0.9 * count + 2.2, 0.95 * len(pictures) + 0.5))
+    axes = np.asarray(figure.subplots(len(pictures), count, squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.05}))
+    for row, (name, images) in enumerate(pictures.items()):
+        for axis, image in zip(axes[row], images, strict=True):
+            axis.set_axis_off()
+            _show(axis, image)
+        axes[row, 0].text(-0.15, 0.5, title_text(name, 24), transform=axes[row, 0].transAxes, ha="right", va="center", fontsize=8)
+    figure.subplots_adjust(left=2.0 / (0.9 * count + 2.2), right=0.98, bottom=0.02, top=1 - 0.4 / (0.95 * len(pictures) + 0.5))
+    heading = "Images of a client, and what its messages show of them"
+    figure.suptitle(f"Private: shows real images. {heading}", fontsize=9)
+    return Drawing(figure, heading, f"Private: shows real images. One row each: {', '.join(pictures)}.")
+
+
+def _show(axis: Axes, image: Tensor) -> None:
+    """Pixels (C, H, W) in [0, 1]: three channels as colours, else the first as grey."""
+    values = image.permute(1, 2, 0).numpy()
+    axis.imshow(values[..., :3] if values.shape[-1] >= 3 else values[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")

@@ -1,8 +1,9 @@
 """The study of kind "privacy": private condensed sets and what they cost, an audit of the mechanism, and attacks on what was trained.
 
-Five parts, each there when its table is: [privacy] with [method] and [evaluation] makes and judges private sets; [audit] examines the
+Six parts, each there when its table is: [privacy] with [method] and [evaluation] makes and judges private sets; [audit] examines the
 installed mechanism and fails when it gives more away than the account says; [attack] asks whom membership inference finds; [visual] asks
-whether sets look like their training images; [poisoning] whether planted triggers survive condensation.
+whether sets look like their training images; [poisoning] whether planted triggers survive condensation; [inversion] what a client's
+messages show of its images.
 """
 
 import time
@@ -22,6 +23,7 @@ from scenarios.engine.public_part import mark
 from scenarios.engine.study import Run
 from scenarios.privacy.attack import arms_of, fill_attack
 from scenarios.privacy.checks import fill_poisoning, fill_visual
+from scenarios.privacy.inversion import check_inversion, fill_inversion
 from scenarios.privacy.schema import AuditTable, PrivacyStudy
 from scenarios.privacy.sets import fill_private, kept_elsewhere, statistics_of
 
@@ -49,11 +51,13 @@ def check(study: PrivacyStudy, data: ImageData) -> None:
                 )
     if study.poisoning is not None and study.poisoning.target not in data.classes:
         raise InputError(f"[poisoning]: target {study.poisoning.target}; allowed: one of the classes {list(data.classes)[:20]}.")
+    if study.inversion is not None:
+        check_inversion(study, study.inversion, data)
 
 
 def advised(study: PrivacyStudy, data: ImageData) -> list[str]:
     """See `distill.methods.advice`: of the study's method and those of its arms, where it makes sets."""
-    parts = (study.privacy, study.visual, study.attack, study.poisoning)
+    parts = (study.privacy, study.visual, study.attack, study.poisoning, study.inversion)
     made = study.made if any(part is not None for part in parts) else ()
     return [line for each in made for line in advice(each.method, METHODS[each.method][0](**each.settings), data.spec, each.ipc)]
 
@@ -77,6 +81,8 @@ def fill(study: PrivacyStudy, run: Run) -> None:
         fill_attack(study, study.attack, run)
     if study.poisoning is not None:
         fill_poisoning(study, study.poisoning, run)
+    if study.inversion is not None:
+        fill_inversion(study, study.inversion, run)
 
 
 def _audit(table: AuditTable, run: Run) -> None:

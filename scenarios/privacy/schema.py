@@ -9,6 +9,7 @@ from typing import Annotated, Literal, TypeVar
 import pydantic
 from pydantic import Field
 
+from apps.privacy.inversion import DLG, Inversion
 from distill.comparison import coreset_of
 from distill.configure import STRICT, configure
 from distill.coresets import TRAINED
@@ -114,7 +115,27 @@ class PoisoningTable:
     steps: Annotated[int, Field(ge=1)] = 5
 
 
-PARTS = ("privacy", "audit", "attack", "visual", "poisoning")
+@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+class InversionTable:
+    """``[inversion]``: what a client of ``client_images`` random training images reveals of ``victims`` of them.
+
+    A gradient of one image at fresh weights of each of ``networks`` ("dlg" is `apps.privacy.inversion.dlg_network`) is inverted as
+    ``[inversion.search]`` says; the study's method makes the client's upload, and ``[inversion.privacy]``, with the keys of [privacy], a
+    private one for each epsilon.
+    """
+
+    victims: Annotated[int, Field(ge=2)] = 100
+    client_images: Annotated[int, Field(ge=2)] = 6000
+    networks: Annotated[tuple[str, ...], Field(min_length=1)] = ("dlg",)
+    search: Inversion = Inversion()
+    privacy: PrivacyTable | None = None
+
+    def __post_init__(self) -> None:
+        if self.victims > self.client_images:
+            raise InputError(f"inversion.victims is {self.victims}; allowed: at most client_images, {self.client_images}.")
+
+
+PARTS = ("privacy", "audit", "attack", "visual", "poisoning", "inversion")
 SHARED = ("epsilon", "delta", "population")  # of all arms
 T = TypeVar("T")
 
@@ -146,6 +167,7 @@ class PrivacyStudy:
     attack: AttackTable | None
     visual: VisualTable | None
     poisoning: PoisoningTable | None
+    inversion: InversionTable | None
     merged: Config
     arms: dict[str, "PrivacyStudy"] = dataclasses.field(default_factory=dict)  # by name, each with the rest of this study
     arm: str = ""  # the name of this arm; empty: the study itself
@@ -179,8 +201,8 @@ def study(name: str, title: str, tables: Tables, source: str) -> PrivacyStudy:
         return configure(kind, tables[key], f"{source}: [{key}]") if key in tables else None
 
     privacy, audit, attack = read("privacy", PrivacyTable), read("audit", AuditTable), read("attack", AttackTable)
-    visual, poisoning = read("visual", VisualTable), read("poisoning", PoisoningTable)
-    parts = {"privacy": privacy, "audit": audit, "attack": attack, "visual": visual, "poisoning": poisoning}
+    visual, poisoning, inversion = read("visual", VisualTable), read("poisoning", PoisoningTable), read("inversion", InversionTable)
+    parts = dict(zip(PARTS, (privacy, audit, attack, visual, poisoning, inversion), strict=True))
     if not any(parts.values()):
         raise InputError(f"{source}: has none of the tables {', '.join(f'[{key}]' for key in PARTS)}; a privacy study needs one.")
     data = configure(DataTable, tables["data"], f"{source}: [data]") if "data" in tables else DataTable("digits")
@@ -206,6 +228,9 @@ def study(name: str, title: str, tables: Tables, source: str) -> PrivacyStudy:
             if measure not in MEASURES:
                 raise unknown_name(f"{source}: [visual]: key 'measures': value", measure, MEASURES)
         checked(f"{source}: [visual]", "network", functools.partial(check_name, visual.network))
+    for network in () if inversion is None else inversion.networks:
+        if network != DLG:
+            checked(f"{source}: [inversion]", "networks", functools.partial(check_name, network))
     # A table that came later and is not given leaves the hash of older studies as it was.
     plain: Config = {k: plain_values(v) if v else None for k, v in parts.items() if v or k in ("privacy", "audit", "attack")}
     if attack is not None and attack.attacks == ATTACKED:
@@ -226,7 +251,7 @@ def study(name: str, title: str, tables: Tables, source: str) -> PrivacyStudy:
     arms = _arms(name, title, tables, source)
     if arms:
         merged["arms"] = {arm: {key: made.merged[key] for key in ("method", "privacy")} for arm, made in arms.items()}
-    parts_made = (privacy, evaluation, audit, attack, visual, poisoning)
+    parts_made = (privacy, evaluation, audit, attack, visual, poisoning, inversion)
     return PrivacyStudy(name, title, data, method, ipc[0], plain_settings, *parts_made, merged, arms)
 
 

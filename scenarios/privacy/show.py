@@ -43,7 +43,8 @@ def draw(folder: Path, record: Record) -> Iterator[tuple[str, Drawing]]:
 
 
 def accuracy_table(record: Record) -> Rows:
-    """One row a set and one column a budget; without sets, one row an attacked arm; without those, one row a poisoned or compared set."""
+    """One row a set and one column a budget; without sets, one row an attacked arm; without those, one row a poisoned set, a
+    client's message or a compared set."""
     results = record["results"]
     columns = {f"epsilon {key[7:]}": part["accuracy"] for key, part in results.items() if key.startswith("epsilon") and "accuracy" in part}
     if columns:
@@ -62,6 +63,9 @@ def accuracy_table(record: Record) -> Rows:
     if "poisoning" in results:
         rows = [[name, *(shown(row[key]) for key in ("accuracy", "naive", "optimised"))] for name, row in results["poisoning"].items()]
         return [["learned from", "clean accuracy, %", "naive trigger obeyed, %", "optimised trigger obeyed, %"], *rows]
+    if "inversion" in results:
+        rows = [[name, cell(row["psnr"], 1), cell(row["ssim"], 3)] for name, row in results["inversion"].items()]
+        return [["what shows of a victim", "PSNR, dB", "SSIM"], *rows]
     if "visual" in results:
         rows = [[name, *(cell(row["share_outstanding"], 2) for row in measures.values())] for name, measures in results["visual"].items()]
         return [["nearest training image stands out", *next(iter(results["visual"].values()))], *rows]
@@ -114,6 +118,10 @@ def answer(record: Record) -> str:
             f"{name} {shown(row['naive'])} % naive and {shown(row['optimised'])} % optimised" for name, row in results["poisoning"].items()
         )
         parts.append(f"Images of other classes with the trigger that are called the target: {text}.")
+    if results.get("inversion"):
+        rows = results["inversion"]
+        text = "; ".join(f"{name} {cell(row['psnr'], 1)} dB, SSIM {cell(row['ssim'], 3)}" for name, row in rows.items())
+        parts.append(f"What shows of {next(iter(rows.values()))['victims']} images of a client: {text}.")
     return " ".join(parts) or f"Nothing was found. Status: {record['status']}."
 
 
@@ -140,6 +148,8 @@ def question(config: Config) -> str:
         parts.append(f"Whom does membership inference find in networks trained on: {series(config['attack']['arms'])}?")
     if config.get("poisoning"):
         parts.append(f"Does a trigger that is planted in images of {config['data']['name']} survive their condensation?")
+    if config.get("inversion"):
+        parts.append("What does one message of a client reveal, a gradient or an upload of condensed images?")
     return " ".join(parts) or str(config["title"])
 
 
