@@ -15,6 +15,7 @@ from apps.continual import memory_file, resizing
 from apps.continual.augmented import Transform, check_transform, made
 from apps.continual.engine import avalanche
 from apps.continual.exemplars import Exemplars
+from apps.continual.features import as_items
 from apps.continual.items import dataset_of, has_task_labels
 from apps.continual.memory import Memory
 from apps.continual.memory_config import MemoryConfig
@@ -100,7 +101,7 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
                 self.folder.mkdir(parents=True, exist_ok=True)
         self.learner: Agent | None = None  # a DER that this buffer is attached to, whose outputs may be missing (see `buffer`)
         self._layout: type | None = None  # the class of the stream's data sets: their items have task labels, or not
-        self._tensor_labels = False
+        self._tensor_labels = self._rows = False  # the second: its items are rows (D,), not images
         self._built: AvalancheData | None = None
         self._latest: int | None = None  # experiences of a memory that was taken because it was the folder's latest
         super().__init__(max_size)
@@ -272,7 +273,7 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
         batch = read(dataset, self.num_workers)
         self._learn_layout(dataset)
         if is_der(agent):  # the outputs take bytes too
-            self.memory.logit_values = outputs(agent.model, batch[0][:1], agent.device).shape[1]
+            self.memory.logit_values = outputs(agent.model, as_items(batch[0][:1], rows=self._rows), agent.device).shape[1]
         saved_before = self._add(agent, batch)
         self._built = None
         if is_der(agent):
@@ -294,13 +295,16 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
         return getattr(agent, "device", "cpu") if self.device == "auto" else self.device
 
     def _learn_layout(self, dataset: AvalancheData) -> None:
-        self._layout, self._tensor_labels = type(dataset), isinstance(dataset.eval()[0][1], Tensor)
+        item, label = dataset.eval()[0][:2]
+        self._layout, self._tensor_labels, self._rows = type(dataset), isinstance(label, Tensor), item.ndim == 1
+        if self._rows and self.transform == "dsa":
+            raise InputError("transform is 'dsa', which augments images, and the stream's items are rows (D,); leave it out.")
 
     def _dataset(self, group: Exemplars) -> AvalancheData:
         assert self._layout is not None
         config, turn = self.memory.config, self.memory.experiences * 2**20 + self.memory.groups.index(group)
         then = made(self.transform, config.name, config.seed, turn)
-        return dataset_of(group, self._layout, tensor_labels=self._tensor_labels, transform=then)
+        return dataset_of(group, self._layout, tensor_labels=self._tensor_labels, transform=then, rows=self._rows)
 
     def _attach_logits(self, agent: Agent) -> None:
         """Store the current model's outputs, which DER replays, for every group that has none."""
@@ -308,7 +312,7 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
             raise InputError("DER unpacks items of (x, y, task label); make the stream with nc_benchmark, whose items have task labels.")
         for number, group in enumerate(self.memory.groups):
             if group.logits is None:
-                self.memory.with_logits(number, outputs(agent.model, group.images, agent.device))
+                self.memory.with_logits(number, outputs(agent.model, as_items(group.images, rows=self._rows), agent.device))
         self._built, limit = None, self.memory.config.nbytes
         if limit is not None and self.nbytes > limit:
             raise InputError(

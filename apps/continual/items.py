@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 from apps.continual.augmented import Transform
 from apps.continual.engine import avalanche
 from apps.continual.exemplars import Exemplars
+from apps.continual.features import as_items
 from apps.continual.form import Form
 from apps.continual.protocols import AvalancheData
 from distill.quantise import Grid, decode
@@ -35,17 +36,17 @@ class _Items(Dataset):  # type: ignore[type-arg]
 class _Restored:
     """A stored image as the learner sees it: dequantised, enlarged to its size, then through the user's own transform."""
 
-    def __init__(self, grid: Grid | None, form: Form, then: Transform | None) -> None:
-        self.grid, self.form, self.then = grid, form, then
+    def __init__(self, grid: Grid | None, form: Form, then: Transform | None, *, rows: bool) -> None:
+        self.grid, self.form, self.then, self.rows = grid, form, then, rows
 
     def __call__(self, values: Tensor) -> Tensor:
         part = values if self.grid is None else decode(values, self.grid)
-        image = self.form.enlarged(part[None])[0]
+        image = as_items(self.form.enlarged(part[None]), rows=self.rows)[0]
         return image if self.then is None else self.then(image)
 
 
 def dataset_of(
-    group: Exemplars, layout: Callable[..., AvalancheData], *, tensor_labels: bool, transform: Transform | None
+    group: Exemplars, layout: Callable[..., AvalancheData], *, tensor_labels: bool, transform: Transform | None, rows: bool = False
 ) -> AvalancheData:
     """A group as an Avalanche data set.
 
@@ -54,9 +55,13 @@ def dataset_of(
         layout: the class of the stream's data sets.
         tensor_labels: give labels as tensors, not as int.
         transform: applied to each image (C, H, W) in the training view.
+        rows: the stream's items are rows (D,).
     """
     groups = _utils.TransformGroups(
-        {"train": _Restored(group.grid, group.form, transform), "eval": _Restored(group.grid, group.form, None)}  # y is left alone
+        {
+            "train": _Restored(group.grid, group.form, transform, rows=rows),
+            "eval": _Restored(group.grid, group.form, None, rows=rows),
+        }  # y is left alone
     )
     items = _Items(group, tensor_labels=tensor_labels)
     described = [_attributes.DataAttribute(items.targets, "targets")]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from apps.continual.condensing import class_by_class
 from apps.continual.exemplars import Exemplars, Key, by_class, checked, reservoir, stored
+from apps.continual.features import as_images, refuse_learned
 from apps.continual.form import Form
 from apps.continual.memory_config import MemoryConfig as MemoryConfig
 from apps.continual.pools import condense_pools, in_order, interleaved, places_of_recent, selects, weighed
@@ -92,14 +93,14 @@ class Memory:
         checkpoints: Path | None = None,
         progress: bool | None = None,
     ) -> None:
-        """Take in one experience: real images (N, C, H, W) float32 as the learner sees them, labels (N,) int64, one task or tasks (N,).
+        """Take in one experience: images (N, C, H, W) or rows (N, D), float32, as seen by the learner, labels (N,) int64, task or tasks.
 
         Each class of each task becomes a group. Where an earlier experience had one of them (another domain, repetition), the experience is
         merged (`merge`), unless the config's ``returning`` keeps groups separate. A class whose images all
         fit its share keeps them; the others are condensed together. With the folder ``checkpoints`` a stopped
         condensation continues to the same bits (`memory_file.observe` saves the memory there too).
         """
-        tasks = self.checked(images, labels, task)
+        tasks = self.checked(images := as_images(images), labels, task)
         came = set(zip(tasks.tolist(), labels.tolist(), strict=True))
         if self.config.returning == "merge" and came & {(group.task, group.label) for group in self.groups}:
             self.merge(images, labels, task=tasks, device=device, checkpoints=checkpoints, progress=progress)
@@ -140,7 +141,7 @@ class Memory:
         reservoir: each real image that was merged is as likely to be kept. The other coresets divide a class's places as a reservoir does,
         and choose among stored and among recent images. ``checkpoints`` is a folder as in `observe`.
         """
-        tasks = self.checked(images, labels, task)
+        tasks = self.checked(images := as_images(images), labels, task)
         history, number = self.history_with(images, labels, tasks), self.experiences
         groups, came, form = self._merged_groups(), by_class(images, labels, tasks), self.form(images.shape[1:])
         keys = list(groups | came)
@@ -191,6 +192,7 @@ class Memory:
 
     def checked(self, images: Tensor, labels: Tensor, task: int | Tensor) -> Tensor:
         """The tasks (N,) of an experience; `InputError` unless it fits the memory."""
+        refuse_learned(self.config.method, images.shape)
         return checked(images, labels, task, self.groups[0].form.shape if self.groups else None, self.config.mean)
 
     def history_with(self, images: Tensor, labels: Tensor, tasks: Tensor, history: str | None = None) -> str:

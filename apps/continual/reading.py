@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from apps.continual.engine import avalanche
+from apps.continual.features import as_images
 from apps.continual.protocols import AvalancheData
 from distill.errors import InputError, clipped
 
@@ -40,17 +41,17 @@ def read(dataset: AvalancheData, num_workers: int = 0) -> tuple[Tensor, Tensor, 
         num_workers: processes of the loader that reads what is not simply tensors.
 
     Returns:
-        Images (N, C, H, W) float32, labels (N,) int64 and task labels (N,) int64, on the CPU.
+        Images (N, C, H, W) float32 (of rows: (N, 1, 1, D), see features.py), labels (N,) int64 and task labels (N,) int64, on the CPU.
 
     Raises:
-        InputError: items are not float tensors (C, H, W) of one shape.
+        InputError: items are not float tensors (C, H, W), or rows (D,), of one shape.
     """
     dataset = dataset.eval()
     first = dataset[0][0]
-    if not isinstance(first, Tensor) or not first.is_floating_point() or first.ndim != 3:
+    if not isinstance(first, Tensor) or not first.is_floating_point() or first.ndim not in (1, 3):
         kind = f"{first.dtype} {tuple(first.shape)}" if isinstance(first, Tensor) else type(first).__name__
         raise InputError(
-            f"the stream's items are {kind} in the evaluation view; a condensed buffer needs float tensors (C, H, W): "
+            f"the stream's items are {kind} in the evaluation view; a condensed buffer needs float tensors (C, H, W), or rows (D,): "
             "put ToTensor (and Normalize) into the benchmark's evaluation transform."
         )
     images = _at_once(dataset)
@@ -64,7 +65,7 @@ def read(dataset: AvalancheData, num_workers: int = 0) -> tuple[Tensor, Tensor, 
             stacklevel=4,
         )
     tasks = _numbers(getattr(dataset, "targets_task_labels", [0] * len(dataset)))
-    return images, _numbers(dataset.targets), tasks
+    return as_images(images), _numbers(dataset.targets), tasks
 
 
 def _numbers(values: Sequence[int]) -> Tensor:
