@@ -2,6 +2,7 @@
 
 import safetensors.torch
 
+from apps.privacy.doorping import Doorping
 from apps.privacy.figures import closest_pairs
 from apps.privacy.poisoning import PoisonedStatistics, Trigger, attack_success, white_square
 from apps.privacy.visual import visual_privacy
@@ -18,8 +19,6 @@ from scenarios.engine.study import Options, Run
 from scenarios.privacy.schema import PoisoningTable, PrivacyStudy, VisualTable
 from scenarios.privacy.sets import condensed_by, plain_set
 from scenarios.reporting.text import shown
-
-TRIGGERS = ("naive", "optimised")
 
 
 def fill_visual(study: PrivacyStudy, table: VisualTable, run: Run, sets: dict[str, CondensedSet]) -> None:
@@ -55,7 +54,7 @@ def fill_poisoning(study: PrivacyStudy, table: PoisoningTable, run: Run) -> None
     sources: dict[str, CondensedSet | ImageData] = {"clean": clean}
     triggers: dict[str, Trigger] = {}
     plain = white_square(data.spec, table.size)
-    for kind in TRIGGERS:
+    for kind in table.triggers:
         path, pixels = folder / f"poisoning/{kind}.safetensors", folder / f"poisoning/trigger-{kind}.safetensors"
         poisoned = _poisoned(table, options, data, plain, kind)
         if not (path.exists() and pixels.exists()):
@@ -77,15 +76,18 @@ def fill_poisoning(study: PrivacyStudy, table: PoisoningTable, run: Run) -> None
             hits = {kind: attack_success(trained, data, trigger, table.target) for kind, trigger in triggers.items()}
             done[seed] = {**key, "seed": seed, "accuracy": accuracy(trained, data), **hits}
             append_line(metrics, done[seed])
-        row = {name: Accuracy(tuple(done[seed][name] for seed in seeds)).as_dict() for name in ("accuracy", *TRIGGERS)}
+        row = {name: Accuracy(tuple(done[seed][name] for seed in seeds)).as_dict() for name in ("accuracy", *table.triggers)}
         run.results["poisoning"][label] = row
-        success = ", ".join(f"{kind} trigger {shown(row[kind])} %" for kind in TRIGGERS)
+        success = ", ".join(f"{kind} trigger {shown(row[kind])} %" for kind in table.triggers)
         run.say(f"poisoning, {label}: clean accuracy {shown(row['accuracy'])} %, {success}")
 
 
 def _poisoned(table: PoisoningTable, options: Options, data: ImageData, trigger: Trigger, kind: str) -> PoisonedStatistics:
-    steps = table.steps if kind == "optimised" else 0
-    return PoisonedStatistics(data, trigger, table.target, table.portion, generator(options.seed, "poisoning"), steps)
+    draws = generator(options.seed, "poisoning")
+    if kind.startswith("doorping"):
+        clamp = kind == "doorping-clamped"
+        return Doorping(data, trigger, table.target, table.portion, draws, table.doorping_steps, clamp=clamp)
+    return PoisonedStatistics(data, trigger, table.target, table.portion, draws, table.steps if kind == "optimised" else 0)
 
 
 def _stem(label: str) -> str:

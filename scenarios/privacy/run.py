@@ -16,6 +16,7 @@ from distill.decode import from_text
 from distill.errors import InputError
 from distill.methods import METHODS
 from distill.methods.advice import advice
+from distill.methods.presets import matched_by
 from distill.networks import create
 from distill.randomness import generator
 from distill.records import write_json
@@ -51,6 +52,12 @@ def check(study: PrivacyStudy, data: ImageData) -> None:
                 )
     if study.poisoning is not None and study.poisoning.target not in data.classes:
         raise InputError(f"[poisoning]: target {study.poisoning.target}; allowed: one of the classes {list(data.classes)[:20]}.")
+    trained = matched_by(METHODS[study.method][1]) == "gradients"
+    if study.poisoning is not None and not trained and any(name.startswith("doorping") for name in study.poisoning.triggers):
+        raise InputError(
+            f"[poisoning]: triggers has doorping, which learns in networks that are trained on the set, and {study.method!r} has none; "
+            "allowed: methods that match gradients, as gm."
+        )
     if study.inversion is not None:
         check_inversion(study, study.inversion, data)
 

@@ -24,10 +24,10 @@ from scenarios.engine.record import Config, Tables
 from scenarios.engine.schema import DataTable, EvaluationTable, checked, config_hash, evaluation_of, method_of, plain_values
 
 EXPERTS_SHARE = 0.3  # that of `apps.privacy.budget`
-# Of [privacy]: where they are not used, hashes stay as they were.
-LATER = {"experts_share": EXPERTS_SHARE, "experts_clip": 1.0, "public_experts": "", "teacher_share": 0.3}
 ARMS = ("method", "private", "random", "whole")
 ATTACKED = ("lira", "nearest")  # beside the loss attack, where a study names no others
+Poison = Literal["naive", "optimised", "doorping", "doorping-clamped"]
+NAIVE_OPTIMISED: tuple[Poison, ...] = ("naive", "optimised")
 MEASURES = ("pixels", "structure", "features")  # those of `apps.privacy.visual`, which takes seconds to load
 
 
@@ -107,12 +107,18 @@ class VisualTable:
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class PoisoningTable:
-    """``[poisoning]``: see `apps.privacy.poisoning.PoisonedStatistics`; ``steps`` of Adam on the optimised trigger a matching step."""
+    """``[poisoning]``: see `apps.privacy.poisoning.PoisonedStatistics`; ``steps`` of Adam on the optimised trigger a matching step.
+
+    Each of ``triggers`` has a set and is tried on all of them. "doorping" is `apps.privacy.doorping.Doorping`, with ``doorping_steps`` of
+    Adam at most a matching step, whose pixels may leave [0, 1]; those of "doorping-clamped" may not.
+    """
 
     target: Annotated[int, Field(ge=0)] = 0
     portion: Annotated[float, Field(gt=0, lt=1)] = 0.01
     size: Annotated[int, Field(ge=1)] = 2
     steps: Annotated[int, Field(ge=1)] = 5
+    triggers: Annotated[tuple[Poison, ...], Field(min_length=1)] = NAIVE_OPTIMISED
+    doorping_steps: Annotated[int, Field(ge=1)] = 1000
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
@@ -135,6 +141,12 @@ class InversionTable:
             raise InputError(f"inversion.victims is {self.victims}; allowed: at most client_images, {self.client_images}.")
 
 
+# Keys that came later: where they are not used, hashes stay as they were.
+LATER: dict[str, Config] = {
+    "privacy": {"experts_share": EXPERTS_SHARE, "experts_clip": 1.0, "public_experts": "", "teacher_share": 0.3, "centred": False},
+    "attack": {"attacks": ATTACKED},
+    "poisoning": {"triggers": NAIVE_OPTIMISED, "doorping_steps": 1000},
+}
 PARTS = ("privacy", "audit", "attack", "visual", "poisoning", "inversion")
 SHARED = ("epsilon", "delta", "population")  # of all arms
 T = TypeVar("T")
@@ -233,17 +245,14 @@ def study(name: str, title: str, tables: Tables, source: str) -> PrivacyStudy:
             checked(f"{source}: [inversion]", "networks", functools.partial(check_name, network))
     # A table that came later and is not given leaves the hash of older studies as it was.
     plain: Config = {k: plain_values(v) if v else None for k, v in parts.items() if v or k in ("privacy", "audit", "attack")}
-    if attack is not None and attack.attacks == ATTACKED:
-        plain["attack"].pop("attacks")
-    for key in [key for key, default in LATER.items() if privacy is not None and getattr(privacy, key) == default]:
-        plain["privacy"].pop(key)
-    if privacy is not None and not privacy.centred:
-        plain["privacy"].pop("centred")
-    elif privacy is not None and privacy.start != "kmeans":
+    for part, defaults in LATER.items():
+        for key in [key for key, default in defaults.items() if parts[part] is not None and getattr(parts[part], key) == default]:
+            plain[part].pop(key)
+    if privacy is None or not privacy.centred:
+        pass
+    elif privacy.start != "kmeans":
         raise InputError(f'{source}: [privacy]: centred = true needs something to be centred on; add start = "kmeans".')
-    elif (
-        privacy is not None and (matches := matched_by(METHODS[method][1])) != "features"
-    ):  # gradients and weights are not released as differences
+    elif (matches := matched_by(METHODS[method][1])) != "features":  # gradients and weights are not released as differences
         words = f"matches {matches}" if matches else 'does not state that (class attribute matches = "features")'
         raise InputError(f"{source}: [privacy]: centred = true is for methods that match features, as dm and datadam; {method!r} {words}.")
     merged = {"kind": "privacy", "data": plain_values(data), "method": {"name": method, "ipc": ipc[0], **plain_values(settings)}}

@@ -61,8 +61,9 @@ def accuracy_table(record: Record) -> Rows:
         ]
         return [[*header, *(f"{name}: AUC" for name in more)], *rows]
     if "poisoning" in results:
-        rows = [[name, *(shown(row[key]) for key in ("accuracy", "naive", "optimised"))] for name, row in results["poisoning"].items()]
-        return [["learned from", "clean accuracy, %", "naive trigger obeyed, %", "optimised trigger obeyed, %"], *rows]
+        rows = [[name, *map(shown, row.values())] for name, row in results["poisoning"].items()]
+        _, *triggers = next(iter(results["poisoning"].values()))
+        return [["learned from", "clean accuracy, %", *(f"{trigger} trigger obeyed, %" for trigger in triggers)], *rows]
     if "inversion" in results:
         rows = [[name, cell(row["psnr"], 1), cell(row["ssim"], 3)] for name, row in results["inversion"].items()]
         return [["what shows of a victim", "PSNR, dB", "SSIM"], *rows]
@@ -114,9 +115,11 @@ def answer(record: Record) -> str:
         text = "; ".join(f"{name} in {' and '.join(measures) or 'none'}" for name, measures in copied.items())
         parts.append(f"Distances in which a set looks copied from its training images: {text}; none is no proof of privacy.")
     if results.get("poisoning"):
-        text = ", ".join(
-            f"{name} {shown(row['naive'])} % naive and {shown(row['optimised'])} % optimised" for name, row in results["poisoning"].items()
-        )
+        obeyed = {
+            name: [f"{shown(value)} % {trigger}" for trigger, value in row.items() if trigger != "accuracy"]
+            for name, row in results["poisoning"].items()
+        }
+        text = ", ".join(f"{name} {' and '.join(words)}" for name, words in obeyed.items())
         parts.append(f"Images of other classes with the trigger that are called the target: {text}.")
     if results.get("inversion"):
         rows = results["inversion"]
