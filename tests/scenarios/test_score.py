@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -81,6 +82,20 @@ def test_a_stopped_one_continues_to_the_same_figures(sets: list[Path], tmp_path:
     assert calls == 10 + 3 * 4 + 5 * 4
 
 
+def test_precision_and_compiling_reach_every_rows_training(sets: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, seen = distill.scoring.train_network, []
+
+    def watched(source: Any, network: Any, recipe: Any, *rest: Any, **named: Any) -> Any:
+        seen.append((recipe.precision, recipe.compile))
+        return real(source, network, recipe, *rest, **named)
+
+    monkeypatch.setattr(distill.scoring, "train_network", watched)
+    code, _, err = call("score", sets[0], *OPTIONS, "--precision", "bf16", "--compile", "off", "--out", tmp_path / "out")
+    assert code == 0, err
+    assert set(seen) == {("bf16", "off")}
+    assert len(seen) == 6 * (2 + 2), "six rows, two step sizes, two networks"
+
+
 def test_wrong_input(sets: list[Path], tmp_path: Path) -> None:
     out = ("--out", tmp_path / "out")
     assert "network 'MPL' is not known" in refused("score", sets[0], "--data", "digits", "--network", "MPL", *out)
@@ -89,6 +104,8 @@ def test_wrong_input(sets: list[Path], tmp_path: Path) -> None:
     assert "'random' must be one" in refused("score", sets[0], *OPTIONS, "--baseline", "herding", *out)
     assert "optimisers" in refused("score", sets[0], *OPTIONS, "--optimiser", "lion", *out)
     assert "no validation images" in refused("score", sets[0], *OPTIONS, "--validation", 0, *out)
+    assert "precision" in refused("score", sets[0], *OPTIONS, "--precision", "half", *out)
+    assert "compile" in refused("score", sets[0], *OPTIONS, "--compile", "yes", *out)
     assert "cannot be read" in refused("score", "none.safetensors", *OPTIONS, *out)
     assert not (tmp_path / "out").exists()
 

@@ -40,6 +40,8 @@ def score(
     ] = None,
     loss: Annotated[str | None, typer.Option(help="Loss with soft labels: ce, kl, mse, cosine or gift.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Temperature of the loss kl.")] = None,
+    precision: Annotated[str | None, typer.Option(help="Of training: float32, tf32 or bf16; tests are float32.")] = None,
+    compiled: Annotated[str | None, typer.Option("--compile", help="auto, on or off: whether training is compiled.")] = None,
     scorer: Scorer = None,
     validation: Annotated[float, typer.Option(metavar="FRACTION", help="Training images held out to choose step sizes.")] = 0.1,
     out: Annotated[Path, typer.Option(help="Folder of score.html, score.json and the rows that are done.")] = Path("scores"),
@@ -69,6 +71,7 @@ def score(
     images = data_for(sets[0], data, size, classes, validation, imbalance, root=data_root, device=where)
     named = dataclasses.asdict(recipe_named(protocol, images.spec, network, images=len(sets[0])))
     changed = {"max_steps": max_steps, "loss": loss, "temperature": temperature, "teacher": teacher_table(teacher)}
+    changed |= {"precision": precision, "compile": compiled}
     recipe = configure(Recipe, named | {key: value for key, value in changed.items() if value is not None}, "distill score")
     if recipe.teacher is not None:
         check_teacher(recipe.teacher)
