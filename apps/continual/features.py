@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from distill.decode import Decode, as_text
 from distill.errors import InputError
 from distill.methods import METHODS
 from distill.spec import MAX_SIDE
@@ -20,10 +21,14 @@ def as_items(images: Tensor, *, rows: bool) -> Tensor:
     return images.flatten(1) if rows else images
 
 
-def refuse_learned(method: str, shape: torch.Size) -> None:
-    """Raises `InputError` for a method that learns images through networks, where images of ``shape`` (N, C, H, W) are rows."""
-    if shape[1:3] == (1, 1) and method in METHODS:
+def refuse_for_rows(method: str, decode: Decode | None, shape: torch.Size) -> None:
+    """Raises `InputError` for what makes sense for images only, where images of ``shape`` (N, C, H, W) are rows."""
+    if shape[1:3] != (1, 1):
+        return
+    if method in METHODS or method == "noise":
         raise InputError(
-            f"the stream's items are rows of {shape[3]} features, and method {method!r} learns images; allowed for rows: random, herding, "
+            f"the stream's items are rows of {shape[3]} features, and method {method!r} makes images; allowed for rows: random, herding, "
             "kcenter, kmeans, class_mean."
         )
+    if decode is not None:
+        raise InputError(f"the stream's items are rows of {shape[3]} features, and decode {as_text(decode)!r} is of images; leave it out.")

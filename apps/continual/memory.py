@@ -11,7 +11,7 @@ from torch import Tensor
 
 from apps.continual.condensing import class_by_class
 from apps.continual.exemplars import Exemplars, Key, by_class, checked, reservoir, stored
-from apps.continual.features import as_images, refuse_learned
+from apps.continual.features import as_images, refuse_for_rows
 from apps.continual.form import Form
 from apps.continual.memory_config import MemoryConfig as MemoryConfig
 from apps.continual.pools import condense_pools, in_order, interleaved, places_of_recent, selects, weighed
@@ -192,7 +192,7 @@ class Memory:
 
     def checked(self, images: Tensor, labels: Tensor, task: int | Tensor) -> Tensor:
         """The tasks (N,) of an experience; `InputError` unless it fits the memory."""
-        refuse_learned(self.config.method, images.shape)
+        refuse_for_rows(self.config.method, self.config.decode, images.shape)
         return checked(images, labels, task, self.groups[0].form.shape if self.groups else None, self.config.mean)
 
     def history_with(self, images: Tensor, labels: Tensor, tasks: Tensor, history: str | None = None) -> str:

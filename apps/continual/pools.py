@@ -110,6 +110,6 @@ def weighed(past: Tensor, seen: int, recent: Tensor, draws: torch.Generator) -> 
     """
     times = max(1, min(round(seen / len(past)), MAX_REPEATED // len(past)))
     kept = max(1, round(len(recent) * times * len(past) / seen))
-    if kept < len(recent) and times * len(past) < seen - len(past):
+    if kept < len(recent) and 2 * times * len(past) < 2 * seen - len(past):  # short by more than rounding to whole repetitions
         recent = recent[torch.randperm(len(recent), generator=draws)[:kept].sort().values]
     return torch.cat([past.repeat(times, 1, 1, 1), recent])

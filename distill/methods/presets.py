@@ -38,6 +38,7 @@ class Presets:
         released: the same for released code that differs from its paper.
         short: a run on two CPU cores, for images of 28 x 28 to 32 x 32 pixels.
         short_step: step size of ``short`` for each image a class; None: one for all numbers.
+        grey_step: ``short_step`` for images of one channel; None: the same.
         digits: the same for the built-in digits.
         memory: a replay memory's experience, a few seconds to a minute for two classes on two CPU cores.
         client: a federated client's upload.
@@ -52,6 +53,7 @@ class Presets:
     released: Callable[[str, int], Paper] | None = None
     short: Settings = field(default_factory=dict)
     short_step: float | None = None
+    grey_step: float | None = None
     digits: Settings = field(default_factory=dict)
     memory: Settings = field(default_factory=dict)
     client: Settings = field(default_factory=lambda: {"augmentation": "none"})
@@ -61,9 +63,10 @@ class Presets:
     above: str = ""
     batchnorm_at_50: bool = False
 
-    def short_form(self, ipc: int) -> dict[str, object]:
-        """``short`` at ``ipc`` images a class."""
-        return {**self.short, **({} if self.short_step is None else {"lr_img": self.short_step * ipc})}
+    def short_form(self, ipc: int, channels: int = 3) -> dict[str, object]:
+        """``short`` at ``ipc`` images a class, for images with this many channels."""
+        step = self.grey_step if channels == 1 and self.grey_step is not None else self.short_step
+        return {**self.short, **({} if step is None else {"lr_img": step * ipc})}
 
 
 def presets_of(method: type) -> Presets:

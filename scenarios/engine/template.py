@@ -70,7 +70,9 @@ def from_template(name: str) -> Tables | None:
         settings = {"cross": "a short form across architectures", "short": "a short form"}.get(form, "a short form at width 64")
         settings += ", labels of a teacher" if form == "labels" else ""
         more = SEAMS[which] if form == "seams" else {}
-        tables = _short(method, data, ipc, {**(presets.digits if data == "digits" else presets.short_form(ipc)), **more}, form)
+        tables = _short(
+            method, data, ipc, {**(presets.digits if data == "digits" else presets.short_form(ipc, _channels(data))), **more}, form
+        )
     shown = f"dm with {which}" if form == "seams" else method
     return {"kind": "condense", "title": f"{data}, {shown}, {ipc} image{'s' if ipc > 1 else ''} a class, {settings}", **tables}
 
@@ -99,7 +101,7 @@ def _short(method: str, data: str, ipc: int, preset: Settings, form: str) -> Tab
     # 32 x 32 for the digits because the deeper networks need it.
     table = {"name": data, "size": 32} if data == "digits" else {"name": data}
     network = settings.get("network", "ConvNet")
-    recipe = {**SHORT_RECIPE, **({"max_steps": COLOUR_STEPS} if len(DATA_SETS[data].mean or ()) == 3 else {})}
+    recipe = {**SHORT_RECIPE, **({"max_steps": COLOUR_STEPS} if _channels(data) == 3 else {})}
     evaluation: Tables = {"networks": [network], "seeds": 5, "baselines": ["random"], "recipe": recipe}
     first = method == CHEAP_FIRST[0]
     if form == "cross":
@@ -117,6 +119,10 @@ def _short(method: str, data: str, ipc: int, preset: Settings, form: str) -> Tab
     if form == "labels":  # with class labels and with the teacher's, the same images for the same networks
         evaluation |= {"baselines": ["random"], "recipe": {**recipe, **_QUICK, **TAUGHT}}
     return {"data": table, "method": settings, "evaluation": evaluation}
+
+
+def _channels(data: str) -> int:
+    return len(DATA_SETS[data].mean or ())
 
 
 def names(form: str) -> list[str]:

@@ -133,10 +133,12 @@ def test_rows_are_saved_and_come_back_as_rows(rows: dict[str, tuple[Tensor, Tens
 
 def test_what_learns_images_is_refused(rows: dict[str, tuple[Tensor, Tensor]]) -> None:
     features, labels = rows["train"]
-    with pytest.raises(InputError, match="rows of 512 features, and method 'dm' learns images; allowed for rows: random"):
-        Memory(MemoryConfig("dm", items=8)).observe(features, labels)
-    with pytest.raises(InputError, match="formation"):
-        Memory(MemoryConfig("random", items=8, settings={"decode": "formation:2"})).observe(features, labels)
+    for method in ("dm", "noise"):
+        with pytest.raises(InputError, match=f"rows of 512 features, and method '{method}' makes images; allowed for rows: random"):
+            Memory(MemoryConfig(method, items=8)).observe(features, labels)
+    for decode in ("formation:2", "frequency:8", "lowrank:1"):
+        with pytest.raises(InputError, match=f"rows of 512 features, and decode '{decode}' is of images; leave it out"):
+            Memory(MemoryConfig("random", items=8, settings={"decode": decode})).observe(features, labels)
     with pytest.raises(InputError, match="rows of 4097 features; allowed: at most 4096"):
         Memory(MemoryConfig("random", items=8)).observe(torch.zeros(3, 4097), torch.arange(3))
     experience = stream(rows).train_stream[0]
