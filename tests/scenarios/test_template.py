@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from distill.coresets import select
+from distill.methods.dm import PRESETS
 from distill.methods.mtt import MTT
 from distill.randomness import generator
 from distill.records import read_json, read_lines
@@ -83,6 +84,13 @@ def test_a_seam_is_the_small_form_of_dm_and_one_more_setting() -> None:
         assert made.settings == dataclasses.replace(plain.settings, **settings)
         assert made.evaluation.baselines == (("random-decoded", "herding-decoded") if seam == "decode" else ())
         assert made.merged["evaluation"]["recipe"] == plain.merged["evaluation"]["recipe"]
+
+
+def test_a_step_for_each_image_depends_on_the_channels() -> None:
+    steps = {(data, ipc): from_template(f"small-dance-{data}-ipc{ipc}") for data in ("cifar10", "fashion-mnist") for ipc in (1, 10)}
+    found = {key: made["method"]["lr_img"] for key, made in steps.items() if made is not None}
+    assert found == {("cifar10", 1): 1.0, ("cifar10", 10): 10.0, ("fashion-mnist", 1): 0.2, ("fashion-mnist", 10): 2.0}
+    assert PRESETS.short_form(10, 1) == PRESETS.short_form(10, 3)  # of DM, one step for all
 
 
 def test_mtt_rows_are_the_authors() -> None:
