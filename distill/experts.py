@@ -38,6 +38,7 @@ from distill.processes import WorkerFailed, at_once, side_by_side
 from distill.progress import shows_progress
 from distill.randomness import generator
 from distill.records import write_json, write_whole
+from distill.schedules import SCHEDULES
 from distill.tf32 import products
 
 SAVE_SECONDS = 20.0
@@ -52,6 +53,7 @@ class ExpertConfig:
     ``epochs`` is what matching can use, not what training could: `distill.methods.mtt` asks for max_start_epoch + expert_epochs.
     ``momentum`` is SGD's; ``per_epoch`` snapshots are taken in each epoch, at equal numbers of batches.
     ``precision`` "bf16" trains under autocast, compiled where that saves time; private experts are always trained in float32.
+    ``schedule`` "cosine" lets the step size fall to zero, where trained networks count rather than the path to them.
     ``snapshots`` "bf16" keeps each epoch's change since the first weights in bfloat16: half the disk, relative error 2^-9 of the change.
     """
 
@@ -66,6 +68,7 @@ class ExpertConfig:
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     per_epoch: Annotated[int, Field(ge=1)] = 1
     precision: Precision = "float32"
+    schedule: Literal["constant", "cosine"] = "constant"
 
     @property
     def length(self) -> int:
@@ -75,7 +78,7 @@ class ExpertConfig:
     @property
     def facts(self) -> dict[str, object]:
         """What each expert depends on by name: not their number, and later fields only where they are used, so that old ones are found."""
-        later = {"momentum": 0.0, "per_epoch": 1, "precision": "float32"}
+        later = {"momentum": 0.0, "per_epoch": 1, "precision": "float32", "schedule": "constant"}
         fields = dataclasses.asdict(self).items()
         return {name: value for name, value in fields if name != "experts" and value != later.get(name, ...)}
 
@@ -195,6 +198,7 @@ def _epochs(
     # In float32 not compiled: experts of before stay the same to the bit.
     run = model if config.precision == "float32" else Fast(model, data.device, work, config.precision)
     velocity = [torch.zeros_like(p) for p in parameters] if config.momentum else None
+    falling, _ = SCHEDULES[config.schedule]
     start = 0
     if "generator" in done:
         draws.set_state(done["generator"])
@@ -224,7 +228,8 @@ def _epochs(
                 if velocity is not None:
                     torch._foreach_mul_(velocity, config.momentum)
                     torch._foreach_add_(velocity, gradients)
-                torch._foreach_sub_(parameters, gradients if velocity is None else velocity, alpha=config.lr)
+                part = ((epoch - 1) * len(batches) + number - 1) / (config.epochs * len(batches))
+                torch._foreach_sub_(parameters, gradients if velocity is None else velocity, alpha=config.lr * falling(part))
             # A loss that is not finite reaches the last layer's gradient first.
             if looks and not torch.isfinite(gradients[-1]).all():
                 raise _diverged(expert, epoch, config)

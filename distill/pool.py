@@ -77,7 +77,16 @@ class Pool:
         per_epoch = WALK_SNAPSHOTS if config.pool == "walk" else 1
         networks, epochs, lr, batch = config.pool_networks, config.pool_epochs, config.pool_lr, config.pool_batch
         self.experts = ExpertConfig(
-            networks, epochs, lr, batch, network, augmentation, momentum=0.9, per_epoch=per_epoch, precision=self.precision
+            networks,
+            epochs,
+            lr,
+            batch,
+            network,
+            augmentation,
+            momentum=0.9,
+            per_epoch=per_epoch,
+            precision=self.precision,
+            schedule=config.pool_schedule,
         )
         self.trajectories: Trajectories | None = None
         self.network: nn.Module | None = None

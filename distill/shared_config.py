@@ -48,6 +48,7 @@ class SharedConfig(ImageConfig):
         pool_epochs: epochs of training of each.
         pool_lr: their step size of SGD with momentum 0.9.
         pool_batch: batch size of their training.
+        pool_schedule: step size over their training, "constant" or "cosine" down to zero.
         pool_draws: 0 draws a new network in each step. A number fixes that many draws, of a network and of what a method draws with it
             (NCFM's frequencies), and each step takes one of them: private statistics then release each once.
         calibration: weight of the cross-entropy of the synthetic images under a trained network of the pool, added to the loss; 0 is none
@@ -63,6 +64,7 @@ class SharedConfig(ImageConfig):
     pool_epochs: Annotated[int, Field(ge=1)] = 2
     pool_lr: Annotated[float, Field(gt=0)] = 0.01
     pool_batch: Annotated[int, Field(ge=1)] = 64
+    pool_schedule: Literal["constant", "cosine"] = "constant"
     pool_draws: Annotated[int, Field(ge=0)] = 0
     calibration: Annotated[float, Field(ge=0)] = 0.0
     calibration_every: Annotated[int, Field(ge=1)] = 1

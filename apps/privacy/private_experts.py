@@ -22,6 +22,7 @@ from distill.errors import InputError, diverged
 from distill.experts import ExpertConfig, Trajectories, flat
 from distill.networks import Factory, create
 from distill.randomness import generator
+from distill.schedules import SCHEDULES
 
 try:
     from opacus import GradSampleModule
@@ -100,8 +101,10 @@ class _NoisedSums(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
 def _train(statistics: Account, data: ImageData, config: ExpertConfig, model: nn.Module, plan: Plan, steps: int, *, clip: float) -> Tensor:
     check_separable(model)
     watched = GradSampleModule(model, loss_reduction="mean")
+    descent = torch.optim.SGD(watched.parameters(), lr=config.lr, momentum=config.momentum)
+    falling, _ = SCHEDULES[config.schedule]
     optimiser = _NoisedSums(
-        torch.optim.SGD(watched.parameters(), lr=config.lr, momentum=config.momentum),
+        descent,
         noise_multiplier=plan.noise_multiplier,
         max_grad_norm=clip,
         expected_batch_size=round(plan.sample_rate * statistics.population),
@@ -110,6 +113,7 @@ def _train(statistics: Account, data: ImageData, config: ExpertConfig, model: nn
     )
     labels, snapshots = data.train.labels, [flat(model).cpu()]
     for step in range(1, steps + 1):
+        descent.param_groups[0]["lr"] = config.lr * falling((step - 1) / steps)
         chosen = statistics.sample(plan.sample_rate).nonzero().squeeze(1)
         # At least one part, empty or not: a step without examples is a step of noise.
         parts = chosen.split(chunk_size(data.train.images)) or (chosen,)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
@@ -144,6 +145,7 @@ def slow_expert(data: ImageData, config: ExpertConfig) -> list[Tensor]:
     model = create(config.network, data.spec, generator(config.seed, "expert", 0, "weights")).train()
     draws = generator(config.seed, "expert", 0, "training")
     optimiser = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=config.momentum)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.epochs * -(-len(data.train) // config.batch_size))
     found = [weights_of(model)]
     for _ in range(config.epochs):
         order = torch.randperm(len(data.train), generator=draws)
@@ -152,14 +154,17 @@ def slow_expert(data: ImageData, config: ExpertConfig) -> list[Tensor]:
             optimiser.zero_grad()
             F.cross_entropy(model(data.normalised("train", batch)), data.train.labels[batch]).backward()
             optimiser.step()
+            if config.schedule == "cosine":
+                falling.step()
             if number * config.per_epoch % len(batches) == 0:
                 found.append(weights_of(model))
     return found
 
 
-def test_experts_with_momentum_and_several_snapshots_an_epoch(toy_data: ImageData) -> None:
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_experts_with_momentum_and_several_snapshots_an_epoch(toy_data: ImageData, schedule: Literal["constant", "cosine"]) -> None:
     size = len(toy_data.train) // 4
-    config = ExpertConfig(1, 2, 0.05, size, NETWORK, "none", momentum=0.9, per_epoch=2)
+    config = ExpertConfig(1, 2, 0.05, size, NETWORK, "none", momentum=0.9, per_epoch=2, schedule=schedule)
     found, expected = train_experts(toy_data, config), slow_expert(toy_data, config)
     assert len(toy_data.train) % size == 0
     assert found.epochs == 4 == len(expected) - 1
@@ -168,7 +173,7 @@ def test_experts_with_momentum_and_several_snapshots_an_epoch(toy_data: ImageDat
 
 
 def test_experts_with_momentum_continue_to_the_same_bits(toy_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = ExpertConfig(1, 3, 0.05, 7, NETWORK, "none", momentum=0.9, per_epoch=2, seed=1)
+    config = ExpertConfig(1, 3, 0.05, 7, NETWORK, "none", momentum=0.9, per_epoch=2, seed=1, schedule="cosine")
     reference = list(experts._epochs(toy_data, config, NETWORK, 0))
     original: Callable[..., object] = experts._epochs
 
@@ -189,8 +194,9 @@ def test_experts_with_momentum_continue_to_the_same_bits(toy_data: ImageData, mo
 
 def test_old_experts_are_found_again() -> None:
     plain = ExpertConfig()
-    assert set(plain.facts) == {field.name for field in dataclasses.fields(plain)} - {"experts", "momentum", "per_epoch", "precision"}
+    assert set(plain.facts) == {field.name for field in dataclasses.fields(plain)} - {"experts", "momentum", "per_epoch", "precision", "schedule"}
     assert "momentum" in ExpertConfig(momentum=0.9).facts
+    assert "schedule" in ExpertConfig(schedule="cosine").facts
 
 
 def test_features_differ_between_stages(toy_data: ImageData) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -438,14 +439,18 @@ def test_a_step_of_a_private_expert_is_its_definition_in_any_number_of_parts(mon
     assert torch.allclose(found.weights(0, 1), before - 0.5 * total / 36, atol=1e-4)
 
 
-def test_the_noise_of_private_experts_has_the_stated_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody is sampled: three steps of noise of deviation lr sigma C / expected batch each."""
+@pytest.mark.parametrize(("schedule", "factors"), [("constant", (1.0, 1.0, 1.0)), ("cosine", (1.0, 0.75, 0.25))])
+def test_the_noise_of_private_experts_has_the_stated_size(
+    schedule: Literal["constant", "cosine"], factors: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is sampled: three steps of noise of deviation lr sigma C / expected batch each, lr by the schedule."""
     statistics = private(releases=None, epsilon=2.0, clip=2.0)
     monkeypatch.setattr(statistics, "sample", lambda rate: torch.zeros(36, dtype=torch.bool))
-    found = statistics.trajectories(ExpertConfig(experts=1, epochs=1, batch_size=12, lr=0.1, network=NETWORK), NETWORK)
+    config = ExpertConfig(experts=1, epochs=1, batch_size=12, lr=0.1, network=NETWORK, schedule=schedule)
+    found = statistics.trajectories(config, NETWORK)
     moved = (found.weights(0, 1) - found.weights(0, 0)).double()
     (step,) = statistics.history
-    size = float(moved.square().mean().sqrt()) / (0.1 * step.noise_multiplier * 2.0 / 12 * 3**0.5)
+    size = float(moved.square().mean().sqrt()) / (0.1 * step.noise_multiplier * 2.0 / 12 * math.hypot(*factors))
     assert step.times == 3
     assert abs(size - 1) < 5 / math.sqrt(2 * moved.numel())
 
