@@ -14,6 +14,7 @@ from distill.class_gradients import class_gradients, gradient_groups
 from distill.coresets import clustered, select
 from distill.data import ImageData
 from distill.devices import sent
+from distill.errors import InputError, clipped
 from distill.experts import ExpertConfig, Trajectories, train_experts
 from distill.networks import Factory
 from distill.spec import DataSpec
@@ -112,10 +113,20 @@ class RealStatistics(Protocol):
 
 
 class ExactStatistics:
-    """Statistics computed from the images themselves, without noise."""
+    """Statistics computed from the images themselves, without noise.
 
-    def __init__(self, data: ImageData) -> None:
+    Args:
+        data: the images.
+        chances: (number of training images,), at least 0 and not all 0 in a class: batches are drawn with replacement, an image with a
+            probability in proportion to its number among its class's. None: all images alike, without replacement.
+
+    Raises:
+        InputError: ``chances`` are not such numbers.
+    """
+
+    def __init__(self, data: ImageData, chances: Tensor | None = None) -> None:
         self.data = data
+        self._chances = None if chances is None else _checked(chances, data)
         self._chosen: list[Tensor] = []
         self.privacy: dict[str, object] | None = None
 
@@ -145,7 +156,7 @@ class ExactStatistics:
         return tuple(self.data.counts[label] for label in self.classes)
 
     def batch(self, position: int, size: int, generator: torch.Generator) -> Tensor:
-        """Up to ``size`` normalised images of one class, drawn without replacement (all of them when there are fewer)."""
+        """Up to ``size`` normalised images of one class: all of them when there are fewer, but for images with ``chances``."""
         return self._images([self._drawn(position, size, generator)])
 
     def _drawn(self, position: int, size: int, generator: torch.Generator) -> Tensor:
@@ -153,7 +164,11 @@ class ExactStatistics:
         if self._chosen:
             return self._chosen[position][:size]
         label = self.classes[position]
-        return self.data.starts[label] + torch.randperm(self.data.counts[label], generator=generator, device=generator.device)[:size]
+        first, count = self.data.starts[label], self.data.counts[label]
+        if self._chances is not None:
+            own = self._chances[first : first + count].to(generator.device)
+            return first + torch.multinomial(own, size, replacement=True, generator=generator)
+        return first + torch.randperm(count, generator=generator, device=generator.device)[:size]
 
     def _images(self, drawn: Sequence[Tensor]) -> Tensor:
         """The normalised images of one or more draws, one after the other: sent to the device as one list of numbers."""
@@ -243,3 +258,15 @@ class ExactStatistics:
         """Up to ``ipc`` images a class, chosen by a coreset; `InputError` for an unknown name."""
         chosen = select(self.data, kind, ipc, generator)
         return chosen.images, chosen.labels
+
+
+def _checked(chances: Tensor, data: ImageData) -> Tensor:
+    """The chances in the order of `ImageData.by_class`, float64 on the CPU."""
+    if chances.shape != (len(data.train),):
+        raise InputError(f"chances have the shape {clipped(tuple(chances.shape))}; allowed: ({len(data.train)},), one a training image.")
+    found = chances.detach().double().cpu()[data.by_class.cpu()]
+    for label in data.classes:
+        own = found[data.starts[label] : data.starts[label] + data.counts[label]]
+        if not (bool(torch.isfinite(own).all()) and bool((own >= 0).all()) and bool((own > 0).any())):
+            raise InputError(f"chances of class {label} are not finite, below 0 or all 0; allowed: numbers of at least 0, one above it.")
+    return found

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from apps.federated.averaging import LocalResult
 from apps.federated.exchange import NO_ANSWER
 from apps.federated.link_readers import Answer
 from apps.federated.messages import RecordDict, check_records, facts_of, parts_of, size, whole
-from apps.federated.wire import parse_npy
+from apps.federated.wire import decode_weights, parse_npy
 from distill.condensed import CondensedSet
 from distill.errors import InputError, clipped
 from distill.records import Json
@@ -74,6 +74,8 @@ def accept(asked: Asked, answer: Answer, rule: Rule, expected: Expected) -> Acce
         whole(facts, "partition-id", asked.client, asked.client)
         seconds = _seconds(facts, max(expected.timeout, time.monotonic() - expected.began))
         accepted = None if value is None else _accepted(asked.client, value, content, expected)
+        if accepted is not None and rule.more:
+            accepted = replace(accepted, more=decode_weights(parts_of(content, "more"), rule.more, "further tensors"))
     except InputError as error:
         asked.status, asked.why = "refused", str(error)
         return None

@@ -3,7 +3,7 @@
 import dataclasses
 import statistics
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
@@ -32,6 +32,7 @@ class Accepted:
         sent: images of each class in its upload as it came; empty unless the rule asks for ``by_class``.
         known: the server knows these numbers by the run's partition.
         round: in which it was asked for.
+        more: further tensors of the answer, by name, as `Rule.more` asks for them.
     """
 
     client: int
@@ -41,6 +42,7 @@ class Accepted:
     sent: tuple[int, ...] = ()
     known: bool = False
     round: int = 0
+    more: Weights = field(default_factory=dict)
 
 
 class Rule(Protocol):
@@ -50,6 +52,7 @@ class Rule(Protocol):
     note: str  # on what it did in the round
     clients: int  # of the federation, as far as they are known; the strategy sets it every round
     late: bool  # whether an answer to an earlier round is of use
+    more: Weights  # names, types and shapes of what an answer holds beside its value; {}: nothing
 
     @property
     def records(self) -> Collection[str]: ...  # what a reply may hold

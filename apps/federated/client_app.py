@@ -1,48 +1,36 @@
-"""The Flower ClientApp: says who it is, condenses its shard, or trains weights for the rivals.
-
-A client keeps what it needs for the next round in Flower's ``context.state``, one record a round, so that a repeated round finds what it
-found the first time.
-"""
+"""The Flower ClientApp: says who it is, condenses its shard, or trains weights for the rivals."""
 
 import contextlib
 import functools
 import json
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from flwr.clientapp import ClientApp
-from torch import Tensor
 
-from apps.federated.accepting import of_classes
-from apps.federated.averaging import control_variate, kept_gradient, local_sgd
+from apps.federated.client_answers import condensed_answer, fitted_answer
 from apps.federated.client_privacy import ClientPrivacy, PrivacyOf, check_request, private_upload
-from apps.federated.condense import NoImages, agreed, is_empty, partition_of, shard, upload
+from apps.federated.condense import NoImages, agreed, is_empty, partition_of, shard
 from apps.federated.given import Shard, client_number, shard_of
 from apps.federated.messages import (
-    ArrayRecord,
     ConfigRecord,
     Context,
     Message,
     MetricRecord,
-    MetricValue,
     RecordDict,
-    parts_of,
     record_of,
     settings_of,
 )
 from apps.federated.packing import in_the_form_asked
-from apps.federated.settings import REMEMBERING, Settings, upload_form
+from apps.federated.settings import Settings
 from apps.federated.silence import silence, silent_answer
-from apps.federated.wire import Limits, decode, decode_weights, encode, encode_weights
+from apps.federated.wire import encode
 from distill.data import ImageData
 from distill.data_sources import load
 from distill.errors import InputError, clipped
-from distill.networks import Factory, create
-from distill.randomness import generator
+from distill.networks import Factory
 from distill.spec import DataSpec
 
 # In a node's environment: 1 lets runs name folders of this machine as their data.
@@ -174,7 +162,7 @@ def client_app(
         settings, server_round, spec = _asked(message, context)
         with torch_threads(settings.threads):
             data, client = own_data(context, settings, spec, given, own=shard)
-            reply = _condensed(message.content, context, settings, server_round, data, client, network or settings.network)
+            reply = condensed_answer(message.content, context, settings, server_round, data, client, network or settings.network)
             return Message(owned(reply, context, shard), reply_to=message)
 
     @app.train("fit")
@@ -185,7 +173,7 @@ def client_app(
         settings, server_round, spec = _asked(message, context)
         with torch_threads(settings.threads):
             data, client = own_data(context, settings, spec, given, own=shard)
-            reply = _fitted(message.content, context, settings, server_round, data, client, network or settings.network)
+            reply = fitted_answer(message.content, context, settings, server_round, data, client, network or settings.network)
             return Message(owned(reply, context, shard), reply_to=message)
 
     return app
@@ -227,91 +215,3 @@ def _asked(message: Message, context: Context) -> tuple[Settings, int, DataSpec]
     if not isinstance(number, int):
         raise InputError(f"the request's round is {clipped(number)}; allowed: a whole number.")
     return settings_of(context.run_config), number, DataSpec(**(facts | lists))
-
-
-def _condensed(
-    content: RecordDict, context: Context, settings: Settings, server_round: int, data: ImageData, client: int, network: Factory
-) -> RecordDict:
-    start, spec = time.monotonic(), data.spec
-    weights = _received(content, network, spec)
-    asked = settings.upload.classes
-    facts: dict[str, MetricValue] = {"partition-id": client, "round": server_round}
-    if settings.server.client_weights == "examples":
-        facts["num-examples"] = len(data.train)
-    counts = {}
-    if settings.server.client_weights == "represented":
-        counts["counts"] = record_of({"counts": np.array(of_classes(tuple(data.counts), asked), np.int64)})
-    if asked is not None and not set(asked) & set(data.classes):
-        return RecordDict({"facts": MetricRecord(facts)})  # nothing that was asked for: an empty answer, no failure
-    previous = None
-    if settings.upload.warm_start and (earlier := _earlier(context, server_round)):
-        limits = Limits(spec, tuple(range(spec.num_classes)), settings.upload.ipc, "float32", upload_form(settings))
-        previous = decode(parts_of(context.state, earlier), limits).to(data.device)
-    condensed = upload(data, settings, server_round, client, weights, previous, network)
-    if settings.upload.warm_start:
-        _remember(context, server_round, record_of(encode(condensed, "float32")))
-    facts["seconds"] = time.monotonic() - start
-    return RecordDict({"upload": record_of(encode(condensed, settings.upload.pixels)), **counts, "facts": MetricRecord(facts)})
-
-
-def _fitted(
-    content: RecordDict, context: Context, settings: Settings, server_round: int, data: ImageData, client: int, factory: Factory
-) -> RecordDict:
-    start, spec = time.monotonic(), data.spec
-    received = _received(content, factory, spec)
-    if received is None:
-        raise InputError("the server sent no weights to train.")
-    network = create(factory, spec, torch.Generator().manual_seed(0), data.device)
-    network.load_state_dict(received)
-    draws = generator(settings.seed, "client", client, "round", server_round, "fit")
-    correction, own, server, proximal = None, {}, {}, 0.0
-    if settings.strategy in REMEMBERING:
-        like = {name: value.detach().cpu() for name, value in network.named_parameters()}
-        earlier = _earlier(context, server_round)
-        own = decode_weights(parts_of(context.state, earlier), like) if earlier else {n: torch.zeros_like(v) for n, v in like.items()}
-    if settings.strategy == "scaffold":
-        server = decode_weights(parts_of(content, "control"), own, "control")
-        correction = {name: (server[name] - own[name]).to(data.device) for name in own}
-    elif settings.strategy == "feddyn":
-        correction, proximal = {name: -own[name].to(data.device) for name in own}, settings.averaging.feddyn_alpha
-    elif settings.strategy == "fedprox":
-        proximal = settings.local.proximal_mu
-    result = local_sgd(network, data, settings.local, draws, proximal, correction)
-    reply = RecordDict({"arrays": record_of(encode_weights(result.weights))})
-    if settings.strategy == "scaffold":
-        new = control_variate(own, server, received, result, settings.local.lr)
-        reply["change"] = record_of(encode_weights({name: new[name] - own[name] for name in own}))
-        _remember(context, server_round, record_of(encode_weights(new)))
-    elif settings.strategy == "feddyn":
-        _remember(context, server_round, record_of(encode_weights(kept_gradient(own, received, result, proximal))))
-    numbers: dict[str, MetricValue] = {
-        "partition-id": client,
-        "num-examples": result.examples,
-        "steps": result.steps,
-        "round": server_round,
-        "seconds": time.monotonic() - start,
-    }
-    reply["facts"] = MetricRecord(numbers)
-    return reply
-
-
-def _received(content: RecordDict, network: Factory, spec: DataSpec) -> dict[str, Tensor] | None:
-    if "arrays" not in content:
-        return None
-    like = create(network, spec, torch.Generator().manual_seed(0)).state_dict()
-    return decode_weights(parts_of(content, "arrays"), like)
-
-
-def _earlier(context: Context, server_round: int) -> str | None:
-    """The name of the last record that a round before this one left."""
-    rounds = [int(name.removeprefix("round-")) for name in context.state if name.startswith("round-")]
-    before = [number for number in rounds if number < server_round]
-    return f"round-{max(before)}" if before else None
-
-
-def _remember(context: Context, server_round: int, record: ArrayRecord) -> None:
-    """Keep this round's record and the one before it: a server that lost its last round may ask for it again."""
-    keep = {f"round-{server_round}", _earlier(context, server_round)}
-    context.state[f"round-{server_round}"] = record
-    for name in [name for name in context.state if name.startswith("round-") and name not in keep]:
-        del context.state[name]

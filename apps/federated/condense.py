@@ -5,7 +5,7 @@ FedDM (Xiong, Wang, Cheng, Yu and Hsieh, "FedDM: Iterative Distribution Matching
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -14,12 +14,13 @@ from torch import Tensor
 from apps.federated.labels import with_labels
 from apps.federated.partition import Partition, split
 from apps.federated.received import network_with
-from apps.federated.settings import Settings, method_config, upload_form
+from apps.federated.settings import MethodConfig, Settings, method_config, upload_form
 from apps.federated.wire import within_range
 from distill.comparison import formed
 from distill.condensed import CondensedSet
-from distill.coresets import select
+from distill.coresets import CORESETS, select
 from distill.data import ImageData, Split
+from distill.distiller import Distiller
 from distill.errors import InputError, clipped
 from distill.networks import Factory
 from distill.randomness import derived_seed, generator
@@ -27,6 +28,9 @@ from distill.run import condense
 from distill.spec import DataSpec
 from distill.statistics import ExactStatistics, RealStatistics
 from distill.synthetic import Initial, initial_set
+
+# A method from its config and its first images.
+Made = Callable[[MethodConfig, CondensedSet], Distiller]
 
 
 def partition_of(data: ImageData, settings: Settings) -> Partition:
@@ -132,6 +136,9 @@ def upload(
     weights: Mapping[str, Tensor] | None = None,
     previous: CondensedSet | None = None,
     network: Factory | None = None,
+    *,
+    statistics: ExactStatistics | None = None,
+    distiller: Made | None = None,
 ) -> CondensedSet:
     """The set that a client sends in a round: condensed images, or real images chosen by a coreset (a baseline).
 
@@ -145,6 +152,8 @@ def upload(
         weights: the server's; None: new random networks.
         previous: the client's upload of the round before, for a warm start.
         network: in place of the one that the settings name.
+        statistics: of the images, in place of exact ones of all of them alike; of the classes that were asked for.
+        distiller: makes the method from its config and its first images, in place of the one that the settings name.
 
     Returns:
         A set of the classes that the client holds and the server asked for.
@@ -156,7 +165,7 @@ def upload(
         data = data.subset(settings.upload.classes)
     seed = derived_seed(settings.seed, "client", client, "round", server_round)
     received = None if weights is None else network_with(network or settings.network, weights)
-    if settings.strategy != "feddm":
+    if settings.strategy in CORESETS:
         form, draws = upload_form(settings), generator(seed, "coreset")
         if form is not None:
             return with_labels(formed(data, settings.strategy, settings.upload.ipc, form, draws), data, settings, received)
@@ -165,13 +174,17 @@ def upload(
         previous = dataclasses.replace(previous, labels=previous.hard_labels)
     config = method_config(settings)
     values = {name: value for name, value in vars(config).items() if name not in ("network", "initial")}
-    statistics, with_weights = ExactStatistics(data), settings.upload.networks == "received"
+    statistics, with_weights = statistics or ExactStatistics(data), settings.upload.networks == "received"
     initial: Initial | CondensedSet = previous if previous is not None else config.initial
     if isinstance(initial, str) and initial != "noise":
         initial = first_images(statistics, data, initial, settings, seed)
+    method: str | Distiller = settings.upload.method
+    if distiller is not None:
+        draws = generator(seed, "initial", settings.upload.method, settings.upload.ipc)
+        method, values = distiller(config, initial_set(statistics, initial, settings.upload.ipc, draws, upload_form(settings))), {}
     condensed = condense(
         statistics,
-        settings.upload.method,
+        method,
         ipc=settings.upload.ipc,
         seed=seed,
         network=network_with(network or settings.network, weights if with_weights else None, data.spec if pooled(config) else None),

@@ -16,6 +16,7 @@ from apps.federated.attacks import ATTACKS, AttackConfig, Held, hostile_clients,
 from apps.federated.client_app import client_app
 from apps.federated.condense import partition_of, shard
 from apps.federated.given import client_number
+from apps.federated.guided_tables import UPLOADS
 from apps.federated.inline import Client
 from apps.federated.messages import ArrayRecord, Context, Message, MetricRecord, MetricValue, RecordDict, parts_of, record_of
 from apps.federated.settings import Settings, upload_form
@@ -102,8 +103,8 @@ def remembered(client: Client, settings: Settings, folder: Path) -> Client:
 
     Runs of a study that differ in what the server does with uploads ask the same of clients, as long as the server's weights are equal.
     """
-    # The answer is more than the request's images.
-    if settings.upload.warm_start or settings.server.client_weights in ("examples", "represented"):
+    # The answer is more than the request's images, or depends on more than its weights.
+    if settings.strategy in UPLOADS or settings.upload.warm_start or settings.server.client_weights in ("examples", "represented"):
         return client
     differs = ("admission", "server", "rounds", "timeout", "fraction", "quorum", "staleness", "staleness_weight", "dynafed")
     fixed = json.dumps({name: value for name, value in asdict(settings).items() if name not in differs}, sort_keys=True, default=str)

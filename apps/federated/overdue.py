@@ -69,6 +69,7 @@ def to_state(waiting: Sequence[Accepted]) -> Weights:
         assert isinstance(each.value, CondensedSet)
         kept |= {f"{STATE}{place}/images": each.value.images, f"{STATE}{place}/labels": each.value.labels}
         numbers = (each.client, each.round, each.examples, int(each.known), len(each.by_class), *each.by_class, *each.sent)
+        kept |= {f"{STATE}{place}/more/{name}": value for name, value in each.more.items()}
         kept[f"{STATE}{place}/numbers"] = torch.tensor(numbers, dtype=torch.int64)
     return kept
 
@@ -80,7 +81,10 @@ def from_state(state: Weights, settings: Settings, spec: DataSpec) -> list[Accep
         images, labels = state[f"{STATE}{place}/images"], state[f"{STATE}{place}/labels"]
         client, asked, examples, known, classes, *rest = state[f"{STATE}{place}/numbers"].tolist()
         value = CondensedSet(images, labels, spec, decode=upload_form(settings))
-        waiting.append(Accepted(client, value, examples, tuple(rest[:classes]), tuple(rest[classes:]), known=bool(known), round=asked))
+        own = f"{STATE}{place}/more/"
+        more = {name.removeprefix(own): value for name, value in state.items() if name.startswith(own)}
+        by_class, sent = tuple(rest[:classes]), tuple(rest[classes:])
+        waiting.append(Accepted(client, value, examples, by_class, sent, known=bool(known), round=asked, more=more))
     return waiting
 
 

@@ -1,28 +1,15 @@
-"""How the server turns checked answers into new weights: here the rule for condensed uploads; those for weights are in weight_rules.py."""
+"""The table of rules: how the server turns checked answers into new weights, by strategy."""
 
-import dataclasses
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from apps.federated.accepting import counts_of
-from apps.federated.admission import Admission, Decision
-from apps.federated.answers import MAX_EXAMPLES, Accepted, Rule, Weights
-from apps.federated.messages import MAX_STATEMENT, RecordDict, facts_of, parts_of, statement_of, whole
-from apps.federated.overdue import factor
-from apps.federated.settings import WEIGHTS, Settings, method_config, upload_form
-from apps.federated.tables import UploadConfig
-from apps.federated.union import learn, replacement, union
+from apps.federated.answers import Rule
+from apps.federated.guided import GUIDES
+from apps.federated.image_rule import CondensedUnion
+from apps.federated.settings import WEIGHTS, Settings
 from apps.federated.weight_rules import WEIGHT_RULES, Made
-from apps.federated.wire import Limits, decode, upload_bytes
-from distill.condensed import CondensedSet
 from distill.data import Split
-from distill.errors import InputError
-from distill.labels import DEFAULT_KIND
 from distill.networks import Factory, create
-from distill.randomness import derived_seed, generator
+from distill.randomness import generator
 from distill.spec import DataSpec
 
 
@@ -46,118 +33,8 @@ def rule_for(
         held_out: the server's images that admission checks uploads with, normalised.
     """
     if settings.strategy not in WEIGHTS:
-        return CondensedUnion(settings, spec, folder, network=network, held_out=held_out)
+        rule = GUIDES[settings.strategy].rule if settings.strategy in GUIDES else CondensedUnion
+        return rule(settings, spec, folder, network=network, held_out=held_out)
     made = create(network or settings.network, spec, generator(settings.seed, "server", "names"))
     names = [name for name, _ in made.named_parameters()]
     return WEIGHT_RULES[settings.strategy](settings, clients, names, Made(network or settings.network, spec, folder))
-
-
-class CondensedUnion:
-    """FedDM's server, and that of all other uploads of images: join the sets, train on the union from the weights that were sent."""
-
-    action = "train.condense"
-    clients = 0  # it does not depend on them
-    late = True
-    note = ""
-    excluding = False  # an upload of this round
-
-    def __init__(
-        self,
-        settings: Settings,
-        spec: DataSpec,
-        folder: Path | None = None,
-        *,
-        network: Factory | None = None,
-        held_out: Split | None = None,
-    ) -> None:
-        wanted: UploadConfig = settings.upload
-        asked = wanted.classes
-        classes = tuple(range(spec.num_classes)) if asked is None else tuple(c for c in asked if c < spec.num_classes)
-        self.settings, self.folder, self.network = settings, folder, network or settings.network
-        self.limits = Limits(spec, classes, wanted.ipc, wanted.pixels, upload_form(settings))
-        self.memory: list[CondensedSet] = []
-        makes_soft = wanted.labels is not None or bool(getattr(method_config(settings), "soft_labels", False))
-        self.admission = Admission(settings.admission, self.network, spec, settings.seed, held_out, soft_labels=makes_soft)
-        counts = ("counts",) if settings.server.client_weights == "represented" else ()
-        self.records = ("upload", "facts", *(() if settings.privacy is None else ("privacy",)), *counts)
-
-    def most_bytes(self, weights: Weights) -> int:
-        return upload_bytes(self.limits) + MAX_STATEMENT + 8 * self.limits.spec.num_classes
-
-    def request(self, weights: Weights) -> tuple[Weights | None, Weights | None]:
-        return (weights if self.settings.down else None), None
-
-    def read(self, content: RecordDict, weights: Weights) -> CondensedSet | None:
-        if "upload" not in content:
-            if self.settings.upload.classes is None:
-                raise InputError("the reply holds no upload, and every class was asked for; allowed: images of what the client has.")
-            return None
-        if self.settings.server.client_weights == "examples":
-            whole(facts_of(content), "num-examples", 1, MAX_EXAMPLES)
-        if "counts" in self.records and (found := len(counts_of(content, None))) != self.limits.spec.num_classes:
-            raise InputError(f"counts of {found} classes; allowed: {self.limits.spec.num_classes}, one number a class.")
-        condensed = decode(parts_of(content, "upload"), self.limits)
-        statement = statement_of(content) if self.settings.privacy is not None else None
-        if self.settings.privacy is not None and statement is None:
-            raise InputError("the upload carries no privacy statement; the federation asks for one.")
-        return dataclasses.replace(condensed, provenance=dataclasses.replace(condensed.provenance, dp=statement))
-
-    def admit(self, accepted: Sequence[Accepted]) -> Mapping[int, Decision]:
-        if not self.settings.admission.on:
-            return {}
-        decisions = self.admission({each.client: each.value for each in accepted if isinstance(each.value, CondensedSet)})
-        self.excluding = any(made.images is None for made in decisions.values())
-        return decisions
-
-    def combine(self, number: int, weights: Weights, accepted: Sequence[Accepted]) -> Weights:
-        settings = self.settings
-        sets = [each.value for each in accepted if isinstance(each.value, CondensedSet)]
-        weights_of = self._image_weights(number, accepted)
-        parts, self.note = list(sets), ""
-        held_out, fills = self.admission.held_out, self.excluding and settings.admission.fill and self.limits.form is None
-        if fills and held_out is not None and (extra := replacement(sets, self.limits.classes, held_out)) is not None:
-            self.note = f"{len(extra)} images of the server's stand for classes that no admitted client has: {extra.classes}"
-            parts = [*sets, extra]
-            if weights_of is not None:  # as much as the others have on average
-                mean = sum(float(each.sum()) for each in weights_of) / len(weights_of)
-                weights_of.append(torch.full((len(extra),), mean / len(extra)))
-        joined = union(parts, weights_of)
-        if self.folder is not None:
-            union(sets).quantised().save(self.folder / "union.safetensors")
-        whole_union = CondensedSet.concat([*self.memory, joined]) if self.memory else joined
-        if settings.server.memory:  # the strategy puts it back where the round's weights are refused
-            self.memory = [*self.memory, joined][-settings.server.memory :]
-        return learn(weights, whole_union.to(settings.device), self.network, settings.server, derived_seed(settings.seed, "server", number))
-
-    def _image_weights(self, number: int, accepted: Sequence[Accepted]) -> list[Tensor] | None:
-        """What each image of each upload counts in the server's training, (n,) an upload, up to a common factor; None: all the same."""
-        if not self.settings.weighs_images:
-            return None
-        kind = self.settings.server.client_weights
-        weights = []
-        for each in accepted:
-            assert isinstance(each.value, CondensedSet)
-            if kind == "represented":
-                stands = [held / sent if sent else 0.0 for held, sent in zip(each.by_class, each.sent, strict=True)]
-                own = torch.tensor(stands)[each.value.hard_labels.cpu()]
-            else:
-                count = len(each.value)
-                total = {"equal": float(count), "clients": 1.0, "examples": float(each.examples)}[kind]
-                own = torch.full((count,), total / count)
-            weights.append(own * factor(each, number, self.settings))
-        return weights
-
-    def state(self) -> Weights:
-        kept: Weights = {}
-        for place, part in enumerate(self.memory):
-            kept |= {f"memory/{place}/images": part.images, f"memory/{place}/labels": part.labels}
-        return kept
-
-    def load_state(self, state: Weights) -> None:
-        places = sorted({int(name.split("/")[1]) for name in state})
-        spec, form = self.limits.spec, self.limits.form
-        kind = "weighted" if self.settings.weighs_images else DEFAULT_KIND
-        self.memory = [
-            CondensedSet(state[f"memory/{place}/images"], state[f"memory/{place}/labels"], spec, label_kind=kind, decode=form)
-            for place in places
-        ]

@@ -1,5 +1,6 @@
 """What a federated run is: one frozen value, the same on the server, on every client and in the record."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import field
@@ -10,6 +11,7 @@ from pydantic import Field
 
 from apps.federated.admission import AdmissionConfig
 from apps.federated.dynafed import DynaFedConfig
+from apps.federated.guided_tables import UPLOADS, FedAFConfig, FedMKConfig, FedVCKConfig
 from apps.federated.partition import PartitionConfig
 from apps.federated.tables import AveragingConfig, LocalConfig, PrivacyRequest, ServerConfig, UploadConfig
 from distill.augment import strategy as augmentation
@@ -17,18 +19,20 @@ from distill.configure import STRICT, configure
 from distill.coresets import CORESETS
 from distill.decode import Decode, from_text
 from distill.distiller import Config
-from distill.errors import InputError, unknown_name
+from distill.errors import InputError, clipped, unknown_name
 from distill.methods import METHODS
 from distill.methods.presets import presets_of
 from distill.networks import check_name
 from distill.synthetic import Initial
 from distill.teachers import check_teacher
+from distill.train import Recipe
 
 ROBUST = ("fedmedian", "fedtrimmedavg", "krum", "multikrum")
 WEIGHTS = ("fedavg", "fedavgm", "fedprox", "fedadam", "scaffold", "fednova", "feddyn", "dynafed", *ROBUST)
-REMEMBERING = ("scaffold", "feddyn")  # whose clients keep something from round to round
+REMEMBERING = ("scaffold", "feddyn", "fedvck")  # whose clients keep something from round to round
 ALONE = ("local", "central")  # no messages: each client by itself, and all data in one place
-STRATEGIES = ("feddm", *CORESETS, *WEIGHTS, *ALONE)
+CONDENSING = ("feddm", *UPLOADS)  # whose clients condense
+STRATEGIES = (*CONDENSING, *CORESETS, *WEIGHTS, *ALONE)
 # What decides which images a client has.
 DATA_FIELDS = ("data", "size", "validation", "mean", "std", "class_names", "seed", "partition")
 
@@ -61,6 +65,9 @@ class Settings:
         privacy: what is asked of private clients, or None. What they give is decided on their nodes (`client_privacy`).
         admission: which uploads join the union.
         dynafed: what DynaFed's server does.
+        fedvck: what FedVCK's clients and server do.
+        fedmk: what FedMK's clients do.
+        fedaf: what FedAF's clients and server do.
     """
 
     strategy: str = "feddm"
@@ -91,12 +98,15 @@ class Settings:
     privacy: PrivacyRequest | None = None
     admission: AdmissionConfig = field(default_factory=AdmissionConfig)
     dynafed: DynaFedConfig = field(default_factory=DynaFedConfig)
+    fedvck: FedVCKConfig = field(default_factory=FedVCKConfig)
+    fedmk: FedMKConfig = field(default_factory=FedMKConfig)
+    fedaf: FedAFConfig = field(default_factory=FedAFConfig)
 
     @property
     def down(self) -> bool:
         """Whether clients get the server's weights."""
         images = self.strategy not in (*WEIGHTS, *ALONE) and self.upload.labels == "received"
-        return self.strategy in WEIGHTS or images or (self.strategy == "feddm" and self.upload.networks == "received")
+        return self.strategy in WEIGHTS or images or (self.strategy in CONDENSING and self.upload.networks == "received")
 
     @property
     def weighs_images(self) -> bool:
@@ -113,6 +123,8 @@ def check(settings: Settings) -> Settings:
         augmentation(settings.local.augmentation)
     method_config(settings)
     _check_labels(settings)
+    if settings.strategy in UPLOADS:
+        _check_guided(settings)
     if settings.privacy is not None:
         if settings.strategy != "feddm":
             raise InputError(f"privacy is on and strategy {settings.strategy!r} has no private form here; allowed: feddm.")
@@ -159,6 +171,28 @@ def _check_labels(settings: Settings) -> None:
         )
 
 
+def _check_guided(settings: Settings) -> None:
+    """`InputError` for an upload that the strategy's clients cannot make."""
+    name, upload = settings.strategy, settings.upload
+    if upload.networks != "received":
+        raise InputError(f"upload.networks is {upload.networks!r}, and {name}'s clients use the server's model; allowed: received.")
+    if name in ("fedvck", "fedaf") and upload.method != "dm":
+        raise InputError(f"upload.method is {clipped(upload.method, 40)!r}; allowed for {name}: dm, whose mean features it compares.")
+    if upload.warm_start:
+        raise InputError(f"upload.warm_start is on, and {name}'s clients keep nothing of their uploads; leave it out.")
+    if name in ("fedvck", "fedaf"):
+        check_simple(name, settings.server.recipe)
+
+
+def check_simple(strategy: str, recipe: Recipe) -> None:
+    """Raises `InputError` for a recipe that a further term in the server's loss cannot be added to."""
+    plain = Recipe()
+    for name in ("loss", "mix", "ema"):
+        if getattr(recipe, name) != getattr(plain, name):
+            given = clipped(getattr(recipe, name), 40)
+            raise InputError(f"server.recipe.{name} is {given!r}; allowed for {strategy}, whose server has a loss of its own: none.")
+
+
 class MethodConfig(Config, Protocol):
     """What the configs of all methods have."""
 
@@ -185,6 +219,8 @@ def method_config(settings: Settings) -> MethodConfig:
             raise InputError("radius was given and networks is 'fresh'; a ball needs the server's weights: networks = \"received\".")
     if chosen.get("pool", "random") != "random":
         base.pop("radius", None)  # the pool takes the place of FedDM's ball
+    own = {field.name for field in dataclasses.fields(METHODS[name][0])}
+    base |= {key: value for key, value in UPLOADS.get(settings.strategy, {}).items() if key in own}
     config: MethodConfig = configure(METHODS[name][0], {**base, "network": settings.network, **chosen}, f"[upload] of method {name!r}")
     return config
 

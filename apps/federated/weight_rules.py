@@ -62,6 +62,7 @@ class _WeightRule:
     records: Collection[str] = ("arrays", "facts")
 
     def __init__(self, settings: Settings, clients: int, trained: Sequence[str], made: "Made | None" = None) -> None:
+        self.more: Weights = {}
         self.settings, self.clients, self.trained, self.made = settings, clients, tuple(trained), made
         self.kept: Weights = {}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from apps.federated.admission import held_out_images
 from apps.federated.condense import partition_of
-from apps.federated.settings import ALONE, method_config
+from apps.federated.settings import ALONE, CONDENSING, method_config
 from distill.data import ImageData
 from distill.errors import InputError
 from distill.evaluation import Accuracy
@@ -44,7 +44,7 @@ def check(study: FederatedStudy, data: ImageData) -> None:
 def advised(study: FederatedStudy, data: ImageData) -> list[str]:
     """See `distill.methods.advice`: of the uploads, where a strategy has condensed ones."""
     upload = study.settings.upload
-    makes = "feddm" in study.federation.strategies
+    makes = any(strategy in CONDENSING for strategy in study.federation.strategies)
     return advice(upload.method, method_config(study.settings), data.spec, upload.ipc) if makes else []
 
 

@@ -10,6 +10,7 @@ from pydantic import Field
 from apps.federated.admission import AdmissionConfig
 from apps.federated.attacks import ATTACKS, AttackConfig
 from apps.federated.dynafed import DynaFedConfig
+from apps.federated.guided_tables import UPLOADS, FedAFConfig, FedMKConfig, FedVCKConfig
 from apps.federated.partition import PartitionConfig
 from apps.federated.settings import STRATEGIES, WEIGHTS, Settings, check_clients, from_mapping, method_config, upload_form
 from apps.federated.tables import AveragingConfig, LocalConfig, ServerConfig, UploadConfig
@@ -31,6 +32,9 @@ TABLES = (
     "averaging",
     "admission",
     "dynafed",
+    "fedvck",
+    "fedmk",
+    "fedaf",
     "attack",
     "tuning",
     "privacy",
@@ -45,6 +49,9 @@ PARTS = (
     ("averaging", AveragingConfig),
     ("admission", AdmissionConfig),
     ("dynafed", DynaFedConfig),
+    ("fedvck", FedVCKConfig),
+    ("fedmk", FedMKConfig),
+    ("fedaf", FedAFConfig),
 )
 
 
@@ -199,14 +206,12 @@ def study(name: str, title: str, tables: Tables, source: str) -> FederatedStudy:
         "class_names": data.class_names,
         **{key: getattr(federation, key) for key in COPIED},
         "strategy": next((s for s in federation.strategies if s == "feddm"), federation.strategies[0]),
-        "partition": tables.get("partition", {}),
         "upload": upload,
-        "server": tables.get("server", {}),
-        "local": tables.get("local", {}),
-        "averaging": tables.get("averaging", {}),
-        "admission": tables.get("admission", {}),
-        "dynafed": tables.get("dynafed", {}),
+        **{key: tables.get(key, {}) for key, _ in PARTS},
     }
+    for strategy in federation.strategies:
+        if strategy in UPLOADS:
+            from_mapping(values | {"strategy": strategy}, source)
     settings, privacy = from_mapping(values, source), tables.get("privacy")
     check_clients(settings)
     if privacy is not None:
@@ -220,7 +225,7 @@ def study(name: str, title: str, tables: Tables, source: str) -> FederatedStudy:
     dump = pydantic.TypeAdapter(Settings).dump_python(settings, mode="json") | {"privacy": privacy}
     for key in ("strategy", "seed", "device", *(["averaging"] if settings.averaging == AveragingConfig() else [])):
         del dump[key]
-    for key in ("quorum", "staleness", "staleness_weight", "dynafed"):  # studies that do not use what came later keep their hash
+    for key in ("quorum", "staleness", "staleness_weight", "dynafed", *UPLOADS):  # studies that do not use what came later keep their hash
         if getattr(settings, key) == getattr(Settings(), key):
             del dump[key]
     if settings.admission == AdmissionConfig():

@@ -194,7 +194,13 @@ def test_experts_with_momentum_continue_to_the_same_bits(toy_data: ImageData, mo
 
 def test_old_experts_are_found_again() -> None:
     plain = ExpertConfig()
-    assert set(plain.facts) == {field.name for field in dataclasses.fields(plain)} - {"experts", "momentum", "per_epoch", "precision", "schedule"}
+    assert set(plain.facts) == {field.name for field in dataclasses.fields(plain)} - {
+        "experts",
+        "momentum",
+        "per_epoch",
+        "precision",
+        "schedule",
+    }
     assert "momentum" in ExpertConfig(momentum=0.9).facts
     assert "schedule" in ExpertConfig(schedule="cosine").facts
 

@@ -15,7 +15,7 @@ from apps.federated.answers import LARGEST_SHARE, believed
 from apps.federated.client_app import client_app
 from apps.federated.inline import run_inline
 from apps.federated.messages import Array, ArrayRecord, Context, Message, RecordDict
-from apps.federated.settings import WEIGHTS
+from apps.federated.settings import CONDENSING, WEIGHTS
 from apps.federated.silence import LOG
 from apps.federated.tables import LocalConfig
 from distill.condensed import CondensedSet
@@ -188,7 +188,7 @@ def test_one_change_of_control_does_not_shut_the_honest_clients_out() -> None:
 
 
 def test_a_refused_round_leaves_no_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from apps.federated import rules
+    from apps.federated import image_rule as rules
 
     def learn(*arguments: Any) -> None:
         raise RuntimeError("no")
@@ -209,7 +209,7 @@ def test_steps_of_a_round_are_those_of_the_loop(examples: int, most: int | None)
     assert config.steps(examples) == counted
 
 
-@pytest.mark.parametrize("strategy", ["feddm", *WEIGHTS])
+@pytest.mark.parametrize("strategy", [*CONDENSING, *WEIGHTS])
 def test_networks_with_batchnorm_take_part(strategy: str) -> None:
     """Its counter is a scalar, which every client and the server must get as one; its running means have no control variate."""
     made = settings(strategy=strategy, rounds=2, network="ConvNetD1W32BN", local={"lr": 0.05, "batch_size": 8})
@@ -219,7 +219,7 @@ def test_networks_with_batchnorm_take_part(strategy: str) -> None:
 
 
 def test_an_error_around_combining_is_a_note_and_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    from apps.federated import rules
+    from apps.federated import image_rule as rules
 
     real, calls = rules.union, [0]
 

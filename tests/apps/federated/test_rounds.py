@@ -430,7 +430,7 @@ def test_the_memory_of_decoded_uploads_is_decoded_after_a_stop(tmp_path: Path, m
     upload = {"ipc": 2, "settings": {"iterations": 2, "batch_real": 8, "decode": "formation:2"}}
     made = settings(rounds=3, server={"memory": 2}, upload=upload)
     whole = run_inline(made, data(), tmp_path / "whole")
-    home = sys.modules["apps.federated.rules"]
+    home = sys.modules["apps.federated.image_rule"]
     real, calls = home.learn, []
 
     def learn(*arguments: Any) -> Any:
