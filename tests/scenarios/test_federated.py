@@ -68,12 +68,12 @@ def test_the_record_has_every_strategy_with_its_interval_and_bytes(done: tuple[P
 
 def test_a_run_where_no_client_was_ever_accepted_fails_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Accuracy at chance with every upload refused is no result; neither is it one when the run is looked at again."""
-    from apps.federated import client_app
+    from apps.federated import client_answers
 
     def fails(*arguments: Any, **named: Any) -> None:
         raise ValueError("the shard cannot be read")
 
-    monkeypatch.setattr(client_app, "upload", fails)
+    monkeypatch.setattr(client_answers, "upload", fails)
     tables = with_changes(federation={"strategies": ["feddm"], "seeds": 1})
     for _ in range(2):
         with pytest.raises(InputError, match=r"no client was accepted in any round.*the shard cannot be read.*5 of 5"):
@@ -87,16 +87,16 @@ def test_a_run_where_no_client_was_ever_accepted_fails_and_says_why(tmp_path: Pa
 def test_who_is_left_out_is_told_in_the_terminal_and_the_report_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from apps.federated import client_app
+    from apps.federated import client_answers
 
-    real = client_app.upload
+    real = client_answers.upload
 
     def fails(data: Any, settings: Any, server_round: int, client: int, *rest: Any) -> Any:
         if client == 1:
             raise ValueError("the disk <b>of client 1</b> is full")
         return real(data, settings, server_round, client, *rest)
 
-    monkeypatch.setattr(client_app, "upload", fails)
+    monkeypatch.setattr(client_answers, "upload", fails)
     tables = with_changes(federation={"strategies": ["feddm"], "seeds": 1, "rounds": 2})
     folder, record = run_study(study("test", tables, "test.toml"), Options(tmp_path))
     said = "rounds 1 to 2: client 1 failed: ValueError: the disk <b>of client 1</b> is full"

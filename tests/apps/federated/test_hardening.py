@@ -245,12 +245,13 @@ def test_a_private_client_that_fails_says_nothing_of_its_data(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     """The text of an exception may hold file names, classes and counts; the reason stays in the client's own log."""
+    from apps.federated import client_answers
     from apps.federated import client_app as apps
 
     def fails(*arguments: Any, **named: Any) -> None:
         raise FileNotFoundError("ward/malignant/Jane-Doe.png: 17 images of class 'malignant'")
 
-    monkeypatch.setattr(apps, "upload", fails)
+    monkeypatch.setattr(client_answers, "upload", fails)
     monkeypatch.setattr(apps, "private_upload", fails)
     made = test_private.settings()
     line = run_inline(made, test_private.data(), privacy=test_private.privacy(tmp_path, made))[1]

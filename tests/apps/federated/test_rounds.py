@@ -410,7 +410,7 @@ def test_client_code_leaves_threads_as_they_were() -> None:
 
 def test_a_client_whose_condensing_diverges_is_dropped_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     wild = settings(rounds=1, upload={"settings": {"iterations": 4, "batch_real": 8, "lr_img": 1e30}})
-    home = sys.modules[client_app.__module__]
+    home = sys.modules["apps.federated.client_answers"]
     real = home.upload
 
     def upload(data: ImageData, made: Settings, server_round: int, client: int, *rest: Any) -> Any:
