@@ -1,6 +1,7 @@
 """A study of kind "federated": strategies under one split, one model and one byte meter, over several seeds."""
 
 import dataclasses
+import itertools
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -12,7 +13,7 @@ from apps.federated.attacks import ATTACKS, AttackConfig
 from apps.federated.dynafed import DynaFedConfig
 from apps.federated.guided_tables import UPLOADS, FedAFConfig, FedMKConfig, FedVCKConfig
 from apps.federated.partition import PartitionConfig
-from apps.federated.settings import STRATEGIES, WEIGHTS, Settings, check_clients, from_mapping, method_config, upload_form
+from apps.federated.settings import CONDENSING, STRATEGIES, WEIGHTS, Settings, check_clients, from_mapping, method_config, upload_form
 from apps.federated.tables import AveragingConfig, LocalConfig, ServerConfig, UploadConfig
 from distill.configure import STRICT, configure
 from distill.errors import InputError, clipped, unknown_name
@@ -41,6 +42,8 @@ TABLES = (
 )
 # Keys of [federation] that are those of the settings.
 COPIED = ("rounds", "network", "fraction", "timeout", "min_clients", "wait", "quorum", "staleness", "staleness_weight", "threads", "split")
+# Of an upload, which a study compares at equal bytes.
+FIXED = ("decode", "network", *(field.name for field in dataclasses.fields(UploadConfig)))
 # Tables that are parts of the settings.
 PARTS = (
     ("partition", PartitionConfig),
@@ -90,25 +93,28 @@ Steps = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class TuningTable:
-    """``[tuning]``: settings of the strategies that send weights are chosen before the study's rows are run.
+    """``[tuning]``: settings are chosen before the study's rows are run.
 
     On one split and one seed, by the accuracy on validation images after the last round. FedAvg, FedAvgM, FedProx and SCAFFOLD each get
-    every pair of ``lr`` and ``momentum``; the others take FedAvg's pair.
+    every pair of ``lr`` and ``momentum``; the others that send weights take FedAvg's pair. Strategies that condense get every combination
+    of ``upload``.
 
     Attributes:
         lr: step sizes of the clients.
         momentum: of the clients.
         fedadam_lr: step sizes of FedAdam's server.
         feddyn_alpha: weights of FedDyn's regularisation.
+        upload: for settings of the condensing method, the values that are tried; real images are stored and sent as in ``[upload]``.
         rounds: of a trial; None: the study's.
         validation: fraction of the training images that is held out in trials, where ``[data]`` holds out none.
-        own_trials: number of settings that were tried for the study's own method, as its author states; it is printed and recorded.
+        own_trials: number of settings that were tried before for the study's own method, as its author states; it is printed and recorded.
         extended: number of the best strategies, on validation images, that get ``extended_rounds``.
         extended_rounds: see ``extended``.
     """
 
     DIFFERENT = ("lr", "momentum", "fedadam_lr", "feddyn_alpha")
 
+    upload: dict[str, Annotated[tuple[float | str, ...], Field(min_length=1)]] = field(default_factory=dict)
     lr: Steps = (0.01, 0.03, 0.1)
     momentum: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], Field(min_length=1)] = (0.0, 0.9)
     fedadam_lr: Steps = (0.003, 0.01, 0.03)
@@ -184,7 +190,6 @@ def study(name: str, title: str, tables: Tables, source: str) -> FederatedStudy:
         if strategy not in WEIGHTS or strategy not in federation.strategies:
             allowed = series([name for name in federation.strategies if name in WEIGHTS]) or "nothing, as none sends weights"
             raise InputError(f"{source}: [federation]: rounds_of names {clipped(strategy, 40)!r}; allowed: {allowed}.")
-    tuning = None if "tuning" not in tables else _tuning(tables["tuning"], federation, f"{source}: [tuning]")
     own = {field.name for field in dataclasses.fields(UploadConfig)} - {"settings"}
     upload_table = dict(tables.get("upload", {}))
     for key, named in (("[upload]: key 'method'", upload_table.get("method")), ("[federation]: key 'network'", federation.network)):
@@ -213,6 +218,7 @@ def study(name: str, title: str, tables: Tables, source: str) -> FederatedStudy:
         if strategy in UPLOADS:
             from_mapping(values | {"strategy": strategy}, source)
     settings, privacy = from_mapping(values, source), tables.get("privacy")
+    tuning = None if "tuning" not in tables else _tuning(tables["tuning"], federation, values, f"{source}: [tuning]")
     check_clients(settings)
     if privacy is not None:
         privacy = checked(privacy, f"{source}: [privacy]")
@@ -238,7 +244,7 @@ def study(name: str, title: str, tables: Tables, source: str) -> FederatedStudy:
     extra |= {key: value for key, value in (("rounds_of", federation.rounds_of), ("targets", list(federation.targets))) if value}
     merged = {"kind": "federated", "federation": extra, **dump, "data": plain_values(data)}
     if tuning is not None:
-        merged["tuning"] = plain_values(tuning)
+        merged["tuning"] = {key: value for key, value in plain_values(tuning).items() if key != "upload" or value}
     attack = None if "attack" not in tables else _attack(tables["attack"], federation, settings, f"{source}: [attack]")
     if attack is not None:
         merged["attack"] = plain_values(attack)
@@ -254,10 +260,22 @@ def _attack(table: object, federation: FederationTable, settings: Settings, wher
     return attack
 
 
-def _tuning(table: object, federation: FederationTable, where: str) -> TuningTable:
+def _tuning(table: object, federation: FederationTable, values: Config, where: str) -> TuningTable:
     tuning = configure(TuningTable, dict(table) if isinstance(table, dict) else {}, where)
-    if not any(name in WEIGHTS for name in federation.strategies):
-        raise InputError(f"{where}: no strategy of the study sends weights; remove the table, or add one, for example fedavg.")
+    condensing = [name for name in federation.strategies if name in CONDENSING]
+    if not any(name in WEIGHTS for name in federation.strategies) and not (condensing and tuning.upload):
+        raise InputError(
+            f"{where}: no strategy of the study sends weights, and none that condenses has settings to try; remove the table, or add one, "
+            "for example fedavg."
+        )
+    if tuning.upload and not condensing:
+        raise InputError(f"{where}: upload is of strategies that condense; allowed: {series(CONDENSING)} in [federation] strategies.")
+    if (fixed := next((key for key in tuning.upload if key in FIXED), None)) is not None:
+        raise InputError(f"{where}: upload.{fixed} is the same for all strategies; set it in [upload].")
+    for name in condensing:
+        for several in itertools.product(*tuning.upload.values()):
+            upload = {**values["upload"], "settings": {**values["upload"]["settings"], **dict(zip(tuning.upload, several, strict=True))}}
+            from_mapping(values | {"strategy": name, "upload": upload}, where)
     if tuning.extended and (tuning.extended_rounds or 0) <= federation.rounds:
         raise InputError(
             f"{where}: extended_rounds is {tuning.extended_rounds}; allowed: more than the study's {federation.rounds} rounds."

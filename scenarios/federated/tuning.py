@@ -1,7 +1,8 @@
-"""Settings of the strategies that send weights, chosen on validation images before the rows of a study are run.
+"""Settings chosen on validation images before the rows of a study are run.
 
-Every tuned strategy gets the same pairs of step size and momentum, on one split and one seed; the test images are not used. Each trial is
-a run in a folder of its own, which is its ledger: a study that is continued does not repeat it.
+Every tuned strategy that sends weights gets the same pairs of step size and momentum, those that condense the same combinations of the
+method's settings, on one split and one seed; the test images are not used. Each trial is a run in a folder of its own, which is its
+ledger: a study that is continued does not repeat it.
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from apps.federated.settings import ALONE, WEIGHTS, Settings
+from apps.federated.settings import ALONE, CONDENSING, WEIGHTS, Settings
 from scenarios.engine.folder import load_data
 from scenarios.engine.progress import watched
 from scenarios.engine.record import Results
@@ -20,7 +21,7 @@ from scenarios.federated.schema import FederatedStudy, TuningTable
 from scenarios.federated.watch import Watch
 from scenarios.reporting.text import series
 
-Values = dict[str, float]  # of settings, by name
+Values = dict[str, float | str]  # of settings, by name
 
 TUNED = ("fedavg", "fedavgm", "fedprox", "scaffold")
 # All other strategies that send weights take FedAvg's pair, as local and central do. These have a setting of their server, tuned with it.
@@ -42,7 +43,10 @@ class Tuned:
 
 
 def with_values(settings: Settings, values: Values) -> Settings:
-    """The settings with these values of `LocalConfig` and `AveragingConfig`."""
+    """The settings with these values: of the condensing method, or of `LocalConfig` and `AveragingConfig`."""
+    if settings.strategy in CONDENSING:
+        upload = dataclasses.replace(settings.upload, settings={**settings.upload.settings, **values})
+        return dataclasses.replace(settings, upload=upload)
     parts = {}
     for part in ("local", "averaging"):
         config = getattr(settings, part)
@@ -53,14 +57,21 @@ def with_values(settings: Settings, values: Values) -> Settings:
 
 def in_words(values: Values) -> str:
     """``lr 0.1, momentum 0``."""
-    return ", ".join(f"{name} {value:g}" for name, value in values.items())
+    return ", ".join(f"{name} {_short(value)}" for name, value in values.items())
+
+
+def _short(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def grids(tuning: TuningTable, strategies: Sequence[str]) -> dict[str, list[Values]]:
-    """The pairs of step size and momentum that each tuned strategy gets; FedAvg's where others follow it, too."""
-    pairs = [{"lr": lr, "momentum": momentum} for lr, momentum in itertools.product(tuning.lr, tuning.momentum)]
+    """What each tuned strategy tries: combinations of the method's settings, or pairs of step size and momentum; FedAvg's where others
+    follow it, too."""
+    several = [dict(zip(tuning.upload, values, strict=True)) for values in itertools.product(*tuning.upload.values())]
+    own: dict[str, list[Values]] = {name: several for name in CONDENSING if name in strategies and tuning.upload}
+    pairs: list[Values] = [{"lr": lr, "momentum": momentum} for lr, momentum in itertools.product(tuning.lr, tuning.momentum)]
     follows = any(name in WEIGHTS and name not in TUNED for name in strategies)
-    return {name: pairs for name in TUNED if name in strategies or (name == "fedavg" and follows)}
+    return {**own, **{name: pairs for name in TUNED if name in strategies or (name == "fedavg" and follows)}}
 
 
 def following_grids(tuning: TuningTable, strategies: Sequence[str], pair: Values) -> dict[str, list[Values]]:
@@ -75,9 +86,13 @@ def at_edge(chosen: Values, tried: Sequence[Values]) -> list[str]:
     """
     said = []
     for name, value in chosen.items():
-        values = {each[name] for each in tried}
-        if len(values) > 1 and value in (min(values), max(values)) and (name, value) != ("momentum", 0.0):
-            said.append(f"{name} {value:g} is the {'smallest' if value == min(values) else 'largest'} that was tried")
+        values = [each[name] for each in tried]
+        numbers = [each for each in values if not isinstance(each, str)]
+        if isinstance(value, str) or len(numbers) < len(values):
+            continue
+        low, high = min(numbers), max(numbers)
+        if low < high and value in (low, high) and (name, value) != ("momentum", 0.0):
+            said.append(f"{name} {value:g} is the {'smallest' if value == low else 'largest'} that was tried")
     return said
 
 
@@ -90,8 +105,8 @@ def tune(study: FederatedStudy, run: Run) -> Tuned:
     first = grids(tuning, names)
     counts = [f"{name} {len(values)}" for name, values in first.items()]
     counts += [f"{name} {len(values)}" for name, values in following_grids(tuning, names, {}).items()]
-    own = "not stated" if tuning.own_trials is None else tuning.own_trials
-    run.say(f"tuning on validation images, one split and seed: trials of {', '.join(counts)}; of the study's own method: {own}")
+    stated = "" if tuning.own_trials is None else f"; of the study's own method, as its author states: {tuning.own_trials}"
+    run.say(f"tuning on validation images, one split and seed: trials of {', '.join(counts)}{stated}")
     found = _accuracies(trial_study, run, first)
     chosen = {name: _best(found[name]) for name in first}
     pair = chosen.get("fedavg", {})
@@ -101,7 +116,7 @@ def tune(study: FederatedStudy, run: Run) -> Tuned:
     chosen |= {name: pair for name in names if name in (*WEIGHTS, *ALONE) and name not in chosen and pair}
     edges = {name: said for name, trials in found.items() if (said := at_edge(chosen[name], [values for values, _ in trials]))}
     best = {name: max(accuracy for _, accuracy in trials) for name, trials in found.items() if name in names}
-    longer = sorted(best, key=lambda name: -best[name])[: tuning.extended]
+    longer = sorted((name for name in best if name in WEIGHTS), key=lambda name: -best[name])[: tuning.extended]
     results = {
         "split": "validation",
         "seed": run.options.seed * 1000,
@@ -154,7 +169,7 @@ def _accuracies(study: FederatedStudy, run: Run, wanted: Mapping[str, list[Value
 
 
 def _trial(settings: Settings, values: Values, folder: Path) -> Cell:
-    name = "-".join([settings.strategy, *(f"{key}{value:g}" for key, value in values.items())])
+    name = "-".join([settings.strategy, *(f"{key}{_short(value)}" for key, value in values.items())]).replace(":", "")
     return Cell(settings, folder / "tuning" / name, f"trial of {settings.strategy}, {in_words(values)}", may_fail=True)
 
 

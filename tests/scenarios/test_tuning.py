@@ -93,6 +93,49 @@ def test_every_pair_is_tried_and_the_best_on_validation_images_is_used(done: tup
             assert used["validation"] == 0.0
 
 
+def test_uploads_are_tuned_with_as_many_trials_and_by_the_same_rule(tmp_path: Path) -> None:
+    tables = changed(
+        federation={"strategies": ["feddm", "random", "fedavg"], "targets": []},
+        upload={"iterations": 1, "batch_real": 8},
+        tuning={"upload": {"lr_img": [1.0, 30.0], "initial": ["noise", "real"]}, "extended": 0, "extended_rounds": None},
+    )
+    made = study("test", tables, "test.toml")
+    assert made.hash != study("test", {**tables, "tuning": {**tables["tuning"], "upload": {}}}, "test.toml").hash
+    folder, record = run_study(made, Options(tmp_path, quiet=True))
+    found = record["results"]["tuning"]
+    assert found["counts"] == {"feddm": 4, "fedavg": 4}
+    trials = [trial for trial in found["trials"] if trial["strategy"] == "feddm"]
+    assert [trial["settings"] for trial in trials] == [
+        {"lr_img": lr, "initial": initial} for lr in (1.0, 30.0) for initial in ("noise", "real")
+    ]
+    best = max(trial["accuracy"] for trial in trials)
+    chosen = next(trial["settings"] for trial in trials if trial["accuracy"] == best)
+    assert found["chosen"]["feddm"] == chosen
+    with safetensors.safe_open(folder / "runs" / "feddm-s0" / "checkpoint.safetensors", framework="pt") as file:
+        used = json.loads(json.loads(file.metadata()["checkpoint"])["key"])[0]
+    assert {key: used["upload"]["settings"][key] for key in chosen} == chosen
+    assert {row[0]: row[-1] for row in accuracy_table(record)[1:]}["feddm"] == tuning.in_words(chosen)
+    assert tuning.at_edge({"initial": "noise", "lr_img": 1.0}, [trial["settings"] for trial in trials]) == [
+        "lr_img 1 is the smallest that was tried"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("strategies", "upload", "words"),
+    [
+        (["random", "fedavg"], {"lr_img": [1.0]}, "upload is of strategies that condense"),
+        (["feddm", "fedavg"], {"decode": ["none", "formation:2"]}, "upload.decode is the same for all strategies"),
+        (["feddm", "fedavg"], {"ipc": [1.0, 2.0]}, "upload.ipc is the same for all strategies"),
+        (["feddm", "fedavg"], {"lr_img": [1.0, -1.0]}, "lr_img"),
+        (["feddm", "fedavg"], {"zzz": [1.0]}, "zzz"),
+        (["feddm", "random"], {}, "no strategy of the study sends weights"),
+    ],
+)
+def test_what_cannot_be_tried_is_refused(strategies: list[str], upload: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        study("test", changed(federation={"strategies": strategies}, tuning={"upload": upload}), "test.toml")
+
+
 def test_the_best_at_an_edge_of_the_grid_is_said(done: tuple[Path, dict[str, Any], list[str]]) -> None:
     folder, record, _ = done
     edges = record["results"]["tuning"]["edges"]
@@ -173,7 +216,7 @@ def test_a_pipe_gets_the_number_of_trials_and_a_line_for_each_round(
     tables = changed(federation={"strategies": ["fedavg"], "targets": []}, tuning={"lr": [0.01], "momentum": [0.0], "extended": 0})
     run_study(study("test", tables, "test.toml"), Options(tmp_path))
     said = capsys.readouterr().err
-    assert "trials of fedavg 1; of the study's own method: 4" in said
+    assert "trials of fedavg 1; of the study's own method, as its author states: 4" in said
     assert "fedavg: lr 0.01, momentum 0 (" in said
     (line,) = [line for line in said.splitlines() if "round 1 of 1" in line]
     assert line.startswith("fedavg, seed 0: round 1 of 1, ")
