@@ -52,7 +52,7 @@ class Rule(Protocol):
     note: str  # on what it did in the round
     clients: int  # of the federation, as far as they are known; the strategy sets it every round
     late: bool  # whether an answer to an earlier round is of use
-    more: Weights  # names, types and shapes of what an answer holds beside its value; {}: nothing
+    more: Weights  # names, types and shapes of what an answer holds in addition to its value; {}: nothing
 
     @property
     def records(self) -> Collection[str]: ...  # what a reply may hold

@@ -190,7 +190,7 @@ def check_simple(strategy: str, recipe: Recipe) -> None:
     for name in ("loss", "mix", "ema"):
         if getattr(recipe, name) != getattr(plain, name):
             given = clipped(getattr(recipe, name), 40)
-            raise InputError(f"server.recipe.{name} is {given!r}; allowed for {strategy}, whose server has a loss of its own: none.")
+            raise InputError(f"server.recipe.{name} is {given!r}; allowed for {strategy}, whose server has its own loss: none.")
 
 
 class MethodConfig(Config, Protocol):

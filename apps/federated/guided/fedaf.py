@@ -19,6 +19,7 @@ from apps.federated.answers import Accepted, Weights
 from apps.federated.condense import upload
 from apps.federated.guided.guidance import Guidance, logits_of
 from apps.federated.guided.server import learn_with
+from apps.federated.guided_tables import FedAFConfig
 from apps.federated.image_rule import CondensedUnion
 from apps.federated.settings import Settings
 from apps.federated.wire import ROOM_BYTES, decode_weights
@@ -105,7 +106,8 @@ def client(
     data: ImageData, settings: Settings, server_round: int, number: int, guidance: Guidance, network: Factory
 ) -> tuple[CondensedSet, Weights]:
     """The client's upload, and its classes' mean logits and soft labels."""
-    config, count = settings.fedaf, data.spec.num_classes
+    config: FedAFConfig = settings.fedaf
+    count = data.spec.num_classes
     like = {LOGITS: torch.zeros(count, count)}
     target = None if guidance.more is None else decode_weights(guidance.more, like, "mean logits")[LOGITS]
     mixed = partly(network, guidance.weights, config.keep)

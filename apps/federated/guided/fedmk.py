@@ -14,6 +14,7 @@ from torch import Tensor
 from apps.federated.answers import Accepted, Weights
 from apps.federated.condense import upload
 from apps.federated.guided.guidance import Guidance, logits_of, losses_of
+from apps.federated.guided_tables import FedMKConfig
 from apps.federated.image_rule import CondensedUnion
 from apps.federated.settings import Settings, upload_form
 from apps.federated.wire import Limits, decode, encode
@@ -26,16 +27,16 @@ from distill.statistics import ExactStatistics
 SHARED = "shared/"  # in a checkpoint
 
 
-def weights_of(losses: Tensor, tau: float) -> Tensor:
+def weights_of(losses: Tensor, config: FedMKConfig) -> Tensor:
     """(N,) 1 / (1 + exp(-tau * loss)): one half for an image that is classified with certainty, up to 1."""
-    return torch.sigmoid(tau * losses)
+    return torch.sigmoid(config.tau * losses)
 
 
 def client(
     data: ImageData, settings: Settings, server_round: int, number: int, guidance: Guidance, network: Factory
 ) -> tuple[CondensedSet, Weights]:
     """The client's upload, and nothing more."""
-    chosen = weights_of(losses_of(logits_of(data, network, guidance.weights), data), settings.fedmk.tau)
+    chosen = weights_of(losses_of(logits_of(data, network, guidance.weights), data), settings.fedmk)
     start = None if guidance.more is None else start_from(shared_set(guidance.more, data, settings), data, settings)
     return upload(data, settings, server_round, number, guidance.weights, start, network, statistics=ExactStatistics(data, chosen)), {}
 

@@ -14,7 +14,7 @@ from apps.federated.client_app import client_app
 from apps.federated.guided import GUIDES, fedaf, fedmk, fedvck
 from apps.federated.guided.guidance import Guidance, logits_of, losses_of
 from apps.federated.guided.server import learn_with
-from apps.federated.guided_tables import FedVCKConfig
+from apps.federated.guided_tables import FedMKConfig, FedVCKConfig
 from apps.federated.inline import run_inline
 from apps.federated.messages import Context, Message, RecordDict, parts_of, record_of
 from apps.federated.rules import rule_for
@@ -105,7 +105,7 @@ def test_scores_are_those_of_the_papers_formulas() -> None:
         whole = sum(math.exp(score) for score, other in zip(scores, labels, strict=True) if other == label)
         assert float(found[row]) == pytest.approx(math.exp(scores[row]) / whole, rel=1e-5)
     losses = losses_of(now, data())
-    assert torch.allclose(fedmk.weights_of(losses, 2.0), 1 / (1 + torch.exp(-2.0 * losses)))
+    assert torch.allclose(fedmk.weights_of(losses, FedMKConfig(2.0)), 1 / (1 + torch.exp(-2.0 * losses)))
 
 
 def test_losses_are_of_the_received_model_in_evaluation_mode() -> None:
