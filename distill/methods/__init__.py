@@ -35,6 +35,8 @@ from distill.methods.mtt import MTT
 from distill.methods.mtt import MTTConfig as MTTConfig
 from distill.methods.ncfm import NCFM
 from distill.methods.ncfm import NCFMConfig as NCFMConfig
+from distill.methods.olcgm import OLCGM
+from distill.methods.olcgm import OLCGMConfig as OLCGMConfig
 from distill.methods.presets import matched_by, presets_of
 
 METHODS: dict[str, tuple[type[Any], type[Any]]] = {
@@ -52,6 +54,7 @@ METHODS: dict[str, tuple[type[Any], type[Any]]] = {
     "idm": (IDMConfig, IDM),
     "dance": (DANCEConfig, DANCE),
     "ncfm": (NCFMConfig, NCFM),
+    "olcgm": (OLCGMConfig, OLCGM),
 }
 
 PARTS = ("step", "condensed", "state", "load_state")
