@@ -42,6 +42,9 @@ def test_tables_page_and_record(sets: list[Path], tmp_path: Path) -> None:
     assert [len(one["values"]) for one in record["measures"]] == [2 if row[0] == "condensed" else 1 for row in rows]
     assert record["plan"]["recipe"]["max_steps"] == 10
     assert record["images"] == 20
+    said = err.splitlines()
+    assert said[0] == "scoring: 2 networks for the step size and 2 for the accuracy of each row and set"
+    assert len(said) == 1 + len(rows), "a line a row where there is no terminal"
     names = [one["name"] for one in record["scores"]]
     page = (tmp_path / "out" / "score.html").read_text()
     for name in (

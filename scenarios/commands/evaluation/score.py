@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -113,8 +114,10 @@ def _all(plan: "Plan", sets: "Sequence[CondensedSet]", files: Sequence[Path], im
     digest = hashlib.sha256(facts.encode() + b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
     ledger = out / f"rows-{digest}.jsonl"
     done = [Measure.read(cast(Line, line)) for line in read_lines(ledger)]
-    found = []
-    with Console(stderr=True).status("scoring") as status:
+    found, console, start = [], Console(stderr=True), time.monotonic()
+    if not console.is_terminal:  # which gets a line a row, as a row may take minutes
+        typer.echo(f"scoring: {len(plan.steps)} networks for the step size and {plan.seeds} for the accuracy of each row and set", err=True)
+    with console.status("scoring") as status:
         for measure in measures(sets, images, plan, done=done):
             if measure not in done:
                 if not ledger.exists():
@@ -122,6 +125,8 @@ def _all(plan: "Plan", sets: "Sequence[CondensedSet]", files: Sequence[Path], im
                 append_line(ledger, measure.as_dict())
             found.append(measure)
             status.update(f"scoring: {measure.row}: {measure.mean:.1f} %")
+            if not console.is_terminal:
+                typer.echo(f"{measure.row}: {measure.mean:.1f} % ({time.monotonic() - start:.0f} s)", err=True)
     return found
 
 
