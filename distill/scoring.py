@@ -90,7 +90,7 @@ def measures(
     given: Sequence[CondensedSet], data: ImageData, plan: Plan, *, split: str = "test", done: Sequence[Measure] = ()
 ) -> Iterator[Measure]:
     """Yield the accuracies of each row when its networks are trained (see `score`), those of ``done`` as they are."""
-    _check(given, data, plan)
+    check_plan(given, data, plan)
     data = fitted(given[0], data)
     ready = {one.row: one for one in done}
     same = compared(plan.recipe, given[0], data, plan.network)
@@ -128,7 +128,8 @@ def rows_of(condensed: CondensedSet, plan: Plan, optimiser: Optimiser, *, labell
     return rows + [Row("condensed", "own", "own", name, optimiser) for name in plan.architectures if name != network]
 
 
-def _check(given: Sequence[CondensedSet], data: ImageData, plan: Plan) -> None:
+def check_plan(given: Sequence[CondensedSet], data: ImageData, plan: Plan) -> None:
+    """`InputError` for sets or settings that cannot be compared."""
     if not given:
         raise InputError("no set was given; allowed: one or more.")
     for place, other in enumerate(given):

@@ -107,13 +107,14 @@ def _all(plan: "Plan", sets: "Sequence[CondensedSet]", files: Sequence[Path], im
 
     from distill.records import append_line, read_lines, write_whole
     from distill.scores import Line, Measure
-    from distill.scoring import measures
+    from distill.scoring import check_plan, measures
 
     # The same plan on other data, or with other images held out, is another measurement.
     facts = repr((plan, images.fingerprint, images.spec.facts, len(images.train), len(images.validation)))
     digest = hashlib.sha256(facts.encode() + b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
     ledger = out / f"rows-{digest}.jsonl"
     done = [Measure.read(cast(Line, line)) for line in read_lines(ledger)]
+    check_plan(sets, images, plan)
     found, console, start = [], Console(stderr=True), time.monotonic()
     if not console.is_terminal:  # which gets a line a row, as a row may take minutes
         typer.echo(f"scoring: {len(plan.steps)} networks for the step size and {plan.seeds} for the accuracy of each row and set", err=True)
