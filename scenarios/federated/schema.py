@@ -114,7 +114,7 @@ class TuningTable:
 
     DIFFERENT = ("lr", "momentum", "fedadam_lr", "feddyn_alpha")
 
-    upload: dict[str, Annotated[tuple[float | str, ...], Field(min_length=1)]] = field(default_factory=dict)
+    upload: dict[str, Annotated[tuple[int | float | str, ...], Field(min_length=1)]] = field(default_factory=dict)
     lr: Steps = (0.01, 0.03, 0.1)
     momentum: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], Field(min_length=1)] = (0.0, 0.9)
     fedadam_lr: Steps = (0.003, 0.01, 0.03)

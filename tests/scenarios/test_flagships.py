@@ -15,7 +15,7 @@ SMALL = {
     "federation": {"engine": "inline", "rounds": 1, "seeds": 1, "network": "ConvNetD1W32"},
     "partition": {"num_partitions": 5},
     "upload": {"ipc": 1, "iterations": 1, "batch_real": 4, "pool_epochs": 1},
-    "tuning": {"lr": [0.05], "momentum": [0.0], "extended_rounds": 2},
+    "tuning": {"lr": [0.05], "momentum": [0.0], "extended_rounds": 2, "upload": {"calibration": [0.0]}},
     "local": {"max_steps": 1, "batch_size": 4, "epochs": 1},
 }
 OPTIONAL = ("upload", "tuning")
@@ -49,6 +49,14 @@ def test_a_shipped_study_runs_small(name: str, tmp_path: Path, monkeypatch: pyte
     assert (len(results["strategies"]) > len(plain)) == ("attack" in tables)  # rows with hostile clients and with admission
     assert all(not part["dropped"] for part in plain.values())
     if "tuning" in tables:
-        tuned = {"fedavg", "fedavgm", "fedprox", "scaffold", "fedadam", "feddyn"} & set(tables["federation"]["strategies"])
+        tuned = {
+            *(["feddm"] if "upload" in tables["tuning"] else []),
+            "fedavg",
+            "fedavgm",
+            "fedprox",
+            "scaffold",
+            "fedadam",
+            "feddyn",
+        } & set(tables["federation"]["strategies"])
         assert results["tuning"]["counts"] == dict.fromkeys(results["tuning"]["counts"], 1)
         assert set(results["tuning"]["counts"]) == tuned

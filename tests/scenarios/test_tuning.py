@@ -127,6 +127,7 @@ def test_uploads_are_tuned_with_as_many_trials_and_by_the_same_rule(tmp_path: Pa
         (["feddm", "fedavg"], {"decode": ["none", "formation:2"]}, "upload.decode is the same for all strategies"),
         (["feddm", "fedavg"], {"ipc": [1.0, 2.0]}, "upload.ipc is the same for all strategies"),
         (["feddm", "fedavg"], {"lr_img": [1.0, -1.0]}, "lr_img"),
+        (["feddm", "fedavg"], {"iterations": [1, 0]}, "iterations"),
         (["feddm", "fedavg"], {"zzz": [1.0]}, "zzz"),
         (["feddm", "random"], {}, "no strategy of the study sends weights"),
     ],
