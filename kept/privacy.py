@@ -23,6 +23,7 @@ FIGURES = {  # column: (key in a row of the record, digits)
     **{f"outstanding_in_{name}": (f"{name}.share_outstanding", 3) for name in MEASURES},
     "naive_trigger_percent": ("naive", 2),
     "optimised_trigger_percent": ("optimised", 2),
+    "invisible_trigger_percent": ("invisible", 2),
     "doorping_trigger_percent": ("doorping", 2),
     "doorping_clamped_trigger_percent": ("doorping-clamped", 2),
     "psnr_db": ("psnr", 2),
@@ -117,7 +118,11 @@ PAGE = {  # part: (words, columns of its table)
     ),
     "poisoning": (
         "Images of other classes that obey a planted trigger",
-        ("set", "accuracy", *(f"{trigger}_trigger_percent" for trigger in ("naive", "optimised", "doorping", "doorping_clamped"))),
+        (
+            "set",
+            "accuracy",
+            *(f"{trigger}_trigger_percent" for trigger in ("naive", "optimised", "invisible", "doorping", "doorping_clamped")),
+        ),
     ),
     "inversion": (
         "What a client's message shows of its images, each compared with the nearest image of its class (a gradient: with the image found)",

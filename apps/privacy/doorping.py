@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from apps.privacy.contributions import plain
-from apps.privacy.poisoning import FACTOR, LEARNING_RATE, PoisonedStatistics, Trigger, stamped
+from apps.privacy.poisoning import FACTOR, LEARNING_RATE, PoisonedStatistics
+from apps.privacy.triggers import Planted, stamped
 from distill.batches import Augment, Embed
 from distill.data import ImageData, Split
 from distill.errors import InputError
@@ -43,7 +44,7 @@ class Doorping(PoisonedStatistics):
     def __init__(
         self,
         data: ImageData,
-        trigger: Trigger,
+        trigger: Planted,
         target: int,
         portion: float,
         draws: torch.Generator,
@@ -87,7 +88,7 @@ def key_neuron(network: nn.Module) -> int:
     return int(last[-1].weight.detach().abs().sum(0).argmax())
 
 
-def learned_alone(trigger: Trigger, network: nn.Module, spec: DataSpec, steps: int, *, clamp: bool = True) -> Trigger:
+def learned_alone(trigger: Planted, network: nn.Module, spec: DataSpec, steps: int, *, clamp: bool = True) -> Planted:
     """The trigger after at most ``steps`` updates of Adam towards `FACTOR` times its first answer, on an image of mean pixels.
 
     Args:
@@ -103,7 +104,7 @@ def learned_alone(trigger: Trigger, network: nn.Module, spec: DataSpec, steps: i
     adam = torch.optim.Adam([pixels], lr=LEARNING_RATE, betas=BETAS)
 
     def answer() -> Tensor:
-        return features_of(network, stamped(grey, dataclasses.replace(trigger, pixels=pixels), spec))[0, neuron]
+        return features_of(network, stamped(grey, trigger.moved(pixels), spec))[0, neuron]
 
     goal = FACTOR * answer().detach()
     for _ in range(steps):
@@ -118,4 +119,4 @@ def learned_alone(trigger: Trigger, network: nn.Module, spec: DataSpec, steps: i
                 pixels.clamp_(0.0, 1.0)
             if pixels.equal(before):  # at the ends of the range, or where the neuron does not answer
                 break
-    return dataclasses.replace(trigger, pixels=pixels.detach().float())
+    return trigger.moved(pixels.detach().float())

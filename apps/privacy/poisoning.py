@@ -2,9 +2,9 @@
 
 python -m apps.privacy.poisoning SET.safetensors --data NAME       the effect of small patches on networks trained on the set
 
-Two triggers (Liu et al., "Backdoor Attacks Against Dataset Distillation", NDSS 2023): a white square stamped before distillation on a few
+Triggers (Liu et al., "Backdoor Attacks Against Dataset Distillation", NDSS 2023): a white square stamped before distillation on a few
 images that get the target's label, and, as in their DOORPING, a patch whose pixels are optimised at every step so that it activates a
-neuron of the current network. The second is the stronger attack.
+neuron of the current network; or a perturbation of all pixels that is optimised in the same way and that nobody sees.
 """
 
 import dataclasses
@@ -12,12 +12,14 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apps.privacy.contributions import plain
+from apps.privacy.triggers import Planted, stamped, white_square
 from distill.batches import Augment, Embed, chunk_size
 from distill.condensed import CondensedSet
 from distill.data import ImageData, Split
@@ -31,30 +33,7 @@ from distill.statistics import ExactStatistics
 LEARNING_RATE = 0.08  # Adam's step size for the trigger, and the factor for the activation of its neuron: both as in the authors' code
 FACTOR = 10.0
 
-
-@dataclass(frozen=True)
-class Trigger:
-    """A patch of pixels (C, h, w) in [0, 1] and the place of its upper left corner."""
-
-    pixels: Tensor
-    row: int
-    column: int
-
-
-def white_square(spec: DataSpec, size: int = 2) -> Trigger:
-    """A white square in the lower right corner; `InputError` unless it is smaller than the image."""
-    if not 0 < size < min(spec.height, spec.width):
-        raise InputError(f"trigger size is {size}; allowed: 1 to {min(spec.height, spec.width) - 1} for these images.")
-    return Trigger(torch.ones(spec.channels, size, size), spec.height - size, spec.width - size)
-
-
-def stamped(images: Tensor, trigger: Trigger, spec: DataSpec) -> Tensor:
-    """Normalised images (n, C, H, W) with the trigger on them; differentiable in its pixels."""
-    _, height, width = trigger.pixels.shape
-    patch = spec.normalise(trigger.pixels[None].to(images.device))[0]
-    where = (trigger.column, spec.width - trigger.column - width, trigger.row, spec.height - trigger.row - height)
-    mask = F.pad(torch.ones_like(patch), where)
-    return images * (1 - mask) + F.pad(patch, where)
+AnyTrigger = TypeVar("AnyTrigger", bound=Planted)
 
 
 class PoisonedStatistics(ExactStatistics):
@@ -75,7 +54,7 @@ class PoisonedStatistics(ExactStatistics):
         InputError: the data are whitened, or a number is out of range.
     """
 
-    def __init__(self, data: ImageData, trigger: Trigger, target: int, portion: float, draws: torch.Generator, steps: int = 0) -> None:
+    def __init__(self, data: ImageData, trigger: Planted, target: int, portion: float, draws: torch.Generator, steps: int = 0) -> None:
         if data.whitening is not None:
             raise InputError("triggers are stamped on plain images; give data without whitening.")
         if target not in data.classes or not 0 < portion < 1 or steps < 0:
@@ -86,19 +65,16 @@ class PoisonedStatistics(ExactStatistics):
         others = (data.train.labels != target).nonzero().squeeze(1)
         count = min(len(others), max(1, round(portion * len(data.train))))
         self.carriers = others[torch.randperm(len(others), generator=draws)[:count].to(others.device)]
-        self.clean = data.normalised("train", self.carriers)
+        self.clean, self.originals = data.normalised("train", self.carriers), data.train.images[self.carriers].clone()
         labels = data.train.labels.clone()
         labels[self.carriers] = target
         super().__init__(dataclasses.replace(data, train=Split(data.train.images.clone(), labels)))
         self.steps = steps
         self._plant(trigger)
 
-    def _plant(self, trigger: Trigger) -> None:
-        self.trigger, images = trigger, self.data.train.images
-        _, height, width = trigger.pixels.shape
-        pixels = (trigger.pixels * 255).round().to(torch.uint8) if images.dtype == torch.uint8 else trigger.pixels
-        rows, columns = slice(trigger.row, trigger.row + height), slice(trigger.column, trigger.column + width)
-        images[self.carriers, :, rows, columns] = pixels.to(images.device)
+    def _plant(self, trigger: Planted) -> None:
+        self.trigger = trigger
+        self.data.train.images[self.carriers] = trigger.in_files(self.originals)
 
     def _learn(self, embed: Callable[[Tensor], Tensor]) -> None:
         if not self.steps:
@@ -135,25 +111,25 @@ class PoisonedStatistics(ExactStatistics):
         return super().class_gradients(network, batch_size, augment, generator)
 
 
-def optimised(trigger: Trigger, images: Tensor, spec: DataSpec, loss: Callable[[Tensor], Tensor], steps: int) -> Trigger:
-    """The trigger after ``steps`` Adam updates of its pixels, kept in [0, 1], that minimise ``loss`` (stamped images -> scalar)."""
+def optimised(trigger: AnyTrigger, images: Tensor, spec: DataSpec, loss: Callable[[Tensor], Tensor], steps: int) -> AnyTrigger:
+    """The trigger after ``steps`` Adam updates of its pixels, kept in their range, that minimise ``loss`` (stamped images -> scalar)."""
     pixels = trigger.pixels.to(images.device).clone().requires_grad_(True)
-    adam = torch.optim.Adam([pixels], lr=LEARNING_RATE)
+    adam = torch.optim.Adam([pixels], lr=LEARNING_RATE * (trigger.high - trigger.low))
     for _ in range(steps):
-        (pixels.grad,) = torch.autograd.grad(loss(stamped(images, dataclasses.replace(trigger, pixels=pixels), spec)), [pixels])
+        (pixels.grad,) = torch.autograd.grad(loss(stamped(images, trigger.moved(pixels), spec)), [pixels])
         adam.step()
         with torch.no_grad():
-            pixels.clamp_(0.0, 1.0)
-    return dataclasses.replace(trigger, pixels=pixels.detach())
+            pixels.clamp_(trigger.low, trigger.high)
+    return trigger.moved(pixels.detach())
 
 
-def attack_success(network: nn.Module, data: ImageData, trigger: Trigger, target: int, split: str = "test") -> float:
+def attack_success(network: nn.Module, data: ImageData, trigger: Planted, target: int, split: str = "test") -> float:
     """Percent of the images of other classes in ``split`` that the network classifies as ``target`` when they carry the trigger."""
     labels = getattr(data, split).labels
     return 100.0 * _called(network, data, split, (labels != target).nonzero().squeeze(1), trigger, target)
 
 
-def _called(network: nn.Module, data: ImageData, split: str, chosen: Tensor, trigger: Trigger, target: int) -> float:
+def _called(network: nn.Module, data: ImageData, split: str, chosen: Tensor, trigger: Planted, target: int) -> float:
     if not len(chosen):
         raise InputError(f"data {data.spec.name!r} has no {split} images of other classes than {target}.")
     network.eval()

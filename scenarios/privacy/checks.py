@@ -4,7 +4,8 @@ import safetensors.torch
 
 from apps.privacy.doorping import Doorping
 from apps.privacy.figures import closest_pairs
-from apps.privacy.poisoning import PoisonedStatistics, Trigger, attack_success, white_square
+from apps.privacy.poisoning import PoisonedStatistics, attack_success
+from apps.privacy.triggers import Planted, Trigger, invisible, white_square
 from apps.privacy.visual import visual_privacy
 from distill.comparison import compared, formed
 from distill.condensed import CondensedSet
@@ -52,7 +53,7 @@ def fill_poisoning(study: PrivacyStudy, table: PoisoningTable, run: Run) -> None
     options, data, folder = run.options, run.data, run.folder
     clean = plain_set(study, run)
     sources: dict[str, CondensedSet | ImageData] = {"clean": clean}
-    triggers: dict[str, Trigger] = {}
+    triggers: dict[str, Planted] = {}
     plain = white_square(data.spec, table.size)
     for kind in table.triggers:
         path, pixels = folder / f"poisoning/{kind}.safetensors", folder / f"poisoning/trigger-{kind}.safetensors"
@@ -62,7 +63,7 @@ def fill_poisoning(study: PrivacyStudy, table: PoisoningTable, run: Run) -> None
             write_whole(pixels, safetensors.torch.save({"pixels": poisoned.trigger.pixels.cpu().contiguous()}))
             condensed.save(path)
         sources[kind] = CondensedSet.load(path).to(options.device)
-        triggers[kind] = Trigger(safetensors.torch.load_file(pixels)["pixels"].to(data.device), plain.row, plain.column)
+        triggers[kind] = _first(kind, plain, options, data).moved(safetensors.torch.load_file(pixels)["pixels"].to(data.device))
     sources["whole data, naive"] = _poisoned(table, options, data, plain, "naive").data
     metrics, network = folder / "metrics.jsonl", study.evaluation.networks[0]
     recipe = compared(study.evaluation.recipe or study.evaluation.protocol, clean, data, network)
@@ -82,12 +83,18 @@ def fill_poisoning(study: PrivacyStudy, table: PoisoningTable, run: Run) -> None
         run.say(f"poisoning, {label}: clean accuracy {shown(row['accuracy'])} %, {success}")
 
 
-def _poisoned(table: PoisoningTable, options: Options, data: ImageData, trigger: Trigger, kind: str) -> PoisonedStatistics:
+def _first(kind: str, plain: Trigger, options: Options, data: ImageData) -> Planted:
+    """The trigger of this kind before it is learned."""
+    return invisible(data.spec, generator(options.seed, "poisoning", "invisible")) if kind == "invisible" else plain
+
+
+def _poisoned(table: PoisoningTable, options: Options, data: ImageData, plain: Trigger, kind: str) -> PoisonedStatistics:
     draws = generator(options.seed, "poisoning")
     if kind.startswith("doorping"):
         clamp = kind == "doorping-clamped"
-        return Doorping(data, trigger, table.target, table.portion, draws, table.doorping_steps, clamp=clamp)
-    return PoisonedStatistics(data, trigger, table.target, table.portion, draws, table.steps if kind == "optimised" else 0)
+        return Doorping(data, plain, table.target, table.portion, draws, table.doorping_steps, clamp=clamp)
+    first, steps = _first(kind, plain, options, data), 0 if kind == "naive" else table.steps
+    return PoisonedStatistics(data, first, table.target, table.portion, draws, steps)
 
 
 def _stem(label: str) -> str:

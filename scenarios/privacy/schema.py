@@ -26,7 +26,7 @@ from scenarios.engine.schema import DataTable, EvaluationTable, checked, config_
 EXPERTS_SHARE = 0.3  # that of `apps.privacy.budget`
 ARMS = ("method", "private", "random", "whole")
 ATTACKED = ("lira", "nearest")  # beside the loss attack, where a study names no others
-Poison = Literal["naive", "optimised", "doorping", "doorping-clamped"]
+Poison = Literal["naive", "optimised", "invisible", "doorping", "doorping-clamped"]
 NAIVE_OPTIMISED: tuple[Poison, ...] = ("naive", "optimised")
 MEASURES = ("pixels", "structure", "features")  # those of `apps.privacy.visual`, which takes seconds to load
 
@@ -110,7 +110,8 @@ class PoisoningTable:
     """``[poisoning]``: see `apps.privacy.poisoning.PoisonedStatistics`; ``steps`` of Adam on the optimised trigger a matching step.
 
     Each of ``triggers`` has a set and is tried on all of them. "doorping" is `apps.privacy.doorping.Doorping`, with ``doorping_steps`` of
-    Adam at most a matching step, whose pixels may leave [0, 1]; those of "doorping-clamped" may not.
+    Adam at most a matching step, whose pixels may leave [0, 1]; those of "doorping-clamped" may not. "invisible" changes every
+    pixel by at most 8 of 255 levels.
     """
 
     target: Annotated[int, Field(ge=0)] = 0

@@ -10,7 +10,8 @@ import pytest
 
 from apps.nas.training import WHOLE, Job, Shelf, measure
 from apps.privacy.attacks import losses_and_margins
-from apps.privacy.poisoning import attack_success, white_square
+from apps.privacy.poisoning import attack_success
+from apps.privacy.triggers import white_square
 from distill.condensed import CondensedSet
 from distill.coresets import select
 from distill.data import ImageData

@@ -396,15 +396,18 @@ def test_a_poisoning_study_tries_each_trigger_on_each_set(tmp_path: Path) -> Non
 
 
 def test_doorping_is_a_trigger_of_its_own_and_for_gradients_only(tmp_path: Path, digits: ImageData) -> None:
-    poisoning = {"portion": 0.05, "triggers": ["doorping", "doorping-clamped"], "doorping_steps": 2}
+    poisoning = {"portion": 0.05, "triggers": ["invisible", "doorping", "doorping-clamped"], "doorping_steps": 2}
     method = {"name": "gm", "ipc": 1, "iterations": 1, "outer_steps": 1, "network": "ConvNetW32D2"}
     evaluation = {"networks": ["MLP"], "seeds": 2, "recipe": {"max_steps": 2}}
     given = make("door", "Door", {"poisoning": poisoning, "method": method, "evaluation": evaluation}, "s.toml")
     folder, record = run_study(given, Options(out=tmp_path, quiet=True))
-    assert list(record["results"]["poisoning"]) == ["clean", "doorping", "doorping-clamped", "whole data, naive"]
+    assert list(record["results"]["poisoning"]) == ["clean", "invisible", "doorping", "doorping-clamped", "whole data, naive"]
     page = kept.page_text({"door": kept.kept_rows(folder)}, tmp_path)
-    assert "| set | accuracy | doorping trigger percent | doorping clamped trigger percent |" in page
+    assert "| set | accuracy | invisible trigger percent | doorping trigger percent | doorping clamped trigger percent |" in page
     assert "% doorping and" in show.answer(record)
+    (folder / "record.json").unlink()
+    _, again = run_study(given, Options(out=tmp_path, quiet=True, resume=True))
+    assert again["results"]["poisoning"] == record["results"]["poisoning"], "triggers come back from their files"
     with pytest.raises(InputError, match="triggers has doorping, which learns in networks that are trained on the set, and 'dm' has none"):
         run.check(make("s", "s", {"poisoning": {"triggers": ["doorping"]}}, "s.toml"), digits)
     with pytest.raises(InputError, match="triggers"):

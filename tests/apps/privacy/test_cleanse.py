@@ -11,7 +11,8 @@ from torch import Tensor, nn
 import distill
 from apps.privacy import cleanse as module
 from apps.privacy.cleanse import Search, anomalies, cleanse, covered, smallest_patch
-from apps.privacy.poisoning import PoisonedStatistics, attack_success, white_square
+from apps.privacy.poisoning import PoisonedStatistics, attack_success
+from apps.privacy.triggers import white_square
 from distill.data import ImageData
 from distill.errors import InputError
 from distill.networks import create

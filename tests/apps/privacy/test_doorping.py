@@ -6,7 +6,8 @@ from torch import nn
 
 import distill
 from apps.privacy.doorping import Doorping, key_neuron, learned_alone
-from apps.privacy.poisoning import FACTOR, Trigger, stamped, white_square
+from apps.privacy.poisoning import FACTOR
+from apps.privacy.triggers import Trigger, stamped, white_square
 from distill.data import ImageData
 from distill.errors import InputError
 from distill.networks import create, embed

@@ -7,13 +7,15 @@ import torch
 from torch import Tensor, nn
 
 import distill
-from apps.privacy.poisoning import FACTOR, PoisonedStatistics, Trigger, attack_success, main, optimised, patch_reach, stamped, white_square
+from apps.privacy.poisoning import FACTOR, PoisonedStatistics, attack_success, main, optimised, patch_reach
+from apps.privacy.triggers import INVISIBLE, Trigger, invisible, stamped, white_square
 from distill.coresets import select
 from distill.data import ImageData
 from distill.errors import InputError
 from distill.networks import create, embed
 from distill.randomness import generator
 from distill.train import Recipe, train_network
+from tests.conftest import toy
 
 
 def draws() -> torch.Generator:
@@ -139,3 +141,44 @@ def test_the_command_looks_at_somebodys_set(tmp_path: Path, digits: ImageData, c
     assert "suspicious" in printed
     assert main([str(path), "--data", "nowhere"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+# A perturbation of all pixels
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_invisible_trigger_changes_pixels_by_at_most_its_bound(whole: bool) -> None:
+    data = toy()
+    spec, trigger = data.spec, invisible(data.spec, generator(0, "trigger"))
+    assert torch.equal(trigger.pixels.abs(), torch.full(spec.shape, INVISIBLE))
+    pixels = (torch.rand((5, *spec.shape), generator=generator(0, "images")) * 255).round()
+    pixels[0, 0, 0, :2] = torch.tensor([0.0, 255.0])
+    images = pixels.to(torch.uint8) if whole else pixels / 255
+    found = trigger.in_files(images)
+    assert found.dtype == images.dtype
+    difference = (found.float() - images.float()) * (1 if whole else 255)
+    assert float(difference.abs().max()) <= 8 + 1e-4
+    for row in range(5):
+        for place in ((0, 0, 0), (0, 0, 1), (0, 4, 5)):
+            expected = min(1.0, max(0.0, float(pixels[row][place]) / 255 + float(trigger.pixels[place])))
+            assert float(found[row][place]) / (255 if whole else 1) == pytest.approx(expected, abs=1e-5 if not whole else 0.5 / 255 + 1e-6)
+    seen = stamped(spec.normalise(pixels / 255), trigger, spec)
+    assert torch.allclose(seen, spec.normalise(trigger.in_files(pixels / 255)), atol=1e-5), "learners see what files hold"
+
+
+def test_an_invisible_trigger_is_learned_within_its_bound_and_planted_on_clean_images() -> None:
+    data = toy()
+    first, draws = invisible(data.spec, generator(1, "trigger")), generator(1, "carriers")
+    poisoned = PoisonedStatistics(data, first, 1, 0.3, draws, steps=20)
+    network = create("ConvNetD1W32", data.spec, generator(0, "net"))
+    before = float(embed(network, stamped(poisoned.clean, first, data.spec)).detach().max())
+    for _ in range(3):
+        poisoned.class_means(lambda images: embed(network, images), 8, None, generator(0, "batch"))
+    learned = poisoned.trigger
+    assert float(learned.pixels.abs().max()) <= INVISIBLE + 1e-7
+    assert not torch.equal(learned.pixels, first.pixels)
+    assert float(embed(network, stamped(poisoned.clean, learned, data.spec)).detach().max()) > before
+    levels = 255 if data.train.images.dtype == torch.uint8 else 1
+    changed = (poisoned.data.train.images.float() - data.train.images.float()).abs().amax((1, 2, 3)) / levels
+    assert float(changed.max()) <= INVISIBLE + 0.5 / 255, "each time on the clean image, so that changes do not add up"
+    assert changed.nonzero().flatten().tolist() == sorted(poisoned.carriers.tolist())
