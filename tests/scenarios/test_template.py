@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import re
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,7 @@ def test_a_slice_stops_cleanly_and_the_next_one_goes_on(
 
         def wait(self, timeout: float | None = None) -> int:
             while timeout is not None and self.poll() is None and not any(p.stat().st_size for p in started.rglob("metrics.jsonl")):
-                pass
+                time.sleep(0.05)
             return int(super().wait(timeout))
 
     monkeypatch.setattr(reproduce.subprocess, "Popen", Watched)
