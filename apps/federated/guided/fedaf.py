@@ -21,11 +21,14 @@ from apps.federated.guided.guidance import Guidance, logits_of
 from apps.federated.guided.server import learn_with
 from apps.federated.guided_tables import FedAFConfig
 from apps.federated.image_rule import CondensedUnion
+from apps.federated.messages import RecordDict, parts_of
 from apps.federated.settings import Settings
 from apps.federated.wire import ROOM_BYTES, decode_weights
 from distill.batches import Augment, Embed
 from distill.condensed import CondensedSet
 from distill.data import ImageData
+from distill.errors import InputError
+from distill.labels import TOLERANCE
 from distill.matching import mean_distance
 from distill.methods.dm import DM, DMConfig
 from distill.networks import Factory, create
@@ -33,6 +36,7 @@ from distill.randomness import derived_seed
 from distill.spec import DataSpec
 from distill.statistics import ExactStatistics
 
+MAX_LOGIT = 1000.0
 LOGITS, SOFT = "logits", "soft"  # tensors (K, K), a row of zeros for a class that says nothing
 
 
@@ -125,6 +129,16 @@ def client(
     return made, class_rows(logits_of(data, network, guidance.weights), data, settings.upload.ipc, config.temperature)
 
 
+def check_rows(rows: Weights) -> None:
+    """Raises `InputError` for means that no client's images have: one client must not move the federation's anywhere."""
+    largest = float(rows[LOGITS].abs().max())
+    if not largest <= MAX_LOGIT:
+        raise InputError(f"mean logits reach {largest:.3g}; allowed: -{MAX_LOGIT:g} to {MAX_LOGIT:g}.")
+    sums = rows[SOFT].sum(1)
+    if bool((rows[SOFT] < 0).any()) or not bool(((sums - 1).abs() < TOLERANCE).logical_or(sums == 0).all()):
+        raise InputError("mean soft labels are no probabilities; allowed: rows of numbers of at least 0 that add up to 1, or of zeros.")
+
+
 def mean_rows(rows: Sequence[Tensor]) -> Tensor:
     """(K, K): for each class the mean of the clients' rows that are not zero."""
     stacked = torch.stack(list(rows))
@@ -155,6 +169,12 @@ class FedAF(CondensedUnion):
 
     def most_bytes(self, weights: Weights) -> int:
         return super().most_bytes(weights) + sum(value.nbytes for value in self.more.values()) + ROOM_BYTES
+
+    def read(self, content: RecordDict, weights: Weights) -> CondensedSet | None:
+        value = super().read(content, weights)
+        if value is not None:
+            check_rows(decode_weights(parts_of(content, "more"), self.more, "further tensors"))
+        return value
 
     def request(self, weights: Weights) -> tuple[Weights | None, Weights | None]:
         return weights, None if self.logits is None else {LOGITS: self.logits}

@@ -377,15 +377,19 @@ def test_uploads_of_some_classes_and_forms(strategy: str, decode: str) -> None:
     assert [line["images"] for line in lines[1:]] == [8, 8]
 
 
-@pytest.mark.parametrize("bad", ["nan", "shape", "name", "lacking"])
+@pytest.mark.parametrize("bad", ["nan", "shape", "name", "lacking", "large", "negative", "sums"])
 def test_means_that_are_none_lose_the_upload_and_nothing_else(bad: str) -> None:
     app = client_app(data())
 
     def client(message: Message, context: Context) -> Message:
         reply = app(message, context)
         if message.metadata.message_type == "train.condense" and context.node_config["partition-id"] == 1:
-            rows = torch.full((CLASSES, CLASSES), math.nan if bad == "nan" else 1.0)
-            tensors = {"logits": rows[:2] if bad == "shape" else rows, ("other" if bad == "name" else "soft"): torch.ones(CLASSES, CLASSES)}
+            logits, soft = torch.full((CLASSES, CLASSES), {"nan": math.nan, "large": 2000.0}.get(bad, 1.0)), torch.eye(CLASSES)
+            if bad == "negative":
+                soft[0] = torch.tensor([1.5, -0.5, 0.0])
+            if bad == "sums":
+                soft *= 0.5
+            tensors = {"logits": logits[:2] if bad == "shape" else logits, ("other" if bad == "name" else "soft"): soft}
             if bad == "lacking":
                 del reply.content["more"]
             else:
