@@ -1,6 +1,8 @@
 """docs/speed.md says what the kept record says, and the record is of what the page promises."""
 
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 from benchmarks import equal_cost, launches, layers, steps
@@ -105,3 +107,9 @@ def test_equal_cost_counts_the_last_whole_run_of_a_method(tmp_path: Path) -> Non
         "points": points,
     }
     assert equal_cost.table(record).splitlines()[-1] == "| `dm` | 43.0 | 45.0 | 0.5 min | 4.50 |"
+
+
+def test_equal_cost_counts_processes_that_trained_networks() -> None:
+    before = equal_cost.cpu_seconds()
+    subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 0.5: pass"], check=True)
+    assert 0.4 < equal_cost.cpu_seconds() - before < 5
