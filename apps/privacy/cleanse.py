@@ -116,13 +116,9 @@ def smallest_patch(networks: Sequence[nn.Module], images: Tensor, spec: DataSpec
             adam.step()
             hits += sum(float((each.argmax(1) == target).float().mean()) for each in outputs) / len(outputs) / search.steps
         mask, pattern = (part.detach() for part in _opened(inner_mask, inner_pattern, search.overshoot))
-        reached = hits >= search.success
-        if (
-            best is None
-            or (reached and (best.success < search.success or float(mask.sum()) < best.size))
-            or (not reached and best.success < search.success)
-        ):
-            best = Reversed(target, mask.clone(), pattern.clone(), hits)
+        reached, found = hits >= search.success, Reversed(target, mask.clone(), pattern.clone(), hits)
+        if best is None or _better(found, best, search.success):
+            best = found
         above, below = (above + 1, 0) if reached else (0, below + 1)
         if above >= PATIENCE:
             cost, above = cost * CLIMB, 0
@@ -130,6 +126,13 @@ def smallest_patch(networks: Sequence[nn.Module], images: Tensor, spec: DataSpec
             cost, below = cost / FALL, 0
     assert best is not None
     return best
+
+
+def _better(new: Reversed, old: Reversed, success: float) -> bool:
+    """Whether to take the later patch: of two that reach the success the smaller one counts, of two that do not the later one."""
+    if new.success < success:
+        return old.success < success
+    return old.success < success or new.size < old.size
 
 
 def _opened(mask: Tensor, pattern: Tensor, overshoot: float) -> tuple[Tensor, Tensor]:

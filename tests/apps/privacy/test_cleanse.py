@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import distill
 from apps.privacy import cleanse as module
-from apps.privacy.cleanse import Search, anomalies, cleanse, covered, smallest_patch
+from apps.privacy.cleanse import Reversed, Search, anomalies, cleanse, covered, smallest_patch
 from apps.privacy.poisoning import PoisonedStatistics, attack_success
 from apps.privacy.triggers import white_square
 from distill.data import ImageData
@@ -46,6 +46,22 @@ def test_an_anomaly_is_counted_in_median_deviations_below_the_median() -> None:
     assert anomalies([3.0, 3.0, 3.0, 1.0]) == [0.0] * 4, "no spread to compare with"
     draws = [float(value) for value in 50 + 3 * torch.randn(1001, generator=generator(0, "normal"))]
     assert statistics.pstdev(anomalies(draws)) == pytest.approx(1.0, abs=0.1), "standard deviations, of normal sizes"
+
+
+def test_the_smallest_patch_that_works_is_taken_or_the_last_one() -> None:
+    def made(size: float, success: float) -> Reversed:
+        return Reversed(0, torch.full((1, 1), size), torch.zeros(1, 1, 1), success)
+
+    taken = {
+        (new, old): module._better(made(*new), made(*old), 0.9)
+        for new in ((2.0, 0.95), (2.0, 0.5))
+        for old in ((3.0, 0.95), (1.0, 0.95), (1.0, 0.5))
+    }
+    assert [each for each, better in taken.items() if better] == [
+        ((2.0, 0.95), (3.0, 0.95)),  # smaller
+        ((2.0, 0.95), (1.0, 0.5)),  # works
+        ((2.0, 0.5), (1.0, 0.5)),  # later
+    ]
 
 
 class Linear(nn.Module):
