@@ -3,7 +3,7 @@
 python -m benchmarks.equal_cost [--data cifar10] [--ipc 10] [--network ConvNetW64] [--minutes 30] [--ledger FILE] [--json FILE]
 python -m benchmarks.equal_cost --page         the table and the figure of docs/methods.md from benchmarks/expected/equal_cost.json
 
-Time is CPU time with one thread, with the training of the networks that a method needs, also in processes of their own, and without the
+Time is CPU time with one thread, with the training of the networks that a method needs, in worker processes too, and without the
 evaluations.
 Evaluation networks are tested on held-out training images, never on test images. Each method runs once, so that differences of a point
 are chance. A finished method in the ledger is not run again; an unfinished one starts anew. Networks are trained anew, not taken from the
@@ -80,7 +80,7 @@ BEGIN, END = "<!-- table: begin (python -m benchmarks.equal_cost --page) -->", "
 
 
 def cpu_seconds() -> float:
-    """Of this process and of those that it has started and that have ended: experts are trained in processes of their own."""
+    """Of this process and of those that it has started and that have ended: experts are trained in worker processes."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + ended.ru_utime + ended.ru_stime
 
