@@ -195,7 +195,10 @@ def step_of(method: str, data: ImageData, ipc: int, device: str = "meta", **sett
     config, kind = METHODS[method]
     made = config(**settings)
     start = initial_set(ExactStatistics(data), "noise", ipc, generator(0, "start"), from_text(made.decode))
-    distiller, statistics, draws = moved(kind(made, start), device), Untrained(moved(data, device)), generator(0, "steps")
+    whole = kind(made, start)
+    if callable(begin := getattr(whole, "begin", None)):  # chooses images, which have no values on a device without them
+        begin(ExactStatistics(data), generator(0, "begin"))
+    distiller, statistics, draws = moved(whole, device), Untrained(moved(data, device)), generator(0, "steps")
     if callable(prepare := getattr(distiller, "prepare", None)):
         prepare(statistics, progress=False)
     return lambda: distiller.step(statistics, draws)

@@ -118,10 +118,14 @@ class OLCGM(GM):
             raise InputError("clamp keeps pixels in the data's range, where combinations of real images are; leave it out.")
 
     def step(self, statistics: RealStatistics, generator: torch.Generator) -> dict[str, Tensor]:
-        """As GM's; the first one draws the components. Raises `InputError` for private statistics, which give no images."""
+        """As GM's; the first one draws the components."""
+        self.begin(statistics, generator)
+        return super().step(statistics, generator)
+
+    def begin(self, statistics: RealStatistics, generator: torch.Generator) -> None:
+        """Draw the components, once. Raises `InputError` for private statistics, which give no images."""
         if not isinstance(self.synthetic, Mixtures):
             self.synthetic = self._mixtures(statistics, generator)
-        return super().step(statistics, generator)
 
     def _mixtures(self, statistics: RealStatistics, generator: torch.Generator) -> Mixtures:
         synthetic, further = self.synthetic, self.config.components - 1
