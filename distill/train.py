@@ -26,6 +26,9 @@ from distill.spec import DataSpec
 from distill.tf32 import products
 from distill.views import replay_of
 
+# A further term of a batch's loss (scalar): of the network, the augmented images (n, C, H, W), and their labels as the set has them.
+Term = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
 
 def train_on(
     source: CondensedSet | ImageData,
@@ -64,14 +67,16 @@ def train_network(
     device: torch.device | str | None = None,
     *,
     teacher: nn.Module | None = None,
+    term: Term | None = None,
 ) -> nn.Module:
     """Train one network; see `train_on`.
 
     The seed decides its initial weights, the order of the images and their augmentation. The loss is the recipe's, or that of the set's
     `CondensedSet.label_kind`: cross-entropy, or mean squared error for scores. A set's `CondensedSet.views` are repeated one after the
-    other, with their labels, in place of views that are drawn; a teacher labels new views instead.
+    other, with their labels, in place of views that are drawn; a teacher labels new views instead. ``term`` is added to each batch's mean
+    loss.
     """
-    *_, last = training(source, network, recipe, seed, device, teacher=teacher)
+    *_, last = training(source, network, recipe, seed, device, teacher=teacher, term=term)
     return last
 
 
@@ -84,6 +89,7 @@ def training(
     *,
     teacher: nn.Module | None = None,
     looks: int = 1,
+    term: Term | None = None,
 ) -> Iterator[nn.Module]:
     """Train one network as `train_network`, and yield it in evaluation mode ``looks`` times, after equal numbers of steps.
 
@@ -94,11 +100,17 @@ def training(
     source = source if device is None else source.to(device)
     source = source.decoded() if isinstance(source, CondensedSet) else source
     with products(recipe.precision, source.device if isinstance(source, ImageData) else source.images.device):
-        yield from _trained(source, network, recipe, seed, teacher, looks)
+        yield from _trained(source, network, recipe, seed, teacher, looks, term)
 
 
 def _trained(
-    source: CondensedSet | ImageData, network: Factory, recipe: Recipe, seed: int, teacher: nn.Module | None, looks: int
+    source: CondensedSet | ImageData,
+    network: Factory,
+    recipe: Recipe,
+    seed: int,
+    teacher: nn.Module | None,
+    looks: int,
+    term: Term | None,
 ) -> Iterator[nn.Module]:
     count, where, fetch, lr = _parts(source)
     kind = source.label_kind if isinstance(source, CondensedSet) else DEFAULT_KIND
@@ -151,6 +163,8 @@ def _trained(
                 outputs = run(part)
                 own, other = loss(outputs, labels[here]), loss(outputs, labels[both.other[here]])
                 ((both.share * own + (1 - both.share) * other) / len(images)).backward()
+        if term is not None:
+            term(model, images if seen is None else seen.images, labels if seen is None else fetch(rows)[1]).backward()
         descent.optimiser.step()
         if average is not None:
             average.update_parameters(model)

@@ -23,6 +23,7 @@ from distill.labels import DEFAULT_KIND
 from distill.networks import Factory
 from distill.randomness import derived_seed
 from distill.spec import DataSpec
+from distill.train import Term
 
 
 class CondensedUnion:
@@ -50,11 +51,19 @@ class CondensedUnion:
         self.limits = Limits(spec, classes, wanted.ipc, wanted.pixels, upload_form(settings))
         self.more: Weights = {}
         self.memory: list[CondensedSet] = []
-        self.remembered = settings.server.memory  # earlier rounds
         makes_soft = wanted.labels is not None or bool(getattr(method_config(settings), "soft_labels", False))
         self.admission = Admission(settings.admission, self.network, spec, settings.seed, held_out, soft_labels=makes_soft)
         counts = ("counts",) if settings.server.client_weights == "represented" else ()
         self.records = ("upload", "facts", *(() if settings.privacy is None else ("privacy",)), *counts)
+        self.begin()
+
+    def begin(self) -> None:
+        """What a strategy has in addition."""
+
+    @property
+    def remembered(self) -> int:
+        """Number of earlier rounds whose unions are kept and learned from too."""
+        return self.settings.server.memory
 
     def most_bytes(self, weights: Weights) -> int:
         return upload_bytes(self.limits) + MAX_STATEMENT + 8 * self.limits.spec.num_classes
@@ -106,7 +115,12 @@ class CondensedUnion:
 
     def learned(self, number: int, weights: Weights, joined: CondensedSet, accepted: Sequence[Accepted]) -> Weights:
         """The new weights of this round, from those that were sent and the union of all uploads."""
-        return learn(weights, joined, self.network, self.settings.server, derived_seed(self.settings.seed, "server", number))
+        term, seed = self.term(number, weights, joined, accepted), derived_seed(self.settings.seed, "server", number)
+        return learn(weights, joined, self.network, self.settings.server, seed, term)
+
+    def term(self, number: int, weights: Weights, joined: CondensedSet, accepted: Sequence[Accepted]) -> Term | None:
+        """What a strategy adds to the loss of the server's training; FedDM adds nothing."""
+        return None
 
     def _image_weights(self, number: int, accepted: Sequence[Accepted]) -> list[Tensor] | None:
         """What each image of each upload counts in the server's training, (n,) an upload, up to a common factor; None: all the same."""

@@ -12,7 +12,7 @@ from apps.federated.tables import ServerConfig
 from distill.condensed import CondensedSet, Provenance
 from distill.data import Split
 from distill.networks import Factory
-from distill.train import train_network
+from distill.train import Term, train_network
 
 
 def union(sets: Sequence[CondensedSet], weights: Sequence[Tensor] | None = None) -> CondensedSet:
@@ -42,9 +42,14 @@ def replacement(sets: Sequence[CondensedSet], classes: Sequence[int], held_out: 
     return CondensedSet(held_out.images[rows], held_out.labels[rows], sets[0].spec, provenance=Provenance("server"))
 
 
-def learn(weights: Mapping[str, Tensor], joined: CondensedSet, network: Factory, config: ServerConfig, seed: int) -> dict[str, Tensor]:
-    """The server's new weights: the recipe on the union, from ``weights``, then (optional) back into the ball around them."""
-    trained = train_network(joined, network_with(network, weights), config.recipe, seed)
+def learn(
+    weights: Mapping[str, Tensor], joined: CondensedSet, network: Factory, config: ServerConfig, seed: int, term: Term | None = None
+) -> dict[str, Tensor]:
+    """The server's new weights: the recipe on the union, from ``weights``, then (optional) back into the ball around them.
+
+    ``term`` is added to the loss (`distill.train.train_network`).
+    """
+    trained = train_network(joined, network_with(network, weights), config.recipe, seed, term=term)
     state = {name: value.detach().cpu() for name, value in trained.state_dict().items()}
     trainable = {name for name, _ in trained.named_parameters()}
     return state if config.radius is None else within_ball(state, weights, config.radius, trainable)

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from apps.federated.answers import Accepted, Weights
 from apps.federated.condense import upload
-from apps.federated.guided.guidance import Guidance, logits_of
-from apps.federated.guided.server import learn_with
+from apps.federated.guided.guidance import Guidance, class_numbers, logits_of
 from apps.federated.guided_tables import FedAFConfig
 from apps.federated.image_rule import CondensedUnion
 from apps.federated.messages import RecordDict, parts_of
@@ -32,9 +31,9 @@ from distill.labels import TOLERANCE
 from distill.matching import mean_distance
 from distill.methods.dm import DM, DMConfig
 from distill.networks import Factory, create
-from distill.randomness import derived_seed
 from distill.spec import DataSpec
 from distill.statistics import ExactStatistics
+from distill.train import Term
 
 MAX_LOGIT = 1000.0
 LOGITS, SOFT = "logits", "soft"  # tensors (K, K), a row of zeros for a class that says nothing
@@ -160,8 +159,7 @@ def divergence(outputs: Tensor, labels: Tensor, soft: Tensor, temperature: float
 class FedAF(CondensedUnion):
     """The union, the mean logits that go down, and the divergence from the mean soft labels."""
 
-    def __init__(self, settings: Settings, *arguments: object, **named: object) -> None:
-        super().__init__(settings, *arguments, **named)  # type: ignore[arg-type]
+    def begin(self) -> None:
         count = self.limits.spec.num_classes
         self.more = {LOGITS: torch.zeros(count, count), SOFT: torch.zeros(count, count)}
         self.records = (*self.records, "more")
@@ -179,17 +177,17 @@ class FedAF(CondensedUnion):
     def request(self, weights: Weights) -> tuple[Weights | None, Weights | None]:
         return weights, None if self.logits is None else {LOGITS: self.logits}
 
-    def learned(self, number: int, weights: Weights, joined: CondensedSet, accepted: Sequence[Accepted]) -> Weights:
-        told = [each.more for each in accepted if each.more]
-        if not told:
-            return super().learned(number, weights, joined, accepted)
-        self.logits, soft = mean_rows([each[LOGITS] for each in told]), mean_rows([each[SOFT] for each in told]).to(joined.images.device)
-        config = self.settings.fedaf
+    def term(self, number: int, weights: Weights, joined: CondensedSet, accepted: Sequence[Accepted]) -> Term | None:
+        sent = [each.more for each in accepted if each.more]
+        if not sent:
+            return None
+        self.logits, config = mean_rows([each[LOGITS] for each in sent]), self.settings.fedaf
+        soft = mean_rows([each[SOFT] for each in sent]).to(joined.images.device)
 
         def term(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-            return config.whole * divergence(network(images), labels, soft, config.temperature)
+            return config.whole * divergence(network(images), class_numbers(labels), soft, config.temperature)
 
-        return learn_with(weights, joined, self.network, self.settings.server, derived_seed(self.settings.seed, "server", number), term)
+        return term
 
     def state(self) -> Weights:
         return super().state() | ({} if self.logits is None else {LOGITS: self.logits})

@@ -65,8 +65,7 @@ def start_from(shared: CondensedSet, data: ImageData, settings: Settings) -> Con
 class FedMK(CondensedUnion):
     """The union, of which each class's images go down in the next round."""
 
-    def __init__(self, settings: Settings, *arguments: object, **named: object) -> None:
-        super().__init__(settings, *arguments, **named)  # type: ignore[arg-type]
+    def begin(self) -> None:
         self.shared: Weights = {}
 
     def request(self, weights: Weights) -> tuple[Weights | None, Weights | None]:

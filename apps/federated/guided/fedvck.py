@@ -16,16 +16,15 @@ from torch import Tensor, nn
 
 from apps.federated.answers import Accepted, Weights
 from apps.federated.condense import upload
-from apps.federated.guided.guidance import Guidance, logits_of, losses_of
-from apps.federated.guided.server import learn_with
+from apps.federated.guided.guidance import CHUNK, Guidance, class_numbers, logits_of, losses_of, received_model
 from apps.federated.guided_tables import FedVCKConfig
 from apps.federated.image_rule import CondensedUnion
 from apps.federated.settings import Settings
 from distill.condensed import CondensedSet
 from distill.data import ImageData
 from distill.networks import Factory, embed
-from distill.randomness import derived_seed
 from distill.statistics import ExactStatistics
+from distill.train import Term
 
 FEWEST_ROUNDS = 10  # whose uploads the server learns from
 
@@ -97,23 +96,20 @@ def contrast(features: Tensor, labels: Tensor, near: Tensor, temperature: float)
 class FedVCK(CondensedUnion):
     """The union of many rounds, and the contrastive term from the second round on."""
 
-    def __init__(self, settings: Settings, *arguments: object, **named: object) -> None:
-        super().__init__(settings, *arguments, **named)  # type: ignore[arg-type]
-        self.remembered = settings.server.memory or max(FEWEST_ROUNDS, settings.rounds // 2) - 1
+    @property
+    def remembered(self) -> int:
+        return self.settings.server.memory or max(FEWEST_ROUNDS, self.settings.rounds // 2) - 1
 
-    def learned(self, number: int, weights: Weights, joined: CondensedSet, accepted: Sequence[Accepted]) -> Weights:
-        config = self.settings.fedvck
+    def term(self, number: int, weights: Weights, joined: CondensedSet, accepted: Sequence[Accepted]) -> Term | None:
+        config, union = self.settings.fedvck, joined.decoded()
         if number == 1 or config.beta == 0:
-            return super().learned(number, weights, joined, accepted)
-        near: list[Tensor] = []
+            return None
+        network = received_model(self.network, weights, union.spec, union.images.device)
+        with torch.no_grad():
+            features = torch.cat([embed(network, part) for part in union.images.split(CHUNK)])
+        near = nearest_classes(features, union.hard_labels, union.spec.num_classes, config.neighbours)
 
         def term(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-            return config.beta * contrast(embed(network, images), labels, near[0], config.temperature)
+            return config.beta * contrast(embed(network, images), class_numbers(labels), near, config.temperature)
 
-        def begin(network: nn.Module, images: Tensor, labels: Tensor) -> None:
-            with torch.no_grad():
-                features = torch.cat([embed(network, part) for part in images.split(256)])
-            near.append(nearest_classes(features, labels, joined.spec.num_classes, config.neighbours))
-
-        seed = derived_seed(self.settings.seed, "server", number)
-        return learn_with(weights, joined, self.network, self.settings.server, seed, term, begin)
+        return term

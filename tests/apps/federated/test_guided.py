@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from apps.federated.client_app import client_app
 from apps.federated.guided import GUIDES, fedaf, fedmk, fedvck
 from apps.federated.guided.guidance import Guidance, logits_of, losses_of
-from apps.federated.guided.server import learn_with
 from apps.federated.guided_tables import FedMKConfig, FedVCKConfig
 from apps.federated.inline import run_inline
 from apps.federated.messages import Context, Message, RecordDict, parts_of, record_of
@@ -170,7 +169,7 @@ def a_union(soft: bool) -> CondensedSet:
 def test_training_with_a_term_of_zero_is_the_plain_one(soft: bool, augmentation: str, radius: float | None) -> None:
     config = ServerConfig(Recipe(**{**RECIPE, "augmentation": augmentation}), radius)  # type: ignore[arg-type]
     plain = learn(weights(1), a_union(soft), NETWORK, config, 7)
-    found = learn_with(weights(1), a_union(soft), NETWORK, config, 7, lambda network, images, labels: images.sum() * 0)
+    found = learn(weights(1), a_union(soft), NETWORK, config, 7, lambda network, images, labels: 0 * network(images).sum())
     assert all(torch.equal(found[name], value) for name, value in plain.items())
 
 
@@ -181,7 +180,7 @@ def test_a_term_is_part_of_the_loss() -> None:
     def term(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         return 0.3 * network(images).square().mean()
 
-    found = learn_with(weights(1), a_union(False), NETWORK, config, 0, term)
+    found = learn(weights(1), a_union(False), NETWORK, config, 0, term)
     model = create(NETWORK, data().spec, generator(1, "net")).train()
     images, labels = a_union(False).images, a_union(False).labels
     (F.cross_entropy(model(images), labels) + 0.3 * model(images).square().mean()).backward()
