@@ -241,6 +241,10 @@ class ExactStatistics:
 
     def choose(self, embed: Embed, batch_size: int, generator: torch.Generator, chosen: list[Tensor] | None = None) -> list[Tensor]:
         """See `RealStatistics.choose`; clusters are those of features, by k-means as `distill.coresets` runs it."""
+        if self._chances is not None:
+            raise InputError(
+                'real_batches = "kmeans" chooses the images of a batch, which are drawn with given chances here; leave it out.'
+            )
         self._chosen = chosen or self._clustered(embed, batch_size, generator)
         return self._chosen
 

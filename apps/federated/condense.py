@@ -14,7 +14,7 @@ from torch import Tensor
 from apps.federated.labels import with_labels
 from apps.federated.partition import Partition, split
 from apps.federated.received import network_with
-from apps.federated.settings import MethodConfig, Settings, method_config, upload_form
+from apps.federated.settings import MethodConfig, Settings, method_config, pooled, upload_form
 from apps.federated.wire import within_range
 from distill.comparison import formed
 from distill.condensed import CondensedSet
@@ -194,8 +194,3 @@ def upload(
         **values,
     )
     return with_labels(dataclasses.replace(condensed, images=within_range(condensed)), data, settings, received)
-
-
-def pooled(config: object) -> bool:
-    """Whether a method's config asks for trained networks, which the server's are on a client."""
-    return getattr(config, "pool", "random") != "random" or getattr(config, "calibration", 0) > 0

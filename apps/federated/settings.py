@@ -21,7 +21,7 @@ from distill.decode import Decode, from_text
 from distill.distiller import Config
 from distill.errors import InputError, clipped, unknown_name
 from distill.methods import METHODS
-from distill.methods.presets import presets_of
+from distill.methods.presets import matched_by, presets_of
 from distill.networks import check_name
 from distill.synthetic import Initial
 from distill.teachers import check_teacher
@@ -182,6 +182,18 @@ def _check_guided(settings: Settings) -> None:
         raise InputError(f"upload.warm_start is on, and {name}'s clients keep nothing of their uploads; leave it out.")
     if name in ("fedvck", "fedaf"):
         check_simple(name, settings.server.recipe)
+    if name == "fedmk" and matched_by(METHODS[upload.method][1]) == "trajectories":
+        raise InputError(
+            f"upload.method is {upload.method!r}; allowed for fedmk: methods that draw real batches, in which hard images count more."
+        )
+    config = method_config(settings)
+    if name != "fedaf" and getattr(config, "real_batches", "random") != "random":
+        raise InputError(f"upload.real_batches is given, and {name} draws batches with its own chances; leave it out.")
+    for key, value in UPLOADS[name].items():
+        if getattr(config, key) != value:
+            raise InputError(f"upload.{key} is {getattr(config, key)!r}, and {name} sets it to {value!r}; leave it out.")
+    if name in ("fedvck", "fedaf") and pooled(config):
+        raise InputError(f"upload.pool or calibration is given, and {name} matches in its own networks; leave both out.")
 
 
 def check_simple(strategy: str, recipe: Recipe) -> None:
@@ -223,6 +235,11 @@ def method_config(settings: Settings) -> MethodConfig:
     base |= {key: value for key, value in UPLOADS.get(settings.strategy, {}).items() if key in own}
     config: MethodConfig = configure(METHODS[name][0], {**base, "network": settings.network, **chosen}, f"[upload] of method {name!r}")
     return config
+
+
+def pooled(config: object) -> bool:
+    """Whether a method's config asks for trained networks, which the server's are on a client."""
+    return getattr(config, "pool", "random") != "random" or getattr(config, "calibration", 0) > 0
 
 
 def upload_form(settings: Settings) -> Decode | None:

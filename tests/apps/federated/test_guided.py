@@ -84,6 +84,8 @@ def test_chances_that_are_none_are_refused() -> None:
         bad[3] = value
         with pytest.raises(InputError, match="numbers of at least 0"):
             ExactStatistics(data(), bad)
+    with pytest.raises(InputError, match="drawn with given chances here"):
+        ExactStatistics(data(), good).choose(lambda images: images.flatten(1), 2, generator(0, "choice"))
     bad = good.clone()
     bad[data().class_indices(2)] = 0
     with pytest.raises(InputError, match="class 2"):
@@ -376,6 +378,13 @@ def test_uploads_of_some_classes_and_forms(strategy: str, decode: str) -> None:
     assert [line["images"] for line in lines[1:]] == [8, 8]
 
 
+@pytest.mark.parametrize("method", ["gm", "datadam", "dance"])
+def test_fedmk_takes_other_methods(method: str) -> None:
+    upload = {"ipc": 1, "method": method, "settings": {"iterations": 2, "batch_real": 5}}
+    lines = run_inline(settings("fedmk", upload=upload, rounds=2), data())
+    assert [line["dropped"] for line in lines] == [0, 0, 0]
+
+
 @pytest.mark.parametrize("bad", ["nan", "shape", "name", "lacking", "large", "negative", "sums"])
 def test_means_that_are_none_lose_the_upload_and_nothing_else(bad: str) -> None:
     app = client_app(data())
@@ -420,6 +429,13 @@ def test_what_a_server_sends_is_checked() -> None:
         ("fedmk", {"upload": {"warm_start": True}}, "upload.warm_start is on"),
         ("fedaf", {"server": {"recipe": {"mix": "cutmix"}}}, "server.recipe.mix is 'cutmix'"),
         ("fedvck", {"privacy": {"epsilon": 1.0}}, "strategy 'fedvck' has no private form"),
+        ("fedmk", {"upload": {"method": "mtt"}}, "allowed for fedmk: methods that draw real batches"),
+        ("fedmk", {"upload": {"settings": {"real_batches": "kmeans"}}}, "upload.real_batches is given"),
+        ("fedvck", {"upload": {"settings": {"radius": 5.0}}}, "upload.radius is 5.0, and fedvck sets it to 0.0"),
+        ("fedaf", {"upload": {"settings": {"radius": 5.0}}}, "upload.radius is 5.0, and fedaf sets it to None"),
+        ("fedaf", {"upload": {"settings": {"logits": False}}}, "upload.logits is False, and fedaf sets it to True"),
+        ("fedaf", {"upload": {"settings": {"calibration": 1.0}}}, "upload.pool or calibration is given"),
+        ("fedvck", {"upload": {"settings": {"pool": "blend"}}}, "upload.pool or calibration is given"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(strategy: str, changes: dict[str, Any], words: str) -> None:
