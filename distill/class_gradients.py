@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from distill import sharding
 from distill.architectures import Network
 from distill.batches import group_size, groups, mean_gradient
 from distill.devices import sent
@@ -142,3 +143,16 @@ def _shares(counts: tuple[int, ...], dtype: torch.dtype, device: torch.device) -
     sizes = torch.tensor(counts)[:, None]
     shares: Tensor = (torch.arange(max(counts)) < sizes) / sizes.double()
     return sent(shares.to(dtype), device)
+
+
+def mean_over_classes(network: nn.Module, gradients: list[list[Tensor]]) -> list[Tensor]:
+    """The mean gradient of all classes, one tensor per trainable parameter.
+
+    Args:
+        network: that the gradients are of.
+        gradients: one list a class; those of classes that another process computes are not read.
+    """
+    own = [gradient for position, gradient in enumerate(gradients) if sharding.mine(position)]
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    sums = [torch.stack(parts).sum(0) for parts in zip(*own, strict=True)] or [torch.zeros_like(p) for p in parameters]
+    return [part / len(gradients) for part in sharding.summed(sums)]

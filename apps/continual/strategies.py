@@ -3,7 +3,7 @@
 `learn` gives one row of the accuracy matrix after each experience.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Literal
 
 import pydantic
@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from apps.continual.contrastive import TEMPERATURE, contrastive, views
 from apps.continual.engine import avalanche, quiet_and_seeded
 from apps.continual.protocols import AvalancheData, Benchmark, ReplayBuffer, Strategy
 from apps.continual.streams import experience_tensors, joined
@@ -23,7 +24,7 @@ from distill.networks import Factory, create
 from distill.randomness import derived_seed, generator
 from distill.train import Recipe, train_network
 
-WITH_MEMORY = ("scratch", "gdumb", "replay", "er_ace", "der")
+WITH_MEMORY = ("scratch", "gdumb", "replay", "er_ace", "der", "scr")
 WITHOUT = ("none", "lwf", "joint")
 STRATEGIES = (*WITH_MEMORY, *WITHOUT)
 
@@ -43,6 +44,7 @@ class Training:
         beta: DER++'s weight of the stored labels.
         lwf_alpha: LwF's weight of the distillation loss.
         lwf_temperature: LwF's temperature.
+        scr_temperature: SCR's temperature; None: 0.07, as Gu et al. (SSD, AAAI 2024) train it.
         exemplar_transform: augmentation of the memory's images when they are read, "dsa", or None.
     """
 
@@ -56,6 +58,7 @@ class Training:
     beta: Annotated[float, Field(ge=0)] = 0.5  # DER++: weight of the stored labels
     lwf_alpha: Annotated[float, Field(ge=0)] = 1.0
     lwf_temperature: Annotated[float, Field(gt=0)] = 2.0
+    scr_temperature: Annotated[float, Field(gt=0)] | None = None
     exemplar_transform: Literal["dsa"] | None = None
 
 
@@ -93,7 +96,7 @@ def learn(
     """Train a strategy of Avalanche. The state of the global generators is restored.
 
     Args:
-        name: "gdumb", "replay", "er_ace", "der", "none" or "lwf".
+        name: "gdumb", "replay", "er_ace", "der", "scr", "none" or "lwf".
         stream: the experiences.
         network: name or function.
         training: settings of the strategies.
@@ -117,7 +120,8 @@ def learn(
     experiences = benchmark(stream)
     state = derived_seed(seed, "avalanche", name)
     with quiet_and_seeded(state):
-        strategy = _strategy(name, model, training, device, buffer, smallest)
+        model = contrastive(model, stream[0].spec) if name == "scr" else model
+        strategy = _strategy(name, model.to(device), training, device, buffer, smallest, views(stream[0].spec, generator(state, "views")))
     for number, experience in enumerate(experiences.train_stream):
         with quiet_and_seeded(derived_seed(state, number)):
             if mini is None:
@@ -128,6 +132,9 @@ def learn(
                     strategy.train(part, num_workers=0)
                 if number == len(stream) - 1 and buffer is not None and hasattr(buffer, "flush"):
                     buffer.flush(strategy)  # the images that still wait are merged
+                    if name == "scr":  # whose class means are those of the memory
+                        strategy.model.eval()
+                        strategy.compute_class_means()  # type: ignore[attr-defined]
         yield accuracies(strategy.model, stream, split)
 
 
@@ -152,7 +159,13 @@ def _dataset(images: torch.Tensor, labels: torch.Tensor) -> AvalancheData:
 
 
 def _strategy(
-    name: str, model: nn.Module, training: Training, device: torch.device, buffer: ReplayBuffer | None, smallest: int
+    name: str,
+    model: nn.Module,
+    training: Training,
+    device: torch.device,
+    buffer: ReplayBuffer | None,
+    smallest: int,
+    view: Callable[[torch.Tensor], torch.Tensor],
 ) -> Strategy:
     from apps.continual.buffer import attach  # here: it imports Avalanche
 
@@ -182,6 +195,10 @@ def _strategy(
             )
             own = avalanche("avalanche.training.storage_policy").ReservoirSamplingBuffer
             return strategy if isinstance(buffer, own) else attach(strategy, buffer)  # DER has a reservoir of its own, with outputs
+        if name == "scr":
+            options |= {"temperature": training.scr_temperature or TEMPERATURE, "augmentations": view, "eval_mb_size": 256}
+            strategy = supervised.SCR(mem_size=buffer.max_size, batch_size_mem=batch_mem, **options)
+            return attach(strategy, buffer)
         if name == "replay":
             used = [plugins.ReplayPlugin(mem_size=buffer.max_size, batch_size_mem=batch_mem, storage_policy=buffer)]
         else:

@@ -38,6 +38,8 @@ from distill.methods.ncfm import NCFMConfig as NCFMConfig
 from distill.methods.olcgm import OLCGM
 from distill.methods.olcgm import OLCGMConfig as OLCGMConfig
 from distill.methods.presets import matched_by, presets_of
+from distill.methods.ssd import SSD
+from distill.methods.ssd import SSDConfig as SSDConfig
 
 METHODS: dict[str, tuple[type[Any], type[Any]]] = {
     "gm": (GMConfig, GM),
@@ -55,6 +57,7 @@ METHODS: dict[str, tuple[type[Any], type[Any]]] = {
     "dance": (DANCEConfig, DANCE),
     "ncfm": (NCFMConfig, NCFM),
     "olcgm": (OLCGMConfig, OLCGM),
+    "ssd": (SSDConfig, SSD),
 }
 
 PARTS = ("step", "condensed", "state", "load_state")

@@ -12,13 +12,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from distill import sharding
 from distill.batches import Augment
-from distill.class_gradients import matched
+from distill.class_gradients import matched, mean_over_classes
 from distill.configure import STRICT
 from distill.matching import shown, shown_labels
 from distill.methods import dsa, gm
 from distill.methods.presets import Paper
+from distill.statistics import RealStatistics
 from distill.synthetic import Initial
 
 PRESETS = dataclasses.replace(gm.PRESETS, paper=lambda data, ipc: Paper("Saehyung-Lee/DCC, main.py", protocol="dc"))
@@ -50,16 +50,19 @@ class DCC(gm.GM):
     config: DCCConfig
 
     def compared(
-        self, network: nn.Module, real: list[list[Tensor]], classes: list[tuple[Tensor, Tensor]], augment: Augment
+        self,
+        network: nn.Module,
+        real: list[list[Tensor]],
+        classes: list[tuple[Tensor, Tensor]],
+        augment: Augment,
+        statistics: RealStatistics,
+        generator: torch.Generator,
     ) -> tuple[Tensor, list[Tensor]]:
         """One distance for all classes, whose images go through one and the same transform."""
         started, place = divmod(self.steps_done, self.outer_steps)
         if started < self.config.warm_networks and place < self.config.warm_updates:
-            return super().compared(network, real, classes, augment)
-        parameters = [p for p in network.parameters() if p.requires_grad]
-        own = [gradient for position, gradient in enumerate(real) if sharding.mine(position)]
-        sums = [torch.stack(parts).sum(0) for parts in zip(*own, strict=True)] or [torch.zeros_like(p) for p in parameters]
-        mean = [part / len(classes) for part in sharding.summed(sums)]
+            return super().compared(network, real, classes, augment, statistics, generator)
+        mean = mean_over_classes(network, real)
         leaves, flipped = [images for images, _ in classes], self.config.flipped
         images = augment(torch.cat([shown([part], flipped=flipped) for part in leaves]), 0)
         labels = torch.cat([shown_labels([part], flipped=flipped) for _, part in classes])

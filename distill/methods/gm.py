@@ -160,7 +160,7 @@ class GM:
         augment = shared_draws(self.strategy, statistics, generator)
         real = statistics.class_gradients(self.real_side, self.config.batch_real, augment, generator)
         classes = self.synthetic.per_class()
-        total, gradients = self.compared(network, real, classes, augment)
+        total, gradients = self.compared(network, real, classes, augment, statistics, generator)
         gradients = self.pool.calibrated(gradients, classes, augment, statistics, generator, step=self.synthetic.updates)
         self.synthetic.descend(gradients, self.lr_img, self.config.momentum)
 
@@ -172,9 +172,18 @@ class GM:
         return {"loss": total}
 
     def compared(
-        self, network: nn.Module, real: list[list[Tensor]], classes: list[tuple[Tensor, Tensor]], augment: Augment
+        self,
+        network: nn.Module,
+        real: list[list[Tensor]],
+        classes: list[tuple[Tensor, Tensor]],
+        augment: Augment,
+        statistics: RealStatistics,
+        generator: torch.Generator,
     ) -> tuple[Tensor, list[Tensor]]:
-        """The loss, summed over classes, and its gradient for each class's images; ``real`` are gradients by class and parameter."""
+        """The loss, summed over classes, and its gradient for each class's images; ``real`` are gradients by class and parameter.
+
+        A method that compares something else as well asks ``statistics`` for it.
+        """
         images = [part for part, _ in classes]
         counts = [len(part) * (2 if self.config.flipped else 1) for part in images]
         total = images[0].new_zeros(())

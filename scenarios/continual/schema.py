@@ -19,7 +19,7 @@ from scenarios.engine.given import Given
 from scenarios.engine.record import Config, Tables
 from scenarios.engine.schema import DataTable, checked, config_hash, plain_values
 
-STRATEGIES = ("scratch", "gdumb", "replay", "er_ace", "der", "none", "lwf", "joint")
+STRATEGIES = ("scratch", "gdumb", "replay", "er_ace", "der", "scr", "none", "lwf", "joint")
 ALONE = ("none", "lwf", "joint")  # strategies without a memory
 
 
@@ -167,6 +167,10 @@ def study(name: str, title: str, tables: Tables, source: str) -> ContinualStudy:
         )
     if training.exemplar_transform is not None and "reservoir" in memory.methods:
         raise InputError(f"{source}: [training]: exemplar_transform is not for the memory 'reservoir' (Avalanche's); leave one out.")
+    if "scr" in learner.strategies and (by_image := [method for method in memory.methods if method in real]):
+        raise InputError(
+            f"{source}: [memory]: {by_image[0]} with strategy 'scr', which needs the mean of each class; take methods or coresets only."
+        )
     if data.zca:
         raise InputError(f"{source}: [data]: zca is for condensed sets that are used white; a stream's images are not.")
     check_name(learner.network)

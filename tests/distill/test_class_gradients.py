@@ -130,7 +130,7 @@ def test_a_step_of_groups_equals_one_class_after_the_other(
     def both() -> tuple[Tensor, list[Tensor]]:
         real = statistics.class_gradients(network, 5, augment, generator(0, "batches"))
         classes = [(x.detach().double().requires_grad_(True), y) for x, y in made.synthetic.per_class()]
-        return made.compared(network, real, classes, augment)  # type: ignore[no-any-return]
+        return made.compared(network, real, classes, augment, statistics, generator(0, "more"))  # type: ignore[no-any-return]
 
     loss, slopes = both()
     for module in ("distill.methods.gm", "distill.statistics"):

@@ -26,7 +26,10 @@ POOLS = get_args(PoolKind)
 SHAPES = {"none": (1, 8, 8), "formation:2": (1, 8, 8), "frequency:9": (1, 9), "lowrank:2": (1, 2, 16)}  # of a stored row of 8 x 8 pixels
 SETTINGS: dict[str, object] = {"network": "ConvNetD1W32", "batch_real": 8, "pool_networks": 2, "pool_epochs": 2}
 ALSO: dict[str, dict[str, object]] = {
-    **{name: {"outer_steps": 2, "inner_epochs": 1} for name in ("gm", "dsa", "dcc", "dsac", "cafe", "idc", "accdd", "dream", "olcgm")},
+    **{
+        name: {"outer_steps": 2, "inner_epochs": 1}
+        for name in ("gm", "dsa", "dcc", "dsac", "cafe", "idc", "accdd", "dream", "olcgm", "ssd")
+    },
     "dcc": {"outer_steps": 2, "inner_epochs": 1, "warm_updates": 1},  # the first step class by class, the second of all
     "ncfm": {"frequencies": 64},
     "mtt": {"experts": 2, "max_start_epoch": 1, "expert_epochs": 1, "syn_steps": 2, "expert_lr": 0.05, "lr_img": 30.0},
@@ -147,7 +150,7 @@ def test_every_combination(case: Case, tmp_path: Path, monkeypatch: pytest.Monke
 def test_what_is_refused_is_one_line(clamp: bool) -> None:
     data = toy()
     refused = [(case, text) for case in EVERYTHING if (text := refusal(case, clamp=clamp))]
-    assert len(refused) == (15 * 6 * 2 + 2 * 6 + 5 * 2 if clamp else 5 * 4)
+    assert len(refused) == (16 * 6 * 2 + 2 * 6 + 5 * 2 if clamp else 5 * 4)
     for case, text in refused:
         with pytest.raises(InputError) as caught:
             make(case, data, clamp=clamp)

@@ -30,14 +30,14 @@ NETWORK = "ConvNetD1W32"
 SMALL = {"network": NETWORK, "batch_real": 8}
 # What a method needs beside that to be quick.
 ALSO: dict[str, dict[str, object]] = {
-    **{name: {"outer_steps": 1} for name in ("cafe", "olcgm")},
+    **{name: {"outer_steps": 1} for name in ("cafe", "olcgm", "ssd")},
     **{name: {"pool_networks": 1, "pool_epochs": 1} for name in ("idm", "dance", "ncfm")},
     **{name: {"pool_networks": 1, "pool_epochs": 1, "outer_steps": 1} for name in ("idc", "accdd", "dream")},
     "mtt": {"experts": 2, "max_start_epoch": 2, "expert_epochs": 1, "syn_steps": 3, "expert_lr": 0.05, "lr_img": 30.0},
 }
 # Settings of four steps that pass through every kind of step a method has.
-GRADIENTS = ("gm", "dsa", "dcc", "dsac", "cafe", "idc", "accdd", "dream", "olcgm")
-FOUR_STEPS = {name: {"iterations": 2, "outer_steps": 2, "inner_epochs": 2} for name in GRADIENTS}
+GRADIENTS = ("gm", "dsa", "dcc", "dsac", "cafe", "idc", "accdd", "dream", "olcgm", "ssd")
+FOUR_STEPS = {name: {"iterations": 2, "outer_steps": 2, "inner_epochs": 1 if name == "ssd" else 2} for name in GRADIENTS}
 # Steps are cheap or dear by method; each entry is what the tests below need on a laptop. Digits: enough to beat random images.
 DIGITS = {
     "dm": {"iterations": 25, "lr_img": 5.0},

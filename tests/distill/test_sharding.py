@@ -63,6 +63,7 @@ MORE: list[Case] = [
     case("dsac", outer_steps=3, iterations=1, warm_networks=0),
     case("accdd", outer_steps=3, iterations=1, **POOL),
     case("olcgm", outer_steps=3, iterations=1),
+    case("ssd", outer_steps=3, iterations=1),
     case("dream", outer_steps=3, iterations=1, **POOL),
     case("ncfm", distance="mmd", frequencies=64, calibration_every=2, **POOL),
     case("dance", "ConvNetD1W32BN", pool="walk", calibration=0.5, flipped=True, **POOL),

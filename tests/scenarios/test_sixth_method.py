@@ -147,11 +147,11 @@ def test_wrong_data_is_one_line(sixth: type[Any], part: dict[str, Any], says: st
 
 def test_every_built_in_method_says_what_it_matches() -> None:
     found = {name: matched_by(method) for name, (_, method) in METHODS.items()}
-    gradients = dict.fromkeys(("gm", "dsa", "dcc", "dsac", "cafe", "idc", "accdd", "dream", "olcgm"), "gradients")
+    gradients = dict.fromkeys(("gm", "dsa", "dcc", "dsac", "cafe", "idc", "accdd", "dream", "olcgm", "ssd"), "gradients")
     assert found == gradients | dict.fromkeys(("dm", "datadam", "idm", "dance", "ncfm"), "features") | {"mtt": "trajectories"}
     for name, (config, method) in METHODS.items():
         presets = presets_of(method)
-        assert (presets.paper is None) == (name == "olcgm"), "which is published for replay memories only"
+        assert (presets.paper is None) == (name in ("olcgm", "ssd")), "which are published for replay memories only"
         for data, ipc in (("cifar10", 1), ("mnist", 50), ("svhn", 3)) if presets.paper is not None else ():
             config(**presets.paper(data, ipc).settings)
         for table in (presets.short, presets.digits, presets.memory, presets.sweep, presets.client):
