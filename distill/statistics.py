@@ -10,7 +10,7 @@ from distill import sharding
 from distill.batches import Augment as Augment
 from distill.batches import Embed as Embed
 from distill.batches import augmented, class_means, group_size, groups, mean_gradient, segment_means
-from distill.class_gradients import class_gradients, gradient_groups
+from distill.class_gradients import class_gradients, gradient_groups, mean_over_classes
 from distill.coresets import clustered, select
 from distill.data import ImageData
 from distill.devices import sent
@@ -80,9 +80,12 @@ class RealStatistics(Protocol):
         ...
 
     def class_gradients(
-        self, network: nn.Module, batch_size: int, augment: Augment | None, generator: torch.Generator
+        self, network: nn.Module, batch_size: int, augment: Augment | None, generator: torch.Generator, *, together: bool = False
     ) -> list[list[Tensor]]:
-        """For each class, the gradient of the mean cross-entropy of a random batch: one tensor per trainable parameter."""
+        """For each class, the gradient of the mean cross-entropy of a random batch: one tensor per trainable parameter.
+
+        With ``together`` one list only, the mean over classes. Private statistics then add the noise of one class, not of each.
+        """
         ...
 
     def warm_batchnorm(self, network: nn.Module, per_class: int, generator: torch.Generator) -> None:
@@ -204,9 +207,9 @@ class ExactStatistics:
             return torch.cat(means) if joint else sharding.gathered(torch.cat(means), len(positions))
 
     def class_gradients(
-        self, network: nn.Module, batch_size: int, augment: Augment | None, generator: torch.Generator
+        self, network: nn.Module, batch_size: int, augment: Augment | None, generator: torch.Generator, *, together: bool = False
     ) -> list[list[Tensor]]:
-        """One list of gradients a class, shaped like the network's trainable parameters; see `RealStatistics.class_gradients`."""
+        """Lists of gradients shaped like the network's trainable parameters; see `RealStatistics.class_gradients`."""
         positions = range(len(self.classes))
         drawn = [self._drawn(position, batch_size, generator) for position in positions]
         own = sharding.own(positions)
@@ -221,7 +224,7 @@ class ExactStatistics:
                 found = class_gradients(network, images, targets, several)
                 for position, *rows in zip(group, *found, strict=True):
                     gradients[position] = rows
-        return gradients
+        return [mean_over_classes(network, gradients)] if together else gradients
 
     def warm_batchnorm(self, network: nn.Module, per_class: int, generator: torch.Generator) -> None:
         """From ``per_class`` images of each class; see `RealStatistics.warm_batchnorm`."""

@@ -71,8 +71,14 @@ def plain(network: nn.Module) -> nn.Module:
     return plain(inner) if isinstance(inner, nn.Module) else network
 
 
-def check_separable(network: nn.Module) -> None:
-    """`InputError` when a layer mixes the examples of a batch or keeps statistics of them, as Opacus' validator says it."""
+def check_separable(network: nn.Module, known: set[str]) -> None:
+    """`InputError` when a layer mixes the examples of a batch or keeps statistics of them, as Opacus' validator says it.
+
+    ``known`` are forms of networks that passed before, which are not looked at again; this one joins them.
+    """
+    form = str(type(network)) + str(network)
+    if form in known:
+        return
     try:
         from opacus.validators import ModuleValidator
     except ImportError:
@@ -83,3 +89,4 @@ def check_separable(network: nn.Module) -> None:
             f"{type(plain(network)).__name__} cannot be made private ({str(errors[0])[:160]}); BatchNorm mixes the examples of a batch: "
             "use a network with instance or group norm, for example ConvNet."
         )
+    known.add(form)

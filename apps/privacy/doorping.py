@@ -74,10 +74,10 @@ class Doorping(PoisonedStatistics):
         )
 
     def class_gradients(
-        self, network: nn.Module, batch_size: int, augment: Augment | None, generator: torch.Generator
+        self, network: nn.Module, batch_size: int, augment: Augment | None, generator: torch.Generator, *, together: bool = False
     ) -> list[list[Tensor]]:
         self._plant(learned_alone(self.trigger, plain(network), self.spec, self.updates, clamp=self.clamp))
-        return super().class_gradients(network, batch_size, augment, generator)
+        return super().class_gradients(network, batch_size, augment, generator, together=together)
 
 
 def key_neuron(network: nn.Module) -> int:

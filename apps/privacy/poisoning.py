@@ -104,11 +104,11 @@ class PoisonedStatistics(ExactStatistics):
         return super().class_means(embed, batch_size, augment, generator, joint=joint, norm=norm)
 
     def class_gradients(
-        self, network: nn.Module, batch_size: int, augment: Augment | None, generator: torch.Generator
+        self, network: nn.Module, batch_size: int, augment: Augment | None, generator: torch.Generator, *, together: bool = False
     ) -> list[list[Tensor]]:
         inner = plain(network)
         self._learn(lambda images: features_of(inner, images))
-        return super().class_gradients(network, batch_size, augment, generator)
+        return super().class_gradients(network, batch_size, augment, generator, together=together)
 
 
 def optimised(trigger: AnyTrigger, images: Tensor, spec: DataSpec, loss: Callable[[Tensor], Tensor], steps: int) -> AnyTrigger:

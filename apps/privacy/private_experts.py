@@ -99,7 +99,7 @@ class _NoisedSums(DPOptimizer):  # type: ignore[misc]  # Opacus has no types
 
 
 def _train(statistics: Account, data: ImageData, config: ExpertConfig, model: nn.Module, plan: Plan, steps: int, *, clip: float) -> Tensor:
-    check_separable(model)
+    check_separable(model, set())
     watched = GradSampleModule(model, loss_reduction="mean")
     descent = torch.optim.SGD(watched.parameters(), lr=config.lr, momentum=config.momentum)
     falling, _ = SCHEDULES[config.schedule]

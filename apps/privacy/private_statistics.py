@@ -19,7 +19,7 @@ from apps.privacy.ledger import Ledger
 from apps.privacy.private_teacher import PrivateTeacher, check_account, train_teacher
 from apps.privacy.public import check_class_list, check_normalisation, check_start, probe_images, public_size
 from apps.privacy.public_experts import check_public, train_public_experts
-from apps.privacy.release import Plan, Rows, check_clip, check_independent, clip_of, noised_sums, poisson_mask, question, refused
+from apps.privacy.release import Plan, Rows, Shape, check_clip, check_independent, clip_of, noised_sums, poisson_mask, question, refused
 from apps.privacy.statement import statement
 from distill.batches import Augment, Embed
 from distill.condensed import CondensedSet
@@ -223,18 +223,16 @@ class PrivateStatistics:
         return self.release(key, plan, norm, rows, seen.shape[1])[:, 0] / self._expected(plan) + middle
 
     def class_gradients(
-        self, network: nn.Module, batch_size: int, augment: Augment | None, generator: torch.Generator
+        self, network: nn.Module, batch_size: int, augment: Augment | None, generator: torch.Generator, *, together: bool = False
     ) -> list[list[Tensor]]:
-        """Per class, noised sums of clipped per-example gradients over the publicly expected number of examples of a class."""
+        """Per class (or ``together``), noised sums of clipped per-example gradients over the publicly expected number of examples."""
         self._check_uncentred("gradients")
         plan, inner = self._planned(batch_size), plain(network)
-        if str(type(inner)) + str(inner) not in self._separable:
-            check_separable(inner)
-            self._separable.add(str(type(inner)) + str(inner))
+        check_separable(inner, self._separable)
         parameters = [p for p in inner.parameters() if p.requires_grad]
         probe, norm = probe_images(self.spec).to(self.device), self.clip or 1.0
         seen = [augment(probe, position) if augment else probe for position in range(len(self._classes))]
-        key = question("gradients", [*(p.detach() for p in parameters), *seen, torch.tensor(norm)])
+        key = question("gradient of all" if together else "gradients", [*(p.detach() for p in parameters), *seen, torch.tensor(norm)])
 
         def rows(images: Tensor, position: int) -> Iterator[tuple[Tensor, None]]:
             images = augment(images, position) if augment and len(images) else images
@@ -242,7 +240,8 @@ class PrivateStatistics:
             return ((part, None) for part in gradient_rows(inner, images, labels))
 
         sizes = [p.numel() for p in parameters]
-        stacked = self.release(key, plan, norm, rows, sum(sizes))[:, 0] / self._expected(plan)
+        released = self.release(key, plan, norm, rows, sum(sizes), together=together)[:, 0]
+        stacked = released / (self._expected(plan) * (len(self._classes) if together else 1))
         return [[part.view_as(p) for part, p in zip(row.split(sizes), parameters, strict=True)] for row in stacked]
 
     def _check_uncentred(self, what: str) -> None:
@@ -252,14 +251,15 @@ class PrivateStatistics:
     def _expected(self, plan: Plan) -> float:
         return plan.sample_rate * self.population / len(self._classes)
 
-    def release(self, key: str, plan: Plan, norm: float, rows: Rows, length: int, slots: int = 1) -> Tensor:
-        """(K, slots, D) float32: what was released for this question, or a new release. The only door out of the private data."""
+    def release(self, key: str, plan: Plan, norm: float, rows: Rows, length: int, slots: int = 1, *, together: bool = False) -> Tensor:
+        """(K, slots, D) float32 (see `noised_sums`): what was released for this question, or a new release. The only door out."""
         with self._ledger.locked():
             if (known := self._ledger.find(key)) is not None:
                 return known.to(self.device)
             self.check_budget(plan)
             mask, noise = self.sample(plan.sample_rate), plan.noise_multiplier
-            released = noised_sums(self._data, self._classes, mask, noise, norm, rows, length=length, slots=slots, entropy=self._entropy)
+            shape: Shape = {"length": length, "slots": slots, "together": together}
+            released = noised_sums(self._data, self._classes, mask, noise, norm, rows, entropy=self._entropy, **shape)
             self._ledger.record(key, released, noise, plan.sample_rate, norm=norm)
             return released
 

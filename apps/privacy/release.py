@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -25,6 +25,14 @@ class Plan(NamedTuple):
     noise_multiplier: float
 
 
+class Shape(TypedDict):
+    """What a release has rows of, see `noised_sums`."""
+
+    length: int
+    slots: int
+    together: bool
+
+
 def poisson_mask(labels: Tensor, rate: float, entropy: Entropy) -> Tensor:
     """A Poisson sample, bool (N,): each example is drawn independently with probability ``rate``."""
     return torch.from_numpy(entropy.uniform(len(labels)) < rate).to(labels.device)
@@ -41,6 +49,7 @@ def noised_sums(
     length: int,
     slots: int,
     entropy: Entropy,
+    together: bool = False,
 ) -> Tensor:
     """Sum the clipped rows of the sampled examples per class and slot, and add Gaussian noise.
 
@@ -57,9 +66,10 @@ def noised_sums(
         length: D, length of a row.
         slots: number of slots per class.
         entropy: of the noise.
+        together: release one sum over all classes instead, with one class's noise.
 
     Returns:
-        (K, slots, D) float32.
+        (K, slots, D) float32; with ``together`` (1, slots, D).
     """
     labels = data.train.labels
     sums = torch.zeros(len(classes), slots, length, dtype=torch.float64, device=data.device)
@@ -72,6 +82,7 @@ def noised_sums(
                     sums[position, 0] += row.sum(0, dtype=torch.float64)
                 else:
                     sums[position].index_add_(0, slot, row.double())
+    sums = sums.sum(0, keepdim=True) if together else sums
     drawn = torch.from_numpy(entropy.normal(tuple(sums.shape))).to(data.device)
     return (sums + noise * norm * drawn).float()
 

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from distill.batches import Augment
-from distill.class_gradients import matched, mean_over_classes
+from distill.class_gradients import matched
 from distill.configure import STRICT
 from distill.matching import shown, shown_labels
 from distill.methods import dsa, gm
@@ -49,6 +49,10 @@ class DCC(gm.GM):
     presets = PRESETS
     config: DCCConfig
 
+    def compares_together(self, place: int) -> bool:
+        """After the first phase, which is class by class."""
+        return self.steps_done // self.outer_steps >= self.config.warm_networks or place >= self.config.warm_updates
+
     def compared(
         self,
         network: nn.Module,
@@ -59,14 +63,12 @@ class DCC(gm.GM):
         generator: torch.Generator,
     ) -> tuple[Tensor, list[Tensor]]:
         """One distance for all classes, whose images go through one and the same transform."""
-        started, place = divmod(self.steps_done, self.outer_steps)
-        if started < self.config.warm_networks and place < self.config.warm_updates:
+        if len(real) > 1:
             return super().compared(network, real, classes, augment, statistics, generator)
-        mean = mean_over_classes(network, real)
         leaves, flipped = [images for images, _ in classes], self.config.flipped
         images = augment(torch.cat([shown([part], flipped=flipped) for part in leaves]), 0)
         labels = torch.cat([shown_labels([part], flipped=flipped) for _, part in classes])
-        loss, gradients = matched(network, [mean], images, labels, [len(images)], distance=self.config.distance, leaves=leaves)
+        loss, gradients = matched(network, real, images, labels, [len(images)], distance=self.config.distance, leaves=leaves)
         return loss, list(gradients)
 
 

@@ -158,7 +158,8 @@ class GM:
 
         self.batches.renew(statistics, lambda images: embed(network, images), self.config.batch_real, generator, step=self.steps_done)
         augment = shared_draws(self.strategy, statistics, generator)
-        real = statistics.class_gradients(self.real_side, self.config.batch_real, augment, generator)
+        together = self.compares_together(place)
+        real = statistics.class_gradients(self.real_side, self.config.batch_real, augment, generator, together=together)
         classes = self.synthetic.per_class()
         total, gradients = self.compared(network, real, classes, augment, statistics, generator)
         gradients = self.pool.calibrated(gradients, classes, augment, statistics, generator, step=self.synthetic.updates)
@@ -170,6 +171,10 @@ class GM:
         if place < self.outer_steps - 1 and self.config.pool != "walk":
             self._train(network.train(), generator)
         return {"loss": total}
+
+    def compares_together(self, place: int) -> bool:
+        """Whether this image update, the ``place``-th of its network, compares one gradient of all classes. GM compares each class's."""
+        return False
 
     def compared(
         self,

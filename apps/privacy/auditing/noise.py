@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from apps.privacy.auditing.checks import Check, attempted
-from apps.privacy.auditing.questions import ASKED, CLIP, Make, images_of, made, trained_once, watch
+from apps.privacy.auditing.questions import ASKED, CLIP, RELEASED, Make, images_of, made, trained_once, watch
 
 Vectors = dict[str, np.ndarray]  # noise over its stated deviation, (n,), by what it is the noise of
 OBJECTS, TIMES = 2, 2
-NOBODY = len(ASKED)  # the label of the class that is not released
+NOBODY = len(RELEASED)  # the label of the class that is not released
 
 
 def noise_checks(make: Make, epsilon: float, delta: float) -> list[Check]:

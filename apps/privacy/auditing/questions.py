@@ -73,9 +73,15 @@ def features(statistics: PrivateStatistics, number: int) -> Tensor:
 def gradients(statistics: PrivateStatistics, number: int) -> Tensor:
     """(K, P): released gradients of augmented images."""
     network = create(NETWORK, statistics.spec, generator(number, "audit"))
-    return torch.stack(
-        [torch.cat([part.flatten() for part in row]) for row in statistics.class_gradients(network, 4, turned, generator(0, "audit"))]
-    )
+    rows = statistics.class_gradients(network, 4, turned, generator(0, "audit"))
+    return torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
+
+
+def gradient(statistics: PrivateStatistics, number: int) -> Tensor:
+    """(1, P): the same of all classes together."""
+    network = create(NETWORK, statistics.spec, generator(number, "audit"))
+    (row,) = statistics.class_gradients(network, 4, turned, generator(0, "audit"), together=True)
+    return torch.cat([part.flatten() for part in row])[None]
 
 
 def start(statistics: PrivateStatistics, number: int) -> None:
@@ -83,7 +89,7 @@ def start(statistics: PrivateStatistics, number: int) -> None:
     private_kmeans(statistics, IPC, seed=number)
 
 
-ANSWERED: dict[str, Callable[[PrivateStatistics, int], Tensor]] = {"features": features, "gradients": gradients}
+ANSWERED: dict[str, Callable[[PrivateStatistics, int], Tensor]] = {"features": features, "gradients": gradients, "gradient": gradient}
 ASKED: dict[str, Callable[[PrivateStatistics, int], Tensor | None]] = {**ANSWERED, "start": start}
 
 
@@ -98,10 +104,10 @@ def watch(statistics: PrivateStatistics, others: Sequence[PrivateStatistics] = (
     seen: list[Seen] = []
     release = statistics.release
 
-    def noted(key: str, plan: Plan, norm: float, rows: Rows, length: int, slots: int = 1) -> Tensor:
-        released = release(key, plan, norm, rows, length, slots)
+    def noted(key: str, plan: Plan, norm: float, rows: Rows, length: int, slots: int = 1, *, together: bool = False) -> Tensor:
+        released = release(key, plan, norm, rows, length, slots, together=together)
         history = statistics.history
-        theirs = tuple(each.release(key, plan, norm, rows, length, slots).double() for each in others)
+        theirs = tuple(each.release(key, plan, norm, rows, length, slots, together=together).double() for each in others)
         seen.append(Seen(key, norm, released.double(), history[-1].noise_multiplier if history else 0.0, theirs))
         return released
 

@@ -119,13 +119,16 @@ class ForgottenRate(PrivateStatistics):
 class CleanFiles(PrivateStatistics):
     """Writes the sums without noise into the ledger's files."""
 
-    def release(self, key: str, plan: room.Plan, norm: float, rows: room.Rows, length: int, slots: int = 1) -> Tensor:
-        found = super().release(key, plan, norm, rows, length, slots)
+    def release(
+        self, key: str, plan: room.Plan, norm: float, rows: room.Rows, length: int, slots: int = 1, *, together: bool = False
+    ) -> Tensor:
+        found = super().release(key, plan, norm, rows, length, slots, together=together)
         for file in sorted(self._ledger.folder.glob("release-*"))[-1:] if self._ledger.folder else ():
             with safetensors.safe_open(file, "pt") as opened:
                 facts = opened.metadata()
             mask = torch.ones(len(self._data.train), dtype=torch.bool)
-            clean = room.noised_sums(self._data, self._classes, mask, 0.0, norm, rows, length=length, slots=slots, entropy=self._entropy)
+            form: room.Shape = {"length": length, "slots": slots, "together": together}
+            clean = room.noised_sums(self._data, self._classes, mask, 0.0, norm, rows, entropy=self._entropy, **form)
             safetensors.torch.save_file({"released": clean.contiguous()}, file, facts)
         return found
 

@@ -244,10 +244,8 @@ def test_a_ledger_counts_what_it_dropped_from_the_disk(tmp_path: Path) -> None:
 def sums(bug: str) -> Callable[..., Tensor]:
     """One release written again, with a bug."""
 
-    def noised(
-        data: ImageData, classes: Any, mask: Tensor, noise: float, norm: float, rows: Any, *, length: int, slots: int, entropy: Any
-    ) -> Tensor:
-        total = torch.zeros(len(classes), slots, length, dtype=torch.float64)
+    def noised(data: ImageData, classes: Any, mask: Tensor, noise: float, norm: float, rows: Any, *, entropy: Any, **form: Any) -> Tensor:
+        total = torch.zeros(len(classes), form["slots"], form["length"], dtype=torch.float64)
         for position, label in enumerate(classes):
             chosen = (mask & (data.train.labels == label)).nonzero().squeeze(1)
             for found, slot in rows(data.normalised("train", chosen), position):
@@ -260,6 +258,7 @@ def sums(bug: str) -> Callable[..., Tensor]:
                 else:
                     row = clipped(found, norm)
                 total[position].index_add_(0, torch.zeros(len(row), dtype=torch.int64) if slot is None else slot, row.double())
+        total = total.sum(0, keepdim=True) if form["together"] else total
         drawn = torch.from_numpy(entropy.normal(tuple(total.shape)))
         if bug == "one noise for all classes":
             drawn = drawn[:1].expand_as(drawn)

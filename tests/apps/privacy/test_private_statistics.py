@@ -90,6 +90,39 @@ def test_a_release_of_features_is_its_definition(rate: float) -> None:
     assert (entropy.masks, entropy.normals, plan.times, plan.sample_rate) == (1, 1, 1, rate)
 
 
+def test_a_release_of_the_gradient_of_all_classes_has_the_noise_of_one() -> None:
+    statistics = private(clip=0.5, sample_rate=0.6)
+    entropy = statistics._entropy = Recorded(0.6)
+    network = create(NETWORK, statistics.spec, generator(1, "net"))
+    (found,) = statistics.class_gradients(network, 4, None, draws(), together=True)
+    data, parameters = public_toy(), list(network.parameters())
+    (plan,) = statistics.history
+    slow = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64)
+    for index in np.flatnonzero(entropy.mask < 0.6):
+        image, label = data.normalised("train", torch.tensor([index])), data.train.labels[index : index + 1]
+        row = torch.cat([g.flatten() for g in torch.autograd.grad(F.cross_entropy(network(image), label), parameters)]).double()
+        slow += row * min(1.0, 0.5 / float(row.norm()))
+    assert entropy.noise.shape == (1, 1, len(slow))
+    noised = slow + plan.noise_multiplier * 0.5 * torch.from_numpy(entropy.noise[0, 0])
+    assert torch.allclose(torch.cat([g.flatten() for g in found]).double(), noised / (0.6 * 36), atol=1e-5)
+    assert plan.times == 1
+    again = statistics.class_gradients(network, 4, None, draws(), together=True)
+    assert torch.equal(torch.cat([g.flatten() for g in again[0]]), torch.cat([g.flatten() for g in found]))
+    statistics.class_gradients(network, 4, None, draws())
+    assert sum(step.times for step in statistics.history) == 2, "each class's gradient is another question"
+
+
+def test_dcc_asks_for_one_gradient_a_step() -> None:
+    """After its first phase; the mechanism of PSG (Chen et al., 2022)."""
+    statistics = private(clip=0.5, sample_rate=0.6, releases=6)
+    entropy = statistics._entropy = Recorded(0.6)
+    settings = {"warm_networks": 1, "warm_updates": 2, "iterations": 2, "outer_steps": 3, "inner_epochs": 1, "initial": "noise"}
+    distill.condense(statistics, "dcc", ipc=1, network=NETWORK, **settings)
+    assert sum(step.times for step in statistics.history) == entropy.normals == 6
+    shapes = [released.shape[0] for released in statistics._ledger._kept.values()]
+    assert shapes == [3, 3, 1, 1, 1, 1]
+
+
 def test_a_release_of_gradients_is_its_definition() -> None:
     statistics = private(clip=0.5, sample_rate=0.6)
     entropy = statistics._entropy = Recorded(0.6)
