@@ -7,8 +7,9 @@ in them are fractions of 1, networks are tested after the last step, and step si
 
 import dataclasses
 import math
+import operator
 import statistics as numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
@@ -121,13 +122,13 @@ class Line(TypedDict):
 
 @dataclass(frozen=True)
 class Score:
-    """A score with its 95 % interval over sets and networks (Student's t over paired networks).
+    """A score with its 95 % interval: Student's t over the means of several sets, or over the paired networks of one set.
 
     Attributes:
         name: "hard-label recovery", "improvement over random", "label-robust score", "augmentation-robust score" or
             "cross-architecture drop".
         mean: a fraction of 1.
-        half_width: half the interval's length; NaN for one network.
+        half_width: half the interval's length; NaN for one set with one network.
         values: of each set and network.
     """
 
@@ -137,11 +138,12 @@ class Score:
     values: tuple[float, ...]
 
     @staticmethod
-    def of(name: str, values: Iterable[float]) -> "Score":
-        """The mean of values with its interval."""
-        all_ = tuple(values)
-        several = len(all_) > 1
-        half = float(scipy.stats.t.ppf(0.975, len(all_) - 1)) * numbers.stdev(all_) / len(all_) ** 0.5 if several else math.nan
+    def of(name: str, values: Sequence[Sequence[float]]) -> "Score":
+        """The mean of values by set and network with its interval. Networks of one set share the set, so that sets are what is counted."""
+        all_ = tuple(value for row in values for value in row)
+        units = [numbers.fmean(row) for row in values] if len(values) > 1 else list(all_)
+        several = len(units) > 1
+        half = float(scipy.stats.t.ppf(0.975, len(units) - 1)) * numbers.stdev(units) / len(units) ** 0.5 if several else math.nan
         return Score(name, numbers.fmean(all_), half, all_)
 
 
@@ -245,10 +247,14 @@ def reference(condensed: CondensedSet, *, labelled: bool) -> str:
 def _scores(first: CondensedSet, measures: dict[Row, Measure], own: Row) -> list[Score]:
     """The scores, each over the pairs of a set's network and the baseline's network of the same seed."""
 
-    def pairs(one: Row, other: Row) -> list[float]:
+    def pairs(one: Row, other: Row) -> list[list[float]]:
         """Accuracy of ``one`` minus that of ``other``, as fractions, by set and network."""
         rival = measures[other].values
-        return [(a - b) / 100 for k, row in enumerate(measures[one].values) for a, b in zip(row, rival[k % len(rival)], strict=True)]
+        return [[(a - b) / 100 for a, b in zip(row, rival[k % len(rival)], strict=True)] for k, row in enumerate(measures[one].values)]
+
+    def each(function: Callable[..., float], *tables: list[list[float]]) -> list[list[float]]:
+        """The function of the values at the same place of the tables."""
+        return [[function(*values) for values in zip(*rows, strict=True)] for rows in zip(*tables, strict=True)]
 
     hard = dataclasses.replace(own, labels="hard")
     hard = hard if hard in measures else own
@@ -256,16 +262,16 @@ def _scores(first: CondensedSet, measures: dict[Row, Measure], own: Row) -> list
     random = Row(reference(first, labelled=labelled), "own" if labelled else "hard", "own", own.network, own.optimiser)
     whole = dataclasses.replace(random, images="whole", labels="hard")
     without, random_without = (dataclasses.replace(row, augmentation="none") for row in (own, random))
-    recovery, gain = [-value for value in pairs(hard, whole)], pairs(own, random)
+    recovery, gain = each(operator.neg, pairs(hard, whole)), pairs(own, random)
     plain = pairs(without, random_without)
     found = [
         Score.of("hard-label recovery", recovery),
         Score.of("improvement over random", gain),
-        Score.of("label-robust score", map(label_robust, gain, recovery)),
-        Score.of("augmentation-robust score", map(augmentation_robust, gain, plain)),
+        Score.of("label-robust score", each(label_robust, gain, recovery)),
+        Score.of("augmentation-robust score", each(augmentation_robust, gain, plain)),
     ]
     others = [row for row in measures if row.images == "condensed" and row.network != own.network]
     if others:
-        drops = zip(*(pairs(own, row) for row in others), strict=True)
-        found.append(Score.of("cross-architecture drop", (numbers.fmean(drop) for drop in drops)))
+        drops = [pairs(own, row) for row in others]
+        found.append(Score.of("cross-architecture drop", each(lambda *drop: numbers.fmean(drop), *drops)))
     return found

@@ -169,7 +169,7 @@ def _attack(table: AttackTable, given: Given, run: Run) -> None:
         row: Results = {
             "accuracy": dataclasses.asdict(by_run(right)) if right else None,
             "advantage_percent": {key: 100 * value for key, value in dataclasses.asdict(figures.advantage).items()},
-            "auc": {"value": figures.auc, **_by_point(members, others)},
+            "auc": {"value": figures.auc, **auc_by_point(members, others)},
             "tpr_at_1_percent": None if low is None else dataclasses.asdict(low),
             "runs": len(right) or 1,
         }
@@ -194,7 +194,7 @@ def scores(folder: Path, arm: str) -> tuple[np.ndarray, np.ndarray]:
     return np.mean(found["in_scores"], 0), np.mean(found["out_scores"], 0)
 
 
-def _by_point(members: np.ndarray, others: np.ndarray, draws: int = 500) -> dict[str, float]:
+def auc_by_point(members: np.ndarray, others: np.ndarray, draws: int = 500) -> dict[str, float]:
     """Ends of the AUC's 95 % interval: percentile bootstrap over points, members and others apart."""
     picks = np.random.default_rng(0)
     again = [auc(picks.choice(members, len(members)), picks.choice(others, len(others))) for _ in range(draws)]
