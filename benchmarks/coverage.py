@@ -111,7 +111,7 @@ def of_an_auc(draws: Numbers, points: int) -> Found:
 
 
 def of_runs(draws: Numbers, runs: int, points: int) -> Found:
-    """The AUC over runs, each with an effect of its own."""
+    """The AUC over runs, whose effects differ."""
     values, effects = [], EFFECT + 0.2 * draws.standard_normal(runs)
     for effect in effects:
         values.append(metrics.auc(draws.standard_normal(points) + effect, draws.standard_normal(points)))
