@@ -4,7 +4,7 @@ python -m benchmarks.coverage [--studies 2000] [--only NAME ...] [--json FILE]
 python -m benchmarks.coverage --page         the table of docs/privacy.md from benchmarks/expected/coverage.json
 
 One line for each kind of interval that a page or a report prints, at the numbers of networks, runs or points that studies have. Accuracies
-are those of networks with normal errors that are tested on 10,000 images; scores of membership are normal, or skewed where it says so.
+are those of networks with normal errors that are tested on 10,000 images; scores of membership are normal.
 """
 
 import argparse
@@ -84,10 +84,9 @@ def of_orders(draws: Numbers, count: int) -> Found:
     return float(str(found["low"])), float(str(found["high"])), 40.0
 
 
-def scored(draws: Numbers, members: int, others: int, *, skewed: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def scored(draws: Numbers, members: int, others: int) -> tuple[np.ndarray, np.ndarray]:
     """Scores of members, higher by `EFFECT`, and of others."""
-    inside, outside = draws.standard_normal(members) + EFFECT, draws.standard_normal(others)
-    return (np.exp(inside), np.exp(outside)) if skewed else (inside, outside)
+    return draws.standard_normal(members) + EFFECT, draws.standard_normal(others)
 
 
 def of_a_rate(draws: Numbers, points: int, floor: float) -> Found:
