@@ -30,7 +30,7 @@ from distill.spec import DataSpec
 SIDE, SMALL = 48, 20  # a canary image's pixels are its row: 2304 directions, and 400 where only the sampling is asked for
 REPEATS = 4  # the same question again: an answer with new noise each time would average out
 CLIP = 0.5
-CHANCE = 14  # bounds (4) and checks (10) in which chance has a part; they share the error that is allowed
+CHANCE = 16  # bounds (4) and checks (12) in which chance has a part; they share the error that is allowed
 
 
 @dataclass(frozen=True)
@@ -170,16 +170,18 @@ def _scaled(statistics: PrivateStatistics, scale: float) -> Tensor:
 def _sampling(make: Make, delta: float, rate: float = 0.25, releases: int = 40) -> Check:
     """Poisson sampling at the account's rate: with hardly any noise, rows of their own show who was in each release.
 
-    Batches of a fixed size vary too little from release to release; shuffled passes vary too little from example to example.
+    Batches of a fixed size vary too little from release to release; shuffled passes vary too little from example to example. Examples lie
+    in turn in all classes, so that coins which classes or neighbours share make releases vary too much.
     """
     count = SMALL * SMALL
-    data = canary_data(torch.arange(count), torch.zeros(count, dtype=torch.int64), SMALL)
+    labels = torch.arange(count) % len(RELEASED)
+    data = canary_data(torch.arange(count), labels, SMALL)
     options = {"releases": releases, "sample_rate": rate, "population": count, "clip": CLIP, "classes": RELEASED}
     statistics = make(data, 1e7, delta, **options)
     statistics._plan = statistics._planned(1)._replace(noise_multiplier=1e-3)
     seen = []
     for number in range(releases):
-        means = _scaled(statistics, 1.0 + number / releases)[0]  # another question, the same for every canary
+        means = _scaled(statistics, 1.0 + number / releases)[labels, torch.arange(count)]  # another question, the same for every canary
         seen.append((means * rate * count / len(RELEASED) > CLIP / 2).double().numpy())
     history = statistics.history
     stated = history[0].sample_rate if history else 0.0

@@ -17,6 +17,7 @@ from apps.privacy.auditing.questions import ASKED, CLIP, RELEASED, Make, images_
 
 Vectors = dict[str, np.ndarray]  # noise over its stated deviation, (n,), by what it is the noise of
 OBJECTS, TIMES = 2, 2
+DISTINCT = 0.9  # of the numbers of a release: float32 has millions of values where noise is, so that hardly any two are equal
 NOBODY = len(RELEASED)  # the label of the class that is not released
 
 
@@ -54,7 +55,7 @@ def expert_noise(make: Make, epsilon: float, delta: float) -> Vectors:
     """Noise of two steps of DP-SGD of two experts of two objects, from an example whose gradient is not a number and counts as nothing."""
     vectors: Vectors = {}
     for number in range(OBJECTS):
-        statistics = made(make, images_of([0], broken=0), epsilon, delta, releases=None, start_releases=0)
+        statistics = made(make, images_of([0], broken={0: np.nan}), epsilon, delta, releases=None, start_releases=0)
         changes: Tensor = trained_once(statistics, TIMES, TIMES)
         history = statistics.history
         deviation = (history[-1].noise_multiplier if history else 0.0) * CLIP or np.inf
@@ -79,6 +80,10 @@ def shape(kind: str, vectors: Vectors) -> Check:
     numbers = _joined(vectors)
     if not len(numbers) or not np.isfinite(numbers).all():
         return Check(f"shape of noise, {kind}", 0.0, "no release of finite numbers was made")
+    if (values := len(np.unique(numbers))) < DISTINCT * len(numbers):
+        return Check(
+            f"shape of noise, {kind}", 0.0, f"{len(numbers)} numbers have {values} values: noise of a few digits hides no further digits"
+        )
     found = scipy.stats.kstest(numbers, "norm")
     return Check(f"shape of noise, {kind}", float(found.pvalue), f"distance {found.statistic:.4f} from a normal distribution")
 

@@ -1,6 +1,6 @@
 """What the audit asks of private statistics: features, gradients, a k-means start, and experts; and what a release was made of."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,12 +45,18 @@ class Seen:
     others: tuple[Tensor, ...] = ()
 
 
-def images_of(labels: list[int], *, broken: int | None = None) -> ImageData:
-    """Different images (n, 1, 16, 16) with these labels; the pixels of image ``broken`` are not numbers."""
+def images_of(labels: list[int], *, broken: Mapping[int, float] | None = None, lengths: Sequence[float] = ()) -> ImageData:
+    """Different images (n, 1, 16, 16) with these labels.
+
+    All pixels of the images ``broken`` have the given value, as NaN. The first images have features of these ``lengths`` over the clip.
+    """
     spec = DataSpec("audit", 1, SIDE, SIDE, CLASSES, (0.5,), (0.5,), "given", "given")
     images = torch.rand(len(labels), 1, SIDE, SIDE, generator=generator(0, "audit", "images"))
-    if broken is not None:
-        images[broken] = torch.nan
+    for place, length in enumerate(lengths):
+        found = _rows(2 * images[place : place + 1] - 1).norm()
+        images[place] = 0.5 + (images[place] - 0.5) * (length * CLIP / found)
+    for place, value in (broken or {}).items():
+        images[place] = value
     none = Split(images[:0], torch.zeros(0, dtype=torch.int64))
     return ImageData(spec, Split(images, torch.tensor(labels)), none, none)
 
@@ -65,9 +71,14 @@ def turned(images: Tensor, position: int) -> Tensor:
     return torch.rot90(images, position + 1, (2, 3))
 
 
+def _rows(images: Tensor) -> Tensor:
+    """(n, D): features of normalised images."""
+    return 0.1 * images.flatten(1).repeat(1, REPEATED)
+
+
 def features(statistics: PrivateStatistics, number: int) -> Tensor:
     """(K, D): released features of augmented images, rows longer and shorter than the clip."""
-    return statistics.class_means(lambda images: (0.1 * number) * images.flatten(1).repeat(1, REPEATED), 4, turned, generator(0, "audit"))
+    return statistics.class_means(lambda images: number * _rows(images), 4, turned, generator(0, "audit"))
 
 
 def gradients(statistics: PrivateStatistics, number: int) -> Tensor:

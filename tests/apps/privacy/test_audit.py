@@ -16,6 +16,7 @@ from apps.privacy.audit import guess, lower_bounds, main, one_run_bound, one_run
 from apps.privacy.auditing.bounds import gaussian_bound, one_run_gaussian, rates_bound
 from apps.privacy.auditing.noise import noise_checks
 from apps.privacy.canaries import CHANCE, audit
+from apps.privacy.contributions import clipped
 from apps.privacy.entropy import SystemEntropy
 from apps.privacy.ledger import Ledger
 from apps.privacy.private_statistics import PrivateStatistics
@@ -161,7 +162,35 @@ class Laplacian(Planted):
             return (-np.sign(uniform) * np.log1p(-2 * np.abs(uniform)) / 2**0.5).reshape(shape)
 
 
+class FewDigits(Planted):
+    """Noise rounded to bfloat16: further digits of a sum have none."""
+
+    class entropy(SystemEntropy):
+        def normal(self, shape: tuple[int, ...]) -> np.ndarray:
+            return torch.from_numpy(super().normal(shape)).bfloat16().double().numpy()
+
+
+class SharedCoins(PrivateStatistics):
+    """The n-th examples of all classes have one coin."""
+
+    def sample(self, rate: float) -> Tensor:
+        mask, labels = super().sample(rate), self._data.train.labels
+        for label in labels.unique():
+            members = (labels == label).nonzero().squeeze(1)
+            mask[members] = mask[: len(members)].clone()
+        return mask
+
+
+class NamesTheData(PrivateStatistics):
+    """The account's file names the private data by a hash."""
+
+    def _open(self, folder: Path) -> None:
+        self._settings |= {"data": self._data.fingerprint}
+        super()._open(folder)
+
+
 PLANTED = [
+    *(FewDigits, SharedCoins, NamesTheData),
     *(HalfNoise, NineTenths, ForgottenRate, CleanFiles, SumsBesideTheRelease, HalfTheEpsilon, Laplacian),
     *(NoNoise, NoiseOverBatch, RealisedBatch, RenewedNoise, FixedBatches, ShuffledBatches),
 ]
@@ -174,7 +203,7 @@ def test_every_planted_bug_is_found(bug: type[PrivateStatistics]) -> None:
     assert "CONTRADICTION" in str(found)
 
 
-@pytest.mark.parametrize("how", ["none", "batch", "layer"])
+@pytest.mark.parametrize("how", ["none", "batch", "layer", "a tenth too long", "infinite"])
 def test_missing_or_wrong_clipping_is_found(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def whole_batch(rows: Tensor, norm: float) -> Tensor:
         rows = torch.nan_to_num(rows)
@@ -184,7 +213,21 @@ def test_missing_or_wrong_clipping_is_found(how: str, monkeypatch: pytest.Monkey
         parts = torch.nan_to_num(rows).chunk(2, 1)
         return torch.cat([2 * norm * torch.nn.functional.normalize(part) for part in parts], 1)
 
-    wrong = {"none": lambda rows, norm: torch.nan_to_num(rows), "batch": whole_batch, "layer": by_part}[how]
+    def a_tenth(rows: Tensor, norm: float) -> Tensor:
+        length = torch.nan_to_num(rows).norm(dim=1, keepdim=True)
+        return torch.where(length < 1.1 * norm, torch.nan_to_num(rows), clipped(rows, norm))
+
+    def without_infinity(rows: Tensor, norm: float) -> Tensor:
+        rows = torch.where(rows.isnan().any(1, keepdim=True), 0.0, rows)
+        return rows * (norm / rows.norm(dim=1, keepdim=True)).clamp(max=1)
+
+    wrong = {
+        "a tenth too long": a_tenth,
+        "infinite": without_infinity,
+        "none": lambda rows, norm: torch.nan_to_num(rows),
+        "batch": whole_batch,
+        "layer": by_part,
+    }[how]
     monkeypatch.setattr(room, "clipped", wrong)
     assert not audit(epsilon=1.0).holds
 
