@@ -23,7 +23,7 @@ def kept_rows(folder: Path) -> list[dict[str, str]]:
                 "scenario": record["scenario"],
                 "dataset": config["data"]["name"],
                 "network": cell.get("network", config["learner"]["network"]),
-                "orders": str(config["stream"]["orders"]),
+                "orders": str(len(cell["accuracy"]["values"])),
                 **row,
                 "device": environment["gpu"] or f"{environment['cores']} cores, {environment['processor']}",
                 "run_seconds": str(round(record["seconds"])),

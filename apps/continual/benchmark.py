@@ -212,13 +212,13 @@ def rows(
     """Train one learner on the stream and yield the rows of its accuracy matrix.
 
     Args:
-        strategy: one of `STRATEGIES`. "joint" has only the last row.
+        strategy: one of `STRATEGIES`, or "last", which is "scratch" on the last memory. "joint" and "last" have only the last row.
         unit: the memory; None for a strategy without one.
         stream: the experiences.
         sets: the memory's sets after each experience.
         folder: the memory's files.
         network: name or function.
-        recipe: of "scratch" and "joint".
+        recipe: of "scratch", "last" and "joint".
         training: of Avalanche's strategies.
         seed: of weights and batches.
         split: the split that accuracy is measured on.
@@ -230,6 +230,9 @@ def rows(
     """
     if strategy == "joint":
         yield len(stream) - 1, joint(stream, network, recipe, seed, split)
+    elif strategy == "last":
+        (row,) = scratch([sets[-1]], stream, network, recipe, derived_seed(seed, len(sets) - 1), split)
+        yield len(stream) - 1, row
     elif strategy == "scratch":
         for number in range(first, len(stream)):
             (row,) = scratch([sets[number]], stream, network, recipe, derived_seed(seed, number), split)

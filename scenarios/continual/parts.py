@@ -21,7 +21,7 @@ from distill.processes import WorkerFailed, at_once, one_thread, side_by_side
 from distill.randomness import derived_seed
 from distill.records import append_line, read_lines
 from distill.train import protocol
-from scenarios.continual.schema import ALONE, ContinualStudy
+from scenarios.continual.schema import ALONE, LAST, ONE_ROW, ContinualStudy
 from scenarios.continual.stream import stream_of
 from scenarios.engine.folder import load_data
 from scenarios.engine.ledger import matching
@@ -104,7 +104,7 @@ def parts(study: ContinualStudy, seed: int) -> list[Part]:
             settings = study.settings.get(method.removesuffix(LABELLED), {})
             teacher, returning = study.memory.teacher if taught else None, study.memory.returning or "merge"
             unit = Unit(budget, method, storage, order, shrinking, settings, seed, online, teacher, returning)
-            jobs.append(Part(order, unit, learners))
+            jobs.append(Part(order, unit, tuple(name for name in learners if order == 0 or study.learner.learners[name][0] != LAST)))
     return jobs
 
 
@@ -179,7 +179,7 @@ def _finished(study: ContinualStudy, part: Part, book: Book) -> bool:
         return False
     return all(
         len(book.matching({"stage": "learn", "strategy": strategy, "memory": part.memory, "order": part.order, "net": net}))
-        == (1 if study.learner.learners[strategy][0] == "joint" else count)
+        == (1 if study.learner.learners[strategy][0] in ONE_ROW else count)
         for strategy in part.strategies
         for net in range(study.learner.nets if study.learner.learners[strategy][0] == "scratch" else 1)
     )
@@ -238,7 +238,7 @@ def _learn(study: ContinualStudy, options: Options, part: Part, stream: list[Ima
     for net in range(table.nets if strategy == "scratch" else 1):
         key = {"stage": "learn", "strategy": name, "memory": part.memory, "order": part.order, "net": net}
         known = {line["experience"] for line in book.matching(key)}
-        if len(known) == (1 if strategy == "joint" else len(stream)):
+        if len(known) == (1 if strategy in ONE_ROW else len(stream)):
             continue
         memories = memories or (held(unit, stream, folder / "memories" / unit.plain.name, options.device) if unit else [])
         lines = rows(

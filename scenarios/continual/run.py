@@ -11,7 +11,7 @@ from distill.networks import create
 from distill.randomness import generator
 from distill.records import read_lines
 from scenarios.continual.parts import memories, parts, run_parts
-from scenarios.continual.schema import ALONE, ContinualStudy
+from scenarios.continual.schema import ALONE, LAST, ONE_ROW, ContinualStudy
 from scenarios.continual.stream import check_later, split, stream_of
 from scenarios.engine.ledger import matching
 from scenarios.engine.record import Results
@@ -28,7 +28,7 @@ def check(study: ContinualStudy, data: ImageData) -> None:
         check_later(study, data, study.given)
     elif study.stream.setting not in ("domain", "permuted", "rotated"):
         split(study.stream, data, 0)
-    for network in (study.learner.network, *(study.learner.others or ())):
+    for network in (study.learner.network, *(study.learner.others or ()), *(study.learner.last or ())):
         create(network, data.spec, generator(0, "check"))
     for part in parts(study, 0):
         if part.unit is not None and part.unit.method == RESERVOIR:
@@ -74,11 +74,13 @@ def fill(study: ContinualStudy, run: Run) -> None:
     results["cells"] = []
     for budget, storage, method, strategy in _cells(study):
         name = f"{budget}-{method}-{storage}" if method else ""
-        matrices = [_matrix(study, ledger, strategy, name, order, last + 1) for order in range(study.stream.orders)]
+        kind, network = study.learner.learners[strategy]
+        orders = 1 if kind == LAST else study.stream.orders
+        matrices = [_matrix(study, ledger, strategy, name, order, last + 1) for order in range(orders)]
         cell: Results = {"strategy": strategy, "budget": budget, "method": method, "storage": storage}
-        if study.learner.others is not None:
-            cell["network"] = study.learner.learners[strategy][1]
-        if study.learner.learners[strategy][0] == "joint":
+        if study.learner.others is not None or study.learner.last is not None:
+            cell["network"] = network
+        if kind in ONE_ROW:
             cell["accuracy"] = interval([sum(matrix[-1]) / len(matrix[-1]) for matrix in matrices])
         else:
             cell["accuracy"] = interval([metrics.average_accuracy(matrix) for matrix in matrices])
@@ -106,7 +108,7 @@ def _cells(study: ContinualStudy) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _matrix(study: ContinualStudy, ledger: Path, strategy: str, memory: str, order: int, experiences: int) -> list[list[float]]:
-    """The accuracy matrix of one class order, the mean over its networks; of "joint" its one row."""
+    """The accuracy matrix of one class order, the mean over its networks; of a learner at the end its one row."""
     key = {"stage": "learn", "strategy": strategy, "memory": memory, "order": order}
     lines = matching(ledger, key)
     matrix = []

@@ -20,6 +20,7 @@ from scenarios.engine.record import Config, Tables
 from scenarios.engine.schema import DataTable, checked, config_hash, plain_values
 
 STRATEGIES = ("scratch", "gdumb", "replay", "er_ace", "der", "scr", "none", "lwf", "joint")
+LAST, ONE_ROW = "last", ("joint", "last")  # a learner that has no name in ``strategies``; those that learn at the end only
 ALONE = ("none", "lwf", "joint")  # strategies without a memory
 
 
@@ -72,11 +73,14 @@ class MemoryTable:
 class LearnerTable:
     """``[learner]``: ``strategies`` on the stream with ``network``, and again with each of ``others`` ("scratch@MLP"), networks that a
     memory was not condensed with, for example; ``nets`` networks for each class order ("scratch" only). ``protocol`` (or
-    ``[learner.recipe]``) trains "scratch", ``[learner.joint]`` "joint"; ``[training]`` is for Avalanche's learners."""
+    ``[learner.recipe]``) trains "scratch", ``[learner.joint]`` "joint"; ``[training]`` is for Avalanche's learners. Each network of
+    ``last`` is trained from scratch once for each memory, on the last one of the first class order ("last@ResNet18"): for networks that
+    take long."""
 
     strategies: Annotated[tuple[str, ...], Field(min_length=1)] = ("scratch",)
     network: str = "ConvNet"
     others: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    last: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     nets: Annotated[int, Field(ge=1)] = 1
     protocol: str = "laptop"
     recipe: Recipe | None = None
@@ -88,7 +92,7 @@ class LearnerTable:
         """(strategy, network) of each learner by its name: the strategy's, with ``@network`` for one of ``others``."""
         named = {strategy: (strategy, self.network) for strategy in self.strategies}
         more = {f"{strategy}@{network}": (strategy, network) for network in self.others or () for strategy in self.strategies}
-        return named | more
+        return named | more | {f"{LAST}@{network}": (LAST, network) for network in self.last or ()}
 
 
 @dataclass(frozen=True)
@@ -178,6 +182,10 @@ def study(name: str, title: str, tables: Tables, source: str) -> ContinualStudy:
         checked(f"{source}: [learner]", "others", functools.partial(check_name, network))
         if network == learner.network or learner.others.count(network) > 1:  # type: ignore[union-attr]
             raise InputError(f"{source}: [learner]: others has {network!r}, which is there already; name each network once.")
+    for network in learner.last or ():
+        checked(f"{source}: [learner]", "last", functools.partial(check_name, network))
+        if learner.last.count(network) > 1:  # type: ignore[union-attr]
+            raise InputError(f"{source}: [learner]: last has {network!r} twice; name each network once.")
     given = tables.get("settings", {})
     for method, table in given.items():
         if method not in (*plain_names, *(m.removesuffix(DECODED) for m in plain_names)) or not isinstance(table, dict):

@@ -116,6 +116,7 @@ def question(config: Config) -> str:
         what = ARRIVE[stream["setting"]].format(data=config["data"]["name"], count=stream["experiences"])
     others = config["learner"].get("others")
     again = f", again with {series(others)} as @network" if others else ""
+    again += f", and {series(last)} from scratch on the last memory" if (last := config["learner"].get("last")) else ""
     form = f"; those named -decoded store {memory['decode']}" if memory.get("decode") else ""
     return (
         f"{what}: which memory keeps most ({series(memory['methods'])}{form}; learners: {series(config['learner']['strategies'])}{again})?"

@@ -278,6 +278,31 @@ def test_other_networks_learn_from_the_same_memories(tmp_path: Path, monkeypatch
     assert (folder / "metrics.jsonl").read_text() == lines
 
 
+def test_a_network_that_takes_long_learns_once_from_the_last_memory_of_the_first_order(tmp_path: Path) -> None:
+    """Its accuracy is that of the same network trained from scratch at the last experience."""
+    tables = changed(
+        stream={"orders": 2},
+        memory={"methods": ["random", "dm"], "bytes_of": []},
+        learner={"strategies": ["scratch"], "nets": 1, "others": ["ConvNetD1W8GN"]},
+    )
+    assert "last" not in study("quick", tables, "quick.toml").merged["learner"], "studies without it keep their hash"
+    tables["learner"]["last"] = ["ConvNetD1W8GN"]
+    folder, record = run(tables, tmp_path)
+    cells = {(cell["strategy"], cell["method"]): cell for cell in record["results"]["cells"]}
+    lines = [line for line in read_lines(folder / "metrics.jsonl") if line["stage"] == "learn" and line["strategy"] == "last@ConvNetD1W8GN"]
+    assert [(line["order"], line["experience"]) for line in lines] == [(0, 1), (0, 1)], "one for each memory"
+    for method in ("random", "dm"):
+        (value,) = cells["last@ConvNetD1W8GN", method]["accuracy"]["values"]
+        matrix = cells["scratch@ConvNetD1W8GN", method]["matrix"]
+        assert value == sum(matrix[-1]) / 2
+        assert cells["last@ConvNetD1W8GN", method]["network"] == "ConvNetD1W8GN"
+        assert cells["last@ConvNetD1W8GN", method]["accuracy"]["low"] is None
+    assert {row["strategy"] for row in kept_rows(folder)} >= {"last@ConvNetD1W8GN"}
+    assert "ConvNetD1W8GN from scratch on the last memory" in question(study("quick", tables, "quick.toml").merged)
+    _, again = run(tables, tmp_path, resume=True)
+    assert again["results"] == record["results"]
+
+
 def test_a_shrinking_share_holds_as_much_from_the_start(tmp_path: Path) -> None:
     tables = changed(
         stream={"orders": 1},
@@ -311,6 +336,8 @@ def test_a_shrinking_share_holds_as_much_from_the_start(tmp_path: Path) -> None:
         ({"learner": {"others": ["ConvNetD1W8"]}}, "which is there already"),
         ({"learner": {"others": ["MLP", "MLP"]}}, "which is there already"),
         ({"learner": {"others": []}}, "others"),
+        ({"learner": {"last": ["MLPP"]}}, "did you mean 'MLP'"),
+        ({"learner": {"last": ["MLP", "MLP"]}}, "has 'MLP' twice"),
         ({"training": {"exemplar_transform": "flip"}}, "exemplar_transform"),
         ({"training": {"exemplar_transform": "dsa"}, "memory": {"methods": ["reservoir"]}}, "not for the memory 'reservoir'"),
         ({"memory": {"returning": "merge"}}, "returning is for classes that come back"),
