@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-from apps.privacy import PrivateStatistics
+from apps.privacy import PrivateStatistics, private_statistics
+from apps.privacy import ledger as ledgers
 from apps.privacy.ledger import PRIVATE_FILE, Ledger
 from apps.privacy.private_start import private_kmeans
 from distill.condensed import CondensedSet
-from distill.errors import InputError
+from distill.errors import CannotWrite, InputError
 from distill.experts import ExpertConfig
 from distill.networks import create
 from tests.apps.privacy.test_private_statistics import NETWORK, draws, pixels, private, public_toy
@@ -133,6 +135,58 @@ def test_what_a_kill_left_half_written_is_gone_before_anybody_counts(tmp_path: P
     private(ledger=tmp_path / "a")
     assert not list((tmp_path / "a").glob(".*.part"))
     assert (tmp_path / "a" / PRIVATE_FILE).stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("file", ["release-", "account"])
+def test_a_release_that_a_full_disk_does_not_take_is_not_answered(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what was written of it counts, in this process and in the next."""
+    statistics = private(ledger=tmp_path / "a", releases=10)
+    ask(statistics, 1.0)
+
+    def full(write: Callable[..., None]) -> Callable[..., None]:
+        def wrapped(path: Path, *args: object, **named: object) -> None:
+            if Path(path).name.startswith(file):
+                raise CannotWrite(f"{path}: no space left")
+            write(path, *args, **named)
+
+        return wrapped
+
+    with monkeypatch.context() as patch:
+        for name in ("write_whole", "write_json"):
+            patch.setattr(ledgers, name, full(getattr(ledgers, name)))
+        for _ in range(2):
+            with pytest.raises(CannotWrite, match="no space left"):
+                ask(statistics, 2.0)
+    made = len(list((tmp_path / "a").glob("release-*")))
+    again = private(ledger=tmp_path / "a", releases=10)
+    assert made <= statistics.privacy["releases"]
+    assert made <= again.privacy["releases"] <= statistics.privacy["releases"]
+    ask(again, 3.0)
+    assert again.privacy["releases"] >= made + 1
+
+
+def test_the_lock_is_held_from_the_budget_to_the_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a release is made, nobody else with the folder gets as far as making one: the last of a budget is made once."""
+    first, second = private(ledger=tmp_path / "a", releases=1), private(ledger=tmp_path / "a", releases=1)
+    made, answers = [], []
+    noised = private_statistics.noised_sums
+
+    def slow(*args: object, **named: object) -> torch.Tensor:
+        made.append(threading.current_thread())
+        if len(made) == 1:
+            other = threading.Thread(target=lambda: answers.append(second.class_means(pixels, 4, None, draws())))
+            other.start()
+            other.join(1.0)
+            assert other.is_alive(), "it waits"
+            made.append(other)
+        return noised(*args, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(private_statistics, "noised_sums", slow)
+    found = first.class_means(pixels, 4, None, draws())
+    made[1].join(30)
+    assert len(made) == 2, "one release, and the thread that waited for it"
+    assert torch.equal(answers[0], found)
+    assert first.privacy["releases"] == second.privacy["releases"] == 1
 
 
 def test_an_expert_of_other_first_weights_is_no_answer(tmp_path: Path) -> None:
