@@ -40,10 +40,14 @@ EXPERT_EPSILON, EXPERT_TOLERANCE = 1e8, 0.05
 
 
 def sensitivity_checks(make: Make) -> list[Check]:
-    """One check for each kind of release."""
+    """One check for each kind of release, and one of the norm."""
     data = images_of(LABELS, broken=BROKEN, lengths=LENGTHS)
     kinds = [attempted(f"sensitivity, {kind}", functools.partial(_added_up, make, data, kind)) for kind in ASKED]
-    return [*kinds, attempted("sensitivity, experts", functools.partial(_experts, make, data))]
+    return [
+        *kinds,
+        attempted("sensitivity, experts", functools.partial(_experts, make, data)),
+        attempted("norm", functools.partial(_public_norm, make, data)),
+    ]
 
 
 def _quiet(make: Make, data: ImageData) -> PrivateStatistics:
@@ -106,6 +110,19 @@ def _experts(make: Make, data: ImageData) -> Check:
     if not float(changes[NOTHING].norm()) <= EXPERT_TOLERANCE:
         faults.append("an example whose gradient is not a number changes a step")
     return certain("sensitivity, experts", faults, f"an example changes a step by at most {longest:.4f} times the clip")
+
+
+def _public_norm(make: Make, data: ImageData) -> Check:
+    """Without a clip the norm of a question comes from public numbers: it is the same for all private data, and is published."""
+    norms = []
+    for part in (data, part_of(data, [0]), part_of(data, [LENGTHS.index(max(LENGTHS))])):
+        statistics = made(make, part, 1e7, 1e-5, clip=None)
+        seen = watch(statistics)
+        for ask in ANSWERED.values():
+            ask(statistics, 1)
+        norms.append([each.norm for each in seen])
+    faults = [] if norms[0] and norms[0] == norms[1] == norms[2] else [f"norms of three data sets differ: {norms}"]
+    return certain("norm", faults, f"without a clip, {', '.join(f'{norm:.3g}' for norm in norms[0])} for any private data")
 
 
 def ledger_check(make: Make, folder: Path, epsilon: float, delta: float) -> Check:
