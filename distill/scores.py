@@ -120,6 +120,14 @@ class Line(TypedDict):
     images_seen: int
 
 
+def units(values: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """What an interval counts, from values by set and network: the means of several sets, or the networks of one.
+
+    Networks of one set share the set: as independent values they would make intervals too short.
+    """
+    return tuple(map(numbers.fmean, values)) if len(values) > 1 else tuple(values[0])
+
+
 @dataclass(frozen=True)
 class Score:
     """A score with its 95 % interval: Student's t over the means of several sets, or over the paired networks of one set.
@@ -139,11 +147,10 @@ class Score:
 
     @staticmethod
     def of(name: str, values: Sequence[Sequence[float]]) -> "Score":
-        """The mean of values by set and network with its interval. Networks of one set share the set, so that sets are what is counted."""
-        all_ = tuple(value for row in values for value in row)
-        units = [numbers.fmean(row) for row in values] if len(values) > 1 else list(all_)
-        several = len(units) > 1
-        half = float(scipy.stats.t.ppf(0.975, len(units) - 1)) * numbers.stdev(units) / len(units) ** 0.5 if several else math.nan
+        """The mean of values by set and network with its interval (`units`)."""
+        all_, counted = tuple(value for row in values for value in row), units(values)
+        several = len(counted) > 1
+        half = float(scipy.stats.t.ppf(0.975, len(counted) - 1)) * numbers.stdev(counted) / len(counted) ** 0.5 if several else math.nan
         return Score(name, numbers.fmean(all_), half, all_)
 
 
@@ -180,10 +187,9 @@ class Scorecard:
         rows = [["images", "labels", "augmentation", "network", "optimiser", "step size", f"{self.split} accuracy, %", "images seen"]]
         for one in self.measures:
             flat, row = tuple(value for part in one.values for value in part), one.row
+            shown = Accuracy(flat if any(map(math.isnan, flat)) else units(one.values))
             rates = " / ".join(f"{lr:.3g}" for lr in dict.fromkeys(one.lr))
-            rows.append(
-                [row.images, row.labels, row.augmentation, row.network, row.optimiser, rates, str(Accuracy(flat)), f"{one.images_seen:,}"]
-            )
+            rows.append([row.images, row.labels, row.augmentation, row.network, row.optimiser, rates, str(shown), f"{one.images_seen:,}"])
         return rows
 
     def score_table(self) -> list[list[str]]:

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from benchmarks import coverage
-from distill.scores import Score
+from distill.scores import Measure, Row, Score, Scorecard
 
 # Kinds that take milliseconds a study; `python -m benchmarks.coverage` does them all, and more studies.
 QUICK = [name for name in coverage.KINDS if not name.startswith(("AUC over", "TPR", "advantage", "Spearman"))]
@@ -42,6 +42,11 @@ def test_a_score_of_several_sets_is_students_interval_of_their_means() -> None:
     low, high = scipy.stats.t.interval(0.95, 2, means.mean(), scipy.stats.sem(means))
     assert found.mean == pytest.approx(means.mean())
     assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx((low, high))
+    row = Row("condensed", "own", "own", "ConvNet", "sgd")
+    table = Scorecard(
+        (Measure(row, (0.1,), tuple(tuple(100 * v for v in one) for one in values), 9),), (), 3, 10, 9, 0.1, 0.0, 0.0, "test"
+    ).table()
+    assert table[1][6] == f"{100 * means.mean():.1f} ± {100 * (high - means.mean()):.1f}"
     one = Score.of("improvement", values[:1])
     low, high = scipy.stats.t.interval(0.95, 2, 0.2, scipy.stats.sem(values[0]))
     assert (one.mean - one.half_width, one.mean + one.half_width) == pytest.approx((low, high))
