@@ -50,8 +50,10 @@ def test_two_objects_of_one_folder_share_one_account(tmp_path: Path) -> None:
     assert second.privacy["releases"] == 10
 
 
-def wait_for(done: Callable[[], bool]) -> None:
+def wait_for(done: Callable[[], bool], working: list[multiprocessing.process.BaseProcess]) -> None:
+    """Until it is done; fails where one of the processes ends instead."""
     while not done():
+        assert all(process.is_alive() for process in working), "a process stopped with an error"
         time.sleep(0.01)
 
 
@@ -72,9 +74,8 @@ def test_two_processes_killed_at_any_moment_are_all_counted(tmp_path: Path) -> N
         pair = [context.Process(target=_work, args=(tmp_path, offset)) for offset in offsets]
         for process in pair:
             process.start()
-        wait_for(
-            lambda paths=[tmp_path / f"answers-{offset}" for offset in offsets]: all(p.exists() and p.stat().st_size > 1 for p in paths)
-        )
+        paths = [tmp_path / f"answers-{offset}" for offset in offsets]
+        wait_for(lambda paths=paths: all(p.exists() and p.stat().st_size > 1 for p in paths), pair)  # type: ignore[arg-type]
         time.sleep(0.05 * chance.random())
         for process in pair:
             os.kill(process.pid or 0, signal.SIGKILL)
