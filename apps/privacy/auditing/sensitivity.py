@@ -19,6 +19,7 @@ from apps.privacy.auditing.questions import (
     POPULATION,
     RELEASED,
     Make,
+    answer_given,
     images_of,
     made,
     part_of,
@@ -40,13 +41,14 @@ EXPERT_EPSILON, EXPERT_TOLERANCE = 1e8, 0.05
 
 
 def sensitivity_checks(make: Make) -> list[Check]:
-    """One check for each kind of release, and one of the norm."""
+    """One check for each kind of release, one of the norm, and one of what is made of releases."""
     data = images_of(LABELS, broken=BROKEN, lengths=LENGTHS)
     kinds = [attempted(f"sensitivity, {kind}", functools.partial(_added_up, make, data, kind)) for kind in ASKED]
     return [
         *kinds,
         attempted("sensitivity, experts", functools.partial(_experts, make, data)),
         attempted("norm", functools.partial(_public_norm, make, data)),
+        attempted("post-processing", functools.partial(_post_processing, make)),
     ]
 
 
@@ -123,6 +125,18 @@ def _public_norm(make: Make, data: ImageData) -> Check:
         norms.append([each.norm for each in seen])
     faults = [] if norms[0] and norms[0] == norms[1] == norms[2] else [f"norms of three data sets differ: {norms}"]
     return certain("norm", faults, f"without a clip, {', '.join(f'{norm:.3g}' for norm in norms[0])} for any private data")
+
+
+def _post_processing(make: Make) -> Check:
+    """An answer is made of releases and public numbers alone: with the same releases it is the same for other private data."""
+    faults, size = [], len(LABELS)
+    for kind in ASKED:
+        first, other = (_quiet(make, part_of(images_of(LABELS[:-2]), part)) for part in (list(range(size - 2)), [0, 2, 3]))
+        seen = watch(first)
+        answer = ASKED[kind](first, 1)
+        if not torch.equal(answer, answer_given(other, kind, [each.released for each in seen])):
+            faults.append(f"an answer of {kind} depends on private data in another way than through its releases")
+    return certain("post-processing", faults, "answers depend on private data through their releases only")
 
 
 def ledger_check(make: Make, folder: Path, epsilon: float, delta: float) -> Check:

@@ -13,6 +13,7 @@ from torch import Tensor
 import apps.privacy.release as room
 from apps.privacy.accounting import gaussian_epsilon
 from apps.privacy.audit import guess, lower_bounds, main, one_run_bound, one_run_epsilon
+from apps.privacy.auditing import questions
 from apps.privacy.auditing.bounds import gaussian_bound, one_run_gaussian, rates_bound
 from apps.privacy.auditing.noise import noise_checks
 from apps.privacy.canaries import CHANCE, audit
@@ -21,6 +22,7 @@ from apps.privacy.entropy import SystemEntropy
 from apps.privacy.ledger import Ledger
 from apps.privacy.private_statistics import PrivateStatistics
 from distill.batches import Embed
+from distill.condensed import CondensedSet
 from distill.errors import InputError
 from tests.apps.privacy.test_planted import FOUND_BY, plant
 
@@ -254,12 +256,32 @@ def test_a_bug_in_the_code_is_found(bug: str, monkeypatch: pytest.MonkeyPatch) -
     assert found.failed, str(found)
 
 
+def test_an_answer_that_looks_at_the_images_again_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start that moves a cluster to a private image, and features over the true number of examples."""
+    kmeans = questions.private_kmeans
+
+    def looks(statistics: PrivateStatistics, ipc: int, seed: int = 0) -> CondensedSet:
+        found = kmeans(statistics, ipc, seed)
+        found.images[-1] = statistics._data.normalised("train", torch.tensor([len(statistics._data.train) - 1]))[0]
+        return found
+
+    def failed() -> list[str]:
+        return [str(check) for check in audit(epsilon=1.0).failed if check.name == "post-processing"]
+
+    assert failed() == []
+    with monkeypatch.context() as patch:
+        patch.setattr(questions, "private_kmeans", looks)
+        assert "an answer of start depends on private data" in failed()[0]
+    monkeypatch.setattr(PrivateStatistics, "_expected", lambda self, plan: float(len(self._data.train)))
+    assert "an answer of features depends on private data" in failed()[0]
+
+
 def test_the_audit_counts_what_shares_its_error() -> None:
     found = audit(epsilon=1.0, confidence=1 - 1e-9)
     by_chance = [check for check in found.checks if 0 < check.p < 1]
     assert 8 <= len(by_chance) + 4 <= CHANCE  # a p-value of exactly 1 comes from a Bonferroni correction
     names = {check.name for check in found.checks}
-    certain = {name for name in names if name.startswith("sensitivity")} | {"ledger", "account", "norm"}
+    certain = {name for name in names if name.startswith("sensitivity")} | {"ledger", "account", "norm", "post-processing"}
     assert len(names - certain) + 4 == CHANCE
     assert found.holds
 

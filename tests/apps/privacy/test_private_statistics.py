@@ -14,10 +14,13 @@ from torch import Tensor, nn
 import distill
 from apps.privacy import PrivateStatistics
 from apps.privacy.accounting import Steps
+from apps.privacy.budget import check_left
 from apps.privacy.contributions import clipped, gradient_rows
 from apps.privacy.entropy import SeededEntropy, SystemEntropy
+from apps.privacy.ledger import Ledger
 from apps.privacy.networks import drawn_once
 from apps.privacy.private_start import private_kmeans
+from apps.privacy.release import Plan
 from apps.privacy.statement import guarantee
 from distill.condensed import CondensedSet, Provenance
 from distill.coresets import select
@@ -697,3 +700,24 @@ def test_statements_from_elsewhere_are_read_with_care() -> None:
     good = {"epsilon": 1.0, "delta": 1e-5, "releases": 3, "insecure": False, "adjacency": "x\x1b[2J", "not_covered": [1, None]}
     assert "\x1b" not in guarantee(good)
     assert Steps(1.0, 1.0, 1).times == 1
+
+
+def test_releases_of_a_kind_are_counted_wherever_they_stand_in_the_history() -> None:
+    """A history joins equal neighbours only, so that kinds that alternate have several entries each."""
+    one, other = Plan(3, 0.5, 1.0), Plan(3, 0.25, 2.0)
+    history = [Steps(1.0, 0.5, 1), Steps(2.0, 0.25, 1), Steps(1.0, 0.5, 1)]
+    check_left(one, 1, [one, other], history)
+    with pytest.raises(InputError, match="2 of 3 planned releases are made, and 2 more were asked for"):
+        check_left(one, 2, [one, other], history)
+    with pytest.raises(InputError, match="3 of 3 planned releases are made"):
+        check_left(one, 1, [one, other], [*history, Steps(2.0, 0.25, 1), Steps(1.0, 0.5, 1)])
+
+
+@pytest.mark.parametrize(("epsilon", "delta"), [(0.6, 1e-7), (0.1, 6e-6)])
+def test_a_grant_keeps_within_epsilon_and_within_delta(epsilon: float, delta: float) -> None:
+    """Either of them alone would be overspent here."""
+    ledger = Ledger(None)
+    ledger.grant("first", 0.5, 5e-6)
+    with pytest.raises(InputError, match="the privacy budget is spent"):
+        ledger.check_grant("second", epsilon, delta, (1.0, 1e-5))
+    ledger.check_grant("second", 0.5, 5e-6, (1.0, 1e-5))
