@@ -740,9 +740,9 @@ class Logged(SeededEntropy):
         return self.drawn[-1]
 
 
-@pytest.mark.parametrize("lr", [0.05, 200.0])
+@pytest.mark.parametrize("lr", [0.05, 60.0])
 def test_experts_are_dp_sgd_written_out(lr: float) -> None:
-    """Steps of one size on noised sums, whatever the loss of the private batch is: with 200 it is several times that of guessing."""
+    """Steps of one size on noised sums, whatever the loss of the private batch is: with 60 it is several times that of guessing."""
     statistics = private(releases=None, clip=0.5, epsilon=50.0)
     entropy = statistics._entropy = Logged()
     config = ExpertConfig(experts=1, epochs=1, batch_size=12, lr=lr, momentum=0.0, network=NETWORK)
@@ -764,7 +764,7 @@ def test_experts_are_dp_sgd_written_out(lr: float) -> None:
             loss = F.cross_entropy(network(image), label)
             losses[-1].append(float(loss.detach()))
             row = torch.autograd.grad(loss, parameters)
-            scale = min(1.0, 0.5 / float(torch.cat([g.flatten() for g in row]).norm()))
+            scale = 0.5 / max(0.5, float(torch.cat([g.flatten() for g in row]).norm()))
             total = [a + scale * b for a, b in zip(total, row, strict=True)]
         noise = entropy.drawn[step * len(parameters) : (step + 1) * len(parameters)]
         with torch.no_grad():
