@@ -120,17 +120,27 @@ class Line(TypedDict):
     images_seen: int
 
 
-def units(values: Sequence[Sequence[float]]) -> tuple[float, ...]:
-    """What an interval counts, from values by set and network: the means of several sets, or the networks of one.
+def half_width(values: Sequence[Sequence[float]]) -> float:
+    """Half the 95 % interval of the mean of values by set and network; NaN for a single value or one that is not a number.
 
-    Networks of one set share the set: as independent values they would make intervals too short.
+    Networks of one set share the set, and networks of one seed share their start and the baseline that a score compares with. The variance
+    of the mean is that of the sets' means over their number plus that of the seeds' means over theirs, which is slightly too large; degrees
+    of freedom after Satterthwaite. Of one set it is Student's interval over its networks.
     """
-    return tuple(map(numbers.fmean, values)) if len(values) > 1 else tuple(values[0])
+    if any(math.isnan(value) for row in values for value in row):
+        return math.nan
+    by_set, by_seed = [numbers.fmean(row) for row in values], [numbers.fmean(column) for column in zip(*values, strict=True)]
+    parts = [(numbers.variance(means) / len(means), len(means) - 1) for means in (by_set, by_seed) if len(means) > 1]
+    total = sum(variance for variance, _ in parts)
+    if not parts or not total:
+        return 0.0 if parts else math.nan
+    freedom = total**2 / sum(variance**2 / degrees for variance, degrees in parts)
+    return float(scipy.stats.t.ppf(0.975, freedom) * total**0.5)
 
 
 @dataclass(frozen=True)
 class Score:
-    """A score with its 95 % interval: Student's t over the means of several sets, or over the paired networks of one set.
+    """A score with its 95 % interval over sets and paired networks, see `half_width`.
 
     Attributes:
         name: "hard-label recovery", "improvement over random", "label-robust score", "augmentation-robust score" or
@@ -147,11 +157,9 @@ class Score:
 
     @staticmethod
     def of(name: str, values: Sequence[Sequence[float]]) -> "Score":
-        """The mean of values by set and network with its interval (`units`)."""
-        all_, counted = tuple(value for row in values for value in row), units(values)
-        several = len(counted) > 1
-        half = float(scipy.stats.t.ppf(0.975, len(counted) - 1)) * numbers.stdev(counted) / len(counted) ** 0.5 if several else math.nan
-        return Score(name, numbers.fmean(all_), half, all_)
+        """The mean of values by set and network with its interval (`half_width`)."""
+        all_ = tuple(value for row in values for value in row)
+        return Score(name, numbers.fmean(all_), half_width(values), all_)
 
 
 @dataclass(frozen=True)
@@ -187,9 +195,10 @@ class Scorecard:
         rows = [["images", "labels", "augmentation", "network", "optimiser", "step size", f"{self.split} accuracy, %", "images seen"]]
         for one in self.measures:
             flat, row = tuple(value for part in one.values for value in part), one.row
-            shown = Accuracy(flat if any(map(math.isnan, flat)) else units(one.values))
+            half = half_width(one.values)
+            shown = str(Accuracy(flat)) if math.isnan(half) else f"{one.mean:.1f} ± {half:.1f}"
             rates = " / ".join(f"{lr:.3g}" for lr in dict.fromkeys(one.lr))
-            rows.append([row.images, row.labels, row.augmentation, row.network, row.optimiser, rates, str(shown), f"{one.images_seen:,}"])
+            rows.append([row.images, row.labels, row.augmentation, row.network, row.optimiser, rates, shown, f"{one.images_seen:,}"])
         return rows
 
     def score_table(self) -> list[list[str]]:

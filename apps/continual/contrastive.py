@@ -1,6 +1,6 @@
 """What Avalanche's SCR (Mai et al., CVPR workshops 2021) needs: an encoder with a projection, and a second view of each mini-batch.
 
-SCR classifies by the nearest mean feature of the memory's images of each class.
+SCR classifies by the nearest mean feature of the memory's images of each class; Avalanche averages a class's new mean with its last one.
 """
 
 from collections.abc import Callable

@@ -132,7 +132,7 @@ def learn(
                     strategy.train(part, num_workers=0)
                 if number == len(stream) - 1 and buffer is not None and hasattr(buffer, "flush"):
                     buffer.flush(strategy)  # the images that still wait are merged
-                    if name == "scr":  # whose class means are those of the memory
+                    if name == "scr":  # whose class means come from the memory
                         strategy.model.eval()
                         strategy.compute_class_means()  # type: ignore[attr-defined]
         yield accuracies(strategy.model, stream, split)

@@ -49,9 +49,13 @@ class DCC(gm.GM):
     presets = PRESETS
     config: DCCConfig
 
-    def compares_together(self, place: int) -> bool:
-        """After the first phase, which is class by class."""
-        return self.steps_done // self.outer_steps >= self.config.warm_networks or place >= self.config.warm_updates
+    def compares_together(self, place: int, statistics: RealStatistics) -> bool:
+        """After the first phase, which is class by class. A private run has none, whose releases would be further ones."""
+        return (
+            statistics.privacy is not None
+            or self.steps_done // self.outer_steps >= self.config.warm_networks
+            or place >= self.config.warm_updates
+        )
 
     def compared(
         self,

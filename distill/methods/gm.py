@@ -158,7 +158,7 @@ class GM:
 
         self.batches.renew(statistics, lambda images: embed(network, images), self.config.batch_real, generator, step=self.steps_done)
         augment = shared_draws(self.strategy, statistics, generator)
-        together = self.compares_together(place)
+        together = self.compares_together(place, statistics)
         real = statistics.class_gradients(self.real_side, self.config.batch_real, augment, generator, together=together)
         classes = self.synthetic.per_class()
         total, gradients = self.compared(network, real, classes, augment, statistics, generator)
@@ -172,7 +172,7 @@ class GM:
             self._train(network.train(), generator)
         return {"loss": total}
 
-    def compares_together(self, place: int) -> bool:
+    def compares_together(self, place: int, statistics: RealStatistics) -> bool:
         """Whether this image update, the ``place``-th of its network, compares one gradient of all classes. GM compares each class's."""
         return False
 

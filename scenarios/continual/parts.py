@@ -104,7 +104,8 @@ def parts(study: ContinualStudy, seed: int) -> list[Part]:
             settings = study.settings.get(method.removesuffix(LABELLED), {})
             teacher, returning = study.memory.teacher if taught else None, study.memory.returning or "merge"
             unit = Unit(budget, method, storage, order, shrinking, settings, seed, online, teacher, returning)
-            jobs.append(Part(order, unit, tuple(name for name in learners if order == 0 or study.learner.learners[name][0] != LAST)))
+            names = tuple(name for name in learners if order == 0 or study.learner.learners[name][0] != LAST)
+            jobs += [Part(order, unit, names)] if names else []
     return jobs
 
 

@@ -89,7 +89,7 @@ def fill(study: ContinualStudy, run: Run) -> None:
             cell["by_experience"] = [[metrics.average_accuracy(matrix, after) for after in range(last + 1)] for matrix in matrices]
             cell["matrix"] = matrices[0]
         if method:
-            lines = [filled[name, order, last] for order in range(study.stream.orders)]
+            lines = [filled[name, order, last] for order in range(study.stream.orders) if (name, order, last) in filled]
             cell |= {
                 "items": lines[0]["items"],
                 "bytes": lines[0]["bytes"],

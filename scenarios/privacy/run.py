@@ -52,6 +52,12 @@ def check(study: PrivacyStudy, data: ImageData) -> None:
                 )
     if study.poisoning is not None and study.poisoning.target not in data.classes:
         raise InputError(f"[poisoning]: target {study.poisoning.target}; allowed: one of the classes {list(data.classes)[:20]}.")
+    for each in study.made:
+        weight = getattr(METHODS[each.method][0](**each.settings), "relation", 0.0)
+        if each.privacy is not None and weight:
+            raise InputError(
+                f"[method]: relation of {each.method!r} is {weight:g}, a second release in each step, which is not planned; allowed: 0."
+            )
     trained = matched_by(METHODS[study.method][1]) == "gradients"
     if study.poisoning is not None and not trained and any(name.startswith("doorping") for name in study.poisoning.triggers):
         raise InputError(

@@ -133,7 +133,7 @@ def test_contrast_compares_the_gradient_of_all_classes_together() -> None:
         loss = F.cross_entropy(network(images), torch.full((len(images),), label))
         real.append(list(torch.autograd.grad(loss, parameters)))
     classes = distiller.synthetic.per_class()
-    assert distiller.compares_together(0)
+    assert distiller.compares_together(0, statistics)
     of_all = statistics.class_gradients(network, 10_000, None, generator(3, "batches"), together=True)
     loss, gradients = distiller.compared(network, of_all, classes, lambda images, position: images, statistics, generator(2, "more"))
     mean = [sum(part) / 3 for part in zip(*real, strict=True)]

@@ -16,6 +16,7 @@ from apps.continual.streams import class_incremental
 from distill.errors import InputError
 from distill.networks import embed
 from distill.randomness import generator
+from distill.spec import DataSpec
 from scenarios.catalogue import study
 from tests.conftest import toy
 
@@ -63,11 +64,18 @@ def test_an_image_is_of_the_class_whose_mean_stored_feature_is_nearest(online: b
 
 
 def test_the_second_view_is_another_image_and_digits_are_not_flipped() -> None:
-    data = toy()
-    images = data.normalised("train", torch.arange(4))
-    draws = views(data.spec, generator(0, "views"))
-    assert draws(images).shape == images.shape
-    assert any(not torch.equal(draws(images), images) for _ in range(5))
+    """DSA's transforms by the name of the data: one of them flips, for others than digits."""
+    images = torch.rand(8, 1, 8, 8, generator=generator(0, "images"))
+
+    def mirrored(name: str) -> bool:
+        view = views(DataSpec(name, 1, 8, 8, ("a", "b"), (0.5,), (0.5,)), generator(0, "views"))
+        found = [view(images) for _ in range(60)]
+        assert all(one.shape == images.shape for one in found)
+        assert any(not torch.equal(one, images) for one in found)
+        return any(torch.equal(image, plain.flip(2)) for one in found for image, plain in zip(one, images, strict=True))
+
+    assert mirrored("cifar10")
+    assert not mirrored("digits")
 
 
 def test_memories_without_classes_are_refused() -> None:

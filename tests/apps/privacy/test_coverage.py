@@ -7,6 +7,7 @@ import pytest
 import scipy.stats
 
 from benchmarks import coverage
+from distill.records import read_json
 from distill.scores import Measure, Row, Score, Scorecard
 
 # Kinds that take milliseconds a study; `python -m benchmarks.coverage` does them all, and more studies.
@@ -35,25 +36,29 @@ def test_networks_of_one_set_do_not_count_as_sets(monkeypatch: pytest.MonkeyPatc
     assert coverage.line("naive", STUDIES)["high"] < 0.85
 
 
-def test_a_score_of_several_sets_is_students_interval_of_their_means() -> None:
+def test_a_score_has_the_interval_of_sets_and_seeds() -> None:
     values = [[0.1, 0.2, 0.3], [0.4, 0.4, 0.7], [0.2, 0.1, 0.0]]
-    found = Score.of("improvement", values)
-    means = np.mean(values, 1)
-    low, high = scipy.stats.t.interval(0.95, 2, means.mean(), scipy.stats.sem(means))
-    assert found.mean == pytest.approx(means.mean())
-    assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx((low, high))
+    found, both = Score.of("improvement", values), [np.var(np.mean(values, axis), ddof=1) / 3 for axis in (1, 0)]
+    freedom = sum(both) ** 2 / sum(part**2 / 2 for part in both)
+    half = scipy.stats.t.ppf(0.975, freedom) * sum(both) ** 0.5
+    assert found.mean == pytest.approx(np.mean(values))
+    assert found.half_width == pytest.approx(half)
     row = Row("condensed", "own", "own", "ConvNet", "sgd")
     table = Scorecard(
         (Measure(row, (0.1,), tuple(tuple(100 * v for v in one) for one in values), 9),), (), 3, 10, 9, 0.1, 0.0, 0.0, "test"
     ).table()
-    assert table[1][6] == f"{100 * means.mean():.1f} ± {100 * (high - means.mean()):.1f}"
+    assert table[1][6] == f"{100 * np.mean(values):.1f} ± {100 * half:.1f}"
     one = Score.of("improvement", values[:1])
     low, high = scipy.stats.t.interval(0.95, 2, 0.2, scipy.stats.sem(values[0]))
     assert (one.mean - one.half_width, one.mean + one.half_width) == pytest.approx((low, high))
+    assert np.isnan(Score.of("improvement", [[float("nan"), 0.1], [0.2, 0.3]]).half_width)
+    assert np.isnan(Score.of("improvement", [[0.1]]).half_width)
+    assert Score.of("improvement", [[0.1, 0.1]]).half_width == 0
 
 
 def test_the_page_has_a_row_for_each_kind() -> None:
     shown = coverage.table([coverage.line(name, 20) for name in QUICK]).splitlines()
     assert len(shown) == 2 + len(QUICK)
-    assert coverage.BEGIN in coverage.PAGE.read_text()
-    assert coverage.END in coverage.PAGE.read_text()
+    kept = read_json(coverage.KEPT)["lines"]
+    assert [line["interval"] for line in kept] == list(coverage.KINDS)
+    assert f"{coverage.BEGIN}\n{coverage.table(kept)}\n{coverage.END}" in coverage.PAGE.read_text()

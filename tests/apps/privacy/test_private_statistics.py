@@ -116,14 +116,20 @@ def test_a_release_of_the_gradient_of_all_classes_has_the_noise_of_one() -> None
 
 
 def test_dcc_asks_for_one_gradient_a_step() -> None:
-    """After its first phase; the mechanism of PSG (Chen et al., 2022)."""
+    """From the first step on, whatever its first phase is: the mechanism of PSG (Chen et al., 2022)."""
     statistics = private(clip=0.5, sample_rate=0.6, releases=6)
     entropy = statistics._entropy = Recorded(0.6)
     settings = {"warm_networks": 1, "warm_updates": 2, "iterations": 2, "outer_steps": 3, "inner_epochs": 1, "initial": "noise"}
     distill.condense(statistics, "dcc", ipc=1, network=NETWORK, **settings)
     assert sum(step.times for step in statistics.history) == entropy.normals == 6
     shapes = [released.shape[0] for released in statistics._ledger._kept.values()]
-    assert shapes == [3, 3, 1, 1, 1, 1]
+    assert shapes == [1] * 6
+
+
+def test_networks_that_come_back_are_released_once_by_dcc() -> None:
+    statistics = private(clip=0.5, sample_rate=0.6, releases=3)
+    distill.condense(statistics, "dcc", ipc=1, network=drawn_once(NETWORK, 3), iterations=20, outer_steps=1, initial="noise")
+    assert sum(step.times for step in statistics.history) <= 3
 
 
 def test_a_release_of_gradients_is_its_definition() -> None:
