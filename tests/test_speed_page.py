@@ -91,12 +91,12 @@ def test_equal_cost_counts_the_last_whole_run_of_a_method(tmp_path: Path) -> Non
         seconds, accuracies = 60.0 * minutes, [accuracy, accuracy + 2]
         return {"method": "dm", "minutes": minutes, "seconds": seconds, "prepared": 30.0, "steps": 10 * minutes, "accuracy": accuracies}
 
-    for line in (point(1, 40.0), point(1, 42.0), point(2, 44.0)):  # the first run was stopped
+    for line in (point(2, 40.0), point(2, 42.0), point(5, 44.0)):  # the first run was stopped
         append_line(ledger, dict(line))
     assert equal_cost.finished(ledger) == {}
     append_line(ledger, {"method": "dm", "done": True})
     points = equal_cost.finished(ledger)["dm"]
-    assert points == [point(1, 42.0), point(2, 44.0)]
+    assert points == [point(2, 42.0), point(5, 44.0)]
     record: equal_cost.Comparison = {
         "data": "digits",
         "ipc": 1,
@@ -106,7 +106,7 @@ def test_equal_cost_counts_the_last_whole_run_of_a_method(tmp_path: Path) -> Non
         "environment": {"processor": "a processor"},
         "points": points,
     }
-    assert equal_cost.table(record).splitlines()[-1] == "| `dm` | 43.0 | 45.0 | 0.5 min | 4.50 |"
+    assert equal_cost.table(record).splitlines()[-1] == "| `dm` | 43.0 | 45.0 | 0.5 min | 5.40 |"
 
 
 def test_equal_cost_counts_processes_that_trained_networks() -> None:
