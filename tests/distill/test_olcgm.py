@@ -58,7 +58,7 @@ def test_a_step_is_gradient_descent_on_the_coefficients(seed: int) -> None:
     before, components = method.synthetic.stored.double(), method.synthetic.components.double()
     real: list[list[Tensor]] = []
     original = statistics.class_gradients
-    statistics.class_gradients = lambda *given: real.extend(original(*given)) or real  # type: ignore[method-assign, func-returns-value]
+    statistics.class_gradients = lambda *given, **named: real.extend(original(*given, **named)) or real  # type: ignore[method-assign, func-returns-value]
     network: list[dict[str, Tensor]] = []
     pool = method.pool.draw
 
