@@ -98,6 +98,7 @@ def _paper(method: str, data: str, ipc: int, paper: Paper) -> Tables:
 
 
 def _short(method: str, data: str, ipc: int, preset: Settings, form: str) -> Tables:
+    presets = _PRESETS[method]
     settings = {"name": method, "ipc": ipc, **preset}
     # 32 x 32 for the digits because the deeper networks need it.
     table = {"name": data, "size": 32} if data == "digits" else {"name": data}
@@ -113,8 +114,8 @@ def _short(method: str, data: str, ipc: int, preset: Settings, form: str) -> Tab
             "recipe": {**SHORT_RECIPE, "max_steps": 150},
         }
     if form in ("small", "seams", "labels"):
-        settings |= SMALL if hasattr(distill.methods.METHODS[method][0](), "pool") else {}
-        plain, decoded = form == "small" and first, preset == {**_PRESETS[method].short, **_DECODE}
+        settings |= {**SMALL, **presets.small} if hasattr(distill.methods.METHODS[method][0](), "pool") else {}
+        plain, decoded = form == "small" and first, preset == {**presets.short, **_DECODE}
         real = ["random", "herding"] if plain else ["random-decoded", "herding-decoded"] if decoded else []
         evaluation |= {"networks": ["ConvNetW64"], "seeds": 3, "baselines": real, "recipe": {**recipe, **_QUICK}}
     if form == "labels":  # with class labels and with the teacher's, the same images for the same networks
