@@ -3,9 +3,8 @@
 python -m benchmarks.coverage [--studies 2000] [--only NAME ...] [--json FILE]
 python -m benchmarks.coverage --page         the table of docs/privacy.md from benchmarks/expected/coverage.json
 
-One line for each kind of interval that this project prints, at the numbers of networks, runs or points that studies have, but for those of
-regret, overlap and Kendall's tau of a ranking and of accuracy curves. Accuracies
-are those of networks with normal errors that are tested on 10,000 images; scores of membership are normal.
+One line for each kind of interval that this project prints, at the numbers of networks, runs or points that studies have. Accuracies are
+those of networks with normal errors that are tested on 10,000 images; scores of membership are normal.
 """
 
 import argparse
@@ -19,8 +18,9 @@ import numpy as np
 import scipy.stats
 
 from apps.continual.benchmark import interval
-from apps.nas import ranking
+from apps.nas import intervals, ranking
 from apps.privacy import metrics
+from distill.curves import curve
 from distill.measured import Accuracy
 from distill.paired import paired_difference
 from distill.records import environment, read_json, write_json, write_whole
@@ -35,6 +35,7 @@ KEPT = Path(__file__).parent / "expected" / "coverage.json"
 PAGE = Path(__file__).parents[1] / "docs" / "privacy.md"
 BEGIN, END = "<!-- table: begin (python -m benchmarks.coverage --page) -->", "<!-- table: end (coverage) -->"
 EFFECT = 0.5  # of members' scores, in standard deviations
+RELATED = 0.7  # correlation of a proxy with the truth
 
 
 class Line(TypedDict):
@@ -133,13 +134,48 @@ def of_victims(draws: Numbers, victims: int) -> Found:
     return found.low, found.high, 0.2 * 40 + 0.8 * 12
 
 
+def related(draws: Numbers, networks: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and true accuracies of networks: a normal pair with correlation `RELATED`."""
+    proxy = draws.standard_normal(networks)
+    return proxy, RELATED * proxy + math.sqrt(1 - RELATED**2) * draws.standard_normal(networks)
+
+
 def of_a_ranking(draws: Numbers, networks: int) -> Found:
     """Spearman's rho of a normal pair with correlation r is 6 / pi asin(r / 2)."""
-    r = 0.7
-    proxy = draws.standard_normal(networks)
-    truth = r * proxy + math.sqrt(1 - r * r) * draws.standard_normal(networks)
-    found = ranking.bootstrap(proxy, truth, ranking.spearman_rows, draws, 500)
-    return found.low, found.high, 6 / math.pi * math.asin(r / 2)
+    found = intervals.bootstrap(*related(draws, networks), ranking.spearman_rows, draws, 500)
+    return found.low, found.high, 6 / math.pi * math.asin(RELATED / 2)
+
+
+def of_a_tau(draws: Numbers, networks: int) -> Found:
+    """Kendall's tau of a normal pair with correlation r is 2 / pi asin(r)."""
+    found = intervals.bootstrap(*related(draws, networks), ranking.kendall_rows, draws, 500)
+    return found.low, found.high, 2 / math.pi * math.asin(RELATED)
+
+
+def of_two_rankings(draws: Numbers, networks: int) -> Found:
+    """The difference in Spearman's rho between a proxy and the same one with as much noise again."""
+    proxy, truth = related(draws, networks)
+    found = intervals.paired_bootstrap(proxy, proxy + draws.standard_normal(networks), truth, ranking.spearman_rows, draws, 500)
+    return found.low, found.high, 6 / math.pi * (math.asin(RELATED / 2) - math.asin(RELATED / 8**0.5))
+
+
+def of_the_best(draws: Numbers, networks: int, k: int, statistic: str) -> Found:
+    """Regret or overlap of given networks that are trained with three seeds: the true one is that of their expected accuracies."""
+    proxy, true = related(draws, networks)
+    trained = 80 + 4 * true[:, None] + 0.5 * draws.standard_normal((networks, 3))
+    interval, of_means = {
+        "regret": (intervals.regret_interval, ranking.regret),
+        "overlap": (intervals.overlap_interval, ranking.overlap),
+    }[statistic]
+    found = interval(proxy, trained.mean(1), k, intervals.seed_margin(trained))
+    return found.low, found.high, of_means(proxy, 80 + 4 * true, k)
+
+
+def of_a_curve(draws: Numbers, points: int, networks: int) -> Found:
+    """One point of an accuracy curve, whose spread is pooled over the later half of its points."""
+    found = curve(range(1, points + 1), [list(one) for one in tested(draws, np.full((points, networks), 50.0), 1.5)])
+    assert found.half_width is not None
+    return found.means[-1] - found.half_width, found.means[-1] + found.half_width, 50.0
 
 
 KINDS: dict[str, Callable[[Numbers], Found]] = {
@@ -161,6 +197,14 @@ KINDS: dict[str, Callable[[Numbers], Found]] = {
     **{f"share of {n} images": functools.partial(of_a_share, images=n) for n in (10, 100)},
     "mean PSNR of 100 victims": functools.partial(of_victims, victims=100),
     **{f"Spearman's rho, {n} networks": functools.partial(of_a_ranking, networks=n) for n in (10, 20, 60)},
+    **{f"Kendall's tau, {n} networks": functools.partial(of_a_tau, networks=n) for n in (10, 20, 60)},
+    **{f"difference in Spearman's rho, {n} networks": functools.partial(of_two_rankings, networks=n) for n in (20, 60)},
+    **{
+        f"{name}@{k}, {n} networks of 3 seeds": functools.partial(of_the_best, networks=n, k=k, statistic=name)
+        for name in ("regret", "overlap")
+        for n, k in ((20, 1), (60, 1), (60, 5))
+    },
+    "a point of an accuracy curve, 6 points of 3 networks": functools.partial(of_a_curve, points=6, networks=3),
 }
 
 

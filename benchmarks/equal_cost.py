@@ -90,7 +90,11 @@ def run(name: str, data: ImageData, ipc: int, network: str, minutes: float, netw
     """One method up to ``minutes`` of CPU time; a line of the ledger at each mark that it passes."""
     method, more = RUNS[name]
     kind, distiller = METHODS[method]
-    config = configure(kind, {**presets_of(distiller).short_form(ipc), **presets_of(distiller).small, **more, "iterations": 1_000_000, "network": network}, name)
+    config = configure(
+        kind,
+        {**presets_of(distiller).short_form(ipc), **presets_of(distiller).small, **more, "iterations": 1_000_000, "network": network},
+        name,
+    )
     statistics, draws = ExactStatistics(data), generator(0, "equal cost", name)
     form = from_text(config.decode)
     spent = -cpu_seconds()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.nas import ranking
+from apps.nas import intervals, ranking
 from distill.records import Json
 
 Array = NDArray[np.float64]
@@ -44,7 +44,7 @@ def compared(
     proxies: Mapping[str, Scores],
     truth_seconds: float,
     generator: np.random.Generator,
-    resamples: int = ranking.RESAMPLES,
+    resamples: int = intervals.RESAMPLES,
     ks: Sequence[int] = (1, 5),
 ) -> dict[str, Json]:
     """All statistics of a study.
@@ -58,28 +58,29 @@ def compared(
         ks: values of k for regret@k and overlap@k.
 
     Returns:
-        Plain numbers: ``ceiling``, ``proxies.<name>`` and ``differences.<name>.<baseline>`` (Spearman's rho, first minus second).
+        Plain numbers: ``ceiling``, ``margin`` (`intervals.seed_margin`),
+        ``proxies.<name>`` and ``differences.<name>.<baseline>`` (Spearman's rho, first minus second).
     """
     mean = means(truth)
     known = int(np.isfinite(mean).sum())
     top = {"top5pct": ranking.top_count(known), "top10": min(10, known)}
-    ceiling = ranking.noise_ceiling(truth, generator)
+    ceiling, margin = ranking.noise_ceiling(truth, generator), intervals.seed_margin(truth)
     rows: dict[str, Json] = {}
     for name, scores in proxies.items():
 
         def interval(statistic: ranking.Rows, values: Array = scores.values) -> dict[str, Json]:
-            return ranking.bootstrap(values, mean, statistic, generator, resamples).as_dict()
+            return intervals.bootstrap(values, mean, statistic, generator, resamples).as_dict()
 
         row: dict[str, Json] = {"kind": scores.kind, "scored": int(np.isfinite(scores.values).sum()), "failed_runs": scores.failed}
         row |= {"spearman": interval(ranking.spearman_rows), "kendall": interval(ranking.kendall_rows)}
-        # The best few are chosen by the truth, so the interval is over those few networks.
+        # The best few are chosen by the truth: no interval over networks is known to hold for them.
         for label, k in top.items():
             best = _best(mean, k)
-            estimate = ranking.bootstrap(scores.values[best], mean[best], ranking.spearman_rows, generator, resamples)
-            row[f"spearman_{label}"] = {**estimate.as_dict(), "networks": len(best)}
+            row[f"spearman_{label}"] = {"value": ranking.spearman(scores.values[best], mean[best]), "networks": len(best)}
         for k in ks:
-            row[f"regret@{k}"] = interval(ranking.regret_rows(k))
-            row[f"overlap@{k}"] = {**interval(ranking.overlap_rows(k)), "chance": min(k, known) / known if known else math.nan}
+            row[f"regret@{k}"] = intervals.regret_interval(scores.values, mean, k, margin).as_dict()
+            overlap = intervals.overlap_interval(scores.values, mean, k, margin).as_dict()
+            row[f"overlap@{k}"] = {**overlap, "chance": min(k, known) / known if known else math.nan}
         row["seconds"] = {"one_off": scores.one_off, "networks": scores.seconds, "total": scores.total}
         row["bytes"] = scores.bytes
         row["break_even"] = ranking.break_even(scores.one_off, scores.seconds / len(mean), truth_seconds / len(mean))
@@ -89,6 +90,7 @@ def compared(
         "known": known,
         "truth_seconds": truth_seconds,
         "ceiling": {"halves": ceiling.halves, "reliability": ceiling.reliability, "perfect": ceiling.perfect},
+        "margin": margin,
         "proxies": rows,
         "differences": _differences(proxies, mean, generator, resamples),
     }
@@ -122,7 +124,7 @@ def _differences(proxies: Mapping[str, Scores], mean: Array, generator: np.rando
             if baseline in proxies
         ]
         differences[name] = {
-            baseline: ranking.paired_bootstrap(
+            baseline: intervals.paired_bootstrap(
                 scores.values, proxies[baseline].values, mean, ranking.spearman_rows, generator, resamples
             ).as_dict()
             for baseline in baselines

@@ -4,7 +4,8 @@ Pure functions. Scores and truths are arrays (n,), higher is better, position by
 without a truth (NaN) is left out; networks that the proxy could not score (NaN) rank last, tied with each other.
 Ties never help: whatever depends on picking the k best is the expectation over the order of tied networks, drawn evenly.
 
-Functions whose names end in ``_rows`` take many resamples at once, (resamples, n), and return one value each; the bootstrap uses them.
+Functions whose names end in ``_rows`` take many resamples at once, (resamples, n), and return one value each; the bootstrap uses them
+(intervals.py).
 """
 
 import itertools
@@ -17,25 +18,10 @@ import scipy.stats
 from numpy.typing import ArrayLike, NDArray
 
 from distill.errors import InputError
-from distill.records import Json
 
 Array = NDArray[np.float64]
 Rows = Callable[[Array, Array], Array]
-RESAMPLES = 2000
 _CHUNK = 4_000_000  # elements of a temporary array
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A statistic and its 95 % bootstrap interval over networks; all NaN if it is not defined (a constant score, fewer than 2 networks)."""
-
-    value: float
-    low: float
-    high: float
-
-    def as_dict(self) -> dict[str, Json]:
-        """The three numbers by name, for records."""
-        return {"value": self.value, "low": self.low, "high": self.high}
 
 
 def usable(proxy: ArrayLike, truth: ArrayLike) -> tuple[Array, Array]:
@@ -97,15 +83,6 @@ def kendall_rows(proxy: Array, truth: Array) -> Array:
     return np.concatenate(parts)
 
 
-def spearman_top_rows(k: int) -> Rows:
-    """`spearman_top` of each row."""
-
-    def rows(proxy: Array, truth: Array) -> Array:
-        return np.array([spearman_top(a, b, k) for a, b in zip(proxy, truth, strict=True)])
-
-    return rows
-
-
 # Picking the best
 
 
@@ -144,7 +121,7 @@ def overlap_rows(k: int) -> Rows:
     """`overlap` of each row: a network's chance to be picked times its chance to belong to the best, summed."""
 
     def rows(proxy: Array, truth: Array) -> Array:
-        return np.asarray((_chances(proxy, k) * _chances(truth, k)).sum(1) / min(k, truth.shape[1]))
+        return np.asarray((chances(proxy, k) * chances(truth, k)).sum(1) / min(k, truth.shape[1]))
 
     return rows
 
@@ -157,7 +134,8 @@ def _picked(values: Array, k: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]
     return above, values == edge, k - above.sum(1)
 
 
-def _chances(values: Array, k: int) -> Array:
+def chances(values: Array, k: int) -> Array:
+    """Each value's chance to be among the ``k`` highest of its row, where tied values are drawn evenly."""
     above, tied, places = _picked(values, k)
     return np.where(above, 1.0, np.where(tied, (places / tied.sum(1))[:, None], 0.0))
 
@@ -212,57 +190,6 @@ def halvings(seeds: int, half: int) -> list[tuple[tuple[int, ...], tuple[int, ..
 def _random_halvings(seeds: int, half: int, splits: int, generator: np.random.Generator) -> list[tuple[list[int], list[int]]]:
     orders = [generator.permutation(seeds).tolist() for _ in range(splits)]
     return [(order[:half], order[half : 2 * half]) for order in orders]
-
-
-# Intervals
-
-
-def resamples(n: int, count: int, generator: np.random.Generator) -> NDArray[np.int64]:
-    """Indices (count, n) of networks drawn with replacement."""
-    return generator.integers(0, n, (count, n))
-
-
-def bootstrap(proxy: ArrayLike, truth: ArrayLike, statistic: Rows, generator: np.random.Generator, count: int = RESAMPLES) -> Estimate:
-    """A statistic with its 95 % percentile bootstrap interval.
-
-    Args:
-        proxy: scores (n,).
-        truth: true accuracies (n,).
-        statistic: one of the functions for rows.
-        generator: draws the resamples.
-        count: number of resamples.
-    """
-    scores, values = usable(proxy, truth)
-    if len(values) < 2:
-        return Estimate(math.nan, math.nan, math.nan)
-    at = resamples(len(values), count, generator)
-    return _estimate(float(statistic(scores[None], values[None])[0]), statistic(scores[at], values[at]))
-
-
-def paired_bootstrap(
-    first_proxy: ArrayLike,
-    second_proxy: ArrayLike,
-    truth: ArrayLike,
-    statistic: Rows,
-    generator: np.random.Generator,
-    count: int = RESAMPLES,
-) -> Estimate:
-    """The difference of a statistic between two proxies (first minus second) on the same resamples; see `bootstrap`."""
-    first, values = usable(first_proxy, truth)
-    second, _ = usable(second_proxy, truth)
-    if len(values) < 2:
-        return Estimate(math.nan, math.nan, math.nan)
-    at = resamples(len(values), count, generator)
-    value = float((statistic(first[None], values[None]) - statistic(second[None], values[None]))[0])
-    return _estimate(value, statistic(first[at], values[at]) - statistic(second[at], values[at]))
-
-
-def _estimate(value: float, values: Array) -> Estimate:
-    values = values[np.isfinite(values)]
-    if not math.isfinite(value) or not len(values):
-        return Estimate(value, math.nan, math.nan)
-    low, high = np.percentile(values, (2.5, 97.5))
-    return Estimate(value, float(low), float(high))
 
 
 # Cost

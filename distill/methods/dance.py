@@ -20,8 +20,8 @@ from distill.spec import DataSpec
 PRESETS = Presets(
     paper=lambda data, ipc: Paper("Hansong-Zhang/DANCE, DANCE.py and arguments/", protocol="idc"),
     # Chosen on CIFAR-10's validation images at width 64, 200 steps: matching in random networks (57.5) rather than in blended ones (55.2),
-    # and calibration by networks of 8 epochs rather than of 2 (56.0); five epochs whose step size falls as a cosine do as well (56.9 after 300
-    # steps). Steps bring more than epochs: 57.3 after 640, 59.2 after 1,440 (benchmarks/expected/equal_cost.json).
+    # and calibration by networks of 8 epochs rather than of 2 (56.0); five epochs whose step size falls as a cosine do as well (56.9 after
+    # 300 steps). Steps bring more than epochs: 57.3 after 640, 59.2 after 1,440 (benchmarks/expected/equal_cost.json).
     short={
         "iterations": 800,
         "batch_real": 128,

@@ -9,7 +9,7 @@ import scipy.stats
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from apps.nas import ranking
+from apps.nas import intervals, ranking
 from distill.errors import InputError
 
 NAN = math.nan
@@ -81,7 +81,6 @@ def test_many_rows_at_once_equal_one_by_one(many) -> None:
     for one, rows in (
         (ranking.spearman, ranking.spearman_rows),
         (ranking.kendall, ranking.kendall_rows),
-        (lambda a, b: ranking.spearman_top(a, b, 3), ranking.spearman_top_rows(3)),
         (lambda a, b: ranking.regret(a, b, 2), ranking.regret_rows(2)),
         (lambda a, b: ranking.overlap(a, b, 2), ranking.overlap_rows(2)),
     ):
@@ -160,7 +159,7 @@ def test_the_bootstrap_interval_covers_the_true_value() -> None:
     true = 6 / math.pi * math.asin(r / 2)
     held, studies = 0, 150
     for _ in range(studies):
-        found = ranking.bootstrap(*related(rng, 60, r), ranking.spearman_rows, rng, 200)
+        found = intervals.bootstrap(*related(rng, 60, r), ranking.spearman_rows, rng, 200)
         held += found.low <= true <= found.high
     deviation = math.sqrt(0.95 * 0.05 / studies)  # of a share of that many studies
     assert abs(held / studies - 0.95) <= 3 * deviation
@@ -168,7 +167,7 @@ def test_the_bootstrap_interval_covers_the_true_value() -> None:
 
 def test_the_bootstrap_equals_scipys() -> None:
     proxy, truth = related(np.random.default_rng(1), 40, 0.8)
-    ours = ranking.bootstrap(proxy, truth, ranking.kendall_rows, np.random.default_rng(2), 4000)
+    ours = intervals.bootstrap(proxy, truth, ranking.kendall_rows, np.random.default_rng(2), 4000)
     theirs = scipy.stats.bootstrap(
         (proxy, truth),
         lambda a, b: scipy.stats.kendalltau(a, b).statistic,
@@ -189,26 +188,26 @@ def test_the_paired_bootstrap_tells_a_better_proxy_from_an_equal_one() -> None:
     for _ in range(studies):
         truth, good = related(rng, 72, 0.9)
         worse = good + 0.8 * rng.standard_normal(72)
-        found = ranking.paired_bootstrap(good, worse, truth, ranking.spearman_rows, rng, 200)
+        found = intervals.paired_bootstrap(good, worse, truth, ranking.spearman_rows, rng, 200)
         assert found.value == pytest.approx(ranking.spearman(good, truth) - ranking.spearman(worse, truth))
         above += found.low > 0
         noise = [good + 0.5 * rng.standard_normal(72) for _ in range(2)]
-        equal = ranking.paired_bootstrap(noise[0], noise[1], truth, ranking.spearman_rows, rng, 200)
+        equal = intervals.paired_bootstrap(noise[0], noise[1], truth, ranking.spearman_rows, rng, 200)
         wrong += equal.low > 0 or equal.high < 0
     # Correlations 0.9 and 0.9 / sqrt(1.64) of 72 networks, taken as independent, have deviations (1 - r^2) / sqrt(72): their difference of
     # 0.2 is then 3.1 deviations, which an interval of 1.96 finds in 87 % of studies. Pairing takes the shared error out: more than that.
     assert above > 0.87 * studies
     # Equal proxies: 5 % of the intervals leave zero out, and at most three deviations more.
     assert wrong <= studies * 0.05 + 3 * math.sqrt(studies * 0.05 * 0.95)
-    same = ranking.paired_bootstrap(good, good, truth, ranking.spearman_rows, rng, 300)
+    same = intervals.paired_bootstrap(good, good, truth, ranking.spearman_rows, rng, 300)
     assert (same.value, same.low, same.high) == (0, 0, 0)
 
 
 def test_undefined_statistics_have_no_interval() -> None:
     rng = np.random.default_rng(0)
-    flat = ranking.bootstrap(np.zeros(5), np.arange(5.0), ranking.spearman_rows, rng)
+    flat = intervals.bootstrap(np.zeros(5), np.arange(5.0), ranking.spearman_rows, rng)
     assert all(math.isnan(v) for v in flat.as_dict().values())
-    empty = ranking.bootstrap([1.0, 2.0], [NAN, NAN], ranking.spearman_rows, rng)
+    empty = intervals.bootstrap([1.0, 2.0], [NAN, NAN], ranking.spearman_rows, rng)
     assert all(math.isnan(v) for v in empty.as_dict().values())
 
 
