@@ -72,7 +72,8 @@ def online_memories(
 ) -> Iterator[Memory]:
     """The memory at the end of each experience (images, labels) of a stream that passes once, shuffled, ``mini`` images at a time.
 
-    What waits at the end of the stream is merged too. It is one memory that grows: use it before asking for the next.
+    What waits at the end of the stream is merged too, and at the end of an experience after which the memory would be empty. It is one
+    memory that grows: use it before asking for the next.
     """
     memory, waiting = Memory(config), Queue(queue, every)
     for number, (images, labels) in enumerate(experiences):
@@ -80,9 +81,9 @@ def online_memories(
             waiting.add(images[part.to(images.device)], labels[part.to(labels.device)])
             for part in torch.randperm(len(labels), generator=generator(seed, "online", number)).split(mini)
         ]
-        if number == len(experiences) - 1:
-            batches.append(waiting.flush())
-        for ready in batches:
-            if ready is not None:
-                memory.merge(*ready[:2], task=ready[2], device=device)
+        ready = [batch for batch in batches if batch is not None]
+        if number == len(experiences) - 1 or not (memory.groups or ready):
+            ready += [batch for batch in [waiting.flush()] if batch is not None]
+        for batch in ready:
+            memory.merge(*batch[:2], task=batch[2], device=device)
         yield memory

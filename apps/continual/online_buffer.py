@@ -6,7 +6,7 @@ from typing import Any
 from apps.continual import memory_file
 from apps.continual.buffer import CondensedBuffer
 from apps.continual.online import Batch, Queue
-from apps.continual.policies import is_der, refuse_no_replay, trains_on_the_buffer
+from apps.continual.policies import is_der, needs_items, refuse_no_replay
 from apps.continual.protocols import Agent, Experience
 from distill.errors import InputError, clipped
 
@@ -77,7 +77,7 @@ class OnlineCondensedBuffer(CondensedBuffer):
         self.memory.checked(*batch)
         with self.queue.kept_if_it_fails():
             ready = self.queue.add(*batch)
-            if ready is None and not self.memory.groups and trains_on_the_buffer(agent):
+            if ready is None and not self.memory.groups and needs_items(agent):
                 ready = self.queue.flush()
             self._merge(agent, ready)
         return False

@@ -91,10 +91,10 @@ def refuse_no_replay(agent: object, items: int, exp: Experience) -> None:
         )
 
 
-def trains_on_the_buffer(agent: object) -> bool:
-    """GDumb learns from the buffer alone, so that it must never be empty."""
-    gdumb = avalanche("avalanche.training.plugins").GDumbPlugin
-    return any(isinstance(plugin, gdumb) for plugin in getattr(agent, "plugins", ()))
+def needs_items(agent: object) -> bool:
+    """GDumb learns from the buffer alone and SCR classifies by its class means, so that it must never be empty."""
+    gdumb, scr = avalanche("avalanche.training.plugins").GDumbPlugin, avalanche("avalanche.training.supervised").SCR
+    return isinstance(agent, scr) or any(isinstance(plugin, gdumb) for plugin in getattr(agent, "plugins", ()))
 
 
 def is_der(agent: object) -> TypeGuard[Agent]:

@@ -14,5 +14,9 @@ KIND = Kind(
     takes="as the first experience and its memory",
     advice=run.advised,
     some_classes=True,
-    own=Places((("memory", "methods"),), (("learner", "network"), ("settings.*", "network")), suffix="-decoded"),
+    own=Places(
+        (("memory", "methods"),),
+        (("learner", "network"), ("learner", "others"), ("learner", "last"), ("settings.*", "network")),
+        suffix="-decoded",
+    ),
 )

@@ -10,8 +10,9 @@ from scenarios.reporting.text import few, other_split, series, shown
 
 NOTE = (
     "Average accuracy over the experiences seen so far, and forgetting, in percent after the last experience: mean and 95 % interval"
-    " (Student's t) over class orders."
+    " (Student's t) over class orders. Rows named last@NETWORK: one network, from scratch, on the last memory of the first class order."
 )
+AT_CHANCE = 1.2  # times the accuracy of one answer for all images
 
 
 ARRIVE = {  # what a study's stream is, by its setting
@@ -131,4 +132,19 @@ def missing(record: Record, config: Config) -> list[str]:
     sentences += [] if "random" in methods else ["No comparison with a memory of random real images."]
     sentences += [] if "none" in strategies else ["No learner without a memory (the lower bound)."]
     sentences += [] if "joint" in strategies else ["No training on all classes at once (the upper bound)."]
+    sentences += _learned_nothing(results)
     return [*sentences, *few(config["stream"]["orders"], "class order"), *other_split(config["learner"]["split"])]
+
+
+def _learned_nothing(results: Results) -> list[str]:
+    """A sentence for each row with orders at the accuracy of chance: a diverged learner is a mean with a long interval otherwise."""
+    chance = 100 / max(1, len({label for experience in results.get("experiences", []) for label in experience["classes"]}))
+    sentences = []
+    for cell in results.get("cells", []):
+        values = cell["accuracy"]["values"]
+        if at := sum(value <= AT_CHANCE * chance for value in values):
+            row = " ".join(part for part in (_words(cell), cell["method"], cell["storage"]) if part)
+            sentences.append(
+                f"{row}: at chance ({chance:.3g} %) in {at} of {len(values)} class orders; if its training diverged, lower lr."
+            )
+    return sentences

@@ -7,10 +7,10 @@ from scenarios.reporting.text import few, series
 
 NOTE = (
     "Proxies are scored on the validation split; the truth is the test accuracy of fully trained networks. Intervals: 95 %, bootstrap over"
-    " networks; those of regret and overlap are about these networks' training seeds. Noise ceiling: the correlation that an equally noisy second truth would reach. Regret@k: accuracy points lost by taking the"
-    " best of the proxy's top k. Overlap@k: the share of the true top k in it, with its chance level. Rho, true top 10: Spearman's rho"
-    " among the true best ten. Cost: core seconds on a CPU, wall seconds on a GPU, in brackets what is paid once. Break-even: the number of"
-    " candidates from which the proxy saves time."
+    " networks; those of regret and overlap are about these networks' training seeds. Noise ceiling: the correlation that an equally noisy"
+    " second truth would reach. Regret@k: accuracy points lost by taking the best of the proxy's top k. Overlap@k: the share of the true"
+    " top k in it, with its chance level. Rho, true top 10: Spearman's rho among the true best ten. Cost: core seconds on a CPU, wall"
+    " seconds on a GPU, in brackets what is paid once. Break-even: the number of candidates from which the proxy saves time."
 )
 
 

@@ -13,7 +13,7 @@ from distill.errors import InputError
 from distill.records import read_json, read_lines
 from kept.continual import kept_rows
 from scenarios.catalogue import run_study, study
-from scenarios.continual.show import accuracy_table, answer, question
+from scenarios.continual.show import accuracy_table, answer, missing, question
 from scenarios.engine.scenario import parse, shipped
 from scenarios.engine.study import Options
 
@@ -301,6 +301,23 @@ def test_a_network_that_takes_long_learns_once_from_the_last_memory_of_the_first
     assert "ConvNetD1W8GN from scratch on the last memory" in question(study("quick", tables, "quick.toml").merged)
     _, again = run(tables, tmp_path, resume=True)
     assert again["results"] == record["results"]
+
+
+def test_a_row_at_chance_is_named() -> None:
+    """Ten classes: 10 % is one answer for all images. A learner without a memory, which knows its last experience, is above it."""
+    experiences = [{"classes": [2 * k, 2 * k + 1]} for k in range(5)]
+
+    def cell(strategy: str, method: str, values: list[float]) -> dict[str, Any]:
+        return {"strategy": strategy, "budget": "items3" if method else "", "method": method, "storage": "", "accuracy": {"values": values}}
+
+    cells = [cell("replay", "dm", [10.0, 31.2, 11.9]), cell("replay", "random", [30.0, 28.0, 31.0]), cell("none", "", [18.9, 19.1, 19.3])]
+    config = {
+        "learner": {"strategies": ["replay", "none"], "split": "test"},
+        "memory": {"methods": ["dm", "random"]},
+        "stream": {"orders": 3},
+    }
+    found = [line for line in missing({"results": {"experiences": experiences, "cells": cells}}, config) if "chance" in line]
+    assert found == ["replay, 3 a class dm: at chance (10 %) in 2 of 3 class orders; if its training diverged, lower lr."]
 
 
 def test_a_shrinking_share_holds_as_much_from_the_start(tmp_path: Path) -> None:

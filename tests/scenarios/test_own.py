@@ -168,12 +168,12 @@ def test_a_network_of_ones_own_is_condensed_with_and_judged(tmp_path: Path, toy_
 
 def test_a_continual_study_takes_both(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(METHOD)
-    (tmp_path / "nets.py").write_text(NETS + "other = make\n")
+    (tmp_path / "nets.py").write_text(NETS + "other = make\nlater = make\nlast = make\n")
     settings = {"mine:MyMethod": {"iterations": 3, "network": "nets:other"}}
     tables = {"kind": "continual", "data": {"name": "digits"}, "memory": {"methods": ["random", "mine:MyMethod"], "per_class": [1]}}
-    tables |= {"learner": {"network": "nets:make"}, "settings": settings}
+    tables |= {"learner": {"network": "nets:make", "others": ["MLP", "nets:later"], "last": ["nets:last"]}, "settings": settings}
     found = study("own", tables, str(tmp_path / "own.toml"))
-    assert set(found.merged["own"]) == {"mine:MyMethod", "nets:make", "nets:other"}
+    assert set(found.merged["own"]) == {"mine:MyMethod", "nets:make", "nets:other", "nets:later", "nets:last"}
     settings["mine:MyMethod"]["network"] = "nets:ohter"
     with pytest.raises(InputError, match=r"own\.toml: \[settings\.mine:MyMethod\]: key 'network': nets\.py: name 'ohter' is not known"):
         study("own", tables, str(tmp_path / "own.toml"))

@@ -23,8 +23,8 @@ from tests.conftest import toy
 TRAINING = Training(epochs=3, batch_size=8, batch_size_mem=8)
 
 
-@pytest.mark.parametrize("online", [False, True])
-def test_an_image_is_of_the_class_whose_mean_stored_feature_is_nearest(online: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("queue", [None, 8, 64])  # of an online stream; 64 images are more than an experience
+def test_an_image_is_of_the_class_whose_mean_stored_feature_is_nearest(queue: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     data = toy(classes=4)
     stream = class_incremental(data, 2, 0)
     made: list[Any] = []
@@ -36,7 +36,9 @@ def test_an_image_is_of_the_class_whose_mean_stored_feature_is_nearest(online: b
         made[:] = [self]
 
     monkeypatch.setattr(scr, "compute_class_means", watched)
-    buffer = OnlineCondensedBuffer(8, "random", per_class=2, queue=8) if online else CondensedBuffer(8, "random", per_class=2)
+    online = queue is not None
+    waits = {"queue": queue, "every": 6 if queue == 8 else 100}
+    buffer = OnlineCondensedBuffer(8, "random", per_class=2, **waits) if online else CondensedBuffer(8, "random", per_class=2)
     rows = list(learn("scr", stream, "ConvNetD1W8", TRAINING, 0, buffer=buffer, mini=4 if online else None))
     assert len(rows) == 2
     assert len(buffer.buffer) == 8
