@@ -8,6 +8,8 @@ messages show of its images.
 
 import time
 
+import torch
+
 from apps.privacy.canaries import audit
 from distill.comparison import DECODED
 from distill.condensed import CondensedSet
@@ -20,6 +22,7 @@ from distill.methods.presets import matched_by
 from distill.networks import create
 from distill.randomness import generator
 from distill.records import write_json
+from distill.spec import DataSpec
 from scenarios.engine.public_part import mark
 from scenarios.engine.study import Run
 from scenarios.privacy.attack import arms_of, fill_attack
@@ -58,6 +61,11 @@ def check(study: PrivacyStudy, data: ImageData) -> None:
             raise InputError(
                 f"[method]: relation of {each.method!r} is {weight:g}, a second release in each step, which is not planned; allowed: 0."
             )
+        if each.privacy is not None and each.privacy.networks and (updates := _updates_a_network(each, data.spec)) > 1:
+            raise InputError(
+                f"[method]: {each.method!r} has {updates} image updates a network, which trains in between, so that a network of [privacy] "
+                "networks comes back changed and each update is a new release; allowed: outer_steps = 1, or networks = 0."
+            )
     trained = matched_by(METHODS[study.method][1]) == "gradients"
     if study.poisoning is not None and not trained and any(name.startswith("doorping") for name in study.poisoning.triggers):
         raise InputError(
@@ -66,6 +74,12 @@ def check(study: PrivacyStudy, data: ImageData) -> None:
         )
     if study.inversion is not None:
         check_inversion(study, study.inversion, data)
+
+
+def _updates_a_network(study: PrivacyStudy, spec: DataSpec) -> int:
+    config, (_, distiller) = METHODS[study.method][0](**study.settings), METHODS[study.method]
+    start = CondensedSet(torch.zeros(study.ipc, *spec.shape), torch.zeros(study.ipc, dtype=torch.int64), spec)
+    return int(distiller(config, start, None).total_steps) // int(config.iterations)
 
 
 def advised(study: PrivacyStudy, data: ImageData) -> list[str]:

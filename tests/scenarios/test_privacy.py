@@ -414,6 +414,20 @@ def test_doorping_is_a_trigger_of_its_own_and_for_gradients_only(tmp_path: Path,
         make("s", "s", {"poisoning": {"triggers": ["doorpin"]}}, "s.toml")
 
 
+def test_a_network_that_trains_between_updates_cannot_come_back(digits: ImageData) -> None:
+    """Its releases would be used once each, and the account ends long before the run."""
+    budget = {"epsilon": [2.0], "networks": 3, "sample_rate": 0.2}
+
+    def study(outer_steps: int, **more: object) -> schema.PrivacyStudy:
+        method = {"name": "gm", "ipc": 2, "iterations": 4, "outer_steps": outer_steps, "network": "ConvNetD1W8"}
+        return make("s", "s", {"data": {"name": "digits"}, "privacy": {**budget, **more}, "method": method, "evaluation": SHORT}, "s.toml")
+
+    with pytest.raises(InputError, match=r"'gm' has 3 image updates a network, which trains in between.*allowed: outer_steps = 1"):
+        run.check(study(3), digits)
+    run.check(study(1), digits)
+    run.check(study(3, networks=0), digits)
+
+
 def test_measures_are_those_of_the_room() -> None:
     from apps.privacy.visual import MEASURES
 

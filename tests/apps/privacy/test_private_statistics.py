@@ -595,6 +595,8 @@ def test_the_private_start_is_accounted_and_nearer_than_noise(centred: bool, dig
     start = private_kmeans(statistics, 2)
     assert statistics.privacy["releases"] == 5
     assert statistics.privacy["epsilon"] < 20.0
+    own = start.provenance.dp or {}  # of the set as it is given, without what comes later: all of its rounds
+    assert (own["releases"], own["epsilon"], own["history"]) == tuple(statistics.privacy[key] for key in ("releases", "epsilon", "history"))
     means = torch.stack([digits.normalised("train", digits.class_indices(c)).mean(0) for c in range(10)])
     away = torch.cdist(start.images.flatten(1), means.flatten(1))
     assert float((away.argmin(1) == start.labels).float().mean()) >= 0.9
