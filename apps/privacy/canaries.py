@@ -24,12 +24,14 @@ from apps.privacy.auditing.questions import CLASSES, RELEASED, Make, turned
 from apps.privacy.auditing.sensitivity import ledger_check, sensitivity_checks
 from apps.privacy.private_statistics import PrivateStatistics
 from distill.data import ImageData, Split
+from distill.errors import InputError
 from distill.randomness import generator
 from distill.spec import DataSpec
 
 SIDE, SMALL = 48, 20  # a canary image's pixels are its row: 2304 directions, and 400 where only the sampling is asked for
 REPEATS = 4  # the same question again: an answer with new noise each time would average out
 CLIP = 0.5
+MOST_EPSILON = 10_000  # beyond, float32 rounds away noise that is there (of experts' weights at a million)
 CHANCE = 16  # bounds (4) and checks (12) in which chance has a part; they share the error that is allowed
 
 
@@ -100,12 +102,17 @@ def audit(
 
     Args:
         make: makes its statistics, as `PrivateStatistics`.
-        epsilon: the budget of the releases.
+        epsilon: the budget of the releases, at most `MOST_EPSILON`.
         delta: that of the releases.
         runs: number of canaries, up to 2304.
         confidence: of everything together, see `Audit`.
         seed: of the canaries' coins; noise and masks are the mechanism's.
+
+    Raises:
+        InputError: ``epsilon`` is out of range.
     """
+    if not 0 < epsilon <= MOST_EPSILON:
+        raise InputError(f"epsilon is {epsilon:g}; allowed in an audit: above 0, at most {MOST_EPSILON:,} (float32 hides smaller noise).")
     found = audit_of_chance(make, epsilon, delta, runs, confidence, seed)
     with tempfile.TemporaryDirectory() as folder:
         certain_ones = [

@@ -65,7 +65,7 @@ class PrivacyTable:
 class AuditTable:
     """``[audit]``: see `apps.privacy.canaries.audit`."""
 
-    epsilon: Annotated[float, Field(gt=0)] = 4.0
+    epsilon: Annotated[float, Field(gt=0, le=10_000)] = 4.0
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     runs: Annotated[int, Field(ge=200, le=2304)] = 2000
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.999

@@ -442,3 +442,9 @@ def test_pickles_and_nonsense_scores_are_refused(tmp_path: Path) -> None:
     assert main([str(tmp_path / "b.npz")]) == 2
     with pytest.raises(InputError, match="right <= guesses <= canaries"):
         one_run_bound(5, 3, 10)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1e6, float("nan")])
+def test_an_epsilon_whose_noise_float32_hides_is_not_audited(epsilon: float) -> None:
+    with pytest.raises(InputError, match="allowed in an audit: above 0, at most 10,000"):
+        audit(epsilon=epsilon, runs=200)
