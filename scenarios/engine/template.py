@@ -49,7 +49,7 @@ FORMS: dict[str, Sequence[str]] = {
     "cross": METHODS,
 }
 # Colour images want longer judging: 1,200 steps gave DM's set 1.7 points on CIFAR-10's validation images, on MNIST at one a class nothing.
-# DANCE's 400 decoded images of FashionMNIST gain 1.2 points there, so that all forms at width 64 have as many.
+# DANCE's 400 decoded images of FashionMNIST gain 1.2 points there, so that decoded sets and all forms at width 64 have as many.
 LONG_STEPS = 1200
 TAUGHT: Settings = {"loss": "kl", "temperature": 4.0, "teacher": {"network": "ConvNetW64", "epochs": 10}}
 SHORT_RECIPE = {"optimiser": "adamw", "lr": 0.001, "batch_size": 32, "max_steps": 400, "schedule": "cosine"}
@@ -103,7 +103,9 @@ def _short(method: str, data: str, ipc: int, preset: Settings, form: str) -> Tab
     # 32 x 32 for the digits because the deeper networks need it.
     table = {"name": data, "size": 32} if data == "digits" else {"name": data}
     network = settings.get("network", "ConvNet")
-    recipe = {**SHORT_RECIPE, **({"max_steps": LONG_STEPS} if _channels(data) == 3 or form in ("small", "seams", "labels") else {})}
+    decoded = preset.get("decode", getattr(distill.methods.METHODS[method][0](), "decode", "none")) != "none"
+    long = _channels(data) == 3 or decoded or form in ("small", "seams", "labels")
+    recipe = {**SHORT_RECIPE, **({"max_steps": LONG_STEPS} if long else {})}
     evaluation: Tables = {"networks": [network], "seeds": 5, "baselines": ["random"], "recipe": recipe}
     first = method == CHEAP_FIRST[0]
     if form == "cross":
@@ -115,8 +117,8 @@ def _short(method: str, data: str, ipc: int, preset: Settings, form: str) -> Tab
         }
     if form in ("small", "seams", "labels"):
         settings |= {**SMALL, **presets.small} if hasattr(distill.methods.METHODS[method][0](), "pool") else {}
-        plain, decoded = form == "small" and first, preset == {**presets.short, **_DECODE}
-        real = ["random", "herding"] if plain else ["random-decoded", "herding-decoded"] if decoded else []
+        plain, only_decoded = form == "small" and first, preset == {**presets.short, **_DECODE}
+        real = ["random", "herding"] if plain else ["random-decoded", "herding-decoded"] if only_decoded else []
         evaluation |= {"networks": ["ConvNetW64"], "seeds": 3, "baselines": real, "recipe": {**recipe, **_QUICK}}
     if form == "labels":  # with class labels and with the teacher's, the same images for the same networks
         evaluation |= {"baselines": ["random"], "recipe": {**recipe, **_QUICK, **TAUGHT}}

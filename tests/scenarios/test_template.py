@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+import distill.methods
 from distill.coresets import select
 from distill.methods.dm import PRESETS
 from distill.methods.mtt import MTT
+from distill.methods.presets import presets_of
 from distill.randomness import generator
 from distill.records import read_json, read_lines
 from kept import pages as tables
@@ -23,7 +25,7 @@ from kept.published import PUBLISHED, reproduced
 from scenarios.catalogue import study
 from scenarios.cli import main
 from scenarios.engine.scenario import read_scenario
-from scenarios.engine.template import ARCHITECTURES, DATA, FORMS, IPC, METHODS, SEAMS, from_template, names
+from scenarios.engine.template import ARCHITECTURES, DATA, FORMS, IPC, LONG_STEPS, METHODS, SEAMS, SMALL, from_template, names
 from tests.conftest import toy
 
 EVERY = [name for form in FORMS for name in names(form)]
@@ -92,6 +94,20 @@ def test_a_step_for_each_image_depends_on_the_channels() -> None:
     found = {key: made["method"]["lr_img"] for key, made in steps.items() if made is not None}
     assert found == {("cifar10", 1): 1.0, ("cifar10", 10): 10.0, ("fashion-mnist", 1): 0.2, ("fashion-mnist", 10): 2.0}
     assert PRESETS.short_form(10, 1) == PRESETS.short_form(10, 3)  # of DM, one step for all
+
+
+def test_decoded_sets_and_colour_images_are_trained_on_for_longer() -> None:
+    """400 decoded images want three times the steps of 100; small forms differ from short ones as each method's file says."""
+
+    def made(name: str) -> Any:
+        return study("x", from_template(name), "x")  # type: ignore[arg-type]
+
+    steps = {name: made(name).merged["evaluation"]["recipe"]["max_steps"] for name in ("short-dm-mnist-ipc10", "short-dance-mnist-ipc10")}
+    assert steps == {"short-dm-mnist-ipc10": 400, "short-dance-mnist-ipc10": LONG_STEPS}
+    assert made("short-dm-cifar10-ipc10").merged["evaluation"]["recipe"]["max_steps"] == LONG_STEPS
+    short, small = made("short-dance-cifar10-ipc10").settings, made("small-dance-cifar10-ipc10").settings
+    assert small.iterations < short.iterations
+    assert small == dataclasses.replace(short, **{**SMALL, **presets_of(distill.methods.METHODS["dance"][1]).small})
 
 
 def test_mtt_rows_are_the_authors() -> None:
