@@ -16,8 +16,8 @@ import torch
 from pydantic import Field
 
 from apps.nas.compare import Scores, compared, means
+from apps.nas.intervals import RESAMPLES
 from apps.nas.ledger import Ledger, OnRow, data_key, set_key
-from apps.nas.ranking import RESAMPLES
 from apps.nas.regression import main_effects
 from apps.nas.space import Candidate, check_candidates
 from apps.nas.training import WHOLE, Job, Row, Shelf, Task, score
