@@ -166,6 +166,11 @@ def _vgg11(norm: str) -> Builder:
     return lambda name, spec: _stacked(name, spec, 3, blocks, _Style(norm=norm, pooling="MP"))
 
 
+def _linear(name: str, spec: DataSpec) -> Network:
+    """Softmax regression: the features are the pixels."""
+    return Network(nn.Flatten(), nn.Identity(), nn.Linear(math.prod(spec.shape), spec.num_classes))
+
+
 def _mlp(name: str, spec: DataSpec) -> Network:
     body = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(spec.shape), 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU())
     return Network(body, nn.Identity(), nn.Linear(128, spec.num_classes))
@@ -242,6 +247,7 @@ def _check_size(name: str, spec: DataSpec, smallest: int) -> None:
 
 # The networks by name; a new network is an entry here. ConvNet takes any suffixes; the listed ones are those of the papers.
 NETWORKS: dict[str, Builder] = {
+    "Linear": _linear,
     "MLP": _mlp,
     "ConvNet": _convnet,
     "LeNet": _lenet,
