@@ -168,7 +168,7 @@ def _vgg11(norm: str) -> Builder:
 
 def _linear(name: str, spec: DataSpec) -> Network:
     """Softmax regression: the features are the pixels."""
-    return Network(nn.Flatten(), nn.Identity(), nn.Linear(math.prod(spec.shape), spec.num_classes))
+    return Network(nn.Sequential(nn.Flatten()), nn.Identity(), nn.Linear(math.prod(spec.shape), spec.num_classes))
 
 
 def _mlp(name: str, spec: DataSpec) -> Network:

@@ -25,6 +25,7 @@ SUFFIXES = {
     "pooling": ["", "NP", "MP", "AP"],
 }
 SMALLEST = {
+    "Linear": 1,
     "MLP": 1,
     "ConvNet": 8,
     "ConvNetBN": 8,
@@ -99,6 +100,7 @@ VGG11 = sum(conv(i, o, 3) + 2 * o for i, o in VGG11_PAIRS) + linear(512, 10)
         ("ConvNetGN", 320_010),
         ("ConvNetLN", 320_010 - 3 * 2 * 128 + 2 * 128 * (32 * 32 + 16 * 16 + 8 * 8)),
         ("ConvNetNP", 320_010 - linear(2048, 10) + linear(128 * 32 * 32, 10)),
+        ("Linear", linear(3 * 32 * 32, 10)),
         ("MLP", linear(3 * 32 * 32, 128) + linear(128, 128) + linear(128, 10)),
         ("LeNet", LENET),
         ("AlexNet", ALEXNET),
@@ -136,7 +138,7 @@ def test_flops_of_the_papers_network() -> None:
     assert all(torch.equal(before[key], value) for key, value in batchnorm.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["MLP", "LeNet", "AlexNet", "AlexNetBN", "VGG11", "VGG11BN"])
+@pytest.mark.parametrize("name", ["Linear", "MLP", "LeNet", "AlexNet", "AlexNetBN", "VGG11", "VGG11BN"])
 @pytest.mark.parametrize("size", [(3, 32, 32, 10), (1, 33, 47, 2)])
 def test_shapes_of_the_fixed_networks(name: str, size: tuple[int, int, int, int]) -> None:
     check_shapes(name, *size)
@@ -176,7 +178,8 @@ def check_shapes(name: str, channels: int, height: int, width: int, classes: int
         assert torch.equal(network.activations(images)[-1], embedding)
         assert torch.equal(embed(network, images), embedding)
     assert len(features) == 2
-    assert features.dim() == (2 if name == "MLP" else 4)
+    assert features.dim() == (2 if name in ("Linear", "MLP") else 4)
+    assert name != "Linear" or torch.equal(embedding, images.flatten(1))
     assert embedding.shape == (2, network.head.in_features)
     assert logits.shape == (2, classes)
     assert torch.isfinite(logits).all()
