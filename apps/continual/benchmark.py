@@ -4,6 +4,7 @@ A unit is (budget, method, storage, order); `fill_memories` makes its memory aft
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,10 +38,10 @@ DECODED = "-decoded"  # a memory's name after its method's, where the study comp
 
 @dataclass(frozen=True)
 class Budget:
-    """The budget of one class: ``count`` stored items, or the bytes of ``count`` float32 images with their labels."""
+    """The budget of one class: ``count`` stored items, or the bytes of ``count`` float32 images with their labels (2.6, for example)."""
 
     kind: Literal["items", "bytes"]
-    count: int
+    count: float
 
     @property
     def name(self) -> str:
@@ -58,9 +59,9 @@ class Budget:
             InputError: the budget has no room for one item.
         """
         if self.kind == "items":
-            return self.count
+            return int(self.count)
         free = self.count * Form(form.shape).item_bytes("float32") - form.group_bytes(storage)
-        count = free // form.item_bytes(storage)
+        count = int(free // form.item_bytes(storage))
         if count < 1:
             raise InputError(f"the bytes of {self.count} float32 images have no room for one {storage} item; raise bytes_of.")
         return count
@@ -156,7 +157,7 @@ def reservoirs(unit: Unit, stream: Sequence[ImageData]) -> list[CondensedSet]:
 
 def compressed_memory(unit: Unit, spec: DataSpec) -> CompressedMemory:
     """An empty memory of a unit whose method is in `COMPRESSED`: the bytes of its budget for each class of each experience."""
-    class_bytes = unit.budget.count * Form(spec.shape).item_bytes("float32")
+    class_bytes = int(unit.budget.count * Form(spec.shape).item_bytes("float32"))
     return CompressedMemory(COMPRESSED[unit.method], class_bytes, spec.mean, spec.std, derived_seed(unit.seed, "order", unit.order))
 
 
@@ -256,7 +257,7 @@ def _buffer(unit: Unit, stream: Sequence[ImageData], folder: Path, transform: st
     if unit.method in COMPRESSED:
         from apps.continual.compressed_buffer import CompressedBuffer
 
-        empty, items, spec = compressed_memory(unit, stream[0].spec), unit.budget.count * groups, stream[0].spec
+        empty, items, spec = compressed_memory(unit, stream[0].spec), math.ceil(unit.budget.count) * groups, stream[0].spec
         return CompressedBuffer(
             items,
             empty.codec,

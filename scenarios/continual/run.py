@@ -1,5 +1,6 @@
 """The study of kind "continual": replay memories compared on a stream, at equal items and at equal bytes, over class orders."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def advised(study: ContinualStudy, data: ImageData) -> list[str]:
     """See `distill.methods.advice`: of each memory that is condensed, at its largest number of images a class."""
     from apps.continual.benchmark import DECODED
 
-    most, methods = max(*study.memory.per_class, *study.memory.bytes_of, 1), {}
+    most, methods = max(*study.memory.per_class, *map(math.ceil, study.memory.bytes_of), 1), {}
     for name, settings in study.settings.items():
         if (method := name.removesuffix(DECODED)) in METHODS:
             methods[method] = METHODS[method][0](**settings)

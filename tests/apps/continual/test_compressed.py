@@ -89,15 +89,25 @@ def test_wrong_arguments_are_one_line() -> None:
         memory("zlib", 100, source).condensed(source.spec)
 
 
-def unit(method: str) -> Unit:
-    return Unit(Budget("bytes", 3), method, "compressed", 0, False, {}, 5)
+def unit(method: str, images: float = 3) -> Unit:
+    return Unit(Budget("bytes", images), method, "compressed", 0, False, {}, 5)
 
 
-@pytest.mark.parametrize("method", COMPRESSED)
-def test_a_studys_memory_grows_by_experience(method: str, tmp_path: Path) -> None:
+def test_ten_uint8_images_with_their_scale_take_the_bytes_of_less_than_three_float32_ones() -> None:
+    """3 x 32 x 32 values and a label of 8 bytes each; a part of an image is a budget, too."""
+    form = Form((3, 32, 32))
+    assert (Budget("bytes", 2.6).per_class(form, "uint8"), Budget("bytes", 2.6).per_class(form, "float32")) == (10, 2)
+    assert 10 * (3 * 32 * 32 + 8) + form.group_bytes("uint8") <= 2.6 * (4 * 3 * 32 * 32 + 8)
+    assert Budget("bytes", 2.6).name == "bytes2.6"
+    with pytest.raises(InputError, match=r"the bytes of 0\.5 float32 images have no room for one float32 item"):
+        Budget("bytes", 0.5).per_class(form, "float32")
+
+
+@pytest.mark.parametrize(("method", "images"), [*((method, 3) for method in COMPRESSED), ("random-zlib", 2.6)])
+def test_a_studys_memory_grows_by_experience(method: str, images: float, tmp_path: Path) -> None:
     stream = class_incremental(data(), 2, 0)
-    lines, sets = sizes(unit(method), stream, tmp_path), held(unit(method), stream, tmp_path, "cpu")
-    limit = 3 * Form(stream[0].spec.shape).item_bytes("float32")
+    lines, sets = sizes(unit(method, images), stream, tmp_path), held(unit(method, images), stream, tmp_path, "cpu")
+    limit = int(images * Form(stream[0].spec.shape).item_bytes("float32"))
     assert [len(one) for one in sets] == [line["items"] for line in lines]
     assert 0 < lines[0]["bytes"] <= 2 * limit < lines[1]["bytes"] <= 4 * limit  # type: ignore[operator]
     assert len(sets[1].labels.unique()) == 4
