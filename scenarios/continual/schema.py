@@ -52,12 +52,12 @@ RETURNING = ("domain", "permuted", "rotated", "repetition", "blurry")  # setting
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
 class MemoryTable:
     """``[memory]``: ``methods`` (condensation methods, coresets, "reservoir", and compressed real images, which have bytes only:
-    "random-zlib", "random-jpeg50", "random-webp50") at ``per_class`` float32 images a class, and at the bytes of ``bytes_of`` float32 images
-    a class (2.6, for example) in each of ``storages``. ``share`` "shrinking" gives the first classes more and condenses them again when
-    others come. ``decode`` is how memories whose name ends in "-decoded" ("random-decoded", "dm-decoded") store their images.
-    ``[memory.teacher]`` is trained on each experience and labels the images of memories whose name ends in "-labelled" ("dm-labelled").
-    ``returning`` "merge" (where it is not given) folds a class that comes back into its images, "separate" gives it further ones.
-    Settings of a method go into ``[settings.<method>]``; "dm-decoded" has those of "dm", and over them its own."""
+    "random-zlib", "random-jpeg50", "random-webp50") at ``per_class`` float32 images a class, and at the bytes of ``bytes_of`` float32
+    images a class (2.6, for example) in each of ``storages``. ``share`` "shrinking" gives the first classes more and condenses them
+    again when others come. ``decode`` is how memories whose name ends in "-decoded" ("random-decoded", "dm-decoded") store their
+    images. ``[memory.teacher]`` is trained on each experience and labels the images of memories whose name ends in "-labelled"
+    ("dm-labelled"). ``returning`` "merge" (where it is not given) folds a class that comes back into its images, "separate" gives it
+    further ones. Settings of a method go into ``[settings.<method>]``; "dm-decoded" has those of "dm", and over them its own."""
 
     methods: Annotated[tuple[str, ...], Field(min_length=1)] = ("random", "class_mean", "dm")
     per_class: tuple[Annotated[int, Field(ge=1)], ...] = (1,)
