@@ -9,7 +9,7 @@ import torch
 
 from apps.privacy import PrivateStatistics, accounting, private_experts
 from apps.privacy.accounting import Steps
-from apps.privacy.private_teacher import PrivateTeacher
+from apps.privacy.private_teacher import PrivateTeacher, check_account
 from apps.privacy.statement import guarantee
 from distill.condensed import CondensedSet
 from distill.data import ImageData
@@ -124,11 +124,29 @@ def test_every_other_teacher_of_a_private_set_is_refused(toy_data: ImageData) ->
         for label in (labelled, lambda *given: labelled_views(*given, 2)):
             with pytest.raises(InputError, match="would end it: a network trained on such labels is not covered"):
                 label(made, source, TEACHER)  # type: ignore[operator]
-    with pytest.raises(InputError, match="privacy guarantee from another account"):
-        labelled(made, private(), TEACHER)
+    alike = private()
+    dm(alike)  # has the history that the set states, and another account
+    for other in (private(), alike):
+        with pytest.raises(InputError, match="privacy guarantee from another account"):
+            labelled(made, other, TEACHER)
     recipe = Recipe(epochs=1, teacher=TEACHER)
     with pytest.raises(InputError, match="would end it"):
         evaluate(made, public_toy(), network="MLP", recipe=recipe, seeds=1, baselines=[], progress=False)
+
+
+def test_a_set_is_of_an_account_by_its_id_and_its_history() -> None:
+    history = [Steps(2.0, 0.5, 3), Steps(1.0, 1.0, 1)]
+    check_account(None, "ours", history)
+    check_account({"account": "ours", "history": [[2.0, 0.5, 3]]}, "ours", history)
+    for stated in (
+        {"account": "theirs", "history": [[2.0, 0.5, 3]]},
+        {"account": "ours", "history": [[2.0, 0.5, 4]]},
+        {"account": "ours", "history": [[1.0, 0.5, 3]]},
+        {"account": "ours"},
+        {"history": [[2.0, 0.5, 3]]},
+    ):
+        with pytest.raises(InputError, match="another account"):
+            check_account(stated, "ours", history)
 
 
 def test_a_teacher_of_public_data_costs_nothing_and_must_know_the_classes(monkeypatch: pytest.MonkeyPatch) -> None:
