@@ -432,6 +432,14 @@ def test_more_experts_than_planned_are_refused() -> None:
     assert [step.times for step in statistics.history] == [6]
 
 
+def with_a_private_image() -> ImageData:
+    """Other data, of which one image is one of the private ones."""
+    public, private_images = public_toy(7), public_toy().train.images
+    images = public.train.images.clone()
+    images[5] = private_images[11]
+    return dataclasses.replace(public, train=dataclasses.replace(public.train, images=images))
+
+
 @pytest.mark.parametrize(
     ("public", "words"),
     [
@@ -439,6 +447,7 @@ def test_more_experts_than_planned_are_refused() -> None:
         (lambda: public_toy(7, classes=2), "allowed: data of the same shape and number of classes"),
         (lambda: public_toy(7).whitened(), "these data are whitened"),
         (public_toy, "hold a copy of a private image"),
+        (with_a_private_image, "hold a copy of a private image"),
     ],
 )
 def test_data_that_experts_cannot_be_of_are_refused(public: Any, words: str) -> None:

@@ -508,6 +508,10 @@ def test_real_and_derived_starts_are_refused(digits: ImageData) -> None:
     chosen = select(digits, "random", 1, draws())
     with pytest.raises(InputError, match="no privacy guarantee: an initial set made by 'coreset:random'"):
         distill.condense(statistics, "dm", ipc=1, initial=chosen, iterations=1)
+    for kind in ("real", "kmeans", "noisy"):  # only noise is what the first images may be without a word
+        drawn = dataclasses.replace(chosen, provenance=Provenance(f"initial:{kind}"))
+        with pytest.raises(InputError, match=f"no privacy guarantee: an initial set made by 'initial:{kind}'"):
+            distill.condense(statistics, "dm", ipc=1, initial=drawn, iterations=1)
     claimed = PrivateStatistics(digits, epsilon=1.0, public_start="my own drawings")
     with pytest.raises(InputError, match="no privacy guarantee"):
         distill.condense(claimed, "dm", ipc=1, initial=chosen, iterations=1)
