@@ -37,7 +37,7 @@ class Presets:
         paper: the paper's setting as a function of data set name and images a class; None: no scenario names are made for the method.
         released: the same for released code that differs from its paper.
         short: a run on two CPU cores, for images of 28 x 28 to 32 x 32 pixels.
-        small: what differs from ``short`` at width 64.
+        small: what differs from ``short`` where methods are compared (CIFAR-10, ten images a class, width 64).
         short_step: step size of ``short`` for each image a class; None: one for all numbers.
         grey_step: ``short_step`` for images of one channel; None: the same.
         digits: the same for the built-in digits.

@@ -25,6 +25,7 @@ IPC = (1, 10, 50)
 ARCHITECTURES = ("ConvNet", "MLP", "LeNet", "AlexNet", "VGG11", "ResNet18")
 _QUICK: Settings = {"precision": "bf16", "compile": "on"}  # half the time where the processor has bfloat16
 SMALL: Settings = {"network": "ConvNetW64", "batch_real": 64, **_QUICK}  # MTT keeps the network of its short form
+COMPARED = ("cifar10", 10)  # the data and images a class at which all methods and seams are compared, after about as many steps
 _DECODE, _CALIBRATION = {"decode": "formation:2", "clamp": True, "augmentation": "color_crop_cutout"}, {"calibration": 1.0}
 _TRAINED = {"pool_networks": 2, "pool_epochs": 8}
 # Settings that DM shares with later methods, each alone and together: what does which one bring?
@@ -116,7 +117,8 @@ def _short(method: str, data: str, ipc: int, preset: Settings, form: str) -> Tab
             "recipe": {**SHORT_RECIPE, "max_steps": 150},
         }
     if form in ("small", "seams", "labels"):
-        settings |= {**SMALL, **presets.small} if hasattr(distill.methods.METHODS[method][0](), "pool") else {}
+        few = presets.small if (data, ipc) == COMPARED else {}
+        settings |= {**SMALL, **few} if hasattr(distill.methods.METHODS[method][0](), "pool") else {}
         plain, only_decoded = form == "small" and first, preset == {**presets.short, **_DECODE}
         real = ["random", "herding"] if plain else ["random-decoded", "herding-decoded"] if only_decoded else []
         evaluation |= {"networks": ["ConvNetW64"], "seeds": 3, "baselines": real, "recipe": {**recipe, **_QUICK}}
