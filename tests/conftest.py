@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import torch
 
 from distill import fast, networks
 from distill.data import ImageData
+from tests.forked import forking
 
 # Files whose tests take more than about ten seconds on one core, most of them because they start processes. They get the marker `long`,
 # which `make test-quick` leaves out; test_quick.py looks at the list.
@@ -80,6 +82,16 @@ def _opacus_remembers() -> None:
     series = sys.modules.get("opacus.accountants.analysis.rdp")
     if series is not None and not hasattr(series._compute_rdp, "cache_info"):
         series._compute_rdp = functools.lru_cache(maxsize=1 << 18)(series._compute_rdp)
+
+
+@pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's worker processes are forked from one that has imported everything; what they then do is the same.
+
+    That new ones start as well is for the tests without this fixture: test_processes.py, and the first ones of test_workers.py.
+    """
+    context, real = forking(), multiprocessing.get_context
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method=None: context if method == "spawn" else real(method))
 
 
 @pytest.fixture(autouse=True)

@@ -1,10 +1,6 @@
-"""Runs of their own for tests that kill, stop or hinder them: forked from a process that has imported everything.
-
-`multiprocessing`'s forkserver is that process, so that a run costs what it does and not ten seconds of imports.
-"""
+"""Runs of their own for tests that kill, stop or hinder them: forked, so that a run costs what it does and not ten seconds of imports."""
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import sys
@@ -15,11 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-PRELOAD = [
-    *(f"scenarios.{kind}" for kind in ("cli", "condense", "federated", "continual", "privacy", "nas", "pipeline", "released")),
-    *("apps.federated.inline", "apps.federated.alone", "apps.continual.benchmark", "apps.continual.engine", "avalanche.training"),
-    *("sklearn.datasets", "sklearn.cluster", "opacus.accountants", "tests.scenarios.conftest"),
-]
+from tests.forked import forking
 
 
 def child(arguments: list[str], log: str, cores: int | None) -> None:
@@ -45,8 +37,7 @@ Run = Callable[..., Any]
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     """``start(scenario, out, cores=1)`` begins or continues a run; whatever is left at the end of the test is killed."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    context = forking()
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     begun = []
 

@@ -37,7 +37,7 @@ pytest.importorskip("opacus")
 
 TINY: dict[str, Any] = {
     "privacy": {"epsilon": [8.0], "networks": 2, "clip": 1.0, "start": "kmeans", "start_releases": 2},
-    "method": {"name": "dm", "ipc": 1, "iterations": 10, "network": "ConvNetW32D2"},
+    "method": {"name": "dm", "ipc": 1, "iterations": 10, "network": "ConvNetW8D1"},
     "evaluation": {"networks": ["MLP"], "seeds": 2, "baselines": [], "recipe": {"max_steps": 3}},
 }
 

@@ -102,8 +102,13 @@ import resource, zlib
 from flwr.app import ConfigRecord, RecordDict
 from apps.federated.packing import unpack
 
-bomb = zlib.compressobj(9)
-data = b"".join(bomb.compress(bytes(1 << 20)) for _ in range(2048)) + bomb.flush()
+bomb, zeros = zlib.compressobj(9), bytes(1 << 20)
+first, again = (bomb.compress(zeros) + bomb.flush(zlib.Z_FULL_FLUSH) for _ in range(2))  # after a full flush the same bytes again
+check = 1
+for _ in range(2048):
+    check = zlib.adler32(zeros, check)
+data = first + again * 2047 + b"\\x03\\x00" + check.to_bytes(4, "big")  # an empty last block and the check sum
+assert len(data) < 1 << 22
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     unpack(RecordDict({"packed-0": ConfigRecord({"data": data})}), 1 << 22)

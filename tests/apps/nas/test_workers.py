@@ -71,6 +71,7 @@ def test_processes_and_this_process_give_the_same_rows() -> None:
     assert stripped(here) == stripped(there)
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_what_goes_wrong_is_a_row_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error, a divergence, a process that dies and a file that the worker does not find, among networks that go on to the end."""
     file = tmp_path / "vanishing.py"
@@ -94,6 +95,7 @@ def test_what_goes_wrong_is_a_row_with_its_reason(tmp_path: Path, monkeypatch: p
     assert math.isnan(score(found["dead"], "validation"))
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_a_network_that_never_ends_is_given_up() -> None:
     found = list(rows([job("slow", networks.endless)], Shelf(data(), {}), Crew(1, limit=2.0)))
     assert [(row["status"], row["reason"]) for row in found] == [("failed", "took longer than 2 s")]
@@ -103,6 +105,7 @@ def scored(name: str, network, score: str = "grad_norm", source: str | None = WH
     return ScoreJob(score, name, network, score, source, 0, "k")
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_a_score_that_goes_wrong_is_a_row_with_its_reason() -> None:
     """An untrained network is foreign code, too: an error, a crash, an exit, a hang, too much memory, no number."""
     made = own({"good": networks.small, "broken": networks.broken, "crash": networks.crashing})
@@ -125,6 +128,7 @@ def test_a_score_that_goes_wrong_is_a_row_with_its_reason() -> None:
     assert all(row.get("score") is None for row in found.values() if row["status"] == "failed")
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_the_start_of_another_worker_is_not_a_networks_time() -> None:
     """A network is done in half the limit while the place of a dead worker is filled, which takes longer than the limit."""
     asked = [job("dead", networks.deadly), job("other", networks.unhurried), job("last", networks.small)]
@@ -143,6 +147,7 @@ def test_a_network_given_up_is_asked_again_under_a_larger_limit_only() -> None:
     assert under(None, failed(one, "diverged")) == "failed"
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_a_function_that_cannot_be_sent_is_one_line() -> None:
     with pytest.raises(InputError, match="top of an importable file"):
         list(rows([job("mine", lambda spec: networks.small(spec))], Shelf(data(), {}), Crew(1)))
@@ -193,6 +198,7 @@ def test_the_time_left_goes_by_the_images_that_are_left(monkeypatch: pytest.Monk
     assert replace(asked[0], recipe=RECIPE).images(shelf) == 3 * 16 * -(-len(shelf.data.train) // 16)
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_a_stopped_study_keeps_what_was_done(tmp_path: Path) -> None:
     path, shelf = tmp_path / "metrics.jsonl", Shelf(data(), {})
 
