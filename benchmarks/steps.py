@@ -3,8 +3,8 @@
 
 python -m benchmarks.steps --page        the second table of docs/speed.md from benchmarks/expected/steps.json
 
-CIFAR-10 shapes, ConvNet-3, 10 stored images per class, 128 real images per class, one augmentation for all, float32, one thread, nothing
-compiled. The data and the pool's networks are random: the speed does not depend on their content. Seconds are of the processor, so that
+CIFAR-10 shapes, ten classes, ConvNet-3, 10 stored images per class, 128 real images per class, one augmentation for all, float32, one
+thread, nothing compiled. The data and the pool's networks are random: the speed does not depend on their content. Seconds are of the processor, so that
 other work on the machine counts less; all forms take turns, and a ratio is the median of those of the rounds.
 """
 
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="a file; widths that it holds already stay in it")
     parser.add_argument("--page", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--classes", type=int, default=2, help="a step computes them one after the other")
+    parser.add_argument("--classes", type=int, default=10, help="a step computes them one after the other")
     parser.add_argument("--widths", default="64,128")
     parser.add_argument("--only", default=";".join(FORMS), help="names of forms, with ; between them")
     options = parser.parse_args()
