@@ -4,8 +4,8 @@
 python -m benchmarks.steps --page        the second table of docs/speed.md from benchmarks/expected/steps.json
 
 CIFAR-10 shapes, ten classes, ConvNet-3, 10 stored images per class, 128 real images per class, one augmentation for all, float32, one
-thread, nothing compiled. The data and the pool's networks are random: the speed does not depend on their content. Seconds are of the processor, so that
-other work on the machine counts less; all forms take turns, and a ratio is the median of those of the rounds.
+thread, nothing compiled. The data and the pool's networks are random: the speed does not depend on their content. Seconds are of the
+processor, so that other work on the machine counts less; all forms take turns, and a ratio is the median of those of the rounds.
 """
 
 import argparse
