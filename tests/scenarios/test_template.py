@@ -56,7 +56,7 @@ def test_every_name_is_a_study(name: str) -> None:
         assert made.settings.iterations == expected[method]
         assert made.evaluation.recipe is None
     else:
-        assert made.settings.iterations <= 800  # within 30 minutes of two cores: those of DANCE, at width 128
+        assert made.settings.iterations <= (800 if method == "dance" else 500)  # DANCE's take 30 minutes of two cores at width 128
     assert (made.evaluation.networks == ARCHITECTURES) == (form == "cross")
 
 

@@ -57,8 +57,11 @@ def wait_for(done: Callable[[], bool], working: list[multiprocessing.process.Bas
         time.sleep(0.01)
 
 
+PLANNED = 20_001  # one, and all that 20 processes can ask for
+
+
 def _work(folder: Path, offset: int) -> None:
-    statistics = private(ledger=folder / "a", releases=20_001, epsilon=8.0)
+    statistics = private(ledger=folder / "a", releases=PLANNED, epsilon=8.0)
     answers = os.open(folder / f"answers-{offset}", os.O_WRONLY | os.O_CREAT)
     for turn in range(1000):
         ask(statistics, 1.0 + offset + turn)
@@ -68,7 +71,7 @@ def _work(folder: Path, offset: int) -> None:
 def test_two_processes_killed_at_any_moment_are_all_counted(tmp_path: Path) -> None:
     """Whoever saw an answer paid for it: the account is at least the number of different questions that were answered."""
     context, chance = multiprocessing.get_context("fork"), random.Random(5)
-    ask(private(ledger=tmp_path / "a", releases=20_001, epsilon=8.0), 0.5)  # the plan is made
+    ask(private(ledger=tmp_path / "a", releases=PLANNED, epsilon=8.0), 0.5)  # the plan is made
     for turn in range(10):
         offsets = [100_000 * turn + 10_000 * k for k in range(2)]
         pair = [context.Process(target=_work, args=(tmp_path, offset)) for offset in offsets]
@@ -81,7 +84,7 @@ def test_two_processes_killed_at_any_moment_are_all_counted(tmp_path: Path) -> N
             os.kill(process.pid or 0, signal.SIGKILL)
             process.join()
     answered = 1 + sum(path.stat().st_size for path in tmp_path.glob("answers-*"))
-    counted = private(ledger=tmp_path / "a", releases=20_001, epsilon=8.0).privacy["releases"]
+    counted = private(ledger=tmp_path / "a", releases=PLANNED, epsilon=8.0).privacy["releases"]
     assert answered > 40
     assert counted >= answered
     files = list((tmp_path / "a").glob("release-*.safetensors"))
