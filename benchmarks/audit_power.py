@@ -1,6 +1,7 @@
 """How often the audit finds too little noise, and how often it contradicts correct code.
 
 python -m benchmarks.audit_power [--epsilon 1] [--audits 300] [--correct 3000] [--factors 0.5 0.9] [--jobs 2] [--json FILE]
+python -m benchmarks.audit_power --page        the table of docs/privacy.md from benchmarks/expected/audit_power.json
 
 Each simulated audit is `apps.privacy.canaries.audit_of_chance`, all of the audit in which chance has a part, with the system's own noise
 times a factor; the checks without chance pass or fail the same way every time and are made once for each factor. Prints for each factor
@@ -9,10 +10,11 @@ the number of audits that contradict the mechanism, with Clopper and Pearson's i
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +24,12 @@ from apps.privacy.entropy import SystemEntropy
 from apps.privacy.metrics import clopper_pearson
 from apps.privacy.private_statistics import PrivateStatistics
 from distill.data import ImageData
-from distill.records import environment, write_json
+from distill.records import environment, read_json, write_json, write_whole
+from scenarios.reporting.text import as_markdown
 
+BEGIN, END = "<!-- table: begin (python -m benchmarks.audit_power --page) -->", "<!-- table: end (audit power) -->"
+KEPT = Path(__file__).parent / "expected" / "audit_power.json"
+PAGE = Path(__file__).parents[1] / "docs" / "privacy.md"
 CONFIDENCE, CANARIES, DELTA = 0.999, 2000, 1e-5  # those of a study's [audit]
 CHUNK = 20
 
@@ -56,6 +62,16 @@ def contradicted(factor: float, epsilon: float, seeds: Sequence[int]) -> int:
     return sum(not audit_of_chance(Maker(factor), epsilon, DELTA, CANARIES, CONFIDENCE, seed).holds for seed in seeds)
 
 
+def with_power(page: str, record: Mapping[str, Any]) -> str:
+    """The page with the table of this record."""
+    head, _, rest = page.partition(BEGIN)
+    rows = [["noise, times what the account states", f"audits at epsilon {record['epsilon']:g}", "contradict it"]]
+    for row in record["rows"]:
+        share = f"{row['contradicted'] / row['audits']:.1%} ({row['low']:.1%} to {row['high']:.1%})"
+        rows.append([f"{row['factor']:g}", f"{row['audits']:,}", f"{row['contradicted']:,}: {share}"])
+    return f"{head}{BEGIN}\n{as_markdown(rows)}\n{END}{rest.partition(END)[2]}"
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.audit_power", description="Power and errors of the audit, simulated.")
     parser.add_argument("--epsilon", type=float, default=1.0)
@@ -64,7 +80,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--factors", type=float, nargs="*", default=[0.5, 0.9])
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--page", action="store_true")
     options = parser.parse_args(arguments)
+    if options.page:
+        write_whole(PAGE, with_power(PAGE.read_text(), read_json(KEPT)))
+        return 0
     rows = []
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
         for factor, count in [*((factor, options.audits) for factor in options.factors), (1.0, options.correct)]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from benchmarks import coverage
+from benchmarks import audit_power, coverage
 from distill.records import read_json
 from distill.scores import Measure, Row, Score, Scorecard
 
@@ -62,3 +62,16 @@ def test_the_page_has_a_row_for_each_kind() -> None:
     kept = read_json(coverage.KEPT)["lines"]
     assert [line["interval"] for line in kept] == list(coverage.KINDS)
     assert f"{coverage.BEGIN}\n{coverage.table(kept)}\n{coverage.END}" in coverage.PAGE.read_text()
+
+
+def test_the_page_has_the_power_of_the_audit() -> None:
+    """The record is of complete runs: what it shows is what docs/privacy.md states."""
+    record, page = read_json(audit_power.KEPT), audit_power.PAGE.read_text()
+    assert audit_power.with_power(page, record) == page
+    audits = {row["factor"]: row["audits"] for row in record["rows"]}
+    assert (record["epsilon"], record["confidence"], audits) == (1.0, audit_power.CONFIDENCE, {0.5: 300, 0.9: 300, 1.0: 3000})
+    shares = {row["factor"]: row["contradicted"] / row["audits"] for row in record["rows"]}
+    assert shares[0.5] >= 0.95
+    assert shares[0.9] >= 0.9
+    assert shares[1.0] <= 8 / 3000
+    assert [row["complete_audit_holds"] for row in record["rows"]] == [False, False, True]
