@@ -10,11 +10,10 @@ the number of audits that contradict the mechanism, with Clopper and Pearson's i
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from apps.privacy.canaries import audit, audit_of_chance
 from apps.privacy.entropy import SystemEntropy
 from apps.privacy.metrics import clopper_pearson
 from apps.privacy.private_statistics import PrivateStatistics
+from benchmarks.page import Record
 from distill.data import ImageData
 from distill.records import environment, read_json, write_json, write_whole
 from scenarios.reporting.text import as_markdown
@@ -62,7 +62,7 @@ def contradicted(factor: float, epsilon: float, seeds: Sequence[int]) -> int:
     return sum(not audit_of_chance(Maker(factor), epsilon, DELTA, CANARIES, CONFIDENCE, seed).holds for seed in seeds)
 
 
-def with_power(page: str, record: Mapping[str, Any]) -> str:
+def with_power(page: str, record: Record) -> str:
     """The page with the table of this record."""
     head, _, rest = page.partition(BEGIN)
     rows = [["noise, times what the account states", f"audits at epsilon {record['epsilon']:g}", "contradict it"]]
