@@ -34,7 +34,7 @@ COLUMNS = (
         "low",
         "high",
     ),
-    *("reproduced", "sets", "seeds", "iterations", "device", "run_seconds", "run_peak_memory_bytes"),
+    *("reproduced", "sets", "seeds", "iterations", "device", "distil_seconds", "run_seconds", "run_peak_memory_bytes"),
 )
 
 
@@ -76,6 +76,7 @@ def kept_rows(folder: Path) -> Rows:
                     "seeds": sum(map(len, several["values"])) if several else len(accuracy["values"]),
                     "iterations": config["method"]["iterations"] if name == method else "",
                     "device": environment["gpu"] or f"{environment['cores']} cores, {environment['processor']}",
+                    "distil_seconds": round(part["distil_seconds"]) if name == method and "distil_seconds" in part else "",
                     "run_seconds": round(record["seconds"]),
                     "run_peak_memory_bytes": record["peak_memory_bytes"],
                 }

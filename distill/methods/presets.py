@@ -40,7 +40,8 @@ class Presets:
         small: what differs from ``short`` where methods are compared (CIFAR-10, ten images a class, width 64).
         short_step: step size of ``short`` for each image a class; None: one for all numbers.
         grey_step: ``short_step`` for images of one channel; None: the same.
-        digits: the same for the built-in digits.
+        short_by_data: what differs from ``short`` by data set.
+        digits: ``short`` for the built-in digits.
         memory: a replay memory's experience, a few seconds to a minute for two classes on two CPU cores.
         client: a federated client's upload.
         sweep: what a short sweep over step sizes reduces; nothing here may change the scale of the step size.
@@ -56,6 +57,7 @@ class Presets:
     small: Settings = field(default_factory=dict)
     short_step: float | None = None
     grey_step: float | None = None
+    short_by_data: Mapping[str, Settings] = field(default_factory=dict)
     digits: Settings = field(default_factory=dict)
     memory: Settings = field(default_factory=dict)
     client: Settings = field(default_factory=lambda: {"augmentation": "none"})
@@ -65,10 +67,10 @@ class Presets:
     above: str = ""
     batchnorm_at_50: bool = False
 
-    def short_form(self, ipc: int, channels: int = 3) -> dict[str, object]:
-        """``short`` at ``ipc`` images a class, for images with this many channels."""
+    def short_form(self, ipc: int, channels: int = 3, data: str = "") -> dict[str, object]:
+        """``short`` at ``ipc`` images a class, for images with this many channels, of this data set."""
         step = self.grey_step if channels == 1 and self.grey_step is not None else self.short_step
-        return {**self.short, **({} if step is None else {"lr_img": step * ipc})}
+        return {**self.short, **({} if step is None else {"lr_img": step * ipc}), **self.short_by_data.get(data, {})}
 
 
 def presets_of(method: type) -> Presets:

@@ -73,7 +73,7 @@ def from_template(name: str) -> Tables | None:
         settings += ", labels of a teacher" if form == "labels" else ""
         more = SEAMS[which] if form == "seams" else {}
         tables = _short(
-            method, data, ipc, {**(presets.digits if data == "digits" else presets.short_form(ipc, _channels(data))), **more}, form
+            method, data, ipc, {**(presets.digits if data == "digits" else presets.short_form(ipc, _channels(data), data)), **more}, form
         )
     shown = f"dm with {which}" if form == "seams" else method
     return {"kind": "condense", "title": f"{data}, {shown}, {ipc} image{'s' if ipc > 1 else ''} a class, {settings}", **tables}

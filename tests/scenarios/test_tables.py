@@ -109,10 +109,15 @@ def test_rows_say_labels_bytes_and_sets(tmp_path: Path) -> None:
     """The interval of a method's row is over its sets, where there are several; a coreset is drawn for each network."""
     found = {"mean": 60.0, "low": 59.0, "high": 61.0, "values": [60.0, 59.5, 60.5], "bytes": 1229600, "labels": "class"}
     several = {"mean": 61.0, "low": 58.0, "high": 64.0, "values": [[60.0, 60.0, 60.0], [62.0, 62.0, 62.0]]}
-    part = {"accuracy": {"dm": found, "random": found, "whole": {**found, "bytes": None}}, "sets": {"ConvNet": several}}
+    part = {
+        "accuracy": {"dm": found, "random": found, "whole": {**found, "bytes": None}},
+        "sets": {"ConvNet": several},
+        "distil_seconds": 1755.6,
+    }
     record, config = condensed(results={"data": {}, "ipc10": part})
     config["evaluation"]["recipe"] = {"augmentation": "auto", "optimiser": "adamw", "batch_size": 32, "max_steps": 1200, "epochs": 1001}
     rows = rows_of(written(tmp_path, record, config))
+    assert [row["distil_seconds"] for row in rows] == ["1756", "", ""], "random images are not distilled"
     assert [(r["set"], r["mean"], r["sets"], r["seeds"]) for r in rows] == [
         ("dm", "61.00", "2", "6"),
         ("random", "60.00", "3", "3"),

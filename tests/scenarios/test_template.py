@@ -16,7 +16,7 @@ import distill.methods
 from distill.coresets import select
 from distill.methods.dm import PRESETS
 from distill.methods.mtt import MTT
-from distill.methods.presets import presets_of
+from distill.methods.presets import Presets, presets_of
 from distill.randomness import generator
 from distill.records import read_json, read_lines
 from kept import pages as tables
@@ -94,6 +94,14 @@ def test_a_step_for_each_image_depends_on_the_channels() -> None:
     found = {key: made["method"]["lr_img"] for key, made in steps.items() if made is not None}
     assert found == {("cifar10", 1): 1.0, ("cifar10", 10): 10.0, ("fashion-mnist", 1): 0.2, ("fashion-mnist", 10): 2.0}
     assert PRESETS.short_form(10, 1) == PRESETS.short_form(10, 3)  # of DM, one step for all
+
+
+def test_a_short_form_may_differ_by_data_set() -> None:
+    augmentation = {data: from_template(f"short-dance-{data}-ipc10")["method"].get("augmentation") for data in DATA}  # type: ignore[index]
+    assert augmentation == {data: "auto" if data == "mnist" else None for data in DATA}
+    presets = Presets(short={"lr_img": 1.0, "iterations": 5}, short_step=2.0, short_by_data={"usps": {"lr_img": 3.0}})
+    assert presets.short_form(10, 1, "usps") == {"lr_img": 3.0, "iterations": 5}
+    assert presets.short_form(10, 1) == presets.short_form(10, 1, "mnist") == {"lr_img": 20.0, "iterations": 5}
 
 
 def test_decoded_sets_and_colour_images_are_trained_on_for_longer() -> None:
