@@ -22,7 +22,7 @@ from apps.privacy.canaries import audit, audit_of_chance
 from apps.privacy.entropy import SystemEntropy
 from apps.privacy.metrics import clopper_pearson
 from apps.privacy.private_statistics import PrivateStatistics
-from benchmarks.page import Record
+from benchmarks.page import Record, replaced
 from distill.data import ImageData
 from distill.records import environment, read_json, write_json, write_whole
 from scenarios.reporting.text import as_markdown
@@ -64,12 +64,11 @@ def contradicted(factor: float, epsilon: float, seeds: Sequence[int]) -> int:
 
 def with_power(page: str, record: Record) -> str:
     """The page with the table of this record."""
-    head, _, rest = page.partition(BEGIN)
     rows = [["noise, times what the account states", f"audits at epsilon {record['epsilon']:g}", "contradict it"]]
     for row in record["rows"]:
-        share = f"{row['contradicted'] / row['audits']:.1%} ({row['low']:.1%} to {row['high']:.1%})"
+        share = f"{row['contradicted'] / row['audits']:.2%} ({row['low']:.2%} to {row['high']:.2%})"
         rows.append([f"{row['factor']:g}", f"{row['audits']:,}", f"{row['contradicted']:,}: {share}"])
-    return f"{head}{BEGIN}\n{as_markdown(rows)}\n{END}{rest.partition(END)[2]}"
+    return replaced(page, BEGIN, as_markdown(rows), END)
 
 
 def main(arguments: list[str] | None = None) -> int:

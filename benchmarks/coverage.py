@@ -20,6 +20,7 @@ import scipy.stats
 from apps.continual.benchmark import interval
 from apps.nas import intervals, ranking
 from apps.privacy import metrics
+from benchmarks.page import replaced
 from distill.curves import curve
 from distill.measured import Accuracy
 from distill.paired import paired_difference
@@ -236,8 +237,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--page", action="store_true")
     options = parser.parse_args(arguments)
     if options.page:
-        head, _, rest = PAGE.read_text().partition(BEGIN)
-        write_whole(PAGE, f"{head}{BEGIN}\n{table(read_json(KEPT)['lines'])}\n{END}{rest.partition(END)[2]}")
+        write_whole(PAGE, replaced(PAGE.read_text(), BEGIN, table(read_json(KEPT)["lines"]), END))
         return
     lines = []
     for name in options.only:

@@ -23,12 +23,12 @@ from typing import TypedDict, cast
 import torch
 from matplotlib.figure import Figure
 
+from benchmarks.page import replaced
 from distill.configure import configure
 from distill.data import ImageData
 from distill.data_sources import load
 from distill.decode import from_text
 from distill.drawing import Drawing
-from distill.errors import InputError
 from distill.evaluation import accuracies
 from distill.memory import keep_freed_memory
 from distill.methods import METHODS
@@ -157,11 +157,8 @@ def _mean(point: Point) -> float:
 
 def write_page(record: Comparison) -> None:
     """Put the table into docs/methods.md, and the figure into docs/images."""
-    page = (DOCS / "methods.md").read_text()
-    head, _, rest = page.partition(BEGIN)
-    if not rest:
-        raise InputError(f"docs/methods.md has no line {BEGIN!r}.")
-    write_whole(DOCS / "methods.md", head + BEGIN + "\n" + table(record) + "\n" + END + rest.partition(END)[2])
+    page = DOCS / "methods.md"
+    write_whole(page, replaced(page.read_text(), BEGIN, table(record), END))
     write_whole(DOCS / "images" / "equal-cost.png", drawing(record).encoded("png"))
 
 

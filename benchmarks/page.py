@@ -1,4 +1,4 @@
-"""The tables of docs/speed.md, from what `benchmarks.core`, `steps`, `launches` and `gpu` measured."""
+"""Tables of pages between their marks, and those of docs/speed.md from what `benchmarks.core`, `steps`, `launches` and `gpu` measured."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +11,15 @@ LAYERS = "<!-- table: begin (python -m benchmarks.layers --page) -->"
 LAUNCHES = "<!-- table: begin (python -m benchmarks.launches --page) -->"
 GPU = "<!-- table: begin (python -m benchmarks.gpu --page) -->"
 Record = Mapping[str, Any]
+
+
+def replaced(page: str, begin: str, table: str, end: str = END) -> str:
+    """The page with this table between its two marks. Raises `InputError` where a mark is missing."""
+    head, found, rest = page.partition(begin)
+    _, last, tail = rest.partition(end)
+    if not (found and last):
+        raise InputError(f"the page {page[:60]!r} has no place for a table; put {begin} and {end} where it belongs.")
+    return f"{head}{begin}\n{table}\n{end}{tail}"
 
 
 def with_table(page: str, record: Record) -> str:
@@ -31,8 +40,7 @@ def with_table(page: str, record: Record) -> str:
     if "memory" in record["results"]:
         peaks = ", ".join(f"{form} {peak / 1e9:.2f} GB" for form, peak in record["results"]["memory"].items())
         lines += ["", f"Peak memory of a fresh process that computes one MTT gradient (form and student steps): {peaks}."]
-    head, _, rest = page.partition(BEGIN)
-    return head + BEGIN + "\n" + "\n".join(lines) + "\n" + END + rest.partition(END)[2]
+    return replaced(page, BEGIN, "\n".join(lines))
 
 
 def with_steps(page: str, record: Record) -> str:
@@ -50,8 +58,7 @@ def with_steps(page: str, record: Record) -> str:
             f" {rows[form]['seconds']:.2f} | {rows[form].get('ratio', 1):.2f} |" if form in rows else "  |  |" for rows in results.values()
         )
         lines.append(f"| {form} | {first.get('base', '')} |{cells}")
-    head, _, rest = page.partition(STEPS)
-    return head + STEPS + "\n" + "\n".join(lines) + "\n" + END + rest.partition(END)[2]
+    return replaced(page, STEPS, "\n".join(lines))
 
 
 def with_layers(page: str, record: Record) -> str:
@@ -70,8 +77,7 @@ def with_layers(page: str, record: Record) -> str:
         lines.append(
             f"| {form} | {row['plain']:.0f} | {row['compiled']:.0f} | {shown} | {100 * (1 - sum(parts) / row['compiled']):.0f} % |"
         )
-    head, _, rest = page.partition(LAYERS)
-    return head + LAYERS + "\n" + "\n".join(lines) + "\n" + END + rest.partition(END)[2]
+    return replaced(page, LAYERS, "\n".join(lines))
 
 
 def with_launches(page: str, record: Record) -> str:
@@ -85,8 +91,7 @@ def with_launches(page: str, record: Record) -> str:
             each, waits = row["operations"] / row["groups"], sum(row["waits"].values())
             peak = row["peak_bytes"] / 2**30
             lines.append(f"| {method} | {classes} | {row['operations']} | {each:.0f} | {waits} | {row['transfers']} | {peak:.1f} |")
-    head, _, rest = page.partition(LAUNCHES)
-    return head + LAUNCHES + "\n" + "\n".join(lines) + "\n" + END + rest.partition(END)[2]
+    return replaced(page, LAUNCHES, "\n".join(lines))
 
 
 def with_gpu(page: str, record: Record | None) -> str:
@@ -113,5 +118,4 @@ def with_gpu(page: str, record: Record | None) -> str:
                 f"| {name} | {1e3 * row['seconds']:.2f} | {ratio} | {row['images_per_second']:.0f} | {row['gflops'] / 1e3:.1f} | "
                 f"{100 * row['of_matmul']:.0f} % | {' | '.join(memory)} |"
             )
-    head, _, rest = page.partition(GPU)
-    return head + GPU + "\n" + "\n".join(lines) + "\n" + END + rest.partition(END)[2]
+    return replaced(page, GPU, "\n".join(lines))

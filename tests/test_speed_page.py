@@ -5,14 +5,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from benchmarks import equal_cost, launches, layers, steps
 from benchmarks.core import KEPT, PAGE, TARGETS
-from benchmarks.page import with_launches, with_layers, with_steps, with_table
+from benchmarks.page import replaced, with_launches, with_layers, with_steps, with_table
+from distill.errors import InputError
 from distill.records import append_line, read_json
 
 
 def test_the_page_is_made_from_the_record() -> None:
     assert PAGE.read_text() == with_table(PAGE.read_text(), read_json(KEPT))
+
+
+def test_a_table_goes_between_its_marks_and_nowhere_else() -> None:
+    assert replaced("a\n<b>\nold\n<e>\nz <e>", "<b>", "new", "<e>") == "a\n<b>\nnew\n<e>\nz <e>"
+    for page in ("no mark", "<e> <b>", "<b> only"):
+        with pytest.raises(InputError, match="has no place for a table; put <b> and <e>"):
+            replaced(page, "<b>", "new", "<e>")
 
 
 def test_the_record_has_every_part_at_the_promised_setting() -> None:

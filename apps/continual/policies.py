@@ -33,7 +33,7 @@ REFUSED: dict[str, str] = {
     "GSS_greedy": "keeps its own real images, selected by their gradients, and reads no storage policy",
     "GSS_greedyPlugin": "keeps its own real images, selected by their gradients, and reads no storage policy",
     "AR1": "replays inner activations of a trained MobileNet from its own memory",
-    "FeatureReplay": "stores features of its network, and a condensed buffer holds images",
+    "FeatureReplay": "keeps features in a buffer that it makes itself, and takes no other",
 }
 INSTEAD = "use Naive with ReplayPlugin, ER_ACE, DER or GDumb"
 

@@ -108,8 +108,8 @@ def size(content: RecordDict) -> int:
 def settings_of(run_config: Mapping[str, object]) -> Settings:
     """The run's settings: key ``settings`` (JSON, from the scenario runner), else the readable keys of the app's pyproject.toml.
 
-    Readable keys are those of `Settings`, tables joined by dots, as Flower writes nested TOML: ``partition.alpha``. Further keys of
-    ``upload.`` are the condensing method's own settings; an empty text means the default. Keys below ``own.`` are for a user's own app.
+    Readable keys are those of `Settings`, tables joined by dots, as Flower writes nested TOML: ``partition.alpha``. Those of
+    ``upload.settings`` are the condensing method's own; an empty text means the default. Keys below ``own.`` are for a user's own app.
     """
     if text := str(run_config.get("settings", "")):
         return from_json(text)
