@@ -47,4 +47,7 @@ def complaint(error: Any) -> str:
     if text.startswith("No such option"):
         options = error.ctx.command.get_params(error.ctx)  # --help among them
         return str(unknown_name("option", error.option_name, [name for option in options for name in option.opts if name[0] == "-"]))
+    extra = text.startswith("Got unexpected extra argument") and "=" in text
+    if extra and any("--set" in option.opts for option in error.ctx.command.get_params(error.ctx)):
+        return f"{text.rstrip('.')}; each setting needs its own --set: --set KEY=VALUE --set KEY=VALUE."
     return text or "no command was given"

@@ -118,6 +118,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
             "option '--sed' is not known; did you mean '--seed'? Allowed: --data-root, --device, --help, --jobs, ",
         ),
         (["run"], "Missing argument 'SCENARIO'."),
+        (["run", "quickstart", "--set", "seed=1", "method.ipc=2"], "extra argument (method.ipc=2); each setting needs its own --set: "),
         (["run", "quikstart"], "scenario 'quikstart' is not known; did you mean 'quickstart'? Allowed: "),
         (
             ["run", "none/such.toml"],
