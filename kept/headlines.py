@@ -35,6 +35,18 @@ def _memory(scenario: str, budget: str, asked: str) -> Headline:
     return Headline("continual", scenario, asked, rows)
 
 
+def _bytes(name: str, images: str) -> Headline:
+    shown = ("dm-decoded", "random", "random-decoded", "random-zlib", "random-webp50")
+    rows = tuple((label, {"strategy": "scratch", "method": label}) for label in shown)
+    return Headline("continual", f"continual-bytes-{name}", f"accuracy trained anew, all in the bytes of {images} a class, %", rows)
+
+
+def _one_shot(scenario: str, images: str) -> Headline:
+    shown = (("FedDM", "feddm"), ("real images sent instead", "random"), ("herding", "herding"))
+    rows = tuple((label, {"strategy": strategy, "round": "1"}) for label, strategy in shown)
+    return Headline("federated", scenario, f"accuracy after one upload of {images}, %", rows)
+
+
 def _private(name: str, *, twin: bool) -> Headline:
     without_noise = (("without noise", "dm without noise"),) if twin else ()
     shown = (("private DM", "private dm"), *without_noise, ("random real images", "random"))
@@ -50,8 +62,13 @@ def _proxies(scenario: str, *names: str) -> Headline:
 HEADLINES = (
     _rounds("pathological"),
     _rounds("dirichlet"),
+    _one_shot("federated-oneshot-cifar10", "ten images a class"),
+    _one_shot("federated-oneshot-cifar10-decoded", "forty small images a class in the place of ten"),
     _memory("continual-mnist", "items1", "accuracy trained anew on 1 image a class, %"),
     _memory("continual-cifar100-cut", "items20", "accuracy trained anew on 20 images a class, %"),
+    _bytes("mnist", "one float32 image"),
+    _bytes("fashion-mnist", "one float32 image"),
+    _bytes("cifar10", "ten uint8 images"),
     _private("mnist", twin=True),
     _private("fashion-mnist", twin=False),
     _proxies("nas-small", "gm", "dsa", "dm", "random", "parameters"),
@@ -76,7 +93,8 @@ def _cell(rows: Rows, key: dict[str, str], line: Headline) -> str:
     if row is None:
         raise InputError(f"the kept figures of {line.scenario} have no row {key}.")
     mean, low, high = (
-        next(float(row[name]) for name in (f"{line.column}_{part}", f"{line.column}.{part}", f"{line.column}.value") if name in row)
+        next(row[name] for name in (f"{line.column}_{part}", f"{line.column}.{part}", f"{line.column}.value") if name in row)
         for part in ("mean", "low", "high")
     )
-    return f"{mean:.{line.digits}f} ({low:.{line.digits}f} to {high:.{line.digits}f})"
+    middle = f"{float(mean):.{line.digits}f}"
+    return f"{middle} ({float(low):.{line.digits}f} to {float(high):.{line.digits}f})" if low else f"{middle} (one run)"
