@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from distill import sizes
 from distill.configure import configure, quoted
 from distill.distiller import Config as MethodConfig
-from distill.errors import InputError, unknown_name
+from distill.errors import InputError
 from scenarios.engine.record import Config, Tables
-from scenarios.engine.schema import MAX_IPC, DataTable, EvaluationTable, config_hash, evaluation_of, method_of, plain_values
+from scenarios.engine.schema import MAX_IPC, DataTable, EvaluationTable, check_tables, config_hash, evaluation_of, method_of, plain_values
 
 MAX_SETS = 100
 
@@ -53,12 +53,7 @@ def condense_study(name: str, title: str, tables: Tables, source: str) -> Conden
     Raises:
         InputError: names file, table, key, what was given and what is allowed.
     """
-    for key in tables:
-        if key not in ("data", "method", "evaluation"):
-            raise unknown_name(f"{source}: key", key, ("kind", "title", "data", "method", "evaluation"))
-    for key in ("data", "method", *(["evaluation"] if "evaluation" in tables else [])):
-        if not isinstance(tables.get(key), dict):
-            raise InputError(f"{source}: table [{key}] is {'missing' if key not in tables else 'not a table'}; a condense study needs it.")
+    check_tables(tables, ("data", "method", "evaluation"), source, "condense", ["data", "method"])
     data = configure(DataTable, tables["data"], f"{source}: [data]")
     table, where = dict(tables["method"]), f"{source}: [method]"
     more = table.pop("more_images_than_data", False)

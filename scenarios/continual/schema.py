@@ -2,7 +2,7 @@
 
 import functools
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import pydantic
 from pydantic import Field
@@ -17,11 +17,12 @@ from distill.recipe import Recipe
 from distill.teachers import Teacher, check_teacher
 from scenarios.engine.given import Given
 from scenarios.engine.record import Config, Tables
-from scenarios.engine.schema import DataTable, checked, config_hash, plain_values
+from scenarios.engine.schema import DataTable, check_tables, checked, config_hash, plain_values
 
 STRATEGIES = ("scratch", "gdumb", "replay", "er_ace", "der", "scr", "none", "lwf", "joint")
 LAST, ONE_ROW = "last", ("joint", "last")  # a learner that has no name in ``strategies``; those that learn at the end only
 ALONE = ("none", "lwf", "joint")  # strategies without a memory
+T = TypeVar("T")
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
@@ -119,95 +120,112 @@ class ContinualStudy:
 
 def study(name: str, title: str, tables: Tables, source: str) -> ContinualStudy:
     """Check a scenario's tables."""
+    from apps.continual.strategies import Training
+
+    kinds = {"data": DataTable, "stream": StreamTable, "memory": MemoryTable, "learner": LearnerTable, "training": Training}
+    check_tables(tables, (*kinds, "settings"), source, "continual", ["data"])
+
+    def read(key: str, kind: type[T]) -> T:
+        return configure(kind, tables.get(key, {}), f"{source}: [{key}]")
+
+    data, stream, memory = read("data", DataTable), read("stream", StreamTable), read("memory", MemoryTable)
+    learner, training = read("learner", LearnerTable), read("training", Training)
+    if data.zca:
+        raise InputError(f"{source}: [data]: zca is for condensed sets that are used white; a stream's images are not.")
+    _check_stream(stream, f"{source}: [stream]")
+    _check_learner(learner, f"{source}: [learner]")
+    _check_memory(memory, stream, learner, f"{source}: [memory]")
+    _check_teacher(memory, stream, learner, source)
+    if training.exemplar_transform is not None and "reservoir" in memory.methods:
+        raise InputError(f"{source}: [training]: exemplar_transform is not for the memory 'reservoir' (Avalanche's); leave one out.")
+    settings = _settings(memory, tables.get("settings", {}), source)
+    plain = {key: plain_values(table) for key, table in zip(kinds, (data, stream, memory, learner, training), strict=True)}
+    config = {"kind": "continual", **plain, "settings": settings}
+    return ContinualStudy(name, title, data, stream, memory, learner, plain["training"], settings, config)
+
+
+def _check_stream(stream: StreamTable, where: str) -> None:
+    if bool(stream.domains) != (stream.setting == "domain"):
+        raise InputError(f'{where}: domains are for setting "domain", which needs one or more; setting is {stream.setting!r}.')
+    for option, setting in OPTIONS.items():
+        if getattr(stream, option) is not None and stream.setting != setting:
+            raise InputError(f"{where}: {option} is for setting {setting!r}; setting is {stream.setting!r}.")
+
+
+def _check_learner(learner: LearnerTable, where: str) -> None:
+    check_untaught(learner.recipe, learner.protocol, where)
+    for strategy in learner.strategies:
+        if strategy not in STRATEGIES:
+            raise unknown_name(f"{where}: key 'strategies': value", strategy, STRATEGIES)
+    check_name(learner.network)
+    others, last = learner.others or (), learner.last or ()
+    for key, networks in (("others", others), ("last", last)):
+        for network in networks:
+            checked(where, key, functools.partial(check_name, network))
+            if networks.count(network) > 1:
+                raise InputError(f"{where}: {key} has {network!r} twice; name each network once.")
+    if learner.network in others:
+        raise InputError(f"{where}: others has {learner.network!r}, which is the learner's network; name each network once.")
+
+
+def _check_memory(memory: MemoryTable, stream: StreamTable, learner: LearnerTable, where: str) -> None:
+    """`InputError` unless there are memories, and each can be made of the stream and used by the learners."""
+    from apps.continual.benchmark import DECODED
+    from apps.continual.compressed import COMPRESSED
+    from apps.continual.labels import LABELLED
+
+    real = ("reservoir", *COMPRESSED)
+    for method in memory.methods:
+        if method.removesuffix(LABELLED).removesuffix(DECODED) not in (*METHODS, *CORESETS) and method not in real:
+            raise unknown_name(f"{where}: key 'methods': value", method, (*METHODS, *CORESETS, *real))
+    if any(method.removesuffix(LABELLED).endswith(DECODED) for method in memory.methods) != (memory.decode is not None):
+        raise InputError(f"{where}: decode and memories named METHOD{DECODED} go together; give both, or none of them.")
+    if not memory.per_class and not memory.bytes_of:
+        raise InputError(f"{where}: per_class and bytes_of are empty; give at least one number.")
+    merged = stream.setting in RETURNING and memory.returning != "separate"
+    if memory.returning is not None and stream.setting not in RETURNING:
+        raise InputError(f"{where}: returning is for classes that come back (setting {', '.join(RETURNING)}); leave it out.")
+    if stream.setting == "online" and memory.share == "shrinking":
+        raise InputError(f'{where}: share is "shrinking"; allowed with an online stream: "fixed".')
+    if memory.bytes_of and "der" in learner.strategies:
+        raise InputError(f'{where}: bytes_of with strategy "der" is not offered: its outputs take bytes too; use per_class.')
+    compressed = next((method for method in memory.methods if method in COMPRESSED), None)
+    if compressed and (not memory.bytes_of or memory.share == "shrinking" or stream.setting == "online" or merged):
+        raise InputError(
+            f"{where}: {compressed} has a number of bytes for each class of an experience; allowed: with bytes_of, "
+            'share = "fixed", not in an online stream, and with returning = "separate" where classes come back.'
+        )
+    if "scr" in learner.strategies and (by_image := [method for method in memory.methods if method in real]):
+        raise InputError(f"{where}: {by_image[0]} with strategy 'scr', which needs the mean of each class; take methods or coresets only.")
+
+
+def _settings(memory: MemoryTable, given: Tables, source: str) -> dict[str, Config]:
+    """The settings of each memory that has some, by its name; ``given`` are the tables ``[settings.<method>]``."""
     from apps.continual.benchmark import DECODED
     from apps.continual.compressed import COMPRESSED
     from apps.continual.condensing import decode_of, settings_of
     from apps.continual.labels import LABELLED
-    from apps.continual.strategies import Training
 
-    kinds, real = ("data", "stream", "memory", "learner", "training"), ("reservoir", *COMPRESSED)
-    for key, table in tables.items():
-        if key not in (*kinds, "settings"):
-            raise unknown_name(f"{source}: key", key, ("kind", "title", *kinds, "settings"))
-        if not isinstance(table, dict):
-            raise InputError(f"{source}: [{key}] is {str(table)[:40]!r}; allowed: a table.")
-    if "data" not in tables:
-        raise InputError(f"{source}: table [data] is missing; a continual study needs it.")
-    data = configure(DataTable, tables["data"], f"{source}: [data]")
-    stream = configure(StreamTable, tables.get("stream", {}), f"{source}: [stream]")
-    memory = configure(MemoryTable, tables.get("memory", {}), f"{source}: [memory]")
-    learner = configure(LearnerTable, tables.get("learner", {}), f"{source}: [learner]")
-    training = configure(Training, tables.get("training", {}), f"{source}: [training]")
-    check_untaught(learner.recipe, learner.protocol, f"{source}: [learner]")
-    for strategy in learner.strategies:
-        if strategy not in STRATEGIES:
-            raise unknown_name(f"{source}: [learner]: key 'strategies': value", strategy, STRATEGIES)
-    for method in memory.methods:
-        if method.removesuffix(LABELLED).removesuffix(DECODED) not in (*METHODS, *CORESETS) and method not in real:
-            raise unknown_name(f"{source}: [memory]: key 'methods': value", method, (*METHODS, *CORESETS, *real))
-    _check_teacher(memory, stream, learner, source)
-    plain_names = list(dict.fromkeys(method.removesuffix(LABELLED) for method in memory.methods))
-    if any(method.endswith(DECODED) for method in plain_names) != (memory.decode is not None):
-        raise InputError(f"{source}: [memory]: decode and memories named METHOD{DECODED} go together; give both, or none of them.")
-    if not memory.per_class and not memory.bytes_of:
-        raise InputError(f"{source}: [memory]: per_class and bytes_of are empty; give at least one number.")
-    if bool(stream.domains) != (stream.setting == "domain"):
-        raise InputError(f'{source}: [stream]: domains are for setting "domain", which needs one or more; setting is {stream.setting!r}.')
-    for option, setting in OPTIONS.items():
-        if getattr(stream, option) is not None and stream.setting != setting:
-            raise InputError(f"{source}: [stream]: {option} is for setting {setting!r}; setting is {stream.setting!r}.")
-    merged = stream.setting in RETURNING and memory.returning != "separate"
-    if memory.returning is not None and stream.setting not in RETURNING:
-        raise InputError(f"{source}: [memory]: returning is for classes that come back (setting {', '.join(RETURNING)}); leave it out.")
-    if stream.setting == "online" and memory.share == "shrinking":
-        raise InputError(f'{source}: [memory]: share is "shrinking"; allowed with an online stream: "fixed".')
-    if memory.bytes_of and "der" in learner.strategies:
-        raise InputError(f'{source}: [memory]: bytes_of with strategy "der" is not offered: its outputs take bytes too; use per_class.')
-    compressed = next((method for method in memory.methods if method in COMPRESSED), None)
-    if compressed and (not memory.bytes_of or memory.share == "shrinking" or stream.setting == "online" or merged):
-        raise InputError(
-            f"{source}: [memory]: {compressed} has a number of bytes for each class of an experience; allowed: with bytes_of, "
-            'share = "fixed", not in an online stream, and with returning = "separate" where classes come back.'
-        )
-    if training.exemplar_transform is not None and "reservoir" in memory.methods:
-        raise InputError(f"{source}: [training]: exemplar_transform is not for the memory 'reservoir' (Avalanche's); leave one out.")
-    if "scr" in learner.strategies and (by_image := [method for method in memory.methods if method in real]):
-        raise InputError(
-            f"{source}: [memory]: {by_image[0]} with strategy 'scr', which needs the mean of each class; take methods or coresets only."
-        )
-    if data.zca:
-        raise InputError(f"{source}: [data]: zca is for condensed sets that are used white; a stream's images are not.")
-    check_name(learner.network)
-    for network in learner.others or ():
-        checked(f"{source}: [learner]", "others", functools.partial(check_name, network))
-        if network == learner.network or learner.others.count(network) > 1:  # type: ignore[union-attr]
-            raise InputError(f"{source}: [learner]: others has {network!r}, which is there already; name each network once.")
-    for network in learner.last or ():
-        checked(f"{source}: [learner]", "last", functools.partial(check_name, network))
-        if learner.last.count(network) > 1:  # type: ignore[union-attr]
-            raise InputError(f"{source}: [learner]: last has {network!r} twice; name each network once.")
-    given = tables.get("settings", {})
+    names = list(dict.fromkeys(method.removesuffix(LABELLED) for method in memory.methods))
     for method, table in given.items():
-        if method not in (*plain_names, *(m.removesuffix(DECODED) for m in plain_names)) or not isinstance(table, dict):
-            raise unknown_name(f"{source}: [settings]: method", method, [m for m in plain_names if m.removesuffix(DECODED) in METHODS])
+        if method not in (*names, *(name.removesuffix(DECODED) for name in names)) or not isinstance(table, dict):
+            raise unknown_name(f"{source}: [settings]: method", method, [name for name in names if name.removesuffix(DECODED) in METHODS])
     settings = {}
-    for memory_name in plain_names:
-        if (method := memory_name.removesuffix(DECODED)) in real:
+    for name in names:
+        if (method := name.removesuffix(DECODED)) in ("reservoir", *COMPRESSED):
             continue
-        decoded = {} if method == memory_name else {"decode": memory.decode, **given.get(memory_name, {})}
+        decoded = {} if method == name else {"decode": memory.decode, **given.get(name, {})}
         try:
             chosen = settings_of(method, {**given.get(method, {}), **decoded})
             if method in CORESETS:
                 decode_of(method, chosen)
         except InputError as error:
-            raise InputError(f"{source}: memory {memory_name!r}: {error}") from None
+            raise InputError(f"{source}: memory {name!r}: {error}") from None
         if method in METHODS:
-            configure(METHODS[method][0], chosen, f"{source}: [settings.{memory_name}]")
+            configure(METHODS[method][0], chosen, f"{source}: [settings.{name}]")
         if method in METHODS or chosen:
-            settings[memory_name] = chosen
-    plain = {key: plain_values(table) for key, table in zip(kinds, (data, stream, memory, learner, training), strict=True)}
-    config = {"kind": "continual", **plain, "settings": settings}
-    return ContinualStudy(name, title, data, stream, memory, learner, plain["training"], settings, config)
+            settings[name] = chosen
+    return settings
 
 
 def _check_teacher(memory: MemoryTable, stream: StreamTable, learner: LearnerTable, source: str) -> None:

@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -77,6 +77,29 @@ class EvaluationTable:
     whole_epochs: Annotated[int, Field(ge=1)] | None = None
     scorer: Scorer | None = None
     best: bool | None = None
+
+
+def check_tables(tables: Tables, known: Sequence[str], source: str, kind: str, needs: Sequence[str] = ()) -> None:
+    """Check a scenario's top level.
+
+    Args:
+        tables: the scenario without its kind and title.
+        known: names of the kind's tables.
+        source: opens the messages, for example ``"study.toml"``.
+        kind: of study, for the messages.
+        needs: names of tables that must be there.
+
+    Raises:
+        InputError: for an unknown key, a value that is no table, and where one of ``needs`` is missing.
+    """
+    for key, table in tables.items():
+        if key not in known:
+            raise unknown_name(f"{source}: key", key, ("kind", "title", *known))
+        if not isinstance(table, dict):
+            raise InputError(f"{source}: [{key}] is {shown_value(table)[:40]!r}; allowed: a table of settings.")
+    for key in needs:
+        if key not in tables:
+            raise InputError(f"{source}: table [{key}] is missing; a {kind} study needs it.")
 
 
 def config_hash(merged: Config) -> str:

@@ -18,7 +18,7 @@ from apps.federated.tables import AveragingConfig, LocalConfig, ServerConfig, Up
 from distill.configure import STRICT, configure
 from distill.errors import InputError, clipped, unknown_name
 from scenarios.engine.record import Config, Tables
-from scenarios.engine.schema import DataTable, config_hash, plain_values
+from scenarios.engine.schema import DataTable, check_tables, config_hash, plain_values
 from scenarios.federated.node import checked, request
 from scenarios.reporting.text import series
 
@@ -172,48 +172,16 @@ class FederatedStudy:
 
 def study(name: str, title: str, tables: Tables, source: str) -> FederatedStudy:
     """A checked study; keys of ``[upload]`` that are not its own go to the condensing method."""
-    for key, table in tables.items():
-        if key not in TABLES:
-            raise unknown_name(f"{source}: key", key, ("kind", "title", *TABLES))
-        if not isinstance(table, dict):
-            raise InputError(f"{source}: [{key}] is not a table; allowed: a table of settings.")
-    if "data" not in tables:
-        raise InputError(f"{source}: table [data] is missing; a federated study needs it.")
+    check_tables(tables, TABLES, source, "federated", ["data"])
     data = configure(DataTable, tables["data"], f"{source}: [data]")
     if data.zca or data.classes is not None or data.imbalance is not None:
         raise InputError(f"{source}: [data] zca, classes and imbalance are not for federated studies; use the plain data.")
     federation = configure(FederationTable, tables.get("federation", {}), f"{source}: [federation]")
-    for strategy in federation.strategies:
-        if strategy not in STRATEGIES:
-            raise unknown_name(f"{source}: [federation]: key 'strategies': value", strategy, STRATEGIES)
-    for strategy in federation.rounds_of:
-        if strategy not in WEIGHTS or strategy not in federation.strategies:
-            allowed = series([name for name in federation.strategies if name in WEIGHTS]) or "nothing, as none sends weights"
-            raise InputError(f"{source}: [federation]: rounds_of names {clipped(strategy, 40)!r}; allowed: {allowed}.")
-    own = {field.name for field in dataclasses.fields(UploadConfig)} - {"settings"}
-    upload_table = dict(tables.get("upload", {}))
-    for key, named in (("[upload]: key 'method'", upload_table.get("method")), ("[federation]: key 'network'", federation.network)):
-        if isinstance(named, str) and ":" in named and federation.engine != "inline":
-            raise InputError(
-                f"{source}: {key} is {clipped(named)!r}, and the clients of engine {federation.engine!r} are separate processes, which "
-                'import nothing that a message names; allowed: engine = "inline", or a Flower app of your own (examples/own_app).'
-            )
-    upload = {key: value for key, value in upload_table.items() if key in own}
-    upload["settings"] = {key: value for key, value in upload_table.items() if key not in own}
+    _check_strategies(federation, f"{source}: [federation]")
+    _check_own_code(federation, dict(tables.get("upload", {})), source)
     for key, kind in PARTS:
         configure(kind, tables.get(key, {}), f"{source}: [{key}]")
-    values = {
-        "data": data.name,
-        "size": data.size,
-        "validation": data.validation,
-        "mean": data.mean,
-        "std": data.std,
-        "class_names": data.class_names,
-        **{key: getattr(federation, key) for key in COPIED},
-        "strategy": next((s for s in federation.strategies if s == "feddm"), federation.strategies[0]),
-        "upload": upload,
-        **{key: tables.get(key, {}) for key, _ in PARTS},
-    }
+    values = _values(data, federation, tables)
     for strategy in federation.strategies:
         if strategy in UPLOADS:
             from_mapping(values | {"strategy": strategy}, source)
@@ -222,33 +190,73 @@ def study(name: str, title: str, tables: Tables, source: str) -> FederatedStudy:
     check_clients(settings)
     if privacy is not None:
         privacy = checked(privacy, f"{source}: [privacy]")
-        others = [s for s in federation.strategies if s != "feddm"]
-        if others:
+        if others := [s for s in federation.strategies if s != "feddm"]:
             raise InputError(f"{source}: [privacy] is on and strategy {others[0]!r} has no private form; allowed: feddm.")
         if privacy.get("start") is None and method_config(settings).initial != "noise":
             raise InputError(f'{source}: privacy is on: real first images would give them away; set initial = "noise", or a private start.')
         settings = from_mapping(values | {"privacy": dataclasses.asdict(request(privacy, federation.rounds))}, source)
+    attack = None if "attack" not in tables else _attack(tables["attack"], federation, settings, f"{source}: [attack]")
+    merged = _merged(data, federation, settings, privacy)
+    if tuning is not None:
+        merged["tuning"] = {key: value for key, value in plain_values(tuning).items() if key != "upload" or value}
+    if attack is not None:
+        merged["attack"] = plain_values(attack)
+    return FederatedStudy(name, title, data, federation, settings, merged, privacy, tuning, attack)
+
+
+def _check_strategies(federation: FederationTable, where: str) -> None:
+    for strategy in federation.strategies:
+        if strategy not in STRATEGIES:
+            raise unknown_name(f"{where}: key 'strategies': value", strategy, STRATEGIES)
+    for strategy in federation.rounds_of:
+        if strategy not in WEIGHTS or strategy not in federation.strategies:
+            allowed = series([name for name in federation.strategies if name in WEIGHTS]) or "nothing, as none sends weights"
+            raise InputError(f"{where}: rounds_of names {clipped(strategy, 40)!r}; allowed: {allowed}.")
+
+
+def _check_own_code(federation: FederationTable, upload: Config, source: str) -> None:
+    """`InputError` where a user's own method or network would have to be imported by a client in another process."""
+    for key, named in (("[upload]: key 'method'", upload.get("method")), ("[federation]: key 'network'", federation.network)):
+        if isinstance(named, str) and ":" in named and federation.engine != "inline":
+            raise InputError(
+                f"{source}: {key} is {clipped(named)!r}, and the clients of engine {federation.engine!r} are separate processes, which "
+                'import nothing that a message names; allowed: engine = "inline", or a Flower app of your own (examples/own_app).'
+            )
+
+
+def _values(data: DataTable, federation: FederationTable, tables: Tables) -> Config:
+    """The study's settings as `from_mapping` takes them."""
+    own, upload = {field.name for field in dataclasses.fields(UploadConfig)} - {"settings"}, dict(tables.get("upload", {}))
+    return {
+        "data": data.name,
+        **{key: getattr(data, key) for key in ("size", "validation", "mean", "std", "class_names")},
+        **{key: getattr(federation, key) for key in COPIED},
+        "strategy": next((s for s in federation.strategies if s == "feddm"), federation.strategies[0]),
+        "upload": {
+            **{key: value for key, value in upload.items() if key in own},
+            "settings": {key: value for key, value in upload.items() if key not in own},
+        },
+        **{key: tables.get(key, {}) for key, _ in PARTS},
+    }
+
+
+def _merged(data: DataTable, federation: FederationTable, settings: Settings, privacy: Config | None) -> Config:
+    """The study as config.json has it, without what came later and is not used: such studies keep their hash."""
     dump = pydantic.TypeAdapter(Settings).dump_python(settings, mode="json") | {"privacy": privacy}
     for key in ("strategy", "seed", "device", *(["averaging"] if settings.averaging == AveragingConfig() else [])):
         del dump[key]
-    for key in ("quorum", "staleness", "staleness_weight", "dynafed", *UPLOADS):  # studies that do not use what came later keep their hash
+    for key in ("quorum", "staleness", "staleness_weight", "dynafed", *UPLOADS):
         if getattr(settings, key) == getattr(Settings(), key):
             del dump[key]
     if settings.admission == AdmissionConfig():
         del dump["admission"]
     elif settings.admission.class_images is None:
         del dump["admission"]["class_images"]
-    if settings.local.augmentation == LocalConfig().augmentation:  # as that table: studies that do not use it keep their hash
+    if settings.local.augmentation == LocalConfig().augmentation:
         del dump["local"]["augmentation"]
     extra: Config = {"strategies": list(federation.strategies), "engine": federation.engine, "seeds": federation.seeds}
     extra |= {key: value for key, value in (("rounds_of", federation.rounds_of), ("targets", list(federation.targets))) if value}
-    merged = {"kind": "federated", "federation": extra, **dump, "data": plain_values(data)}
-    if tuning is not None:
-        merged["tuning"] = {key: value for key, value in plain_values(tuning).items() if key != "upload" or value}
-    attack = None if "attack" not in tables else _attack(tables["attack"], federation, settings, f"{source}: [attack]")
-    if attack is not None:
-        merged["attack"] = plain_values(attack)
-    return FederatedStudy(name, title, data, federation, settings, merged, privacy, tuning, attack)
+    return {"kind": "federated", "federation": extra, **dump, "data": plain_values(data)}
 
 
 def _attack(table: object, federation: FederationTable, settings: Settings, where: str) -> AttackTable:

@@ -18,7 +18,7 @@ from distill.methods import METHODS
 from distill.teachers import Teacher, check_teacher
 from scenarios.engine.given import Given
 from scenarios.engine.record import Config, Tables
-from scenarios.engine.schema import DataTable, checked, config_hash, plain_values
+from scenarios.engine.schema import DataTable, check_tables, checked, config_hash, plain_values
 
 TABLES = ("data", "space", "truth", "proxy", "sets", "methods", "run")
 
@@ -93,13 +93,7 @@ def study(name: str, title: str, tables: Tables, source: str) -> NasStudy:
     Raises:
         InputError: names file, table, key, what was given and what is allowed.
     """
-    for key, table in tables.items():
-        if key not in TABLES:
-            raise unknown_name(f"{source}: key", key, ("kind", "title", *TABLES))
-        if not isinstance(table, dict):
-            raise InputError(f"{source}: table [{key}] is not a table.")
-    if "data" not in tables:
-        raise InputError(f"{source}: table [data] is missing; a nas study needs it.")
+    check_tables(tables, TABLES, source, "nas", ["data"])
 
     def read(key: str, kind: type[T]) -> T:
         return configure(kind, tables.get(key, {}), f"{source}: [{key}]")

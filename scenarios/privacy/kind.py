@@ -5,7 +5,7 @@ from pathlib import Path
 from scenarios.engine.own import Places
 from scenarios.engine.public_part import FOLDER, load
 from scenarios.engine.study import Kind, View
-from scenarios.privacy import released, run, schema, show
+from scenarios.privacy import reading, released, run, schema, show
 from scenarios.privacy.sets import name_of
 
 
@@ -20,7 +20,7 @@ MAIN = r"epsilon.*\.accuracy\..*|attack\..*"
 
 KIND = Kind(
     "privacy",
-    schema.study,
+    reading.study,
     run.check,
     run.fill,
     show.draw,

@@ -29,7 +29,7 @@ from distill.configure import STRICT, configure
 from distill.coresets import select
 from distill.data import ImageData
 from distill.drawing import Drawing
-from distill.errors import InputError, unknown_name
+from distill.errors import InputError
 from distill.evaluation import accuracy, fitted
 from distill.networks import check_name, create
 from distill.protocols import check_untaught
@@ -38,7 +38,7 @@ from distill.recipe import Recipe
 from distill.train import train_network
 from scenarios.engine.given import Given
 from scenarios.engine.record import Config, Record, Results, Tables
-from scenarios.engine.schema import DataTable, checked, config_hash, plain_values
+from scenarios.engine.schema import DataTable, check_tables, checked, config_hash, plain_values
 from scenarios.engine.study import Run
 from scenarios.privacy.attack import save_arrays
 from scenarios.reporting.text import few, series
@@ -92,11 +92,7 @@ class ReleasedStudy:
 
 def study(name: str, title: str, tables: Tables, source: str) -> ReleasedStudy:
     """Check the tables; `InputError` names file, key and what is allowed."""
-    for key, table in tables.items():
-        if key not in TABLES:
-            raise unknown_name(f"{source}: key", key, ("kind", "title", "from", *TABLES))
-        if not isinstance(table, dict):
-            raise InputError(f"{source}: [{key}] is not a table.")
+    check_tables(tables, TABLES, source, "released", ["data"])
     data = configure(DataTable, tables["data"], f"{source}: [data]")
     attack = configure(AttackTable, tables["attack"], f"{source}: [attack]") if "attack" in tables else None
     canaries = configure(AuditTable, tables["audit"], f"{source}: [audit]") if "audit" in tables else None

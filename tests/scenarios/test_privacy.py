@@ -28,7 +28,7 @@ from scenarios.engine.public_part import handing_on, mark
 from scenarios.engine.scenario import parse, shipped
 from scenarios.engine.study import Options
 from scenarios.privacy import run, schema, sets, show
-from scenarios.privacy.schema import study as make
+from scenarios.privacy.reading import study as make
 from scenarios.privacy.sets import kept_elsewhere
 from scenarios.reporting.report import write_report
 from tests.scenarios.marks import unmarked

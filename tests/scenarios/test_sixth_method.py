@@ -23,7 +23,7 @@ from scenarios.catalogue import run_study, study
 from scenarios.condense.step_sizes import tables_for
 from scenarios.engine.scenario import read_scenario
 from scenarios.engine.study import Options
-from scenarios.privacy.schema import study as private_study
+from scenarios.privacy.reading import study as private_study
 from tests.apps.continual.test_memory import experience
 
 EXAMPLE = (Path(__file__).parents[2] / "examples" / "mymethod.py").read_text()
