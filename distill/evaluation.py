@@ -33,6 +33,7 @@ from distill.measured import Accuracy as Accuracy
 from distill.measured import Measured as Measured
 from distill.measured import summed_up as summed_up
 from distill.networks import Factory, flops
+from distill.randomness import whole_seed
 from distill.scored_coresets import Scorer
 from distill.teachers import teacher_for
 from distill.tf32 import products
@@ -232,7 +233,7 @@ def evaluate(
         InputError: if the set does not fit the data, or a name is unknown.
     """
     data = fitted(condensed, data)
-    numbers = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    numbers = list(range(int(seeds))) if isinstance(seeds, int | np.integer) else [whole_seed(seed) for seed in seeds]
     if not numbers:
         raise InputError("seeds is empty; allowed: one or more.")
     if not network:

@@ -1,8 +1,19 @@
 """One random stream per purpose, derived from a seed and the stream's name; no code uses a global generator."""
 
 import hashlib
+import operator
 
 import torch
+
+from distill.errors import InputError, clipped
+
+
+def whole_seed(seed: object) -> int:
+    """A seed as a Python integer, also one of NumPy's; `InputError` for anything but a whole number."""
+    try:
+        return operator.index(seed)  # type: ignore[arg-type]
+    except TypeError:
+        raise InputError(f"seed is {clipped(seed)}; allowed: a whole number.") from None
 
 
 def derived_seed(seed: int, *stream: str | int) -> int:

@@ -25,7 +25,7 @@ from distill.methods import METHODS
 from distill.networks import OWN, Factory, create, parameter_count
 from distill.progress import OnStep as OnStep
 from distill.progress import step_bar
-from distill.randomness import generator
+from distill.randomness import generator, whole_seed
 from distill.records import append_line, read_lines, versions, write_json_lines
 from distill.set_file import check_size
 from distill.shared_config import stated as stated_settings
@@ -91,6 +91,7 @@ def condense(
         Diverged: for a loss or state that is not finite (on a GPU at most ten steps later); the last finite state is the checkpoint.
         Interrupted: on Ctrl-C or SIGTERM, in the middle of a step; the state before that step is the checkpoint.
     """
+    seed = whole_seed(seed)
     statistics = ExactStatistics(source) if isinstance(source, ImageData) else source
     if dataclasses.is_dataclass(method) and not hasattr(method, "step"):
         method, settings = _of_config(method, settings)

@@ -4,6 +4,8 @@ import heapq
 import re
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from distill.errors import InputError, clipped
 from distill.statistics import RealStatistics
 
@@ -26,8 +28,8 @@ def checked(ipc: object) -> int | dict[str, int] | str:
         names = len(counts) == len(ipc) and all(re.fullmatch(rf"{REST}|0|[1-9][0-9]{{0,6}}", label) for label in counts)
         if names and all(type(count) is int and 1 <= count <= MAX_IPC for count in counts.values()):
             return counts
-    elif type(ipc) is int and 1 <= ipc <= MAX_IPC:
-        return ipc
+    elif isinstance(ipc, int | np.integer) and not isinstance(ipc, bool) and 1 <= ipc <= MAX_IPC:
+        return int(ipc)  # also one of NumPy's
     raise InputError(f"ipc is {clipped(ipc)}; allowed: 1 or more images, up to {MAX_IPC}: {ALLOWED}.")
 
 

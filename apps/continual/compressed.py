@@ -4,6 +4,7 @@ Several compressed images fit where one float32 image does. Which images are kep
 """
 
 import io
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -75,12 +76,16 @@ class CompressedMemory:
         seed: of the choice.
 
     Raises:
-        InputError: the codec is unknown.
+        InputError: the codec is unknown, or a number is out of range.
     """
 
     def __init__(self, codec: str, class_bytes: int, mean: Sequence[float], std: Sequence[float], seed: int = 0) -> None:
         if codec not in CODECS:
             raise InputError(f"codec {codec!r} is not known; allowed: {', '.join(CODECS)}.")
+        if class_bytes < 1:
+            raise InputError(f"class_bytes is {class_bytes}; allowed: 1 or more.")
+        if len(mean) != len(std) or not mean or not all(math.isfinite(m) for m in mean) or not all(0 < s < math.inf for s in std):
+            raise InputError(f"mean is {tuple(mean)} and std {tuple(std)}; allowed: a finite mean and a std above 0 for each channel.")
         self.codec, self.class_bytes, self.seed, self.experiences = codec, class_bytes, seed, 0
         self.grid: Grid = tuple((-m / s, 1 / (255 * s)) for m, s in zip(mean, std, strict=True))
         self.shape: tuple[int, ...] = ()  # (C, H, W), known from the first experience on

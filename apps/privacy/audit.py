@@ -7,6 +7,7 @@ above the claimed epsilon. Scores are read as independent runs, one each; with -
 fair coin. A bound far below the claim proves nothing.
 """
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,6 +130,8 @@ def report(scores: Path, delta: float, confidence: float, claimed: float | None,
     """
     from apps.privacy.metrics import membership
 
+    if claimed is not None and not 0 <= claimed < math.inf:
+        raise InputError(f"the claimed epsilon is {claimed:g}; allowed: a finite number of at least 0.")
     inside, outside = read_scores(scores)
     if one_run:
         bound = one_run_epsilon(inside, outside, delta, confidence)

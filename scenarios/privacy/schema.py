@@ -35,7 +35,7 @@ class PrivacyTable:
     same start with the same networks, so that one sees what the noise costs.
     """
 
-    epsilon: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
+    epsilon: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1.0,)
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     sample_rate: Annotated[float, Field(gt=0, le=1)] | None = None
     clip: Annotated[float, Field(gt=0)] | None = None

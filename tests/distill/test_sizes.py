@@ -4,8 +4,9 @@ import dataclasses
 import json
 import types
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 
@@ -34,6 +35,17 @@ def long_tailed() -> ImageData:
     data = toy(classes=4)
     kept = torch.cat([data.class_indices(label)[:count] for label, count in ((0, 12), (1, 6), (3, 2))])
     return dataclasses.replace(data, train=data.train.at(kept))
+
+
+def test_numpys_whole_numbers_are_whole_numbers(toy_data: ImageData) -> None:
+    settings: dict[str, Any] = {"network": "ConvNetD1W8", "iterations": 2}
+    made = condense(toy_data, "dm", ipc=cast(Any, np.int64(2)), seed=cast(Any, np.int64(3)), **settings)
+    assert torch.equal(made.images, condense(toy_data, "dm", ipc=2, seed=3, **settings).images)
+    assert made.provenance is not None
+    assert made.provenance.seed == 3
+    for wrong in (1.5, "3", None):
+        with pytest.raises(InputError, match=r"seed is .*; allowed: a whole number"):
+            condense(toy_data, "dm", ipc=2, seed=cast(Any, wrong), **settings)
 
 
 @METHOD

@@ -111,6 +111,8 @@ def test_a_released_set_is_attacked_and_audited(here: Path, capsys: pytest.Captu
         (["attack", "privmodel:load", "--data", "digits", "--others", "validation"], "has 0 validation images"),
         (["attack", "privmodel:load", "--data", "digts"], "digts"),
         (["audit", "thing.txt"], "allowed: a condensed set"),
+        (["audit", "scores.csv", "--claimed", "nan"], "the claimed epsilon is nan"),
+        (["audit", "scores.csv", "--claimed", "-1"], "the claimed epsilon is -1"),
         (["audit", "--delta", "2"], "--delta 2.0"),
         (["audit", "none.safetensors"], "none.safetensors"),
     ],

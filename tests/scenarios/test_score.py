@@ -125,4 +125,7 @@ def test_label_writes_a_set_with_a_teachers_outputs(sets: list[Path], tmp_path: 
     assert "labels by MLP of 2 epochs (lr 0.01, seed 0), which labels images, whose test accuracy" in text
     assert f"{made.nbytes:,} bytes ({plain.nbytes:,} before)" in text
     assert "allowed: NETWORK or NETWORK:EPOCHS" in refused("label", sets[0], "--data", "digits", "--teacher", ":3")
+    fits = ("label", sets[0], "--data", "digits", "--teacher", "MLP:1")
+    assert "whose classes would be lost" in refused(*fits, "--out", sets[0])
+    assert "images of class 5, which the teacher would never see" in refused(*fits, "--classes", "0..4")
     assert "network 'MPL' is not known" in refused("label", sets[0], "--data", "digits", "--teacher", "MPL:3")

@@ -30,7 +30,8 @@ def label(
 
     from distill.condensed import CondensedSet
     from distill.configure import configure
-    from distill.evaluation import accuracy
+    from distill.errors import InputError
+    from distill.evaluation import accuracy, fitted
     from distill.protocols import protocol as recipe_named
     from distill.set_notes import teacher_notes
     from distill.teachers import Teacher, check_teacher, labelled, labelled_views, teacher_network
@@ -40,6 +41,14 @@ def label(
     where = torch_device(device)
     tiny = CondensedSet.load(condensed).to(where)
     images = data_for(tiny, data, size, classes, None, None, root=data_root, device=where)
+    fitted(tiny, images)
+    if unknown := sorted(set(tiny.hard_labels.tolist()) - set(images.classes)):
+        raise InputError(
+            f"the set has images of class {unknown[0]}, which the teacher would never see; allowed: --classes with all of them."
+        )
+    target = out or condensed.with_name(f"{condensed.stem}-labelled.safetensors")
+    if target.resolve() == condensed.resolve():
+        raise InputError(f"--out is {target}, the set itself, whose classes would be lost; give another file.")
     if views is None:
         made = labelled(tiny, images, table)
     else:
@@ -55,7 +64,6 @@ def label(
             mix_alpha=recipe.mix_alpha,
             seed=seed,
         )
-    target = out or condensed.with_name(f"{condensed.stem}-labelled.safetensors")
     made.save(target)
     network = teacher_network(images, table, progress=False)
     right = accuracy(network, images)

@@ -1,6 +1,7 @@
 """Compressed real images: what they cost, what comes back, and the study rows and Avalanche learners that use them."""
 
 import io
+import math
 import zlib
 from pathlib import Path
 
@@ -85,6 +86,11 @@ def test_wrong_arguments_are_one_line() -> None:
         memory("gif", 100, source)
     with pytest.raises(InputError, match="10 bytes have no room for one zlib image of class 0; raise the budget"):
         memory("zlib", 10, source).observe(*experience_tensors(source))
+    for mean, std in (((0.1,), (0.0,)), ((0.1, 0.2), (1.0,)), ((math.nan,), (1.0,)), ((), ())):
+        with pytest.raises(InputError, match="allowed: a finite mean and a std above 0 for each channel"):
+            CompressedMemory("zlib", 100, mean, std)
+    with pytest.raises(InputError, match="class_bytes is 0; allowed: 1 or more"):
+        CompressedMemory("zlib", 0, (0.1,), (1.0,))
     with pytest.raises(InputError, match="the memory is empty"):
         memory("zlib", 100, source).condensed(source.spec)
 
