@@ -45,6 +45,8 @@ class Plan:
         scorer: networks that coresets such as "el2n" choose by; None: the defaults of `Scorer`.
     """
 
+    DIFFERENT = ("steps", "architectures", "optimisers", "baselines")
+
     network: str = "ConvNet"
     recipe: Recipe | str = "laptop"
     seeds: Annotated[int, Field(ge=1)] = 5

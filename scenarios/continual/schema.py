@@ -34,6 +34,8 @@ class StreamTable:
     below ``degrees`` (180); "repetition": ``classes_each`` (2) classes in an experience, no image twice; "blurry": as "class", with the
     share ``blurred`` (0.1) of the images in other experiences. What a memory does with such classes is ``returning`` in ``[memory]``."""
 
+    DIFFERENT = ("domains",)
+
     setting: Literal["class", "domain", "online", "permuted", "rotated", "repetition", "blurry"] = "class"
     experiences: Annotated[int, Field(ge=1)] = 5
     orders: Annotated[int, Field(ge=1)] = 3
@@ -60,6 +62,8 @@ class MemoryTable:
     ("dm-labelled"). ``returning`` "merge" (where it is not given) folds a class that comes back into its images, "separate" gives it
     further ones. Settings of a method go into ``[settings.<method>]``; "dm-decoded" has those of "dm", and over them its own."""
 
+    DIFFERENT = ("methods", "per_class", "bytes_of", "storages")
+
     methods: Annotated[tuple[str, ...], Field(min_length=1)] = ("random", "class_mean", "dm")
     per_class: tuple[Annotated[int, Field(ge=1)], ...] = (1,)
     bytes_of: tuple[Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0)], ...] = ()
@@ -77,6 +81,8 @@ class LearnerTable:
     ``[learner.recipe]``) trains "scratch", ``[learner.joint]`` "joint"; ``[training]`` is for Avalanche's learners. Each network of
     ``last`` is trained from scratch once for each memory, on the last one of the first class order ("last@ResNet18"): for networks that
     take long."""
+
+    DIFFERENT = ("strategies", "others", "last")
 
     strategies: Annotated[tuple[str, ...], Field(min_length=1)] = ("scratch",)
     network: str = "ConvNet"
@@ -162,8 +168,6 @@ def _check_learner(learner: LearnerTable, where: str) -> None:
     for key, networks in (("others", others), ("last", last)):
         for network in networks:
             checked(where, key, functools.partial(check_name, network))
-            if networks.count(network) > 1:
-                raise InputError(f"{where}: {key} has {network!r} twice; name each network once.")
     if learner.network in others:
         raise InputError(f"{where}: others has {learner.network!r}, which is the learner's network; name each network once.")
 

@@ -70,6 +70,8 @@ class FederationTable:
         targets: accuracies in percent; the record says after how many rounds and bytes each strategy first reaches them.
     """
 
+    DIFFERENT = ("strategies", "targets")
+
     strategies: Annotated[tuple[str, ...], Field(min_length=1)] = ("feddm",)
     engine: Literal["inline", "simulation", "deployment"] = "inline"
     rounds: Annotated[int, Field(ge=1)] = 2
@@ -134,6 +136,8 @@ class AttackTable:
         kinds: names in `apps.federated.attacks.ATTACKS`.
         clients: shares of the clients that are hostile.
     """
+
+    DIFFERENT = ("kinds", "clients")
 
     kinds: Annotated[tuple[str, ...], Field(min_length=1)] = tuple(ATTACKS)
     clients: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] = (0.1, 0.3)

@@ -32,6 +32,8 @@ class SetsTable:
     independently. ``train`` is the number of training images a class that the whole study may use (None: all). ``[sets.teacher]`` adds
     each set with the labels of a network that is trained on the study's images ("NAME-labelled"), and images of noise with them."""
 
+    DIFFERENT = ("coresets",)
+
     ipc: Annotated[int, Field(ge=1)] = 10
     copies: Annotated[int, Field(ge=1, le=20)] = 2
     coresets: tuple[str, ...] = ("random",)

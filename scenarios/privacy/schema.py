@@ -35,6 +35,8 @@ class PrivacyTable:
     same start with the same networks, so that one sees what the noise costs.
     """
 
+    DIFFERENT = ("epsilon",)
+
     epsilon: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (1.0,)
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     sample_rate: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -75,6 +77,8 @@ class AttackTable:
     even number of ``runs`` from 6.
     """
 
+    DIFFERENT = ("arms", "attacks", "ratios", "subsets")
+
     runs: Annotated[int, Field(ge=2)] = 4
     arms: tuple[str, ...] = ("method", "random", "whole")
     networks: Annotated[int, Field(ge=1)] = 1
@@ -90,6 +94,8 @@ class AttackTable:
 class VisualTable:
     """``[visual]``: see `apps.privacy.visual.visual_privacy`."""
 
+    DIFFERENT = ("measures",)
+
     measures: Annotated[tuple[str, ...], Field(min_length=1)] = MEASURES
     holdout: Literal["test", "validation"] = "test"
     network: str = "ConvNet"
@@ -104,6 +110,8 @@ class PoisoningTable:
     Adam at most a matching step, whose pixels may leave [0, 1]; those of "doorping-clamped" may not. "invisible" changes every
     pixel by at most 8 of 255 levels.
     """
+
+    DIFFERENT = ("triggers",)
 
     target: Annotated[int, Field(ge=0)] = 0
     portion: Annotated[float, Field(gt=0, lt=1)] = 0.01
@@ -121,6 +129,8 @@ class InversionTable:
     ``[inversion.search]`` says; the study's method makes the client's upload, and ``[inversion.privacy]``, with the keys of [privacy], a
     private one for each epsilon.
     """
+
+    DIFFERENT = ("networks",)
 
     victims: Annotated[int, Field(ge=2)] = 100
     client_images: Annotated[int, Field(ge=2)] = 6000

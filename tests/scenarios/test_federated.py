@@ -165,6 +165,7 @@ def test_shipped_scenarios_are_valid() -> None:
     ("changes", "text"),
     [
         ({"federation": {"strategies": ["fedmd"]}}, "strategies"),
+        ({"federation": {"strategies": ["feddm", "feddm"]}}, "allowed: different ones, each once"),
         ({"federation": {"engine": "ray"}}, "engine"),
         ({"federation": {"rounds": 0}}, "rounds"),
         ({"partition": {"alpha": 0.0}}, "alpha"),

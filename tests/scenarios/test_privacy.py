@@ -64,6 +64,7 @@ def test_shipped_privacy_studies_are_studies() -> None:
         ({"privacy": {"epsilom": [1.0]}}, "did you mean 'epsilon'"),
         ({"privacy": {"epsilon": [-1.0]}}, "above 0"),
         ({"privacy": {"epsilon": []}}, "epsilon"),
+        ({"privacy": {"epsilon": [1.0, 1.0]}}, "allowed: different ones, each once"),
         ({"privacy": {"centred": True, "clip": 0.5}}, 'add start = "kmeans"'),
         ({"privacy": {"centred": True, "clip": 0.5, "start": "kmeans"}, "method": {"name": "gm"}}, "'gm' matches gradients"),
         ({"attack": {"arms": ["everything"]}}, "key 'arms'"),

@@ -106,6 +106,7 @@ def test_wrong_input(sets: list[Path], tmp_path: Path) -> None:
     assert "baseline 'hole' is not known" in refused("score", sets[0], *OPTIONS, "--baseline", "random", "--baseline", "hole", *out)
     assert "'random' must be one" in refused("score", sets[0], *OPTIONS, "--baseline", "herding", *out)
     assert "optimisers" in refused("score", sets[0], *OPTIONS, "--optimiser", "lion", *out)
+    assert "different ones" in refused("score", sets[0], *OPTIONS, "--optimiser", "sgd", "--optimiser", "sgd", *out)
     assert "no validation images" in refused("score", sets[0], *OPTIONS, "--validation", 0, *out)
     assert "precision" in refused("score", sets[0], *OPTIONS, "--precision", "half", *out)
     assert "compile" in refused("score", sets[0], *OPTIONS, "--compile", "yes", *out)

@@ -53,7 +53,10 @@ class Evidence:
         return not self.failed and not self.sentence.startswith(UNSTATED)
 
     def __str__(self) -> str:
-        verdict = "no contradiction, which proves nothing" if self.holds else "CONTRADICTION: do not rely on this guarantee"
+        verdict = "no contradiction, which proves nothing"
+        if not self.holds:
+            nothing = self.sentence == guarantee(None)
+            verdict = "the set states no guarantee" if nothing else "CONTRADICTION: do not rely on this guarantee"
         return "\n".join(
             [self.sentence, *map(str, self.checks), *(f"Not examined: {part}." for part in self.unseen), f"Result: {verdict}."]
         )

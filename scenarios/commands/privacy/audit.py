@@ -28,7 +28,7 @@ def audit(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the canaries' coins; the noise is the system's.")] = 0,
 ) -> None:
-    """Look for contradictions of a privacy guarantee; exit code 1 where there is one."""
+    """Look for contradictions of a privacy guarantee; exit code 1 where there is one, or where a set states no guarantee."""
     from distill.errors import InputError, clipped
 
     sure = 0.999 if confidence is None else confidence

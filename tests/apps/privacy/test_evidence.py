@@ -110,6 +110,8 @@ def test_without_releases_only_the_statement_is_examined(tmp_path: Path) -> None
     assert not evidence(forged).holds
     plain = dataclasses.replace(made, provenance=dataclasses.replace(made.provenance, dp=None))
     assert not evidence(plain).holds
+    assert str(evidence(plain)).endswith("Result: the set states no guarantee.")
+    assert "CONTRADICTION" in str(evidence(forged))
     assert isinstance(found, Evidence)
 
 
