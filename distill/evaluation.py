@@ -26,8 +26,8 @@ from distill.comparison import (
 )
 from distill.condensed import CondensedSet
 from distill.coresets import train_scorer
-from distill.data import ImageData, Split
-from distill.errors import Diverged, InputError, clipped
+from distill.data import SPLITS, ImageData, Split
+from distill.errors import Diverged, InputError, clipped, unknown_name
 from distill.fast import Compile, Precision, accelerated
 from distill.measured import Accuracy as Accuracy
 from distill.measured import Measured as Measured
@@ -91,6 +91,16 @@ def best_line(what: str, row: Accuracy, split: str) -> str:
     )
 
 
+def _part(data: ImageData, split: str) -> Split:
+    """The images of a split, which must have some."""
+    if split not in SPLITS:
+        raise unknown_name("split", split, SPLITS)
+    part: Split = getattr(data, split)
+    if not len(part):
+        raise InputError(f"data {data.spec.name!r} has no {split} images; allowed: a split that has some (load with validation=0.1).")
+    return part
+
+
 def accuracy(
     network: nn.Module, data: ImageData, split: str = "test", *, precision: Precision = "float32", compile: Compile = "off"
 ) -> float:
@@ -99,9 +109,7 @@ def accuracy(
     ``precision`` and ``compile`` see `distill.fast`. Raises `Diverged` where outputs are NaN or infinite: the largest of them names a
     class all the same, and the accuracy would be that of chance.
     """
-    part: Split = getattr(data, split)
-    if not len(part):
-        raise InputError(f"data {data.spec.name!r} has no {split} images; allowed: a split that has some (load with validation=0.1).")
+    part = _part(data, split)
     network.eval()
     size = chunk_size(part.images)
     run = accelerated(network, data.device, flops(network, data.spec) * len(part), precision, compile)
@@ -234,6 +242,9 @@ def evaluate(
     """
     data = fitted(condensed, data)
     numbers = list(range(int(seeds))) if isinstance(seeds, int | np.integer) else [whole_seed(seed) for seed in seeds]
+    _part(data, split)  # before any network is trained
+    if not isinstance(recipe, Recipe | str):
+        raise InputError(f"recipe is {clipped(recipe)}; allowed: a distill.Recipe, or the name of a protocol.")
     if not numbers:
         raise InputError("seeds is empty; allowed: one or more.")
     if not network:

@@ -93,6 +93,8 @@ def condense(
     """
     seed = whole_seed(seed)
     statistics = ExactStatistics(source) if isinstance(source, ImageData) else source
+    if not hasattr(statistics, "classes"):
+        raise InputError(f"the source is {clipped(source)}; allowed: an ImageData, as distill.load(name) returns it, or statistics of one.")
     if dataclasses.is_dataclass(method) and not hasattr(method, "step"):
         method, settings = _of_config(method, settings)
     sizes = counts_of(ipc, statistics)

@@ -76,6 +76,8 @@ def checked(
     images: Tensor, labels: Tensor, task: int | Tensor, shape: tuple[int, ...] | None = None, mean: tuple[float, ...] | None = None
 ) -> Tensor:
     """The tasks (N,) of an experience. Raises `InputError` unless its images have this shape, and as many channels as ``mean``."""
+    if not isinstance(labels, Tensor):
+        raise InputError(f"labels are {clipped(type(labels).__name__)}; allowed: an int64 torch tensor (N,).")
     if images.ndim != 4 or labels.shape != images.shape[:1] or not len(images):
         raise InputError(
             f"an experience has images {tuple(images.shape)} and labels {tuple(labels.shape)}; allowed: (N, C, H, W) and (N,)."

@@ -4,13 +4,15 @@ import torch
 from torch import Tensor
 
 from distill.decode import Decode, as_text
-from distill.errors import InputError
+from distill.errors import InputError, clipped
 from distill.methods import METHODS
 from distill.spec import MAX_SIDE
 
 
 def as_images(items: Tensor) -> Tensor:
     """Rows (N, D) as images (N, 1, 1, D); images as they are. Raises `InputError` for rows of more than `MAX_SIDE` features."""
+    if not isinstance(items, Tensor):
+        raise InputError(f"images or rows are {clipped(type(items).__name__)}; allowed: a torch tensor (torch.from_numpy(array)).")
     if items.ndim == 2 and items.shape[1] > MAX_SIDE:
         raise InputError(f"rows of {items.shape[1]} features; allowed: at most {MAX_SIDE}.")
     return items[:, None, None] if items.ndim == 2 else items

@@ -1,6 +1,7 @@
 """Accuracy and its interval, the training loop and the recipes, against definitions written out here."""
 
 import dataclasses
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from distill.errors import InputError
 from distill.evaluation import Accuracy, accuracy, evaluate
 from distill.networks import create
 from distill.randomness import generator
+from distill.run import condense
 from distill.train import PROTOCOLS, Recipe, protocol, train_network, train_on
 from tests.conftest import toy
 
@@ -259,3 +261,19 @@ def test_coresets_on_features_and_wrong_ones(toy_data: ImageData) -> None:
         select(toy_data, "kmean", 1, generator(0, "set"))
     with pytest.raises(InputError, match="1 or more"):
         select(toy_data, "random", 0, generator(0, "set"))
+
+
+def test_wrong_arguments_are_refused_before_anything_is_trained(toy_data: ImageData) -> None:
+    made = select(toy_data, "random", 1, generator(0))
+    asked: list[tuple[dict[str, Any], str]] = [
+        ({"split": "x"}, "split 'x' is not known"),
+        ({"split": "validation"}, "has no validation images"),
+        ({"recipe": {"max_steps": 3}}, "recipe is .*; allowed: a distill.Recipe"),
+        ({"seeds": [0.5]}, "seed is 0.5; allowed: a whole number"),
+    ]
+    for given, words in asked:
+        with pytest.raises(InputError, match=words):
+            evaluate(made, toy_data, network="ConvNetD1W8", **given)
+    for source in ("digits", None):
+        with pytest.raises(InputError, match=r"the source is .*; allowed: an ImageData"):
+            condense(cast(Any, source), "dm")

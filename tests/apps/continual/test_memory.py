@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import safetensors.torch
@@ -334,3 +335,12 @@ def test_bad_experiences(six: ImageData) -> None:
         memory.observe(*experience(six, 2, 3))
     with pytest.raises(InputError, match="did you mean"):
         condense_images(images, labels, "herdin", 1, 0)
+
+
+def test_arrays_and_lists_are_refused_in_one_line() -> None:
+    images, labels = torch.zeros(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64)
+    made = Memory(MemoryConfig("random", items=2))
+    with pytest.raises(InputError, match="images or rows are ndarray; allowed: a torch tensor"):
+        made.observe(cast(Any, images.numpy()), labels)
+    with pytest.raises(InputError, match="labels are list; allowed: an int64 torch tensor"):
+        made.observe(images, cast(Any, labels.tolist()))
