@@ -84,7 +84,7 @@ class CompressedMemory:
             raise InputError(f"codec {codec!r} is not known; allowed: {', '.join(CODECS)}.")
         if class_bytes < 1:
             raise InputError(f"class_bytes is {class_bytes}; allowed: 1 or more.")
-        if len(mean) != len(std) or not mean or not all(math.isfinite(m) for m in mean) or not all(0 < s < math.inf for s in std):
+        if not len(mean) == len(std) > 0 or not all(math.isfinite(m) for m in mean) or not all(0 < s < math.inf for s in std):
             raise InputError(f"mean is {tuple(mean)} and std {tuple(std)}; allowed: a finite mean and a std above 0 for each channel.")
         self.codec, self.class_bytes, self.seed, self.experiences = codec, class_bytes, seed, 0
         self.grid: Grid = tuple((-m / s, 1 / (255 * s)) for m, s in zip(mean, std, strict=True))

@@ -92,7 +92,7 @@ class ReleasedStudy:
 
 def study(name: str, title: str, tables: Tables, source: str) -> ReleasedStudy:
     """Check the tables; `InputError` names file, key and what is allowed."""
-    check_tables(tables, TABLES, source, "released", ["data"])
+    check_tables(tables, ("from", *TABLES), source, "released", ["data"])
     data = configure(DataTable, tables["data"], f"{source}: [data]")
     attack = configure(AttackTable, tables["attack"], f"{source}: [attack]") if "attack" in tables else None
     canaries = configure(AuditTable, tables["audit"], f"{source}: [audit]") if "audit" in tables else None
