@@ -22,10 +22,10 @@ from apps.privacy.canaries import audit, audit_of_chance
 from apps.privacy.entropy import SystemEntropy
 from apps.privacy.metrics import clopper_pearson
 from apps.privacy.private_statistics import PrivateStatistics
-from benchmarks.page import Record, replaced
+from benchmarks.page import Record
 from distill.data import ImageData
 from distill.records import environment, read_json, write_json, write_whole
-from scenarios.reporting.text import as_markdown
+from scenarios.reporting.text import as_markdown, replaced
 
 BEGIN, END = "<!-- table: begin (python -m benchmarks.audit_power --page) -->", "<!-- table: end (audit power) -->"
 KEPT = Path(__file__).parent / "expected" / "audit_power.json"

@@ -20,7 +20,6 @@ import scipy.stats
 from apps.continual.benchmark import interval
 from apps.nas import intervals, ranking
 from apps.privacy import metrics
-from benchmarks.page import replaced
 from distill.curves import curve
 from distill.measured import Accuracy
 from distill.paired import paired_difference
@@ -28,7 +27,7 @@ from distill.records import environment, read_json, write_json, write_whole
 from distill.scores import Score
 from scenarios.condense.several import spread
 from scenarios.privacy.released import auc_by_point
-from scenarios.reporting.text import as_markdown
+from scenarios.reporting.text import as_markdown, replaced
 
 Numbers = np.random.Generator
 Found = tuple[float, float, float]  # lower end, upper end, true value

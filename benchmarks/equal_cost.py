@@ -23,7 +23,6 @@ from typing import TypedDict, cast
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.page import replaced
 from distill.configure import configure
 from distill.data import ImageData
 from distill.data_sources import load
@@ -38,7 +37,7 @@ from distill.records import append_line, environment, read_json, read_lines, wri
 from distill.statistics import ExactStatistics
 from distill.synthetic import initial_set
 from distill.train import Recipe
-from scenarios.reporting.text import as_markdown
+from scenarios.reporting.text import as_markdown, replaced
 
 MARKS = (2, 5, 10, 20, 30)  # minutes of one core
 QUICK: dict[str, object] = {"precision": "bf16", "compile": "on"}  # half the time where the processor has bfloat16

@@ -1,9 +1,10 @@
-"""Tables of pages between their marks, and those of docs/speed.md from what `benchmarks.core`, `steps`, `launches` and `gpu` measured."""
+"""The tables of docs/speed.md, from what `benchmarks.core`, `steps`, `launches` and `gpu` measured."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from distill.errors import InputError
+from scenarios.reporting.text import replaced
 
 BEGIN, END = "<!-- table: begin (python -m benchmarks.core --page) -->", "<!-- table: end -->"
 STEPS = "<!-- table: begin (python -m benchmarks.steps --page) -->"
@@ -11,15 +12,6 @@ LAYERS = "<!-- table: begin (python -m benchmarks.layers --page) -->"
 LAUNCHES = "<!-- table: begin (python -m benchmarks.launches --page) -->"
 GPU = "<!-- table: begin (python -m benchmarks.gpu --page) -->"
 Record = Mapping[str, Any]
-
-
-def replaced(page: str, begin: str, table: str, end: str = END) -> str:
-    """The page with this table between its two marks. Raises `InputError` where a mark is missing."""
-    head, found, rest = page.partition(begin)
-    _, last, tail = rest.partition(end)
-    if not (found and last):
-        raise InputError(f"the page {page[:60]!r} has no place for a table; put {begin} and {end} where it belongs.")
-    return f"{head}{begin}\n{table}\n{end}{tail}"
 
 
 def with_table(page: str, record: Record) -> str:
@@ -40,7 +32,7 @@ def with_table(page: str, record: Record) -> str:
     if "memory" in record["results"]:
         peaks = ", ".join(f"{form} {peak / 1e9:.2f} GB" for form, peak in record["results"]["memory"].items())
         lines += ["", f"Peak memory of a fresh process that computes one MTT gradient (form and student steps): {peaks}."]
-    return replaced(page, BEGIN, "\n".join(lines))
+    return replaced(page, BEGIN, "\n".join(lines), END)
 
 
 def with_steps(page: str, record: Record) -> str:
@@ -58,7 +50,7 @@ def with_steps(page: str, record: Record) -> str:
             f" {rows[form]['seconds']:.2f} | {rows[form].get('ratio', 1):.2f} |" if form in rows else "  |  |" for rows in results.values()
         )
         lines.append(f"| {form} | {first.get('base', '')} |{cells}")
-    return replaced(page, STEPS, "\n".join(lines))
+    return replaced(page, STEPS, "\n".join(lines), END)
 
 
 def with_layers(page: str, record: Record) -> str:
@@ -77,7 +69,7 @@ def with_layers(page: str, record: Record) -> str:
         lines.append(
             f"| {form} | {row['plain']:.0f} | {row['compiled']:.0f} | {shown} | {100 * (1 - sum(parts) / row['compiled']):.0f} % |"
         )
-    return replaced(page, LAYERS, "\n".join(lines))
+    return replaced(page, LAYERS, "\n".join(lines), END)
 
 
 def with_launches(page: str, record: Record) -> str:
@@ -91,7 +83,7 @@ def with_launches(page: str, record: Record) -> str:
             each, waits = row["operations"] / row["groups"], sum(row["waits"].values())
             peak = row["peak_bytes"] / 2**30
             lines.append(f"| {method} | {classes} | {row['operations']} | {each:.0f} | {waits} | {row['transfers']} | {peak:.1f} |")
-    return replaced(page, LAUNCHES, "\n".join(lines))
+    return replaced(page, LAUNCHES, "\n".join(lines), END)
 
 
 def with_gpu(page: str, record: Record | None) -> str:
@@ -118,4 +110,4 @@ def with_gpu(page: str, record: Record | None) -> str:
                 f"| {name} | {1e3 * row['seconds']:.2f} | {ratio} | {row['images_per_second']:.0f} | {row['gflops'] / 1e3:.1f} | "
                 f"{100 * row['of_matmul']:.0f} % | {' | '.join(memory)} |"
             )
-    return replaced(page, GPU, "\n".join(lines))
+    return replaced(page, GPU, "\n".join(lines), END)

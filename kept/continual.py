@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from distill.methods import METHODS
 from distill.records import read_json
 from scenarios.reporting.text import as_markdown
 
@@ -32,9 +33,29 @@ def kept_rows(folder: Path) -> list[dict[str, str]]:
     return rows
 
 
+def equal_bytes(name: str, cells: list[dict[str, str]]) -> list[list[str]]:
+    """A row for each network of a study in which real images may be compressed: the best memory of each kind; no rows for another study."""
+    if not any(row["storage"] == "compressed" for row in cells):
+        return []
+    table = []
+    for strategy in dict.fromkeys(row["strategy"] for row in cells):
+        kinds: dict[str, list[dict[str, str]]] = {"condensed": [], "compressed": [], "plain": [], "small": []}
+        for row in cells:
+            method = row["method"].removesuffix("-decoded")
+            small = "small" if method != row["method"] else "plain"
+            kind = "condensed" if method in METHODS else "compressed" if row["storage"] == "compressed" else small
+            if row["strategy"] == strategy:
+                kinds[kind].append(row)
+        best = [max(kind, key=lambda row: float(row["accuracy_mean"]), default=None) for kind in kinds.values()]
+        table.append([f"`{name}`", strategy, *("-" if row is None else f"{_spread(row, 'accuracy')} {row['method']}" for row in best)])
+    return table
+
+
 def page_text(rows: dict[str, list[dict[str, str]]], place: Path) -> str:
-    """The kept runs' cells, a table for each run."""
-    parts = []
+    """The best memories at equal bytes, then the kept runs' cells, a table for each run."""
+    head = ["study", "learner", "best condensed", "best compressed real", "best plain real", "best small real"]
+    compared = [row for name, cells in rows.items() for row in equal_bytes(name, cells)]
+    parts = [f"At equal bytes, percent:\n\n{as_markdown([head, *compared])}"] if compared else []
     for name, cells in rows.items():
         first = cells[0]
         table = [["strategy", "budget", "memory", "stored as", "bytes", "average accuracy, % (95 %)", "forgetting (95 %)"]]

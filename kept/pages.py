@@ -22,7 +22,7 @@ from kept.condense import Rows, methods_tables, readme_table
 from kept.headlines import headlines
 from scenarios.engine.scenario import shipped
 from scenarios.nas.run import TRUTH
-from scenarios.reporting.text import as_csv, as_markdown
+from scenarios.reporting.text import as_csv, as_markdown, replaced
 
 EXPECTED = Path(__file__).parent / "expected"
 ROOT = Path(__file__).parent.parent
@@ -125,15 +125,6 @@ def page_of(kind: str) -> Path:
     return ROOT / "docs" / "pipelines.md" if kind == "pipeline" else ROOT / "apps" / kind / "README.md"
 
 
-def with_table(page: str, table: str) -> str:
-    """The page with the table between its marks; `InputError` when it has none."""
-    if BEGIN not in page or END not in page:
-        raise InputError(f"the page {page[:60]!r} has no place for a table; put {BEGIN} and {END} where it belongs.")
-    head, _, rest = page.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    return f"{head}{BEGIN}\n{table}\n{END}{tail}"
-
-
 def pages() -> dict[Path, str]:
     """Each page with a generated table, and the text that it should have."""
     files = shipped()
@@ -149,7 +140,7 @@ def pages() -> dict[Path, str]:
         page = page_of(kind)
         if kind != "condense" and (kept(kind) or (page.is_file() and BEGIN in page.read_text())):
             tables[page] = page_text(kind)
-    return {page: with_table(page.read_text(), table) for page, table in tables.items()}
+    return {page: replaced(page.read_text(), BEGIN, table, END) for page, table in tables.items()}
 
 
 def main(arguments: list[str]) -> int:

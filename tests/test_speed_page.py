@@ -9,9 +9,10 @@ import pytest
 
 from benchmarks import equal_cost, launches, layers, steps
 from benchmarks.core import KEPT, PAGE, TARGETS
-from benchmarks.page import replaced, with_launches, with_layers, with_steps, with_table
+from benchmarks.page import with_launches, with_layers, with_steps, with_table
 from distill.errors import InputError
 from distill.records import append_line, read_json
+from scenarios.reporting.text import replaced
 
 
 def test_the_page_is_made_from_the_record() -> None:

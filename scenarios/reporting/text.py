@@ -6,6 +6,7 @@ import itertools
 import textwrap
 from collections.abc import Iterable, Iterator
 
+from distill.errors import InputError
 from scenarios.engine.record import Results
 
 
@@ -81,3 +82,12 @@ def as_csv(rows: list[list[str]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
+
+
+def replaced(page: str, begin: str, table: str, end: str) -> str:
+    """The page with this table between its two marks. Raises `InputError` where a mark is missing."""
+    head, found, rest = page.partition(begin)
+    _, last, tail = rest.partition(end)
+    if not (found and last):
+        raise InputError(f"the page {page[:60]!r} has no place for a table; put {begin} and {end} where it belongs.")
+    return f"{head}{begin}\n{table}\n{end}{tail}"

@@ -12,8 +12,9 @@ from distill.errors import InputError
 from distill.shared_config import learner_strategy
 from kept import pages as tables
 from kept.condense import COLUMNS, methods_tables, readme_table
+from kept.continual import equal_bytes
 from kept.headlines import HEADLINES, headlines
-from kept.pages import BEGIN, EXPECTED, ROOT, Keeper, kept, page_of, page_text, pages, rows_of, with_table
+from kept.pages import BEGIN, EXPECTED, ROOT, Keeper, kept, page_of, page_text, pages, rows_of
 from kept.published import PUBLISHED, judging, published, reproduced
 from scenarios.catalogue import KINDS, study
 from scenarios.engine.scenario import read_scenario, shipped
@@ -284,11 +285,6 @@ def test_a_kind_without_a_page_of_its_own_shows_every_column(tmp_path: Path, mon
     assert page_text("federated") == "`a`\n\n| strategy |\n| --- |\n| fed\\|dm |"
 
 
-def test_a_page_without_marks_is_told_where_they_are_missing() -> None:
-    with pytest.raises(InputError, match=r"'# Page' has no place for a table; put <!-- table: begin"):
-        with_table("# Page", "| a |")
-
-
 def test_published_figures_have_a_source() -> None:
     with PUBLISHED.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -326,3 +322,15 @@ def test_runs_at_width_64_are_one_table_the_best_first() -> None:
     head, _, *lines = small.splitlines()
     assert "cifar10, IPC 10, ConvNetW64" in head
     assert [line.split("|")[1].strip() for line in lines] == ["**dance**", "dm + decode + calibration", "random"]
+
+
+def test_equal_bytes_has_the_best_memory_of_each_kind() -> None:
+    def row(method: str, storage: str, mean: float) -> dict[str, str]:
+        spread = {f"accuracy_{field}": f"{mean + add}" for field, add in (("mean", 0), ("low", -1), ("high", 1))}
+        return {"strategy": "scratch", "method": method, "storage": storage, **spread}
+
+    cells = [row("dm", "uint8", 60), row("dm-decoded", "uint8", 70), row("random", "uint8", 40), row("kmeans", "uint8", 50)]
+    assert equal_bytes("a", cells) == []
+    cells += [row("random-zlib", "compressed", 55), row("random-webp50", "compressed", 65)]
+    best = ["70.0 (69.0 to 71.0) dm-decoded", "65.0 (64.0 to 66.0) random-webp50", "50.0 (49.0 to 51.0) kmeans", "-"]
+    assert equal_bytes("a", cells) == [["`a`", "scratch", *best]]
