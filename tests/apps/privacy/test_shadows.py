@@ -137,8 +137,38 @@ def test_a_wrong_csv_file_is_one_line(tmp_path: Path, text: str, words: str) -> 
 
 def test_a_csv_file_of_bytes_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "scores.csv").write_bytes(b"score,member\n\xff\xfe,1\n")
-    with pytest.raises(InputError, match="cannot be read as a csv file"):
+    with pytest.raises(InputError, match="its text is not UTF-8; save it again as UTF-8"):
         read_scores(tmp_path / "scores.csv")
+
+
+TABLE = "score,member\n1.5,1\n2.5,1\n0.5,0\n0.25,0\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        (
+            "a.csv",
+            TABLE.replace(",", ";").replace(".", ","),
+            "separated by semicolons; save it again with commas between them, and numbers",
+        ),
+        (
+            "a.csv",
+            TABLE.replace(",", ";").replace("score", '"score"'),
+            "its columns are separated by semicolons; save it again with commas",
+        ),
+        ("a.csv", TABLE.replace(",", "\t"), "its columns are separated by tabs; save it again with commas between them."),
+        ("a.tsv", TABLE, "its columns are separated by commas; save it again with tabs between them."),
+        ("a.csv", TABLE.encode("utf-16"), "its text is UTF-16, or not text; save it again as UTF-8"),
+        ("a.csv", TABLE.encode("utf-16-be"), "its text is UTF-16, or not text; save it again as UTF-8"),
+        ("a.csv", TABLE.replace("score", "Größe,score").encode("latin-1"), "its text is not UTF-8; save it again as UTF-8"),
+    ],
+)
+def test_a_csv_file_of_a_spreadsheet_says_what_to_save(tmp_path: Path, name: str, content: str | bytes, words: str) -> None:
+    (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(InputError) as wrong:
+        read_scores(tmp_path / name)
+    assert words in str(wrong.value)
 
 
 def test_reversed_scores_are_noticed_and_equal_ones_are_not() -> None:
