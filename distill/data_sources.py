@@ -63,7 +63,9 @@ def load(
     """
     check_fraction(validation)
     kind, _, path = str(name).partition(":")
-    reads_files = kind in ("folder", "mhist") and path != ""
+    reads_files = kind in ("folder", "mhist") and str(name) != kind
+    if reads_files and not path.strip():
+        raise InputError(f"data {str(name)!r} has no path; allowed: {kind}:PATH, for example {kind}:. for the current folder.")
     if size is not None and (
         not (reads_files or name == "digits") or isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= MAX_SIDE
     ):

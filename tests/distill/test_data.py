@@ -3,6 +3,7 @@
 import bz2
 import csv
 import io
+import itertools
 import os
 import struct
 import subprocess
@@ -643,9 +644,12 @@ def test_unknown_and_malicious_names(tmp_path):
     save(tmp_path / "inner" / "mine.npz", **arrays())
     with pytest.raises(InputError, match=r"did you mean 'mnist'.*Allowed: .*folder:PATH.*mine.*mnist"):
         load("mnits", tmp_path / "inner")
-    for name in ("../outside", str(tmp_path / "outside"), "", "folder:", "mhist:", "a\0b", "x" * 5000, 7, "."):
+    for name in ("../outside", str(tmp_path / "outside"), "", "folder", "mhist", "a\0b", "x" * 5000, 7, "."):
         with pytest.raises(InputError, match="is not known"):
             load(name, tmp_path / "inner")
+    for name, size in itertools.product(("folder:", "mhist:", "folder: "), (None, 8)):
+        with pytest.raises(InputError, match=rf"data '{name}' has no path; allowed: {name.partition(':')[0]}:PATH, for example"):
+            load(name, size=size)
     with pytest.raises(InputError, match="is not known"):
         load("mine", tmp_path / "absent")
     for size in (0, 1.5, True, 10**9):
