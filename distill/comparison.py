@@ -60,7 +60,8 @@ def row_label(name: str, row: Mapping[str, Json]) -> str:
     """A row's name for a table; "whole" states how long its networks were trained, which a protocol for small sets may limit."""
     if name != "whole" or "steps" not in row:
         return name
-    return f"whole ({row['steps']} steps, {row['epochs']:.3g} epochs)"
+    steps, epochs = f"{row['steps']}", f"{row['epochs']:.3g}"
+    return f"whole ({steps} step{'s' if steps != '1' else ''}, {epochs} epoch{'s' if epochs != '1' else ''})"
 
 
 def no_baseline(what: str, name: str) -> InputError:

@@ -97,12 +97,13 @@ class Recipe:
 
     def __str__(self) -> str:
         name = "AdamW" if self.optimiser == "adamw" else "SGD"
-        end = f", at most {self.max_steps} steps" if self.max_steps else ""
+        end = f", at most {self.max_steps} step{'s' if self.max_steps > 1 else ''}" if self.max_steps else ""
         average = f", moving average of weights {self.ema:g}" if self.ema else ""
-        warm = f", {self.warmup} steps of warm-up" if self.warmup else ""
+        warm = f", {self.warmup} step{'s' if self.warmup > 1 else ''} of warm-up" if self.warmup else ""
         share = f" of {self.mix_probability:.0%} of the batches" if self.mix_probability else ""
         mix = f", {self.mix}{f' ({self.mix_alpha:g})' if self.mix_alpha else ''}{share}" if self.mix else ""
+        passes = f"{self.epochs} epoch{'s' if self.epochs > 1 else ''}"
         return (
-            f"{name}, lr {self.lr:g} ({self.schedule}{warm}), batch size {self.batch_size}, {self.epochs} epochs{end}, "
+            f"{name}, lr {self.lr:g} ({self.schedule}{warm}), batch size {self.batch_size}, {passes}{end}, "
             f"augmentation {self.augmentation}{mix}{average}{in_words(self)}"
         )

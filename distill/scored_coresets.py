@@ -59,7 +59,8 @@ class Scorer:
 
     def __str__(self) -> str:
         several = f"{self.networks} networks " if self.networks > 1 else ""
-        return f"{several}{self.network} of {self.epochs} epochs (lr {self.lr:g}, seed {self.seed})"
+        passes = f"{self.epochs} epoch{'s' if self.epochs > 1 else ''}"
+        return f"{several}{self.network} of {passes} (lr {self.lr:g}, seed {self.seed})"
 
     @property
     def training(self) -> ExpertConfig:

@@ -56,11 +56,12 @@ class Teacher:
 
     def __post_init__(self) -> None:
         if self.stop is not None and self.stop > self.epochs:
-            raise InputError(f"teacher: stop is {self.stop}; allowed: at most its {self.epochs} epochs.")
+            raise InputError(f"teacher: stop is {self.stop}; allowed: at most its {self.epochs} epoch{'s' if self.epochs > 1 else ''}.")
 
     def __str__(self) -> str:
         end = f", stopped after {self.stop}" if self.stop else ""
-        return f"{self.network} of {self.epochs} epochs{end} (lr {self.lr:g}, seed {self.seed}), which labels {self.labels}"
+        passes = f"{self.epochs} epoch{'s' if self.epochs > 1 else ''}"
+        return f"{self.network} of {passes}{end} (lr {self.lr:g}, seed {self.seed}), which labels {self.labels}"
 
     @property
     def training(self) -> ExpertConfig:

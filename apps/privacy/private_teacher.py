@@ -72,9 +72,10 @@ def train_teacher(
     if public is not None:
         return train_public_experts(public, teacher.training, teacher.network)
     if declared is None or plan is None or declared.facts != PrivateTeacher(teacher, declared.share, declared.clip).facts:
+        passes = f"{teacher.epochs} epoch{'s' if teacher.epochs > 1 else ''}"
         raise InputError(
-            f"this account has no share for the teacher {teacher.network!r} of {teacher.epochs} epochs, and one without noise would end "
-            "its guarantee; give PrivateStatistics(..., teacher=PrivateTeacher(Teacher(...), share=0.3)), or public_experts."
+            f"this account has no share for the teacher {teacher.network!r} of {passes}, and one without noise would end its guarantee; "
+            "give PrivateStatistics(..., teacher=PrivateTeacher(Teacher(...), share=0.3)), or public_experts."
         )
     steps = declared.steps(statistics.population)
     return train_private_experts(statistics, data, teacher.training, teacher.network, plan, steps, declared.clip, prefix="expert-teacher")

@@ -98,7 +98,7 @@ def test_evaluations_and_scores_have_the_notes(toy_data: ImageData) -> None:
     recipe = dataclasses.replace(RECIPE, teacher=BLIND)
     tiny = dataclasses.replace(a_set(toy_data), lr=1e-6)
     tiny = dataclasses.replace(tiny, images=tiny.pixels())
-    beginnings = ("the set's images lie in", "the learned step size 1e-06", "the teacher (ConvNetD1W8 of 1 epochs")
+    beginnings = ("the set's images lie in", "the learned step size 1e-06", "the teacher (ConvNetD1W8 of 1 epoch (lr")
     found = evaluate(tiny, toy_data, network="ConvNetD1W8", recipe=recipe, seeds=1, baselines=[], progress=False)
     held = toy_data.hold_out(0.25)
     card = score(tiny, held, Plan(network="ConvNetD1W8", recipe=recipe, seeds=1, steps=(1.0,), baselines=("random",)))

@@ -292,6 +292,7 @@ def test_a_recipe_with_a_teacher_needs_its_network(toy_data: ImageData) -> None:
         ({"loss": "kll"}, "loss"),
         ({"hard_weight": 0.1}, "name a loss or a teacher"),
         ({"teacher": {"epochs": 3, "stop": 4}}, "stop is 4; allowed: at most its 3 epochs"),
+        ({"teacher": {"epochs": 1, "stop": 4}}, r"stop is 4; allowed: at most its 1 epoch\."),
         ({"teacher": {"epoch": 3}}, "epoch"),
         ({"teacher": {"labels": "all"}}, "labels"),
     ],
@@ -339,7 +340,7 @@ def test_a_study_trains_its_teacher_and_the_command_line_names_one(tmp_path: Pat
     folder, record = run_study(study("tiny", tables, "s.toml"), Options(out=tmp_path / "runs", quiet=True))
     part = record["results"]["ipc1"]
     assert list(part["accuracy"]) == ["dm", "random", "random-labelled", "label-only"]
-    assert any("teacher, MLP of 1 epochs" in note for note in part["notes"])
+    assert any("teacher, MLP of 1 epoch (" in note for note in part["notes"])
     names = [str(folder / "condensed.safetensors"), "--data", "digits", "--network", "MLP", "--seeds", "1", "--baseline", "random"]
     with pytest.raises(SystemExit) as ended:
         main(["evaluate", *names, "--teacher", "MLP:1", "--loss", "kl", "--temperature", "2"])

@@ -130,7 +130,7 @@ def test_evaluate_says_recipe_augmentation_sizes_and_step_size(tmp_path: Path) -
     arguments = ("evaluate", tmp_path / "set.safetensors", "--data", "digits", "--network", "MLP", "--seeds", 1, "--device", "cpu")
     code, out, err = call(*arguments, "--whole-epochs", 1)
     assert code == 0, err
-    assert "whole (41 steps, 1 epochs)" in out
+    assert "whole (41 steps, 1 epoch)" in out
     assert "the set's learned lr 0.02 is not used by AdamW" in out
     assert "one recipe for all (laptop): AdamW, lr 0.001 (cosine)" in out
     assert "augmentation color" in out

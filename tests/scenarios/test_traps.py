@@ -90,7 +90,7 @@ def test_a_study_of_a_set_prints_and_records_its_traps(tmp_path: Path) -> None:
         assert code == 0, err
         (record,) = (tmp_path / name).rglob("record.json")
         notes = json.loads(record.read_text())["results"]["ipc1"]["notes"]
-        first = ["the learned step size 2e-06 is near zero", "the teacher (ConvNetD1W8 of 1 epochs"][:wanted]
+        first = ["the learned step size 2e-06 is near zero", "the teacher (ConvNetD1W8 of 1 epoch (lr"][:wanted]
         assert [any(note.startswith(beginning) for note in notes) for beginning in first] == [True] * wanted
         printed = " ".join((out + err).split())
         assert all(" ".join(note.split()) in printed for note in notes)
@@ -104,7 +104,7 @@ def test_import_warns(tmp_path: Path) -> None:
     torch.save(tiny.labels, tmp_path / "labels_best.pt")
     files = [tmp_path / "images_best.pt", tmp_path / "labels_best.pt"]
     for lr, warned in (("1e-7", True), ("0.02", False)):
-        words = ["--values", "normalised", "--lr", lr, "--no-check", "--out", tmp_path / "own.safetensors"]
+        words = ["--values", "normalised", "--lr", lr, "--no-check", "--out", tmp_path / f"lr{lr}.safetensors"]
         code, out, err = call("import", "--data", "digits", "--device", "cpu", *files, *words)
         assert code == 0, err
         assert ("warning: the learned step size 1e-07 is near zero" in out) == warned
