@@ -5,7 +5,7 @@ What is done inside is the kind's: see `scenarios.engine.study.Kind`.
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -15,7 +15,7 @@ from distill.data import ImageData
 from distill.data_sources import load
 from distill.errors import InputError, clipped
 from distill.locks import Held, locked
-from distill.records import CannotWrite, environment, peak_memory_bytes, read_json, write_json, writing
+from distill.records import NO_ROOM, CannotWrite, environment, peak_memory_bytes, read_json, write_json, writing
 from scenarios.engine.complaints import printable
 from scenarios.engine.data_table import DataTable
 from scenarios.engine.record import Record, run_name
@@ -63,9 +63,10 @@ def run_study(kind: AnyKind, study: Study, options: Options) -> tuple[Path, Reco
     if sharding.rank() > 0:  # computes its share; the first process keeps the folder
         kind.fill(study, Run(options, data, folder, {}, Console(quiet=True)))
         return folder, {**_record(kind, study, options, notes), "status": "done"}
-    with writing(folder):
+    opening = writing if earlier else _opening
+    with opening(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with _resumable(), _only_one(folder):
+    with _resumable(), _only_one(folder, opening):
         for part in folder.rglob(".*.part"):  # what a killed process was writing; nobody else writes here now
             part.unlink()
         before = _worked_before(folder, earlier) if earlier else 0.0
@@ -151,6 +152,18 @@ def _resumable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _opening(folder: Path) -> Iterator[None]:
+    """A folder that cannot be opened for a new run holds nothing that --resume could continue: another one helps, or room on the disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            with writing(folder):
+                raise
+        raise InputError(f"{folder}: cannot be written ({error.strerror or error}); give another folder (--out).") from None
+
+
+@contextlib.contextmanager
 def _clock(record: Record) -> Iterator[None]:
     """Add the seconds of this process to the record, whatever happens."""
     start, before = time.monotonic(), record["seconds"]
@@ -162,11 +175,11 @@ def _clock(record: Record) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; the system lets go of it when the process ends, however it ends."""
+def _only_one(folder: Path, opening: Callable[[Path], contextlib.AbstractContextManager[None]]) -> Iterator[None]:
+    """Hold the folder's lock, which is made inside ``opening``; the system lets go of it when the process ends, however it ends."""
     with contextlib.ExitStack() as stack:
         try:
-            with writing(folder):
+            with opening(folder):
                 stack.enter_context(locked(folder / ".lock", 0))
         except Held:
             raise InputError(f"{folder}: another process is running this study; wait for it, or choose another --out.") from None

@@ -1,6 +1,9 @@
 """`distill show`, `report` and `figures`: files are what their name says, and places that are none are one line."""
 
+import errno
+import os
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -45,7 +48,7 @@ def test_a_place_that_is_no_file_is_one_line(tiny: Path, run: Path, monkeypatch:
         for out in (".", "/", "..", "", "somefolder", "x.jpg", "x", "x.safetensors", wrong, "/proc/nowhere/x.png", "/proc/nowhere/x.html"):
             said = refused(command, given, "--out", out)
             assert "--resume" not in said, "nothing resumes here"
-            assert "ends in" in said or "is a folder" in said or "cannot be written" in said
+            assert any(words in said for words in ("ends in", "is a folder", "cannot be written", "is an empty path"))
     assert "is not a file" in refused("show", tiny.parent)
     refused("report", tiny)
     refused("figures", run, "--out", tiny)
@@ -55,9 +58,24 @@ def test_a_place_that_is_no_file_is_one_line(tiny: Path, run: Path, monkeypatch:
     assert sorted(tiny.parent.rglob("*")) == before, "something was left behind"
 
 
-def test_a_run_that_cannot_write_says_how_to_continue(tmp_path: Path) -> None:
+def no_writing(*_: object, **__: object) -> NoReturn:
+    raise PermissionError(errno.EACCES, "Permission denied")
+
+
+@pytest.mark.parametrize("hindered", ["", "pathlib.Path.mkdir", "scenarios.engine.folder.locked"])
+def test_a_new_run_that_cannot_write_advises_another_folder(hindered: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
-    assert refused(*CONDENSE, "--out", tmp_path / "file").endswith("A run that stopped continues with --resume.\n")
+    if hindered:
+        monkeypatch.setattr(hindered, no_writing)
+    said = refused(*CONDENSE, "--out", tmp_path / ("runs" if hindered else "file"))
+    reason = "Permission denied" if hindered else "Not a directory"
+    assert said.endswith(f": cannot be written ({reason}); give another folder (--out).\n"), said
+
+
+def test_a_run_that_stopped_writing_says_how_to_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", no_writing)
+    said = refused(*CONDENSE, "--out", tmp_path / "runs")
+    assert said.endswith("give a place that can be written. A run that stopped continues with --resume.\n"), said
 
 
 def test_show_prints_the_names_that_the_picture_cannot_show(tmp_path: Path) -> None:
