@@ -7,9 +7,10 @@ import shlex
 import sys
 import traceback
 from importlib import metadata
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer.core import TyperCommand
 
 from scenarios.commands import ctrl_c
 from scenarios.commands.compare import compare
@@ -30,6 +31,9 @@ from scenarios.commands.show import show
 from scenarios.commands.sweep_lr import sweep_lr
 from scenarios.commands.table import table
 from scenarios.engine.complaints import complaint, printable, terminal_width, wrapped
+
+if TYPE_CHECKING:
+    import click
 
 app = typer.Typer(
     name="distill",
@@ -59,12 +63,26 @@ def options(
     """A data set's knowledge in a handful of synthetic images: make them, evaluate them, use them."""
 
 
+class _Command(TyperCommand):
+    """A command that takes no empty path: Python reads "" as the current folder, and a shell puts it where a variable is not set."""
+
+    def parse_args(self, ctx: "click.Context", args: list[str]) -> list[str]:
+        left = super().parse_args(ctx, args)
+        for parameter in self.params if not ctx.resilient_parsing else ():  # which completion sets
+            value = ctx.params.get(parameter.name or "")
+            if parameter.type.name in ("path", "file", "directory") and "" in (value if isinstance(value, list | tuple) else [value]):
+                from distill.errors import InputError
+
+                raise InputError(f"{parameter.get_error_hint(ctx)} is an empty path; give a path (the current folder is .).")
+        return left
+
+
 for command in (run, table, compare, condense, evaluate, score, label, attack, audit, show, report, figures):
-    app.command()(with_a_line(command) if command in (run, condense, evaluate, score, label, attack, audit, show) else command)
-app.command("import")(with_a_line(import_set))
-app.command("export")(with_a_line(export_set))
-app.command("sweep-lr")(with_a_line(sweep_lr))
-app.command("list")(list_names)
+    app.command(cls=_Command)(with_a_line(command) if command in (run, condense, evaluate, score, label, attack, audit, show) else command)
+app.command("import", cls=_Command)(with_a_line(import_set))
+app.command("export", cls=_Command)(with_a_line(export_set))
+app.command("sweep-lr", cls=_Command)(with_a_line(sweep_lr))
+app.command("list", cls=_Command)(list_names)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -18,13 +18,15 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from PIL import Image
 
+import distill.evaluation
 import scenarios.condense.run
 import scenarios.engine.folder
 from distill.condensed import CondensedSet
 from distill.data_sources import load
-from distill.errors import InputError
+from distill.errors import Diverged, InputError
 from distill.evaluation import Accuracy, fitted
 from distill.figures import accuracy_bars
 from distill.methods import METHODS
@@ -190,6 +192,30 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments: list[str], words: str,
     monkeypatch.chdir(tmp_path)
     assert words in refused(*arguments)
     assert list(tmp_path.iterdir()) == []  # and nothing is left behind
+
+
+PATHS = [
+    (name, parameter.opts[0])
+    for name, command in typer.main.get_command(cli.app).commands.items()  # type: ignore[attr-defined]
+    for parameter in command.params
+    if parameter.type.name == "path" and parameter.opts[0].startswith("--")
+]
+
+
+@pytest.mark.parametrize(("command", "option"), PATHS)
+def test_an_empty_path_is_not_the_current_folder(command: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rest = {"run": ["quickstart"], "condense": [], "sweep-lr": [], "list": ["data"]}.get(command, ["x.safetensors"])
+    needed = {"export": ["--as", "npz"], "label": ["--data", "digits", "--teacher", "MLP"], "audit": []}
+    more = needed.get(command, ["--data", "digits"] if command in ("condense", "evaluate", "score", "attack", "import", "sweep-lr") else [])
+    for given in ([option, ""], [f"{option}="]):
+        assert f"'{option}' is an empty path; give a path (the current folder is .)." in refused(command, *rest, *more, *given)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_path_is_among_those_that_may_not_be_empty() -> None:
+    assert {("condense", "--out"), ("list", "--data-root"), ("audit", "--releases"), ("run", "--resume-from")} < set(PATHS)
+    assert "'SET.safetensors' is an empty path" in refused("show", "")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
