@@ -583,6 +583,29 @@ def test_evaluate_trains_on_the_set_and_its_baselines(finished: Path) -> None:
     assert "random" not in alone
 
 
+@pytest.mark.parametrize("failing", [2, 4])
+def test_evaluate_ends_with_an_error_where_every_network_failed(finished: Path, failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = distill.evaluation.accuracy, 0
+
+    def accuracy(*given: Any) -> float:
+        nonlocal calls
+        calls += 1
+        if calls <= failing:
+            raise Diverged("planted")
+        return real(*given)
+
+    monkeypatch.setattr(distill.evaluation, "accuracy", accuracy)
+    options = ["--network", "MLP", "--seeds", 2, "--baseline", "random", "--device", "cpu"]
+    code, out, err = call("evaluate", finished / "condensed.safetensors", "--data", "digits", *options)
+    assert out.count("failed (2 of 2)") == failing // 2
+    assert "failed: condensed, MLP: planted" in out
+    if failing == 2:
+        assert (code, err) == (0, "")
+    else:
+        assert (code, err.count("\n")) == (2, 1)
+        assert err.startswith("error: no accuracy was measured: every one of the 4 networks failed")
+
+
 # Help is quick
 
 

@@ -43,7 +43,7 @@ def evaluate(
     from distill import scored_coresets
     from distill.condensed import CondensedSet
     from distill.configure import configure
-    from distill.errors import InputError
+    from distill.errors import Diverged, InputError
     from distill.evaluation import evaluate as judge
     from distill.protocols import protocol as of_protocol
     from distill.recipe import Recipe
@@ -84,3 +84,8 @@ def evaluate(
     typer.echo("\n".join(map(printable, text.splitlines())))
     if tiny.provenance.dp:
         typer.echo(wrapped(printable(guarantee(tiny.provenance.dp)), terminal_width()))
+    measured = [one for row in found.rows.values() for one in row.values()]
+    if all(one.failed == len(one.values) for one in measured):
+        count = sum(one.failed for one in measured)
+        every = "the only network" if count == 1 else f"every one of the {count} networks"
+        raise Diverged(f"no accuracy was measured: {every} failed, for the reasons in the output; give another --protocol or --network.")
