@@ -127,7 +127,7 @@ def rows_of(condensed: CondensedSet, plan: Plan, optimiser: Optimiser, *, labell
     for other in plan.optimisers:
         if other != optimiser:
             rows += [Row("condensed", "own", "own", network, other), Row(stored, label, "own", network, other)]
-    return rows + [Row("condensed", "own", "own", name, optimiser) for name in plan.architectures if name != network]
+    return rows + [Row("condensed", "own", "own", name, optimiser) for name in plan.architectures]
 
 
 def check_plan(given: Sequence[CondensedSet], data: ImageData, plan: Plan) -> None:
@@ -145,6 +145,11 @@ def check_plan(given: Sequence[CondensedSet], data: ImageData, plan: Plan) -> No
             raise InputError("the sets differ in their whitening; score sets of one whitening, or of none, together.")
     if not len(data.validation):
         raise InputError(f"data {data.spec.name!r} have no validation images to choose step sizes on; load them with validation=0.1.")
+    if plan.network in plan.architectures:
+        raise InputError(
+            f"architectures has {plan.network!r}, which is the evaluation network itself, so it would add no row; give other networks "
+            "(--architecture), or leave it out."
+        )
     for name in plan.baselines:
         if name not in EVERY:
             raise unknown_name("baseline", name, EVERY)

@@ -59,13 +59,15 @@ def read_foreign(
     files = [Path(path) for path in paths]
     if not files:
         raise InputError("there are no files; give those that the authors' script saved.")
+    if labels is not None and labels not in LABEL_KINDS:
+        raise unknown_name("labels", labels, LABEL_KINDS)
     name, sets = recognised([read_file(file) for file in files])
     layout, part = LAYOUTS[name], _chosen(sets, experiment)
     facts = part.facts or {}
     stated = "pixels" if part.images.dtype == torch.uint8 else "whitened" if "whitening_matrix" in facts else None
     stated = stated or ("normalised" if {"mean", "std"} <= set(facts) else layout.values)
     images = _images(part.images, data.spec)
-    targets, kind = _labels(part, len(images), data.spec.num_classes, labels or layout.soft)
+    targets, kind = _labels(part, len(images), data.spec.num_classes, layout.soft, labels)
     meaning, form, step = _answers(layout, part, stated, values, decode, lr)
     _check_values(images, meaning, data.spec)
     white = _whitening(data, part) if meaning == "whitened" else None
@@ -142,8 +144,11 @@ def _images(images: Tensor, spec: DataSpec) -> Tensor:
     return plain.contiguous()
 
 
-def _labels(part: Parts, count: int, classes: int, kind: str | None) -> tuple[Tensor, str]:
-    """Class numbers int64 (N,) or soft labels float32 (N, K), and the kind of soft labels."""
+def _labels(part: Parts, count: int, classes: int, usual: str | None, given: str | None) -> tuple[Tensor, str]:
+    """Class numbers int64 (N,) or soft labels float32 (N, K), and the kind of soft labels.
+
+    ``usual`` is the layout's kind. One that is ``given`` and would have no effect is refused: the files are not what the caller expects.
+    """
     labels = _sound(part.labels, "labels")
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
@@ -154,17 +159,26 @@ def _labels(part: Parts, count: int, classes: int, kind: str | None) -> tuple[Te
     if labels.ndim == 1:
         if labels.is_floating_point() and bool((labels != labels.round()).any()):
             raise InputError(f"labels are {type_and_shape(labels)} with fractions; allowed: whole numbers, the class of each image.")
-        return labels.long(), DEFAULT_KIND
+        return _unless_other(labels.long(), given, None)
     if bool(((labels == 0) | (labels == 1)).all()) and bool((labels.sum(1) == 1).all()):
-        return labels.float().argmax(1), DEFAULT_KIND
+        return _unless_other(labels.float().argmax(1), given, None)
     soft = labels.float()
     if part.label_kind is not None:
-        return soft, part.label_kind
+        return _unless_other(soft, given, part.label_kind)
+    kind = given or usual
     if kind in (None, "logits") and LABEL_KINDS[DEFAULT_KIND].fault(soft) is None:
-        return soft, DEFAULT_KIND
+        return _unless_other(soft, given, DEFAULT_KIND)
     if kind is None:
         raise InputError("the soft labels are no probabilities, and the files do not say what they are: --labels logits or scores.")
     return soft, kind
+
+
+def _unless_other(labels: Tensor, given: str | None, found: str | None) -> tuple[Tensor, str]:
+    """Labels and the kind that was found (None: class numbers), unless another kind was given."""
+    if given not in (None, found):
+        what = "class numbers" if found is None else f"soft labels of the kind {found!r}"
+        raise InputError(f"labels is {given!r}, which has no effect: those of the files are {what}; leave it out (--labels).")
+    return labels, found or DEFAULT_KIND
 
 
 def _sound(tensor: Tensor, what: str) -> Tensor:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from scenarios.engine.record import Tables
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated.")]
@@ -68,14 +70,43 @@ def class_numbers(text: str) -> list[int]:
     from distill.errors import InputError, clipped
     from distill.spec import MAX_CLASSES
 
-    numbers: set[int] = set()
+    numbers: list[int] = []
     for part in text.split(","):
         ends = re.fullmatch(r"\s*(\d{1,9})\s*(?:\.\.\s*(\d{1,9})\s*)?", part, re.ASCII)
         first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (1, 0)
         if not first <= last < MAX_CLASSES:
             raise InputError(f"--classes {clipped(text)!r}: allowed: class numbers from 0 and ranges, for example 0,1,7 or 0..4.")
-        numbers |= set(range(first, last + 1))
+        if twice := [number for number in numbers if first <= number <= last]:
+            raise InputError(f"--classes {clipped(text)!r} names class {twice[0]} twice; give each class once.")
+        numbers += range(first, last + 1)
     return sorted(numbers)
+
+
+def check_new(path: Path) -> None:
+    """`InputError` where a command that makes a new file would replace one."""
+    from distill.errors import InputError
+
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; give a file's name (--out).")
+    if path.exists() or path.is_symlink():
+        raise InputError(f"{path}: is there already; give a new file (--out).")
+
+
+def refuse_unused(options: "Mapping[str, object]", why: str, instead: str = "") -> None:
+    """`InputError` for those of ``options`` that were given, as they would have no effect.
+
+    Args:
+        options: values by option; None and False stand for one that was not given.
+        why: the reason, for example "without --views".
+        instead: what else can be done, for example "give --views N".
+    """
+    from distill.errors import InputError
+
+    given = [option for option, value in options.items() if value is not None and value is not False]
+    if given:
+        verb, them = ("has", "it") if len(given) == 1 else ("have", "them")
+        do = f"{instead}, or leave {them} out" if instead else f"leave {them} out"
+        raise InputError(f"{', '.join(given)} {verb} no effect {why}; {do}.")
 
 
 def torch_device(name: str) -> str:

@@ -186,6 +186,11 @@ def test_a_pair_of_lists_of_every_code_base_has_a_layout() -> None:
         (lambda folder: mtt(folder, lr=float("nan")), {"values": "normalised"}, "lr is nan"),
         (lambda folder: mtt(folder), {"values": "normalized", "lr": "none"}, "did you mean 'normalised'?"),
         (lambda folder: mtt(folder, labels=logits()), {"values": "normalised", "lr": "none", "labels": "logit"}, "did you mean 'logits'?"),
+        (lambda folder: mtt(folder), {"values": "normalised", "lr": "none", "labels": "logits"}, "those of the files are class numbers"),
+        (lambda folder: mtt(folder, labels=torch.eye(3)[[0, 0, 1, 1, 2, 2]]), {"values": "normalised", "lr": "none", "labels": "scores"},
+         "labels is 'scores', which has no effect: those of the files are class numbers; leave it out (--labels)."),
+        (lambda folder: mtt(folder, labels=logits().softmax(1)), {"values": "normalised", "lr": "none", "labels": "logits"},
+         "labels is 'logits', which has no effect: those of the files are soft labels of the kind 'probabilities'"),
     ],
 )  # fmt: skip
 def test_one_line_asks_or_explains(write: Callable[[Path], list[Path]], options: dict[str, object], words: str, tmp_path: Path) -> None:

@@ -56,12 +56,25 @@ def test_a_set_at_chance_is_explained(tmp_path: Path) -> None:
         (["--values", "normalised", "--lr", "much"], "--lr is 'much'; allowed: a positive number, or none."),
         (["--values", "pixels", "--lr", "none"], "pixels in 0 to 1; give --values normalised or whitened"),
         (["--values", "normalised", "--lr", "none", "--size", "8"], "have the shape (1, 8, 8); give the data"),
+        (
+            ["--values", "normalised", "--lr", "none", "--labels", "logits"],
+            "labels is 'logits', which has no effect: those of the files are class numbers; leave it out (--labels).",
+        ),
+        (["--values", "normalised", "--lr", "none", "--labels", "logit"], "labels 'logit' is not known; did you mean 'logits'?"),
         (["--value", "normalised"], "did you mean '--values'?"),
     ],
 )
 def test_one_line_asks_for_what_the_files_do_not_say(options: list[str], words: str, tmp_path: Path) -> None:
     assert words in refused(*IMPORT, *saved(tmp_path), "--out", tmp_path / "own.safetensors", *options)
     assert not (tmp_path / "own.safetensors").exists()
+
+
+def test_a_file_that_is_there_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "own.safetensors").write_text("mine")
+    arguments = [*IMPORT, *saved(tmp_path), "--values", "normalised", "--lr", "none", "--out"]
+    assert "own.safetensors: is there already; give a new file (--out)." in refused(*arguments, tmp_path / "own.safetensors")
+    assert (tmp_path / "own.safetensors").read_text() == "mine"
+    assert "is a folder; give a file's name (--out)." in refused(*arguments, tmp_path)
 
 
 def test_a_file_that_runs_a_command_is_one_line(tmp_path: Path) -> None:

@@ -74,6 +74,8 @@ def test_imbalance_and_classes_reach_the_data(tmp_path):
         ("--imbalance", 1e9, "imbalance is 1000000000.0; allowed: 1 to"),
         ("--classes", "cat", "--classes 'cat': allowed: class numbers from 0 and ranges"),
         ("--classes", "4..1", "--classes '4..1': allowed"),
+        ("--classes", "0,0", "--classes '0,0' names class 0 twice; give each class once."),
+        ("--classes", "3,1..4", "--classes '3,1..4' names class 3 twice"),
         ("--classes", "11", "allowed: at least one of 0..9"),
         ("--size", 0, "--size"),
     ):
@@ -81,7 +83,7 @@ def test_imbalance_and_classes_reach_the_data(tmp_path):
         assert (code, message in error) == (2, True), error
 
 
-@pytest.mark.parametrize(("text", "numbers"), [("3", [3]), ("0..2,7", [0, 1, 2, 7]), (" 5 , 1..1 ", [1, 5]), ("2,2", [2])])
+@pytest.mark.parametrize(("text", "numbers"), [("3", [3]), ("0..2,7", [0, 1, 2, 7]), (" 5 , 1..1 ", [1, 5]), ("4..6,3", [3, 4, 5, 6])])
 def test_class_numbers(text, numbers):
     assert class_numbers(text) == numbers
 
@@ -89,6 +91,12 @@ def test_class_numbers(text, numbers):
 @pytest.mark.parametrize("text", ["", ",", "1,", "-1", "1.5", "..", "1..", "٣", "9" * 30, "0..999999"])
 def test_class_numbers_that_are_none(text):
     with pytest.raises(InputError, match=r"--classes .* allowed: class numbers"):
+        class_numbers(text)
+
+
+@pytest.mark.parametrize(("text", "number"), [("0,0", 0), ("1..3,2", 2), ("4,0..9", 4), ("7..7,7", 7)])
+def test_a_class_is_named_once(text, number):
+    with pytest.raises(InputError, match=rf"--classes '{text}' names class {number} twice; give each class once\."):
         class_numbers(text)
 
 

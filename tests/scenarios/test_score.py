@@ -12,6 +12,7 @@ from distill.condensed import CondensedSet
 from distill.coresets import select
 from distill.data_sources import load
 from distill.randomness import generator
+from scenarios.commands.evaluation.teacher import teacher_table
 from tests.scenarios.test_cli import call, refused
 
 OPTIONS = ("--data", "digits", "--network", "MLP", "--seeds", 2, "--max-steps", 10, "--step", 0.3, "--step", 1, "--device", "cpu")
@@ -107,6 +108,7 @@ def test_wrong_input(sets: list[Path], tmp_path: Path) -> None:
     assert "'random' must be one" in refused("score", sets[0], *OPTIONS, "--baseline", "herding", *out)
     assert "optimisers" in refused("score", sets[0], *OPTIONS, "--optimiser", "lion", *out)
     assert "different ones" in refused("score", sets[0], *OPTIONS, "--optimiser", "sgd", "--optimiser", "sgd", *out)
+    assert "architectures has 'MLP', which is the evaluation network" in refused("score", sets[0], *OPTIONS, "--architecture", "MLP", *out)
     assert "no validation images" in refused("score", sets[0], *OPTIONS, "--validation", 0, *out)
     assert "precision" in refused("score", sets[0], *OPTIONS, "--precision", "half", *out)
     assert "compile" in refused("score", sets[0], *OPTIONS, "--compile", "yes", *out)
@@ -125,8 +127,33 @@ def test_label_writes_a_set_with_a_teachers_outputs(sets: list[Path], tmp_path: 
     text = " ".join(out.split())
     assert "labels by MLP of 2 epochs (lr 0.01, seed 0), which labels images, whose test accuracy" in text
     assert f"{made.nbytes:,} bytes ({plain.nbytes:,} before)" in text
-    assert "allowed: NETWORK or NETWORK:EPOCHS" in refused("label", sets[0], "--data", "digits", "--teacher", ":3")
+    before = (tmp_path / "soft.safetensors").read_bytes()
+    assert "soft.safetensors: is there already; give a new file (--out)." in refused(*arguments)
+    assert (tmp_path / "soft.safetensors").read_bytes() == before
+    assert "is a folder; give a file's name (--out)." in refused(*arguments[:-1], tmp_path)
     fits = ("label", sets[0], "--data", "digits", "--teacher", "MLP:1")
     assert "whose classes would be lost" in refused(*fits, "--out", sets[0])
     assert "images of class 5, which the teacher would never see" in refused(*fits, "--classes", "0..4")
     assert "network 'MPL' is not known" in refused("label", sets[0], "--data", "digits", "--teacher", "MPL:3")
+
+
+@pytest.mark.parametrize(
+    "text", [":3", ":", "ConvNet:x", "ConvNet:", "ConvNet:1.5", "ConvNet:-3", "ConvNet:2:3", "ConvNet:9999999", "m:f:x"]
+)
+def test_a_teacher_without_a_number_of_epochs_is_one_line(text: str, sets: list[Path]) -> None:
+    words = f" is {text!r}; allowed: NETWORK or NETWORK:EPOCHS with a whole number of epochs, for example ConvNet:20."
+    assert f"--teacher{words}" in refused("label", sets[0], "--data", "digits", "--teacher", text)
+    assert f"--scorer{words}" in refused("evaluate", sets[0], "--data", "digits", "--baseline", "el2n", "--scorer", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "table"),
+    [
+        ("ConvNet:20", {"network": "ConvNet", "epochs": 20}),
+        ("MLP", {"network": "MLP"}),
+        ("my.nets:make", {"network": "my.nets:make"}),
+        ("mynets:make:3", {"network": "mynets:make", "epochs": 3}),
+    ],
+)
+def test_a_teacher_may_be_an_import_path(text: str, table: dict[str, object]) -> None:
+    assert teacher_table(text) == table

@@ -8,7 +8,7 @@ import typer
 
 from scenarios.commands.evaluation.data import data_for
 from scenarios.commands.evaluation.networks import check_networks
-from scenarios.commands.evaluation.teacher import teacher_table
+from scenarios.commands.evaluation.teacher import scorer_table, teacher_table
 from scenarios.commands.options import CORESETS, Classes, Device, Imbalance, Protocol, Root, Scorer, Size, Validation, torch_device
 from scenarios.engine.complaints import printable, terminal_width, wrapped
 
@@ -53,6 +53,7 @@ def evaluate(
     if "none" in (baseline or []) and len(baseline or []) > 1:
         raise InputError("--baseline none goes alone; give none, or the baselines that you want.")
     baselines = [] if baseline == ["none"] else baseline or ["random", "whole"]
+    chooser = scorer_table(scorer, baselines)
     networks = network or ["ConvNet"]
     check_networks(networks, "distill evaluate")
     where = torch_device(device)
@@ -66,7 +67,6 @@ def evaluate(
         recipe = configure(Recipe, named | labels, f"distill evaluate: protocol {protocol}")
         if recipe.teacher is not None:
             check_teacher(recipe.teacher)
-    chooser = teacher_table(scorer, "--scorer")
     found = judge(
         tiny,
         images,

@@ -7,7 +7,7 @@ import typer
 
 from scenarios.commands.evaluation.data import data_for
 from scenarios.commands.evaluation.teacher import teacher_table
-from scenarios.commands.options import Classes, Device, Root, Size, torch_device
+from scenarios.commands.options import Classes, Device, Root, Size, check_new, refuse_unused, torch_device
 
 
 def label(
@@ -17,8 +17,10 @@ def label(
     views: Annotated[
         int | None, typer.Option(min=1, help="Store labels of this many augmented views of each image; default: of each image once.")
     ] = None,
-    protocol: Annotated[str, typer.Option(help="With --views: whose augmentation and mixing the views have.")] = "laptop",
-    seed: Annotated[int, typer.Option(min=0, help="With --views: seed of the augmentation.")] = 0,
+    protocol: Annotated[
+        str | None, typer.Option(help="With --views: whose augmentation and mixing the views have.", show_default="laptop")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="With --views: seed of the augmentation.", show_default="0")] = None,
     out: Annotated[Path | None, typer.Option(help="The new file; default: the set's name and -labelled, next to the set.")] = None,
     size: Size = None,
     classes: Classes = None,
@@ -36,6 +38,12 @@ def label(
     from distill.set_notes import teacher_notes
     from distill.teachers import Teacher, check_teacher, labelled, labelled_views, teacher_network
 
+    if views is None:
+        refuse_unused({"--protocol": protocol, "--seed": seed}, "without --views", "give --views N")
+    target = out or condensed.with_name(f"{condensed.stem}-labelled.safetensors")
+    if target.resolve() == condensed.resolve():
+        raise InputError(f"--out is {target}, the set itself, whose classes would be lost; give another file.")
+    check_new(target)
     table = configure(Teacher, teacher_table(teacher) or {}, "distill label: --teacher")
     check_teacher(table)
     where = torch_device(device)
@@ -46,13 +54,10 @@ def label(
         raise InputError(
             f"the set has images of class {unknown[0]}, which the teacher would never see; allowed: --classes with all of them."
         )
-    target = out or condensed.with_name(f"{condensed.stem}-labelled.safetensors")
-    if target.resolve() == condensed.resolve():
-        raise InputError(f"--out is {target}, the set itself, whose classes would be lost; give another file.")
     if views is None:
         made = labelled(tiny, images, table)
     else:
-        recipe = recipe_named(protocol, images.spec, images=len(tiny))
+        recipe = recipe_named(protocol or "laptop", images.spec, images=len(tiny))
         made = labelled_views(
             tiny,
             images,
@@ -62,7 +67,7 @@ def label(
             mix=recipe.mix,
             mix_probability=recipe.mix_probability,
             mix_alpha=recipe.mix_alpha,
-            seed=seed,
+            seed=seed or 0,
         )
     made.save(target)
     network = teacher_network(images, table, progress=False)

@@ -11,7 +11,7 @@ import typer
 
 from scenarios.commands.evaluation.data import data_for
 from scenarios.commands.evaluation.networks import check_networks
-from scenarios.commands.evaluation.teacher import teacher_table
+from scenarios.commands.evaluation.teacher import scorer_table, teacher_table
 from scenarios.commands.options import CORESETS, Classes, Device, Imbalance, Protocol, Root, Scorer, Size, torch_device
 from scenarios.engine.complaints import printable, terminal_width, wrapped
 
@@ -65,6 +65,8 @@ def score(
     from distill.teachers import check_teacher
     from scenarios.reporting.text import as_text
 
+    baselines = baseline or list(Plan().baselines)
+    chooser = scorer_table(scorer, baselines)
     networks = [network, *(architecture or [])]
     check_networks(networks, "distill score")
     where = torch_device(device)
@@ -83,9 +85,9 @@ def score(
         "steps": step or list(Plan().steps),
         "architectures": architecture or [],
         "optimisers": optimiser or [],
-        "baselines": baseline or list(Plan().baselines),
+        "baselines": baselines,
         "whole_epochs": whole_epochs,
-        "scorer": teacher_table(scorer, "--scorer"),
+        "scorer": chooser,
     }
     plan = configure(Plan, settings, "distill score")
     found = _all(plan, sets, condensed, images, out)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from scenarios.commands.options import Device, Root, Size, data_table, torch_device
+from scenarios.commands.options import Device, Root, Size, check_new, data_table, torch_device
 from scenarios.engine.complaints import printable, terminal_width, wrapped
 
 
@@ -38,6 +38,7 @@ def import_set(
     from scenarios.engine.schema import DataTable
     from scenarios.engine.study import Options
 
+    check_new(out)
     where = torch_device(device)
     table = configure(DataTable, data_table(data, size, None, None, None), "distill import")
     images = data_of(table, Options(data_root=data_root, device=where, seed=0))
