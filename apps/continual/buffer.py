@@ -9,14 +9,13 @@ from types import SimpleNamespace
 from typing import Literal, Self
 
 import torch
-from torch import Tensor
 
 from apps.continual import memory_file, resizing
 from apps.continual.augmented import Transform, check_transform, made
 from apps.continual.engine import avalanche
 from apps.continual.exemplars import Exemplars
 from apps.continual.features import as_items
-from apps.continual.items import dataset_of, has_task_labels
+from apps.continual.items import Layout, dataset_of, layout_of
 from apps.continual.memory import Memory
 from apps.continual.memory_config import MemoryConfig
 from apps.continual.online import Batch, Queue
@@ -100,8 +99,7 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
             with writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
         self.learner: Agent | None = None  # a DER that this buffer is attached to, whose outputs may be missing (see `buffer`)
-        self._layout: type | None = None  # the class of the stream's data sets: their items have task labels, or not
-        self._tensor_labels = self._rows = False  # the second: its items are rows (D,), not images
+        self._layout: Layout | None = None  # of the stream's items, once it is known
         self._built: AvalancheData | None = None
         self._latest: int | None = None  # experiences of a memory that was taken because it was the folder's latest
         super().__init__(max_size)
@@ -134,7 +132,7 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
             num_workers: likewise.
 
         Raises:
-            InputError: the folder has no such memory, or the file cannot be read.
+            InputError: the folder has no such memory, the file cannot be read, or ``like`` is not of a stream of its images.
         """
         path = Path(path)
         file = memory_file.last(path, finished) if path.is_dir() else path
@@ -241,12 +239,11 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
             like: an experience or data set of the stream; the exemplars get its item layout.
 
         Raises:
-            InputError: the file cannot be read, or was saved by a buffer with other settings.
+            InputError: the file cannot be read, was saved by a buffer with other settings, or ``like`` is not of a stream of its images.
         """
-        path = Path(path)
-        self._loaded(memory_file.last(path) if path.is_dir() else path)
-        self._built = None
-        self._learn_layout(like.dataset if hasattr(like, "dataset") else like)
+        path, layout = Path(path), self._checked_layout(like)
+        self._loaded(memory_file.last(path) if path.is_dir() else path, layout)
+        self._layout, self._built = layout, None
 
     # Inside
 
@@ -255,13 +252,15 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
         """Arguments of the constructor that a file's queue gives."""
         return {}
 
-    def _loaded(self, path: Path) -> None:
-        self._put(memory_file.load(path), path)
+    def _loaded(self, path: Path, layout: Layout) -> None:
+        self._put(memory_file.load(path), path, layout)
 
-    def _put(self, read: Memory, path: Path) -> None:
+    def _put(self, read: Memory, path: Path, layout: Layout) -> None:
         ours, theirs = vars(self.memory.config), vars(read.config)
         if other := [f"{name} {clipped(theirs[name], 40)}, here {clipped(ours[name], 40)}" for name in ours if ours[name] != theirs[name]]:
             raise InputError(f"{path}: was saved by a buffer with other settings ({'; '.join(other)}); make this one with the same.")
+        if read.groups:
+            layout.check(read.groups[0].form.shape, path)
         self.memory = read
 
     def _check_replay(self, agent: Agent, exp: Experience) -> None:
@@ -271,9 +270,9 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
         if not len(dataset):
             return
         batch = read(dataset, self.num_workers)
-        self._learn_layout(dataset)
+        self._layout = layout = self._checked_layout(dataset)
         if is_der(agent):  # the outputs take bytes too
-            self.memory.logit_values = outputs(agent.model, as_items(batch[0][:1], rows=self._rows), agent.device).shape[1]
+            self.memory.logit_values = outputs(agent.model, as_items(batch[0][:1], rows=layout.rows), agent.device).shape[1]
         saved_before = self._add(agent, batch)
         self._built = None
         if is_der(agent):
@@ -294,25 +293,24 @@ class CondensedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-def
     def _device(self, agent: Agent | None) -> torch.device | str:
         return getattr(agent, "device", "cpu") if self.device == "auto" else self.device
 
-    def _learn_layout(self, dataset: AvalancheData) -> None:
-        item, label = dataset.eval()[0][:2]
-        self._layout, self._tensor_labels, self._rows = type(dataset), isinstance(label, Tensor), item.ndim == 1
-        if self._rows and self.transform == "dsa":
+    def _checked_layout(self, like: Experience | AvalancheData) -> Layout:
+        if (layout := layout_of(like)).rows and self.transform == "dsa":
             raise InputError("transform is 'dsa', which augments images, and the stream's items are rows (D,); leave it out.")
+        return layout
 
     def _dataset(self, group: Exemplars) -> AvalancheData:
         assert self._layout is not None
         config, turn = self.memory.config, self.memory.experiences * 2**20 + self.memory.groups.index(group)
         then = made(self.transform, config.name, config.seed, turn)
-        return dataset_of(group, self._layout, tensor_labels=self._tensor_labels, transform=then, rows=self._rows)
+        return dataset_of(group, self._layout, then)
 
     def _attach_logits(self, agent: Agent) -> None:
         """Store the current model's outputs, which DER replays, for every group that has none."""
-        if not has_task_labels(self._layout):
+        if self._layout is None or not self._layout.task_labels:
             raise InputError("DER unpacks items of (x, y, task label); make the stream with nc_benchmark, whose items have task labels.")
         for number, group in enumerate(self.memory.groups):
             if group.logits is None:
-                self.memory.with_logits(number, outputs(agent.model, as_items(group.images, rows=self._rows), agent.device))
+                self.memory.with_logits(number, outputs(agent.model, as_items(group.images, rows=self._layout.rows), agent.device))
         self._built, limit = None, self.memory.config.nbytes
         if limit is not None and self.nbytes > limit:
             raise InputError(

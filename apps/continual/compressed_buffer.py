@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from apps.continual.augmented import Transform, check_transform, made
 from apps.continual.compressed import CompressedMemory
 from apps.continual.engine import avalanche
-from apps.continual.items import dataset_of
+from apps.continual.items import Layout, dataset_of, layout_of
 from apps.continual.policies import is_der, refuse_no_replay, refuse_unfit
 from apps.continual.protocols import Agent, AvalancheData, Experience, Strategy
 from apps.continual.reading import read
@@ -52,8 +50,7 @@ class CompressedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-de
         check_transform(transform)
         self.data_name = data_name
         self.memory, self.transform = CompressedMemory(codec, class_bytes, mean, std, seed), transform
-        self._layout: type | None = None
-        self._tensor_labels = False
+        self._layout: Layout | None = None
         self._built: AvalancheData | None = None
 
     @property
@@ -65,10 +62,10 @@ class CompressedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-de
     def buffer(self) -> AvalancheData:
         """The images as an Avalanche dataset with the stream's item layout; empty before the first update."""
         if self._built is None and self._layout is not None:
-            layout, kind, groups = self._layout, self._tensor_labels, []
+            groups = []
             for number, group in enumerate(self.memory.groups()):
                 then = made(self.transform, self.data_name, self.memory.seed, self.memory.experiences * 2**20 + number)
-                groups.append(dataset_of(group, layout, tensor_labels=kind, transform=then))
+                groups.append(dataset_of(group, self._layout, then))
             self._built = _utils.concat_datasets(groups)
         found: AvalancheData = super().buffer if self._built is None else self._built
         return found
@@ -90,8 +87,7 @@ class CompressedBuffer(_policies.ExemplarsBuffer):  # type: ignore[misc, name-de
             return
         images, labels, tasks = read(exp.dataset)
         self.memory.observe(images, labels, task=tasks)
-        self._layout, self._tensor_labels = type(exp.dataset), isinstance(exp.dataset.eval()[0][1], Tensor)
-        self._built = None
+        self._layout, self._built = layout_of(exp), None
         refuse_no_replay(agent, len(self.memory), exp)
 
     def resize(self, strategy: object, new_size: int) -> None:

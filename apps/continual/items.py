@@ -1,6 +1,8 @@
 """Exemplars as an Avalanche data set with the stream's item layout."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -9,14 +11,55 @@ from torch.utils.data import Dataset
 from apps.continual.augmented import Transform
 from apps.continual.engine import avalanche
 from apps.continual.exemplars import Exemplars
-from apps.continual.features import as_items
+from apps.continual.features import as_images, as_items
 from apps.continual.form import Form
-from apps.continual.protocols import AvalancheData
+from apps.continual.protocols import AvalancheData, Experience
+from distill.errors import InputError
 from distill.quantise import Grid, decode
 
 _utils = avalanche("avalanche.benchmarks.utils")
 _attributes = avalanche("avalanche.benchmarks.utils.data_attribute")
 _aware = avalanche("avalanche.benchmarks.utils.classification_dataset").TaskAwareClassificationDataset
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the items of a stream are made.
+
+    Attributes:
+        kind: the class of the stream's data sets.
+        tensor_labels: labels are tensors, not int.
+        rows: items are rows (D,), not images.
+        shape: of an image, (C, H, W); of a row, (1, 1, D).
+    """
+
+    kind: Callable[..., AvalancheData]
+    tensor_labels: bool
+    rows: bool
+    shape: tuple[int, ...]
+
+    @property
+    def task_labels(self) -> bool:
+        """Whether items are (x, y, task label)."""
+        return isinstance(self.kind, type) and issubclass(self.kind, _aware)
+
+    def check(self, shape: tuple[int, ...], path: Path) -> None:
+        """Raises `InputError` where a memory's file at ``path`` has items of another ``shape``."""
+        if shape != self.shape:
+            raise InputError(f"{path}: holds items {shape}, and the stream of like has {self.shape}; give an experience of its own stream.")
+
+
+def layout_of(like: Experience | AvalancheData) -> Layout:
+    """The item layout of an experience or data set of a stream. Raises `InputError` for other objects, and for one without items."""
+    dataset: AvalancheData = like.dataset if hasattr(like, "dataset") else like
+    if not hasattr(dataset, "eval") or not len(dataset):
+        what = "has no items" if hasattr(dataset, "eval") else f"is of type {type(like).__name__[:60]}"
+        raise InputError(f"like {what}; allowed: an experience of the stream, or its data set, with at least one item.")
+    item, label = dataset.eval()[0][:2]
+    if not isinstance(item, Tensor) or item.ndim not in (1, 3):
+        found = f"have the shape {tuple(item.shape)}" if isinstance(item, Tensor) else f"are of type {type(item).__name__[:60]}"
+        raise InputError(f"the stream's items {found}; allowed: tensors (C, H, W) or (D,); give the stream a transform that makes them.")
+    return Layout(type(dataset), isinstance(label, Tensor), item.ndim == 1, tuple(as_images(item[None]).shape[1:]))
 
 
 class _Items(Dataset):  # type: ignore[type-arg]
@@ -45,33 +88,24 @@ class _Restored:
         return image if self.then is None else self.then(image)
 
 
-def dataset_of(
-    group: Exemplars, layout: Callable[..., AvalancheData], *, tensor_labels: bool, transform: Transform | None, rows: bool = False
-) -> AvalancheData:
+def dataset_of(group: Exemplars, layout: Layout, transform: Transform | None) -> AvalancheData:
     """A group as an Avalanche data set.
 
     Args:
         group: the exemplars.
-        layout: the class of the stream's data sets.
-        tensor_labels: give labels as tensors, not as int.
+        layout: of the stream's items.
         transform: applied to each image (C, H, W) in the training view.
-        rows: the stream's items are rows (D,).
     """
     groups = _utils.TransformGroups(
         {
-            "train": _Restored(group.grid, group.form, transform, rows=rows),
-            "eval": _Restored(group.grid, group.form, None, rows=rows),
+            "train": _Restored(group.grid, group.form, transform, rows=layout.rows),
+            "eval": _Restored(group.grid, group.form, None, rows=layout.rows),
         }  # y is left alone
     )
-    items = _Items(group, tensor_labels=tensor_labels)
+    items = _Items(group, tensor_labels=layout.tensor_labels)
     described = [_attributes.DataAttribute(items.targets, "targets")]
-    if has_task_labels(layout):
+    if layout.task_labels:
         described.append(_attributes.TaskLabels([group.task] * group.count))
     if group.logits is not None:
         described.append(_attributes.TensorDataAttribute(list(group.logits), "logits", use_in_getitem=True))
-    return layout([items], data_attributes=described, transform_groups=groups)
-
-
-def has_task_labels(layout: object) -> bool:
-    """Whether items of this data set class are (x, y, task label)."""
-    return isinstance(layout, type) and issubclass(layout, _aware)
+    return layout.kind([items], data_attributes=described, transform_groups=groups)

@@ -5,6 +5,7 @@ from typing import Any
 
 from apps.continual import memory_file
 from apps.continual.buffer import CondensedBuffer
+from apps.continual.items import Layout
 from apps.continual.online import Batch, Queue
 from apps.continual.policies import is_der, needs_items, refuse_no_replay
 from apps.continual.protocols import Agent, Experience
@@ -65,12 +66,14 @@ class OnlineCondensedBuffer(CondensedBuffer):
     def _of_queue(cls, queue: Queue | None) -> dict[str, int]:
         return {} if queue is None else {"queue": queue.size, "every": queue.every}
 
-    def _loaded(self, path: Path) -> None:
+    def _loaded(self, path: Path, layout: Layout) -> None:
         read, queue = memory_file.load_online(path)
         if queue is not None and (queue.size, queue.every) != (self.queue.size, self.queue.every):
             ours = f"queue={self.queue.size}, every={self.queue.every}"
             raise InputError(f"{path}: was saved with queue={queue.size}, every={queue.every}; here: {ours}; make this one with the same.")
-        self._put(read, path)
+        if queue is not None and queue.waiting is not None:
+            layout.check(tuple(queue.waiting[0].shape[1:]), path)
+        self._put(read, path, layout)
         self.queue = queue or Queue(self.queue.size, self.queue.every)
 
     def _add(self, agent: Agent | None, batch: Batch) -> bool:

@@ -158,6 +158,31 @@ def test_a_buffer_is_resumed_with_its_own_settings(tmp_path: Path) -> None:
         CondensedBuffer.resume(tmp_path / "m.safetensors", like=experiences[0])
 
 
+@pytest.mark.parametrize(
+    ("like", "words"),
+    [
+        (None, "like is of type NoneType; allowed: an experience of the stream, or its data set"),
+        ([], "like is of type list;"),
+        (
+            lambda: class_incremental(toy(classes=4, channels=1), 2, 0),
+            r"holds items \(3, 8, 8\), and the stream of like has \(1, 8, 8\)",
+        ),
+    ],
+)
+@pytest.mark.parametrize("kind", [CondensedBuffer, OnlineCondensedBuffer])
+def test_another_stream_is_one_line_and_changes_nothing(kind: type[CondensedBuffer], like: Any, words: str, tmp_path: Path) -> None:
+    buffer = kind(8, "random", progress=False)
+    buffer.post_adapt(naive(toy(classes=4, channels=3)), benchmark(STREAM).train_stream[0])
+    buffer.save(tmp_path / "memory")
+    like = benchmark(like()).train_stream[0] if callable(like) else like
+    with pytest.raises(InputError, match=words):
+        kind.resume(tmp_path / "memory", like)
+    before = buffer.buffer
+    with pytest.raises(InputError, match=words):
+        buffer.load(tmp_path / "memory", like)
+    assert buffer.buffer is before
+
+
 def test_an_experience_that_came_twice_is_no_mistake_where_nothing_was_resumed(tmp_path: Path) -> None:
     experiences, agent = benchmark(STREAM).train_stream, naive(STREAM[0])
     buffer = CondensedBuffer(8, "random", per_class=2, folder=tmp_path)
