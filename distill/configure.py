@@ -1,6 +1,7 @@
 """Creates frozen config dataclasses from plain values; each error is one line with the key, its value and what is allowed."""
 
 import dataclasses
+import functools
 import json
 import types
 import typing
@@ -10,12 +11,34 @@ from typing import TypeVar
 import annotated_types
 import pydantic
 
-from distill.errors import InputError, unknown_name
+from distill.errors import InputError, a_kind, unknown_name
 
 # For every config dataclass: no unknown field, no type conversion, no infinity or NaN.
 STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 T = TypeVar("T")
+
+
+@typing.dataclass_transform(frozen_default=True)
+def config_class(kind: type[T]) -> type[T]:
+    """Make a class a frozen pydantic dataclass that checks its fields strictly, from files (`configure`) as in Python.
+
+    Raises:
+        InputError: when an object is created with an unknown field, a wrong type or a value out of range.
+    """
+    made = pydantic.dataclasses.dataclass(kind, frozen=True, config=STRICT)
+    plain = made.__init__
+
+    @functools.wraps(plain)
+    def create(self: T, *values: object, **named: object) -> None:
+        try:  # a list is what a file has for a tuple
+            plain(self, *map(_as_tuple, values), **{name: _as_tuple(value) for name, value in named.items()})
+        except pydantic.ValidationError as error:
+            raise _one_line(made, error, made.__name__) from None
+
+    made.__init__ = create  # type: ignore[method-assign, assignment]
+    return typing.cast(type[T], made)
+
 
 LARGEST = 2**53  # above it whole numbers are not exact as floats and in JSON readers
 
@@ -60,26 +83,37 @@ def _refuse(value: object) -> None:
     raise TypeError(f"a value of type {type(value).__name__} ({str(value)[:60]!r}) is not allowed; use numbers, text, true/false or lists.")
 
 
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _one_line(kind: type, error: pydantic.ValidationError, where: str) -> InputError:
-    first = error.errors(include_url=False, include_context=False)[0]
+    first = error.errors(include_url=False)[0]
+    fields = [field.name for field in dataclasses.fields(kind)]
     path = [part for part in first["loc"] if isinstance(part, str | int)]
+    if path and isinstance(path[0], int):  # an argument without a name
+        if path[0] >= len(fields):
+            return InputError(f"{where}: has {len(fields)} fields and was given more values.")
+        path[0] = fields[path[0]]
+    names = [part for part in path if _is_field(part)] or path
+    key = ".".join(map(str, names))
+    context = first.get("ctx", {})
+    if isinstance(own := context.get("error"), InputError):  # a config's own check says what is allowed
+        return InputError(f"{where}: key {key!r}: {own}" if key else f"{where}: {own}")
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         owner = _owner(kind, path[:-1])
         at = ".".join(map(str, path[:-1]))
         return unknown_name(f"{where}{': ' + at if at else ''}: key", path[-1], [f.name for f in dataclasses.fields(owner)])
     if not path:  # text that is not Unicode, or nested too deeply
         return InputError(f"{where}: {first['msg'][:200]}; use plain text, numbers, true/false or lists.")
-    names = [part for part in path if _is_field(part)] or path
-    key = ".".join(map(str, names))
     allowed = allowed_values(kind, [str(part) for part in names])
     if first["type"] in ("missing", "missing_argument"):
         return InputError(f"{where}: key {key!r} is missing; allowed: {allowed}.")
-    if isinstance(own := error.errors()[0].get("ctx", {}).get("error"), InputError):  # a field's own check says what is allowed
-        return InputError(f"{where}: key {key!r}: {own}")
+    if first["type"] == "dataclass_exact_type":  # in Python; in a file it is a table
+        return InputError(f"{where}: key {key!r} is {a_kind(first['input'])}; allowed: {context['class_name']}(...).")
     value = quoted(first["input"])
     if first["type"] == "literal_error" and isinstance(first["input"], str):
-        options = [part.strip().strip("'") for part in allowed.removesuffix(f" or {_NAMES[type(None)]}").split(",")]
-        return unknown_name(f"{where}: key {key!r}: value", first["input"], options)
+        return unknown_name(f"{where}: key {key!r}: value", first["input"], _literals(_hint(kind, names)))
     return InputError(f"{where}: key {key!r} is {value}; allowed: {allowed}.")
 
 
@@ -103,7 +137,10 @@ def _too_large(value: object, path: tuple[str, ...] = ()) -> tuple[str, ...] | N
 
 
 def _is_field(part: object) -> bool:
-    return isinstance(part, str) and not part.startswith(("function-", "constrained-", "nullable", "tuple[", "literal["))
+    """Whether a part of an error's place is a name, and not the kind of value that a field of several kinds was tried as."""
+    if not isinstance(part, str) or part in ("int", "float", "str", "bool"):
+        return False
+    return not part.startswith(("function-", "constrained-", "nullable", "tuple[", "literal["))
 
 
 def _owner(kind: type, path: Sequence[str | int]) -> type:
@@ -118,13 +155,24 @@ def _owner(kind: type, path: Sequence[str | int]) -> type:
 
 def allowed_values(kind: type, path: list[str]) -> str:
     """A short text of what a field takes: ``a whole number of 1 or more, or nothing``."""
-    owner = _owner(kind, path[:-1])
-    hint = typing.get_type_hints(owner, include_extras=True).get(path[-1]) if path else None
-    return (
-        " or ".join(dict.fromkeys(_describe(option) for option in _options(hint, extras=True)))
-        if hint is not None
-        else "a value of another kind"
-    )
+    hint = _hint(kind, path)
+    return "a value of another kind" if hint is None else _any_of(hint)
+
+
+def _hint(kind: type, path: Sequence[str | int]) -> object:
+    """The type of the field that a path of names leads to; None where there is no such field."""
+    return typing.get_type_hints(_owner(kind, path[:-1]), include_extras=True).get(str(path[-1])) if path else None
+
+
+def _any_of(hint: object) -> str:
+    return " or ".join(dict.fromkeys(_describe(option) for option in _options(hint, extras=True)))
+
+
+def _literals(hint: object) -> list[str]:
+    """The texts that a field takes, or the items of a list."""
+    options = _options(hint)
+    listed = [text for option in options if typing.get_origin(option) is tuple for text in _literals(typing.get_args(option)[0])]
+    return listed + [str(value) for option in options if typing.get_origin(option) is typing.Literal for value in typing.get_args(option)]
 
 
 def _options(hint: object, *, extras: bool = False) -> list[object]:
@@ -153,7 +201,7 @@ def _describe(hint: object) -> str:
         return ", ".join(repr(value) for value in typing.get_args(hint))
     if typing.get_origin(hint) in (tuple, list):
         inner = [part for part in typing.get_args(hint) if part is not Ellipsis]
-        return "a list of " + " and ".join(dict.fromkeys(_describe(part) for part in inner))
+        return "a list of " + " and ".join(dict.fromkeys(_any_of(part) for part in inner))
     if typing.get_origin(hint) is dict or dataclasses.is_dataclass(hint):
         return "a table"
     return _NAMES.get(hint, getattr(hint, "__name__", str(hint)))

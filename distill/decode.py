@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.configure import STRICT, configure
+from distill.configure import config_class, configure
 from distill.errors import InputError, clipped
 from distill.spec import DataSpec, column
 
@@ -74,7 +74,7 @@ class Decode(Protocol):
         ...
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class Formation:
     """A grid of ``factor`` x ``factor`` small images in the place of one; each is enlarged (bilinear) to the full size.
 
@@ -138,7 +138,7 @@ class Formation:
         return math.ceil(spec.height / self.factor), math.ceil(spec.width / self.factor)
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class Frequency:
     """The ``coefficients`` lowest frequencies of each channel's discrete cosine transform; the image is the inverse transform.
 
@@ -193,7 +193,7 @@ class Frequency:
         return _lowest(spec.height, spec.width, device)[: self.coefficients]
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class LowRank:
     """Each channel is a product of two matrices of ``rank`` columns: rank * (H + W) numbers in the place of H * W.
 

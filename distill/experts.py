@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import pydantic
 import safetensors
 import safetensors.torch
 import torch
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 
 from distill.augment import augment, for_data, strategy
 from distill.batches import mean_gradient
-from distill.configure import STRICT
+from distill.configure import config_class
 from distill.data import ImageData
 from distill.devices import sent
 from distill.errors import Diverged, InputError, diverged
@@ -46,7 +45,7 @@ SAVE_SECONDS = 20.0
 WORTH_WORKERS = 5e12
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class ExpertConfig:
     """Defaults are those of the paper's code: SGD without momentum or decay at a constant step size, DSA's augmentation.
 

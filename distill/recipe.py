@@ -3,17 +3,16 @@
 import dataclasses
 from typing import Annotated, Literal
 
-import pydantic
 from pydantic import Field
 
-from distill.configure import STRICT
+from distill.configure import config_class
 from distill.errors import InputError
 from distill.fast import Compile, Precision
 from distill.soft_losses import in_words
 from distill.teachers import Teacher
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class Recipe:
     """How a network is trained on any set: the same object for condensed sets, coresets and the full data.
 

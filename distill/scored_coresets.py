@@ -8,7 +8,6 @@ import weakref
 from collections.abc import Callable
 from typing import Annotated
 
-import pydantic
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -18,7 +17,7 @@ from torch.nn.utils import vector_to_parameters
 
 from distill.augment import strategy
 from distill.batches import Embed, chunk_size
-from distill.configure import STRICT
+from distill.configure import config_class
 from distill.data import ImageData
 from distill.errors import InputError
 from distill.experts import ExpertConfig, train_experts
@@ -30,7 +29,7 @@ CANDIDATES, CROPS = 300, 5  # of RDED: images a class, and crops of each (LINs-l
 GRADIENTS = 2**26  # numbers of single images' gradients at a time
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class Scorer:
     """Networks trained on the real data that features and scores are computed with.
 

@@ -5,13 +5,12 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
-import pydantic
 from pydantic import Field
 from torch import nn
 
 from distill.comparison import DECODED, LABEL_ONLY, compared, learner_set, recipe_of
 from distill.condensed import CondensedSet
-from distill.configure import STRICT
+from distill.configure import config_class
 from distill.coresets import EVERY, train_scorer
 from distill.data import ImageData
 from distill.errors import Diverged, InputError, unknown_name
@@ -29,7 +28,7 @@ STEPS = (0.3, 1.0, 3.0)  # times the recipe's step size
 USUAL_STEP: dict[Optimiser, float] = {"sgd": 0.01, "adamw": 0.001}  # where rows are compared under another optimiser than the recipe's
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class Plan:
     """What is trained for a scorecard.
 

@@ -29,7 +29,7 @@ import pydantic
 import safetensors.torch
 from torch import Tensor
 
-from distill.configure import STRICT
+from distill.configure import config_class
 from distill.decode import Decode, from_parameters
 from distill.errors import InputError, clipped
 from distill.labels import DEFAULT_KIND
@@ -48,7 +48,7 @@ MAX_HEADER_BYTES = 4 << 20
 _DTYPES = {"F32": 4, "F16": 2, "U8": 1, "I64": 8}
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class Provenance:
     """Where a set comes from: enough to make it again.
 

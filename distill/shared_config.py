@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field
 
-from distill.configure import STRICT
+from distill.configure import config_class
 from distill.decode import from_text
 
 PoolKind = Literal["random", "early", "blend", "walk", "stages", "sphere"]
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class ImageConfig:
     """Settings of the images that every method has: how they are stored and updated.
 
@@ -37,7 +37,7 @@ class ImageConfig:
         return text
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class SharedConfig(ImageConfig):
     """The first fields of a method's config. At their defaults a method runs as it is published.
 

@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Literal, Protocol, runtime_checkable
 
-import pydantic
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from torch.nn.utils import vector_to_parameters
 from distill.augment import for_data, strategy
 from distill.batches import chunk_size
 from distill.condensed import CondensedSet, Provenance
-from distill.configure import STRICT
+from distill.configure import config_class
 from distill.data import ImageData
 from distill.errors import InputError, clipped
 from distill.experts import ExpertConfig, Trajectories
@@ -28,7 +27,7 @@ from distill.statistics import ExactStatistics, RealStatistics
 from distill.views import draw_views, labelled_by
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class Teacher:
     """A network trained on the real data, whose outputs are the labels of a learner's images.
 

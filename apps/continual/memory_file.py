@@ -18,7 +18,7 @@ from apps.continual.form import Form
 from apps.continual.memory import Memory
 from apps.continual.memory_config import MemoryConfig
 from apps.continual.online import Queue
-from distill.configure import STRICT
+from distill.configure import config_class
 from distill.decode import as_text
 from distill.errors import InputError, clipped
 from distill.records import write_whole
@@ -29,7 +29,7 @@ MAX_FILE_BYTES = 1 << 32
 WAITING = ("queue.images", "queue.labels", "queue.tasks")
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class _Group:
     label: Annotated[int, Field(ge=0)]
     task: int
@@ -39,7 +39,7 @@ class _Group:
     kept: bool = False
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class _Queue:
     size: Annotated[int, Field(ge=1)]
     every: Annotated[int, Field(ge=1)]
@@ -47,7 +47,7 @@ class _Queue:
     waiting: bool
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class _Header:
     format: int
     config: MemoryConfig

@@ -6,7 +6,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Literal
 
-import pydantic
 import torch
 from pydantic import Field
 from torch import nn
@@ -16,7 +15,7 @@ from apps.continual.engine import avalanche, quiet_and_seeded
 from apps.continual.protocols import AvalancheData, Benchmark, ReplayBuffer, Strategy
 from apps.continual.streams import experience_tensors, joined
 from distill.condensed import CondensedSet
-from distill.configure import STRICT
+from distill.configure import config_class
 from distill.data import ImageData
 from distill.errors import unknown_name
 from distill.evaluation import accuracy
@@ -29,7 +28,7 @@ WITHOUT = ("none", "lwf", "joint")
 STRATEGIES = (*WITH_MEMORY, *WITHOUT)
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class Training:
     """How Avalanche's strategies train, by SGD.
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
-import pydantic
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -30,7 +29,7 @@ from apps.federated.admission_scores import (
     ridge,
 )
 from distill.condensed import CondensedSet, Provenance
-from distill.configure import STRICT
+from distill.configure import config_class
 from distill.data import ImageData, Split
 from distill.errors import InputError, clipped, unknown_name
 from distill.networks import Factory, create
@@ -43,7 +42,7 @@ FEWEST = 5  # images whose mean features are compared; of fewer it varies more t
 Uploads = Mapping[int, CondensedSet]
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class AdmissionConfig:
     """``[admission]``: which uploads join the union.
 

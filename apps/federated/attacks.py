@@ -11,13 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
-import pydantic
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from distill.configure import STRICT
+from distill.configure import config_class
 from distill.data import ImageData, Split
 from distill.errors import unknown_name
 from distill.evaluation import accuracy
@@ -33,7 +32,7 @@ SHARES = tuple(share / 10 for share in range(10, 0, -1))  # of the wrong class i
 Trigger = Callable[[Tensor, DataSpec], Tensor]
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class AttackConfig:
     """``[attack]`` of one simulated run.
 

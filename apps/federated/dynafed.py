@@ -10,7 +10,6 @@ averages stay so, since the set is made of the averages alone.
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
-import pydantic
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -18,7 +17,7 @@ from torch import Tensor
 from apps.federated.received import network_with
 from distill.adjoint import Student, matching_gradient, stepwise
 from distill.condensed import CondensedSet, Provenance
-from distill.configure import STRICT
+from distill.configure import config_class
 from distill.errors import InputError
 from distill.networks import Factory, create
 from distill.spec import DataSpec
@@ -27,7 +26,7 @@ from distill.train import Recipe, train_network
 MIN_LR = 1e-6  # of the learned step size, which must stay positive
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class DynaFedConfig:
     """``[dynafed]``.
 

@@ -2,13 +2,12 @@
 
 from typing import Annotated
 
-import pydantic
 from pydantic import Field
 
-from distill.configure import STRICT
+from distill.configure import config_class
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class FedVCKConfig:
     """``[fedvck]``; defaults are those of the authors' code (Youth-49/FedVCK_2024), but for ``beta``, which that code lets fall each round.
 
@@ -29,7 +28,7 @@ class FedVCKConfig:
     neighbours: Annotated[int, Field(ge=1)] = 5
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class FedMKConfig:
     """``[fedmk]``.
 
@@ -40,7 +39,7 @@ class FedMKConfig:
     tau: Annotated[float, Field(gt=0)] = 1.0
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class FedAFConfig:
     """``[fedaf]``; defaults are those of a community's code, as the authors have published none.
 

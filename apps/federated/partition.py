@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
-import pydantic
 from numpy.typing import NDArray
 from pydantic import Field
 
-from distill.configure import STRICT
+from distill.configure import config_class
 from distill.errors import InputError
 from distill.randomness import derived_seed
 
@@ -20,7 +19,7 @@ Indices = NDArray[np.int64]
 MAX_TRIES = 500
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class PartitionConfig:
     """``partitioner`` is one of
 

@@ -15,7 +15,7 @@ from apps.federated.guided_tables import UPLOADS, FedAFConfig, FedMKConfig, FedV
 from apps.federated.partition import PartitionConfig
 from apps.federated.tables import AveragingConfig, LocalConfig, PrivacyRequest, ServerConfig, UploadConfig
 from distill.augment import strategy as augmentation
-from distill.configure import STRICT, configure
+from distill.configure import config_class, configure
 from distill.coresets import CORESETS
 from distill.decode import Decode, from_text
 from distill.distiller import Config
@@ -37,7 +37,7 @@ STRATEGIES = (*CONDENSING, *CORESETS, *WEIGHTS, *ALONE)
 DATA_FIELDS = ("data", "size", "validation", "mean", "std", "class_names", "seed", "partition")
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class Settings:
     """All settings of a run.
 

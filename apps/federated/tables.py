@@ -7,16 +7,15 @@ rho = 5, no augmentation; they are the method's ``presets.client``.
 from dataclasses import field
 from typing import Annotated, Literal
 
-import pydantic
 from pydantic import Field
 
 from apps.federated.wire import Pixels
-from distill.configure import STRICT
+from distill.configure import config_class
 from distill.teachers import Teacher
 from distill.train import Recipe
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class UploadConfig:
     """What a client condenses and sends.
 
@@ -46,7 +45,7 @@ class UploadConfig:
     teacher: Teacher | None = None
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class ServerConfig:
     """How the server learns from the union, starting from the weights that it sent.
 
@@ -65,7 +64,7 @@ class ServerConfig:
     memory: Annotated[int, Field(ge=0)] = 0
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class LocalConfig:
     """Local SGD of the strategies that send weights.
 
@@ -95,7 +94,7 @@ class LocalConfig:
         return whole if self.max_steps is None else min(whole, self.max_steps)
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class AveragingConfig:
     """How the server puts weights together, for the strategies with a setting of their own.
 
@@ -122,7 +121,7 @@ class AveragingConfig:
     malicious: Annotated[float, Field(ge=0, lt=0.5)] = 0.3
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class PrivacyRequest:
     """Uploads must be private and cost at most ``epsilon`` each; None: what each client gives. A client may refuse a request."""
 

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import numpy as np
-import pydantic
 import torch
 from pydantic import Field
 
@@ -24,7 +23,7 @@ from apps.nas.training import WHOLE, Job, Row, Shelf, Task, score
 from apps.nas.workers import Crew, check_crew
 from apps.nas.zero_cost import DATA_FREE, ON_A_BATCH, SCORES, SIZES, ScoreJob
 from distill.condensed import CondensedSet
-from distill.configure import STRICT
+from distill.configure import config_class
 from distill.data import ImageData
 from distill.errors import InputError, unknown_name
 from distill.evaluation import fitted
@@ -35,7 +34,7 @@ from distill.train import Recipe
 MAX_SEEDS = 100  # streams of the truth, the proxies and the scores lie this far apart
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class Truth:
     """Table ``[truth]``: full training of every network. Compiling hundreds of small networks costs more than it saves, so it is off."""
 
@@ -43,7 +42,7 @@ class Truth:
     recipe: Recipe = dataclasses.field(default_factory=lambda: Recipe(epochs=20, compile="off"))
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class Proxies:
     """Table ``[proxy]``: one recipe for every condensed set, coreset and early-stopped run.
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import pydantic
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from distill.batches import chunk_size
 from distill.condensed import CondensedSet
-from distill.configure import STRICT
+from distill.configure import config_class
 from distill.data import ImageData
 from distill.errors import InputError
 from distill.randomness import generator
@@ -35,7 +34,7 @@ MAD = 1.4826  # of a normal distribution, the standard deviation over the median
 BETAS, CLIMB, FALL, PATIENCE = (0.5, 0.9), 1.5, 1.5**1.5, 5  # of the authors' code
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class Search:
     """How a mask and a pattern are learned.
 

@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import pydantic
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from apps.privacy.distances import structure
-from distill.configure import STRICT
+from distill.configure import config_class
 from distill.devices import normal
 from distill.errors import InputError
 from distill.networks import Factory, create
@@ -29,7 +28,7 @@ MOST_DECIBELS = 100.0  # of a copy, whose error is 0
 SMALLEST_GAIN, PATIENCE = 1e-12, 5
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class Inversion:
     """How an image is searched.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pydantic
 
-from distill.configure import STRICT
+from distill.configure import config_class
 from distill.errors import InputError, a_kind, clipped
 from distill.methods.accdd import AccDD
 from distill.methods.accdd import AccDDConfig as AccDDConfig
@@ -98,5 +98,5 @@ def register(name: str, config: object, method: object) -> None:
             f"method {clipped(name)!r}: allowed: {method.__name__}(config, initial, network), as the built-in methods are made."
         )
     if not pydantic.dataclasses.is_pydantic_dataclass(config):
-        config = pydantic.dataclasses.dataclass(config, frozen=True, config=STRICT)
+        config = config_class(config)
     METHODS[name] = (config, method)

@@ -7,11 +7,10 @@ of two epochs, whose filters are moved at random (`distill.pool.perturb`).
 import dataclasses
 from typing import Annotated
 
-import pydantic
 from pydantic import Field
 
 from distill.condensed import CondensedSet
-from distill.configure import STRICT
+from distill.configure import config_class
 from distill.methods import idc
 from distill.methods.presets import Paper
 from distill.networks import Factory
@@ -24,7 +23,7 @@ PRESETS = dataclasses.replace(
 STEP_SIZE = "Acc-DD's loss is IDC's; its authors take lr_img 0.01 on CIFAR-10 and CIFAR-100, times ipc / 10, for pixels in [0, 1]."
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class AccDDConfig(idc.IDCConfig):
     """IDC's settings with a pool of five networks of two epochs, and a fifth of the networks (the authors' "5x")."""
 

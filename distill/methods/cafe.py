@@ -6,14 +6,13 @@ updates, as in gm.py. The authors end these trainings by rules that read accurac
 
 from typing import Annotated
 
-import pydantic
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from distill import sharding
-from distill.configure import STRICT
+from distill.configure import config_class
 from distill.matching import class_mean_gradients, synthetic_means
 from distill.methods.gm import GM, GMConfig
 from distill.methods.presets import Paper, Presets
@@ -37,7 +36,7 @@ STEP_SIZE = (
 )
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class CAFEConfig(GMConfig):
     """Defaults are those of the authors' code, with a fixed number of updates for each network.
 

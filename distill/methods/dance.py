@@ -6,11 +6,10 @@ changes where networks come from (`distill.pool`), adds a calibration and stores
 
 from typing import Annotated, Literal
 
-import pydantic
 from pydantic import Field
 
 from distill.condensed import CondensedSet
-from distill.configure import STRICT
+from distill.configure import config_class
 from distill.methods.dm import DM, DMConfig
 from distill.methods.presets import Paper, Presets
 from distill.networks import Factory
@@ -70,7 +69,7 @@ STEP_SIZE = (
 )
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class DANCEConfig(DMConfig):
     """Defaults are those of the authors' code, with its 20 networks of 60 epochs. ``lr_img`` None is `image_step`'s rule.
 

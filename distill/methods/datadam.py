@@ -5,7 +5,6 @@ Sajedi, Khaki, Amjadian, Liu, Lawryshyn and Plataniotis, "DataDAM: Efficient Dat
 
 from typing import Annotated, Literal, NamedTuple
 
-import pydantic
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from distill.augment import for_data, strategy
 from distill.condensed import CondensedSet
-from distill.configure import STRICT
+from distill.configure import config_class
 from distill.errors import InputError
 from distill.fast import Compile, Precision, accelerated
 from distill.matching import class_mean_gradients
@@ -71,7 +70,7 @@ STEP_SIZE = (
 )
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class DataDAMConfig(SharedConfig):
     """Settings of DataDAM.
 

@@ -7,14 +7,13 @@ synthetic set with the mean of the classes' real gradients, DSAC does so under D
 import dataclasses
 from typing import Annotated
 
-import pydantic
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from distill.batches import Augment
 from distill.class_gradients import matched
-from distill.configure import STRICT
+from distill.configure import config_class
 from distill.matching import shown, shown_labels
 from distill.methods import dsa, gm
 from distill.methods.presets import Paper
@@ -26,7 +25,7 @@ DSAC_PRESETS = dataclasses.replace(dsa.PRESETS, paper=lambda data, ipc: Paper("S
 STEP_SIZE = "DCC's loss is a sum of cosine distances over layers and their output units, once for all classes; its authors take lr_img=0.1."
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class DCCConfig(gm.GMConfig):
     """As `GMConfig`, from real images. The classes are compared one by one in the first ``warm_updates`` image updates of each of the first
     ``warm_networks`` networks, and together afterwards (the authors' code)."""
@@ -36,7 +35,7 @@ class DCCConfig(gm.GMConfig):
     warm_updates: Annotated[int, Field(ge=0)] = 10
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class DSACConfig(DCCConfig):
     """As `DCCConfig`, with DSA's strategy for the data."""
 

@@ -5,7 +5,6 @@ Zhao and Bilen, "Dataset Condensation with Distribution Matching", WACV 2023.
 
 from typing import Annotated
 
-import pydantic
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from distill.augment import for_data, strategy
 from distill.batches import Embed
 from distill.condensed import CondensedSet
-from distill.configure import STRICT
+from distill.configure import config_class
 from distill.errors import InputError
 from distill.fast import Compile, Precision, accelerated
 from distill.matching import class_mean_gradients, mean_distance
@@ -55,7 +54,7 @@ STEP_SIZE = (
 )
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class DMConfig(SharedConfig):
     """Settings of DM. Defaults are those of the paper's code.
 

@@ -7,10 +7,9 @@ images (`distill.statistics.RealStatistics.choose`) and the start. The choice re
 import dataclasses
 from typing import Annotated, Literal
 
-import pydantic
 from pydantic import Field
 
-from distill.configure import STRICT
+from distill.configure import config_class
 from distill.methods import idc
 from distill.methods.presets import Paper
 from distill.synthetic import Initial
@@ -21,7 +20,7 @@ PRESETS = dataclasses.replace(
 STEP_SIZE = idc.STEP_SIZE
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class DREAMConfig(idc.IDCConfig):
     """IDC's settings with clustered batches of 128 images a class, chosen anew every ten updates."""
 

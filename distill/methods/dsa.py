@@ -4,9 +4,7 @@ Zhao and Bilen, "Dataset Condensation with Differentiable Siamese Augmentation",
 differs in its augmentation and in its initial images, which are real.
 """
 
-import pydantic
-
-from distill.configure import STRICT
+from distill.configure import config_class
 from distill.methods.gm import GM, GMConfig
 from distill.methods.presets import Paper, Presets
 from distill.synthetic import Initial
@@ -25,7 +23,7 @@ PRESETS = Presets(
 STEP_SIZE = "DSA's loss is GM's: a sum of cosine distances over classes, layers and their output units; the authors take lr_img=0.1."
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class DSAConfig(GMConfig):
     """Settings of DSA: as `GMConfig`, with the paper's augmentation for the data (no flips for digits) and real initial images."""
 

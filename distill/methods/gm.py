@@ -6,7 +6,6 @@ Zhao, Mopuri and Bilen, "Dataset Condensation with Gradient Matching", ICLR 2021
 from typing import Annotated, Literal
 
 import numpy as np
-import pydantic
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from distill.augment import apply, draw, for_data, strategy
 from distill.batches import Augment, augmented, mean_gradient
 from distill.class_gradients import gradient_groups, matched, together
 from distill.condensed import CondensedSet
-from distill.configure import STRICT
+from distill.configure import config_class
 from distill.devices import sent
 from distill.fast import Compile, Fast, Precision
 from distill.matching import shown, shown_labels
@@ -65,7 +64,7 @@ STEP_SIZE = (
 )
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class GMConfig(SharedConfig):
     """Settings of GM. Defaults are those of the paper's code.
 

@@ -7,11 +7,10 @@ IDC-I is the same with ``decode = "none"``.
 
 from typing import Annotated, Literal
 
-import pydantic
 from pydantic import Field
 
 from distill.condensed import CondensedSet
-from distill.configure import STRICT
+from distill.configure import config_class
 from distill.methods.gm import GM, Distance, GMConfig
 from distill.methods.presets import Paper, Presets
 from distill.networks import Factory
@@ -62,7 +61,7 @@ STEP_SIZE = (
 )
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class IDCConfig(GMConfig):
     """Defaults are those of the authors' code for CIFAR-10: 2,000 networks of 100 updates each, which see 2,000 real images between two.
 

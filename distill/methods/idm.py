@@ -5,13 +5,12 @@ Zhao et al., "Improved Distribution Matching for Dataset Condensation", CVPR 202
 
 from typing import Annotated, Literal
 
-import pydantic
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from distill.configure import STRICT
+from distill.configure import config_class
 from distill.matching import calibration_gradients, class_mean_gradients
 from distill.methods.dm import DM, DMConfig
 from distill.methods.presets import Paper, Presets
@@ -50,7 +49,7 @@ def weight(data: str, ipc: int) -> dict[str, float]:
     return found if ipc > 1 else {**found, "batch_real": 5000}
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class IDMConfig(DMConfig):
     """Defaults are those of the authors' commands.
 

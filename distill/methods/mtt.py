@@ -8,7 +8,6 @@ import itertools
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-import pydantic
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -18,7 +17,7 @@ from distill.adjoint import Matched, Student, Views, matching_gradient
 from distill.augment import Parameters, apply, apply_effects, draw, effects, for_data, strategy
 from distill.batches import chunk_size, group_size
 from distill.condensed import CondensedSet
-from distill.configure import STRICT
+from distill.configure import config_class
 from distill.devices import sent
 from distill.errors import InputError
 from distill.experts import ExpertConfig, Trajectories
@@ -79,7 +78,7 @@ STEP_SIZE = (
 )
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class MTTConfig(ImageConfig):
     """Settings of MTT. Defaults are the authors' for CIFAR-10 at 10 images per class without ZCA; other data need others
     (`distill.methods.mtt_table`).

@@ -7,14 +7,13 @@ frequencies, which the authors' configurations leave out, is left out here, too.
 
 from typing import Annotated, Literal
 
-import pydantic
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from distill.batches import Embed, Staged
 from distill.condensed import CondensedSet
-from distill.configure import STRICT
+from distill.configure import config_class
 from distill.devices import normal
 from distill.matching import characteristic_distance, mean_distance, phases
 from distill.methods.dance import DANCE, DANCEConfig
@@ -55,7 +54,7 @@ PRESETS = Presets(
 STEP_SIZE = "NCFM's images are updated by Adam, so that lr_img is the step of a pixel: the authors take 0.01 for pixels in [0, 1]."
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class NCFMConfig(DANCEConfig):
     """Defaults are those of the authors' configurations, without decay and without halving of the step size.
 

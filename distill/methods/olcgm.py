@@ -10,13 +10,12 @@ with a ``decode`` the combinations are of stored rows.
 import dataclasses
 from typing import Annotated
 
-import pydantic
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from distill.condensed import CondensedSet
-from distill.configure import STRICT
+from distill.configure import config_class
 from distill.errors import InputError
 from distill.methods.gm import GM, GMConfig
 from distill.methods.presets import Presets
@@ -36,7 +35,7 @@ PRESETS = Presets(
 STEP_SIZE = "OLCGM's step size is of coefficients that add up to 1 in each image; its authors take lr_img=0.01."
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class OLCGMConfig(GMConfig):
     """As `GMConfig`, with the authors' loops and step size: 20 image updates a network, three passes between two of them.
 

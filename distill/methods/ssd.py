@@ -10,7 +10,6 @@ Euclidean, of features of length 1, and its absolute differences are averaged ov
 
 from typing import Annotated, Literal
 
-import pydantic
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from distill.batches import Augment, augmented
 from distill.class_gradients import mean_over_classes
 from distill.condensed import CondensedSet
-from distill.configure import STRICT
+from distill.configure import config_class
 from distill.devices import sent
 from distill.errors import InputError
 from distill.matching import shown
@@ -46,7 +45,7 @@ STEP_SIZE = (
 )
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class SSDConfig(GMConfig):
     """As `GMConfig`, with the authors' distance, momentum and augmentation.
 

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import pydantic
 from pydantic import Field
 
 from distill.condensed import CondensedSet
-from distill.configure import STRICT, configure
+from distill.configure import config_class, configure
 from distill.data import ImageData
 from distill.distiller import Config as MethodConfig
 from distill.drawing import Drawing
@@ -42,7 +41,7 @@ BAR = 24
 NOTE = "Accuracy on held-out training images in percent: mean and 95 % interval over networks, last step of training."
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class SweepTable:
     """``[sweep]``: the setting that is varied, its values, and the settings that are smaller here than in the run that follows."""
 

@@ -4,10 +4,9 @@ import functools
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar
 
-import pydantic
 from pydantic import Field
 
-from distill.configure import STRICT, configure
+from distill.configure import config_class, configure
 from distill.coresets import CORESETS
 from distill.errors import InputError, unknown_name
 from distill.methods import METHODS
@@ -25,7 +24,7 @@ ALONE = ("none", "lwf", "joint")  # strategies without a memory
 T = TypeVar("T")
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class StreamTable:
     """``[stream]``: what arrives when. "class": the data's classes in ``experiences`` equal parts, one seeded order for each of ``orders``.
     "domain": the data set, then ``domains``, each with all classes (``orders`` are then seeds). "online": as "class", seen once, ``mini``
@@ -52,7 +51,7 @@ OPTIONS = {"degrees": "rotated", "classes_each": "repetition", "blurred": "blurr
 RETURNING = ("domain", "permuted", "rotated", "repetition", "blurry")  # settings whose classes come back
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class MemoryTable:
     """``[memory]``: ``methods`` (condensation methods, coresets, "reservoir", and compressed real images, which have bytes only:
     "random-zlib", "random-jpeg50", "random-webp50") at ``per_class`` float32 images a class, and at the bytes of ``bytes_of`` float32
@@ -74,7 +73,7 @@ class MemoryTable:
     returning: Literal["merge", "separate"] | None = None
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class LearnerTable:
     """``[learner]``: ``strategies`` on the stream with ``network``, and again with each of ``others`` ("scratch@MLP"), networks that a
     memory was not condensed with, for example; ``nets`` networks for each class order ("scratch" only). ``protocol`` (or

@@ -2,13 +2,12 @@
 
 from typing import Annotated, Any
 
-import pydantic
 from pydantic import Field
 
-from distill.configure import STRICT
+from distill.configure import config_class
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class DataTable:
     """``[data]``: what `distill.load` takes; ``zca`` whitens the images (see `distill.whitening`).
 

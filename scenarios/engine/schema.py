@@ -11,7 +11,7 @@ from pydantic import Field
 
 from distill.augment import strategy
 from distill.comparison import TAUGHT, no_baseline
-from distill.configure import STRICT, configure, quoted
+from distill.configure import config_class, configure, quoted
 from distill.errors import InputError, unknown_name
 from distill.evaluation import BASELINES
 from distill.methods import METHODS
@@ -57,7 +57,7 @@ LATER = (
 MAX_IPC = 100_000
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class EvaluationTable:
     """``[evaluation]``: how sets are evaluated. ``[evaluation.recipe]`` replaces the protocol by a recipe of one's own.
 

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
-import pydantic
 from pydantic import Field
 
 from apps.federated.client_privacy import ClientPrivacy
@@ -26,7 +25,7 @@ from apps.privacy.private_statistics import PrivateStatistics
 from apps.privacy.public_experts import load_public
 from apps.privacy.uploads import granted_statistics
 from distill.condensed import CondensedSet
-from distill.configure import STRICT, configure
+from distill.configure import config_class, configure
 from distill.data import ImageData
 from distill.errors import InputError, clipped, unknown_name
 from distill.networks import Factory
@@ -57,7 +56,7 @@ OPTIONS = (
 )
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class PrivacyTable:
     """``[privacy]`` of a federated study, and most of a node's file: ``epsilon`` and ``delta`` are of all uploads of a client together.
 
@@ -84,7 +83,7 @@ class PrivacyTable:
     statistics: Literal["apps.privacy.private_statistics:PrivateStatistics"] = STATISTICS
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class NodeFile(PrivacyTable):
     """A node's file: the table above, and what the study says there for its own clients (`ClientPrivacy`)."""
 

@@ -15,7 +15,7 @@ from apps.federated.guided_tables import UPLOADS, FedAFConfig, FedMKConfig, FedV
 from apps.federated.partition import PartitionConfig
 from apps.federated.settings import CONDENSING, STRATEGIES, WEIGHTS, Settings, check_clients, from_mapping, method_config, upload_form
 from apps.federated.tables import AveragingConfig, LocalConfig, ServerConfig, UploadConfig
-from distill.configure import STRICT, configure
+from distill.configure import config_class, configure
 from distill.errors import InputError, clipped, unknown_name
 from scenarios.engine.record import Config, Tables
 from scenarios.engine.schema import DataTable, check_tables, config_hash, plain_values
@@ -58,7 +58,7 @@ PARTS = (
 )
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class FederationTable:
     """``[federation]``: which strategies are compared; the fields that are not described are those of `apps.federated.settings.Settings`.
 
@@ -93,7 +93,7 @@ class FederationTable:
 Steps = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)]
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class TuningTable:
     """``[tuning]``: settings are chosen before the study's rows are run.
 
@@ -128,7 +128,7 @@ class TuningTable:
     extended_rounds: Annotated[int, Field(ge=1)] | None = None
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class AttackTable:
     """``[attack]``: rows with hostile clients, one for each attack and share of the clients, with and without admission.
 

@@ -4,13 +4,12 @@ import functools
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
-import pydantic
 from pydantic import Field
 
 from apps.nas.space import Candidate, Grid, check_candidates, named
 from apps.nas.study import Proxies, Truth
 from apps.nas.workers import LIMIT
-from distill.configure import STRICT, configure
+from distill.configure import config_class, configure
 from distill.coresets import CORESETS
 from distill.distiller import Config as MethodConfig
 from distill.errors import InputError, unknown_name
@@ -26,7 +25,7 @@ TABLES = ("data", "space", "truth", "proxy", "sets", "methods", "run")
 T = TypeVar("T")
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class SetsTable:
     """``[sets]``: which sets stand for the data. Each method's settings are in ``[methods.<name>]``; ``copies`` sets of each, made
     independently. ``train`` is the number of training images a class that the whole study may use (None: all). ``[sets.teacher]`` adds
@@ -41,14 +40,14 @@ class SetsTable:
     train: Annotated[int, Field(ge=1)] | None = None
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class SpaceTable(Grid):
     """``[space]``: lists of the five choices (default: all 720), or ``networks``, a list of names instead."""
 
     networks: tuple[str, ...] = ()
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class RunTable:
     """``[run]``: how, not what; no result depends on it, so it is no part of the folder's name. ``minutes`` ends a slice of a long
     study, which --resume continues. ``table`` is a truth table (a file, or a shipped one's name) whose networks are not trained again.

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-import pydantic
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -25,7 +24,7 @@ from apps.privacy.figures import roc_curves
 from apps.privacy.metrics import auc, by_run, membership
 from distill.comparison import compared, formed
 from distill.condensed import CondensedSet
-from distill.configure import STRICT, configure
+from distill.configure import config_class, configure
 from distill.coresets import select
 from distill.data import ImageData
 from distill.drawing import Drawing
@@ -47,7 +46,7 @@ TABLES = ("data", "attack", "audit")
 NEAREST, DECODED = "nearest image", "random-decoded"
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class AttackTable:
     """``[attack]``: each arm trains ``networks`` networks on the same images; a point's loss is their mean. ``others`` is the split that
     nobody trained on; "validation" comes from the same pool as the members, by chance alone. Where the released set is decoded, random
@@ -61,7 +60,7 @@ class AttackTable:
     recipe: Recipe | None = None
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class AuditTable:
     """``[audit]``: see `apps.privacy.canaries.audit`; ``epsilon`` and ``delta`` None are those that the set states."""
 

@@ -4,11 +4,10 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import pydantic
 from pydantic import Field
 
 from apps.privacy.inversion import Inversion
-from distill.configure import STRICT
+from distill.configure import config_class
 from distill.errors import InputError
 from distill.recipe import Recipe
 from scenarios.engine.record import Config
@@ -22,7 +21,7 @@ NAIVE_OPTIMISED: tuple[Poison, ...] = ("naive", "optimised")
 MEASURES = ("pixels", "structure", "features")  # those of `apps.privacy.visual`, which takes seconds to load
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class PrivacyTable:
     """``[privacy]``: the budget, and what it is spent on.
 
@@ -54,7 +53,7 @@ class PrivacyTable:
     twin: bool = True
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class AuditTable:
     """``[audit]``: see `apps.privacy.canaries.audit`."""
 
@@ -64,7 +63,7 @@ class AuditTable:
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.999
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class AttackTable:
     """``[attack]``: in each of ``runs``, a fair coin puts every image of ``pool`` (None: all) in or out; each arm learns from those in.
 
@@ -90,7 +89,7 @@ class AttackTable:
     attacks: tuple[str, ...] = ATTACKED
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class VisualTable:
     """``[visual]``: see `apps.privacy.visual.visual_privacy`."""
 
@@ -102,7 +101,7 @@ class VisualTable:
     limit: Annotated[int, Field(ge=1)] | None = None
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class PoisoningTable:
     """``[poisoning]``: see `apps.privacy.poisoning.PoisonedStatistics`; ``steps`` of Adam on the optimised trigger a matching step.
 
@@ -121,7 +120,7 @@ class PoisoningTable:
     doorping_steps: Annotated[int, Field(ge=1)] = 1000
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class InversionTable:
     """``[inversion]``: what a client of ``client_images`` random training images reveals of ``victims`` of them.
 
@@ -143,7 +142,7 @@ class InversionTable:
             raise InputError(f"inversion.victims is {self.victims}; allowed: at most client_images, {self.client_images}.")
 
 
-@pydantic.dataclasses.dataclass(frozen=True, config=STRICT)
+@config_class
 class ArmTable:
     """``[arms.NAME]``: a further private set of a study with [privacy], under the same epsilon from a separate account.
 

@@ -1,13 +1,15 @@
 """Every field of every config dataclass: a wrong type, a value out of range and a misspelt key are one line that says what to do."""
 
+import copy
 import dataclasses
 import datetime
 import json
 import math
+import pickle
 import types
 import typing
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import annotated_types
 import pydantic
@@ -15,13 +17,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.configure import configure
+from distill.configure import config_class, configure
 from distill.errors import InputError
 from distill.methods import METHODS
 from distill.train import PROTOCOLS, Recipe
 from scenarios.engine.schema import DataTable, EvaluationTable
 
 WHERE = "study.toml: [table]"
+
+
+@config_class
+class Either:
+    """A list of either kind, and a choice beside a number."""
+
+    both: tuple[int | Literal["all"], ...] = ()
+    one: Literal["a", "b"] | int = "a"
+
+
 # The others are these with other defaults.
 METHOD_CONFIGS = [METHODS[name][0] for name in ("gm", "dm", "datadam", "mtt", "dcc", "cafe", "idm", "ncfm")]
 KINDS: tuple[type[Any], ...] = (*METHOD_CONFIGS, Recipe, DataTable, EvaluationTable)
@@ -309,3 +321,37 @@ def test_any_table_gives_a_config_or_one_line(case: tuple[type[Any], dict[str, A
                 or dataclasses.is_dataclass(kept)
                 or kept == pytest.approx(value)
             )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Recipe(lr=math.nan), "Recipe: key 'lr' is NaN; allowed: a number above 0."),
+        (lambda: Recipe(0), "Recipe: key 'epochs' is 0; allowed: a whole number of at least 1."),
+        (lambda: Either((), "a", 3), "Either: has 2 fields and was given more values."),  # type: ignore[call-arg]
+        (lambda: Recipe(epoch=3), "Recipe: key 'epoch' is not known; did you mean 'epochs'?"),  # type: ignore[call-arg]
+        (lambda: Recipe(temperature=2.0), "Recipe: temperature is 2 and loss is None; allowed: a temperature with loss 'kl'."),
+        (lambda: Recipe(teacher={"network": "MLP"}), "Recipe: key 'teacher' is a dict; allowed: Teacher(...)."),  # type: ignore[arg-type]
+        (lambda: dataclasses.replace(Recipe(), epochs=0), "Recipe: key 'epochs' is 0; allowed: a whole number of at least 1."),
+        (lambda: METHODS["dm"][0](lr_img=-1), "DMConfig: key 'lr_img' is -1; allowed: a number above 0 or nothing (leave it out)."),
+        (lambda: DataTable(), "DataTable: key 'name' is missing; allowed: text."),  # type: ignore[call-arg]
+        (lambda: configure(Recipe, {"temperature": 2.0}, WHERE), f"{WHERE}: temperature is 2 and loss is None; allowed:"),
+    ],
+)
+def test_an_object_made_in_python_is_checked_like_a_file(make: Any, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        make()
+    assert type(caught.value) is InputError
+    assert str(caught.value).startswith(message)
+
+
+def test_a_config_takes_a_list_where_a_file_would_and_is_an_ordinary_value() -> None:
+    made = Recipe(milestones=[0.5], decay=0.1)  # type: ignore[arg-type]
+    assert made == configure(Recipe, {"milestones": [0.5], "decay": 0.1}, WHERE)
+    assert made == pickle.loads(pickle.dumps(made)) == copy.deepcopy(made)
+    assert hash(made) == hash(dataclasses.replace(made))
+
+
+def test_a_choice_beside_another_kind_is_listed_without_quotes() -> None:
+    assert refused(Either, {"one": "c"}).endswith("key 'one': value 'c' is not known. Allowed: a, b.")
+    assert refused(Either, {"both": [None]}).endswith("allowed: a list of a whole number or 'all'.")
