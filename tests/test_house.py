@@ -85,7 +85,10 @@ def config_fields(tree: ast.Module, *, derived: bool = True) -> Iterator[str]:
         if (
             isinstance(node, ast.ClassDef)
             and node.name.endswith(("Config", "Table", "Recipe", "Settings", "Training", "Options", "Crew"))
-            and any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
+            and any(
+                ast.unparse(decorator).endswith("config_class") or "dataclass" in ast.unparse(decorator)
+                for decorator in node.decorator_list
+            )
             and (
                 derived
                 or not any(

@@ -103,7 +103,7 @@ def test_the_site_builds_without_warnings_and_loads_nothing_from_elsewhere(tmp_p
 def unknown_arguments(tree: ast.Module) -> list[str]:
     """Entries of "Args:" sections that are no parameter; for a class, no parameter of `__init__` and no field of a standard dataclass.
 
-    The API reference reads sources only: a dataclass of pydantic documents its fields under "Attributes:".
+    The API reference reads sources only: a config_class documents its fields under "Attributes:".
     """
     missing = []
     for node in ast.walk(tree):

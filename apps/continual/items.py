@@ -46,7 +46,7 @@ class Layout:
     def check(self, shape: tuple[int, ...], path: Path) -> None:
         """Raises `InputError` where a memory's file at ``path`` has items of another ``shape``."""
         if shape != self.shape:
-            raise InputError(f"{path}: holds items {shape}, and the stream of like has {self.shape}; give an experience of its own stream.")
+            raise InputError(f"{path}: holds items {shape}, and the stream of like has {self.shape}; give the memory's stream.")
 
 
 def layout_of(like: Experience | AvalancheData) -> Layout:
