@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from scenarios.commands.options import Classes, Device, Imbalance, Out, Quiet, Resume, Root, Seed, Set, Size, data_table
+from scenarios.commands.options import Classes, Device, Imbalance, Out, Quiet, Resume, Root, Seed, Set, Size, data_table, refuse_unused
 from scenarios.commands.study import run_and_print
 
 
@@ -17,7 +17,7 @@ def sweep_lr(
     values: Annotated[str | None, typer.Option(metavar="A,B,...", help="The step sizes; default: spaced around the method's own.")] = None,
     low: Annotated[float | None, typer.Option("--from", help="The smallest step size of a spaced range.")] = None,
     high: Annotated[float | None, typer.Option("--to", help="The largest step size of a spaced range.")] = None,
-    points: Annotated[int, typer.Option(min=2, max=100, help="How many step sizes the range has.")] = 7,
+    points: Annotated[int | None, typer.Option(min=2, max=100, help="How many step sizes the range has.", show_default="7")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Image updates for each step size (a short run).")] = 15,
     validation: Annotated[float, typer.Option(help="Share of the training images that is held out.")] = 0.2,
     network: Annotated[str, typer.Option(help="Evaluation network.")] = "ConvNet",
@@ -42,8 +42,8 @@ def sweep_lr(
     from scenarios.condense.step_sizes import tables_for
     from scenarios.engine.scenario import override
 
-    if values is not None and (low is not None or high is not None):
-        raise InputError("--values and --from or --to are both given; allowed: one of them.")
+    if values is not None:
+        refuse_unused({"--from": low, "--to": high, "--points": points}, "with --values")
     try:
         numbers = [float(part) for part in values.split(",")] if values is not None else []
     except ValueError:
@@ -57,7 +57,7 @@ def sweep_lr(
         values=numbers,
         low=low,
         high=high,
-        points=points,
+        points=points or 7,
         steps=steps,
         network=network,
         networks=seeds,

@@ -9,7 +9,19 @@ import typer
 from scenarios.commands.evaluation.data import data_for
 from scenarios.commands.evaluation.networks import check_networks
 from scenarios.commands.evaluation.teacher import scorer_table, teacher_table
-from scenarios.commands.options import CORESETS, Classes, Device, Imbalance, Protocol, Root, Scorer, Size, Validation, torch_device
+from scenarios.commands.options import (
+    CORESETS,
+    Classes,
+    Device,
+    Imbalance,
+    Protocol,
+    Root,
+    Scorer,
+    Size,
+    Validation,
+    refuse_unused,
+    torch_device,
+)
 from scenarios.engine.complaints import printable, terminal_width, wrapped
 
 
@@ -53,6 +65,8 @@ def evaluate(
     if "none" in (baseline or []) and len(baseline or []) > 1:
         raise InputError("--baseline none goes alone; give none, or the baselines that you want.")
     baselines = [] if baseline == ["none"] else baseline or ["random", "whole"]
+    if "whole" not in baselines:
+        refuse_unused({"--whole-epochs": whole_epochs}, "without the baseline whole", "give --baseline whole")
     chooser = scorer_table(scorer, baselines)
     networks = network or ["ConvNet"]
     check_networks(networks, "distill evaluate")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scenarios.commands.options import Device, Protocol, Root, Size, torch_device
+from scenarios.commands.options import Device, Root, Size, check_new, refuse_unused, torch_device
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,16 +28,21 @@ def attack(
     data: Annotated[
         str | None, typer.Option(help="For a model or a set: the data it was trained on; the training images are members.")
     ] = None,
-    others: Annotated[str, typer.Option(help="The split of the non-members: test or validation.")] = "test",
+    others: Annotated[str | None, typer.Option(help="The split of the non-members: test or validation.", show_default="test")] = None,
     validation: Annotated[float | None, typer.Option(metavar="FRACTION", help="Hold out this fraction, as it was held out then.")] = None,
     shadow: Annotated[
         str | None,
         typer.Option(metavar="NETWORK", help="Shadow models: a name, or an import path. Default: the model's own layers with new weights."),
     ] = None,
-    shadows: Annotated[int, typer.Option(min=0, help="Pairs of shadow models for a model; 0: the loss attack only.")] = 4,
-    networks: Annotated[int, typer.Option(min=1, help="Networks that are trained on a set.")] = 4,
-    network: Annotated[str, typer.Option(help="Their architecture.")] = "ConvNet",
-    protocol: Protocol = "laptop",
+    shadows: Annotated[
+        int | None, typer.Option(min=0, help="Pairs of shadow models for a model; 0: the loss attack only.", show_default="4")
+    ] = None,
+    networks: Annotated[int | None, typer.Option(min=1, help="Networks that are trained on a set.", show_default="4")] = None,
+    network: Annotated[str | None, typer.Option(help="Their architecture.", show_default="ConvNet")] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(help="How shadow models or networks on a set are trained.", show_default="laptop"),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=20, help="The most members, and others, that are attacked; default: all.")] = None,
     out: Annotated[Path | None, typer.Option(help="An .npz file for the scores of each attack.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same bits.")] = 0,
@@ -53,23 +58,33 @@ def attack(
     from distill.errors import InputError, clipped
     from distill.records import write_whole
 
-    if others not in ("test", "validation"):
+    if others not in (None, "test", "validation"):
         raise InputError(f"--others {clipped(others)!r}; allowed: test or validation.")
+    if out is not None:
+        check_new(out)
     suffix = Path(target).suffix.lower()
-    note = ""
+    of_set: dict[str, object] = {"--networks": networks, "--network": network}
+    of_model: dict[str, object] = {"--shadow": shadow, "--shadows": shadows}
+    of_data: dict[str, object] = {
+        "--data": data, "--others": others, "--validation": validation, "--protocol": protocol, "--limit": limit, "--size": size,
+        "--data-root": data_root,
+    }  # fmt: skip
+    split, training, note = others or "test", protocol or "laptop", ""
     if suffix in (".npz", ".csv", ".tsv"):
+        refuse_unused(of_data | of_model | of_set, "on scores")
         scores: Scores = {"scores": read_scores(Path(target))}
     elif data is None:
         raise InputError(f"{clipped(target)!r} is no file of scores (.npz, .csv), so it needs --data, the data that it was trained on.")
     elif suffix == ".safetensors":
+        refuse_unused(of_model, "on a condensed set, on which networks are trained", "give --network and --networks")
         scores = _of_set(
             Path(target),
             data,
-            others,
+            split,
             validation,
-            network,
-            networks,
-            protocol=protocol,
+            network or "ConvNet",
+            networks or 4,
+            protocol=training,
             limit=limit,
             seed=seed,
             size=size,
@@ -77,10 +92,11 @@ def attack(
             device=torch_device(device),
         )
     else:
+        refuse_unused(of_set, "on a trained model", "give --shadow and --shadows")
         where = torch_device(device)
         images = _data(data, size, validation, data_root, where, seed)
-        scores = _of_model(target, images, others, shadow, shadows, protocol, limit=limit, seed=seed)
-        note = f"shadow models learned by the protocol {protocol}; the nearer it is to your training, the stronger the attack."
+        scores = _of_model(target, images, split, shadow, 4 if shadows is None else shadows, training, limit=limit, seed=seed)
+        note = f"shadow models learned by the protocol {training}; the nearer it is to your training, the stronger the attack."
     for name, (members, outsiders) in scores.items():
         typer.echo(f"{name}: {membership(members, outsiders, seed=seed)}")
         if warning := reversed_warning(members, outsiders):
