@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import InputError, unknown_name
+from distill.pooling import AveragePool
 from distill.spec import DataSpec
 
 # Names and specs may come from other parties, so the size of a network is limited before it is allocated.
@@ -24,7 +25,7 @@ _SUFFIX = re.compile(
     r"D(?P<depth>[0-9]{1,6})|W(?P<width>[0-9]{1,6})|(?P<activation>ASwish|AS|AR|AL)|(?P<norm>[NBLIG]N)|(?P<pooling>[NMA]P)"
 )
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"AS": nn.Sigmoid, "AR": nn.ReLU, "AL": nn.LeakyReLU, "ASwish": nn.SiLU}
-_POOLINGS: dict[str, Callable[[], nn.Module]] = {"NP": nn.Identity, "MP": lambda: nn.MaxPool2d(2), "AP": lambda: nn.AvgPool2d(2)}
+_POOLINGS: dict[str, Callable[[], nn.Module]] = {"NP": nn.Identity, "MP": lambda: nn.MaxPool2d(2), "AP": AveragePool}
 
 
 class Network(nn.Module):
@@ -79,7 +80,7 @@ class _ResidualBlock(nn.Module):
 
     def __init__(self, inputs: int, width: int, stride: int, norm: str, *, average_pool: bool) -> None:
         super().__init__()
-        pools = [nn.AvgPool2d(stride)] if average_pool and stride > 1 else []
+        pools = [AveragePool()] if average_pool and stride == 2 else []
         step = 1 if average_pool else stride
         self.residual = nn.Sequential(
             nn.Conv2d(inputs, width, 3, step, padding=1, bias=False),
