@@ -9,6 +9,7 @@ from torch import nn
 from apps.nas.space import Candidate, Grid, candidate, check_candidates, drawn, named, own
 from distill.errors import InputError
 from distill.networks import create, embed, parameter_count
+from distill.pooling import AveragePool
 from distill.randomness import generator
 from distill.spec import DataSpec
 
@@ -48,7 +49,7 @@ def test_an_id_builds_the_network_it_names(seed: int) -> None:
         assert [type(layer) for layer in norms] == [{"batch": nn.BatchNorm2d, "layer": nn.LayerNorm}[norm]] * int(depth)
     kind = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU, "leaky": nn.LeakyReLU}[activation]
     assert sum(type(layer) is kind for layer in body) == int(depth)
-    kind = {"none": nn.Identity, "max": nn.MaxPool2d, "avg": nn.AvgPool2d}[pooling]
+    kind = {"none": nn.Identity, "max": nn.MaxPool2d, "avg": AveragePool}[pooling]
     assert sum(type(layer) is kind for layer in body) == int(depth)
 
 
