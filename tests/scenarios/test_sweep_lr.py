@@ -243,7 +243,7 @@ def test_the_command_on_few_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (["--values", "1,1"], "a value is there twice"),
         (["--values", "1,-1"], "above 0"),
         (["--values", "1,nan"], "NaN"),
-        (["--values", "1,2", "--from", "1"], "one of them"),
+        (["--values", "1,2", "--from", "1"], "--from has no effect with --values"),
         (["--from", "3", "--to", "1"], "0 < from < to"),
         (["--validation", "0"], "no held-out images"),
         (["--validation", "2"], "validation"),
