@@ -1,8 +1,10 @@
 """`AveragePool`: 2 x 2 average pooling with the values of `torch.nn.AvgPool2d`, faster on a CPU.
 
-torch 2.15 visits the pixels of contiguous images one by one, which takes longer than a narrow ConvNet's convolutions. Here four strided
-slices are added in the kernel's order, so that each sum is rounded alike and the results are equal (only the sign of a zero may differ).
+torch 2.15 visits the pixels of contiguous images one by one. Here four strided slices are added in the kernel's order,
+so that each sum is rounded alike and the results are equal (only the sign of a zero may differ).
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -28,47 +30,36 @@ def _spread(gradient: Tensor) -> Tensor:
     return images
 
 
-# Each is the derivative of the other, so that they can be differentiated any number of times.
+Pass = Callable[[Tensor], Tensor]
 
 
-class _Mean(torch.autograd.Function):
+class _Kept(torch.autograd.function.FunctionCtx):
+    """What a derivative needs."""
+
+    run: Pass
+    adjoint: Pass
+
+
+class _Linear(torch.autograd.Function):
+    """A linear ``run`` whose derivative is its ``adjoint``, and that of the adjoint is ``run``: differentiated any number of times."""
+
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(images: Tensor) -> Tensor:
-        return _mean(images)
+    def forward(images: Tensor, run: Pass, adjoint: Pass) -> Tensor:
+        return run(images)
 
     @staticmethod
-    def setup_context(ctx: object, inputs: tuple[Tensor], output: Tensor) -> None:
-        """Nothing is kept: the function is linear."""
+    def setup_context(ctx: _Kept, inputs: tuple[Tensor, Pass, Pass], output: Tensor) -> None:
+        _, ctx.run, ctx.adjoint = inputs
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:
-        return _Spread.apply(gradient)  # type: ignore[no-any-return]
+    def backward(ctx: _Kept, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _Linear.apply(gradient, ctx.adjoint, ctx.run), None, None
 
     @staticmethod
-    def jvp(ctx: object, tangent: Tensor) -> Tensor:
-        return _Mean.apply(tangent)  # type: ignore[no-any-return]
-
-
-class _Spread(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(gradient: Tensor) -> Tensor:
-        return _spread(gradient)
-
-    @staticmethod
-    def setup_context(ctx: object, inputs: tuple[Tensor], output: Tensor) -> None:
-        """Nothing is kept."""
-
-    @staticmethod
-    def backward(ctx: object, images: Tensor) -> Tensor:
-        return _Mean.apply(images)  # type: ignore[no-any-return]
-
-    @staticmethod
-    def jvp(ctx: object, tangent: Tensor) -> Tensor:
-        return _Spread.apply(tangent)  # type: ignore[no-any-return]
+    def jvp(ctx: _Kept, tangent: Tensor, *_: None) -> Tensor:
+        return _Linear.apply(tangent, ctx.run, ctx.adjoint)  # type: ignore[no-any-return]
 
 
 class AveragePool(nn.AvgPool2d):
@@ -83,4 +74,4 @@ class AveragePool(nn.AvgPool2d):
             return F.avg_pool2d(images, SIDE)
         if images.shape[-2] % SIDE or images.shape[-1] % SIDE or not images.is_contiguous():
             return F.avg_pool2d(images, SIDE)
-        return _Mean.apply(images)  # type: ignore[no-any-return]
+        return _Linear.apply(images, _mean, _spread)  # type: ignore[no-any-return]
